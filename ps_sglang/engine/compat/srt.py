@@ -1,0 +1,66 @@
+"""SGLang internals that the hooks, the tree and the transfer backend build on (0.5.23)."""
+
+from __future__ import annotations
+
+from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
+from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
+from sglang.srt.disaggregation.common.conn import (
+    AbortNotification,
+    CommonKVBootstrapServer,
+    CommonKVManager,
+    CommonKVReceiver,
+    CommonKVSender,
+)
+from sglang.srt.disaggregation.utils import (
+    FAKE_BOOTSTRAP_HOST,
+    DisaggregationMode,
+    KVClassType,
+    TransferBackend,
+)
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.mem_cache.base_prefix_cache import (
+    CacheRequestOutcome,
+    MatchPrefixParams,
+    MatchResult,
+)
+from sglang.srt.mem_cache.common import match_kv_cache
+from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.registry import (
+    TreeCacheBuildContext,
+    create_unified_radix_cache,
+    register_radix_cache_backend,
+)
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.utils.network import NetworkAddress
+
+__all__ = [
+    "FAKE_BOOTSTRAP_HOST",
+    "FINISH_LENGTH",
+    "AbortNotification",
+    "CacheRequestOutcome",
+    "CommonKVBootstrapServer",
+    "CommonKVManager",
+    "CommonKVReceiver",
+    "CommonKVSender",
+    "DisaggregationMode",
+    "HookRegistry",
+    "HookType",
+    "KVArgs",
+    "KVClassType",
+    "KVPoll",
+    "MatchPrefixParams",
+    "MatchResult",
+    "NetworkAddress",
+    "RadixKey",
+    "Req",
+    "SamplingParams",
+    "TransferBackend",
+    "TreeCacheBuildContext",
+    "UnifiedRadixCache",
+    "add_disagg_transfer_backend_choices",
+    "create_unified_radix_cache",
+    "match_kv_cache",
+    "register_radix_cache_backend",
+]

@@ -1,0 +1,27 @@
+"""The platform class behind :mod:`ps_sglang.engine.platform` (imports SGLang)."""
+
+from __future__ import annotations
+
+from ps_sglang.engine.compat.platform import (
+    CpuDeviceMixin,
+    PlatformCapabilities,
+    PlatformEnum,
+    SRTPlatform,
+)
+
+
+class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
+    """Native PyTorch forwards on the CPU, no Triton, no graph capture."""
+
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+    capabilities = PlatformCapabilities()
+
+    def is_pin_memory_available(self, device: object = None) -> bool:
+        """Pinned memory is a CUDA notion; there is nothing to pin for."""
+        return False
+
+    def get_default_attention_backend(self) -> str:
+        """SGLang's scaled-dot-product backend, the only one without device kernels."""
+        return "torch_native"

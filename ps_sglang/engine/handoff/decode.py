@@ -1,0 +1,192 @@
+"""Hooks of the decode worker: take over the base prefix, read the boundary token, speak first.
+
+SGLang's PD mode (disaggregation/decode.py) lets the prefill worker sample the first output
+token and hands it over with the KV. Here the handed-over token is dropped, ``seqlen - 1`` tokens
+count as committed from the start, and the decoder's first step reads the boundary token. The
+request then looks like any decoding request, so chunking, retraction, overlap scheduling,
+sampling, grammars and logprobs are stock.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ps_sglang.engine import metrics
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST
+from ps_sglang.engine.handoff.base_prefix import (
+    as_handed_over,
+    awaits_first_output,
+    base_prefix_len,
+)
+from ps_sglang.engine.handoff.penalties import cumulate_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pre_alloc_fill_len(original: Any, req: Any) -> int:
+    """Around ``DecodePreallocQueue._pre_alloc_fill_len``: all but the next input token."""
+    if _recomputes_under_new_weights(req):
+        return int(original(req))
+    return int(req.seqlen) - 1
+
+
+def prefill_len(original: Any, req: Any) -> int:
+    """Around ``DecodePreallocQueue._rebootstrap_prefill_len``: the tokens to hand over."""
+    if _recomputes_under_new_weights(req):
+        return int(original(req))
+    return base_prefix_len(req)
+
+
+def _recomputes_under_new_weights(req: Any) -> bool:
+    return bool(getattr(req, "pd_rebootstrap_in_progress", False))
+
+
+def send_kv_metadata(
+    original: Any, queue: Any, decode_req: Any, kv_indices: Any, page_size: int,
+    state_indices: Any = None, **kwargs: Any,
+) -> None:  # fmt: skip
+    """Around ``DecodePreallocQueue._send_kv_metadata``: ask for the delta, or for nothing."""
+    original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
+    req = decode_req.req
+    if req.bootstrap_host == FAKE_BOOTSTRAP_HOST:
+        return
+    held = kwargs["decode_prefix_len"]
+    req.own_tree_tokens = held
+    if len(kv_indices) == 0 and getattr(decode_req.kv_receiver, "holds_everything", False):
+        _fill_metadata(queue.metadata_buffers, decode_req, cached=held)
+        metrics.handoff_skipped(tokens=held)
+    else:
+        pages = -(-len(kv_indices) // page_size)
+        item_bytes = queue.kv_manager.kv_item_lens_sum
+        metrics.handoff_started(pulled=len(kv_indices), held=held, size=pages * item_bytes)
+
+
+def _fill_metadata(buffers: Any, decode_req: Any, *, cached: int) -> None:
+    """Write what a prefill worker would have sent beside the pages (MetadataBuffers.set_buf)."""
+    slot = decode_req.metadata_buffer_index
+    buffers.cached_tokens[slot].zero_()
+    buffers.cached_tokens[slot][0] = cached
+    buffers.bootstrap_room[slot, 0] = decode_req.req.bootstrap_room
+
+
+def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
+    """Around ``DecodeTransferQueue._commit_transfer_to_req``: drop the base's token.
+
+    The base model never speaks: its token, logprobs and reasoning state are left out. What
+    stays is the count of prompt tokens that nobody had to compute for this request.
+    """
+    req = decode_req.req
+    with _without_first_output(req):
+        original(queue, decode_req)
+    _account_cached_tokens(req)
+
+
+@contextmanager
+def _without_first_output(req: Any) -> Iterator[None]:
+    wanted = req.return_logprob, req.return_sampling_mask
+    reasoning = {name: getattr(req, name) for name in _REASONING_STATE}
+    outputs = len(req.output_ids)
+    req.return_logprob = req.return_sampling_mask = False
+    try:
+        yield
+    finally:
+        req.return_logprob, req.return_sampling_mask = wanted
+        for name, value in reasoning.items():
+            setattr(req, name, value)
+        del req.output_ids[outputs:]
+
+
+_REASONING_STATE = (
+    "reasoning_tokens",
+    "_is_reasoning_over",
+    "_think_end_match_len",
+    "_think_start_match_len",
+)
+
+
+def _account_cached_tokens(req: Any) -> None:
+    """Split ``cached_tokens`` into what this worker's tree held and what the base's tree held."""
+    own = min(getattr(req, "own_tree_tokens", 0), req.cached_tokens)
+    req.cached_tokens_device = own
+    req.cached_tokens_host = req.cached_tokens - own
+    # The prefill worker's count is the truth; the stock code would add this worker's hit to it.
+    req.already_computed = base_prefix_len(req)
+
+
+def prepare_for_prebuilt(original: Any, batch: Any) -> None:
+    """Around ``ScheduleBatch.prepare_for_prebuilt``: n-1 tokens prefilled, one to decode."""
+    with as_handed_over(batch.reqs):
+        original(batch)
+    # Sampling state is rebuilt here; a retracted request has outputs its penalties must count.
+    # The last one is counted by the decode step itself.
+    for row, req in enumerate(batch.reqs):
+        for token in req.output_ids[:-1]:
+            cumulate_rows(batch.sampling_info.penalizer_orchestrator, {row: token}, len(batch.reqs))
+
+
+def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
+    """Around ``ScheduleBatch.process_prebuilt``: the boundary token is the next input.
+
+    The grammar describes the output, so it must not see the boundary token.
+    """
+    fresh = [(req, req.grammar) for req in batch.reqs if awaits_first_output(req)]
+    for req, _ in fresh:
+        req.grammar = None
+    try:
+        with as_handed_over(batch.reqs):
+            original(batch, future_map)
+    finally:
+        for req, grammar in fresh:
+            req.grammar = grammar
+
+
+def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
+    """Around ``BatchResultProcessor.process_batch_result_prebuilt``: there is no output yet.
+
+    Only requests that end here (aborted, or asked for no tokens) or that come back from a
+    retraction take the stock path; for the others it would stream an empty first chunk.
+    """
+    everyone = batch.reqs
+    batch.reqs = [req for req in everyone if not _starts_decoding(req)]
+    for req in everyone:
+        if _starts_decoding(req):
+            req.time_stats.set_decode_prebuilt_finish_time()
+    try:
+        if batch.reqs:
+            original(processor, batch)
+    finally:
+        batch.reqs = everyone
+
+
+def _starts_decoding(req: Any) -> bool:
+    ends_at_once = req.to_finish is not None or req.sampling_params.max_new_tokens == 0
+    return awaits_first_output(req) and not req.finished() and not ends_at_once
+
+
+def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
+    """Around ``ScheduleBatch.cumulate_penalty_output_tokens``: outputs only.
+
+    With no output yet the stock code counts the last prompt token, which is the boundary token.
+    """
+    if not any(awaits_first_output(req) for req in batch.reqs):
+        original(batch)
+        return
+    tokens = {row: req.output_ids[-1] for row, req in enumerate(batch.reqs) if req.output_ids}
+    cumulate_rows(batch.sampling_info.penalizer_orchestrator, tokens, len(batch.reqs))
+
+
+def release_kv_cache(original: Any, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
+    """Around ``mem_cache.common.release_kv_cache``: a row that holds no token.
+
+    A prompt of one token has an empty base prefix, so its row is registered while it holds
+    nothing; a prefill worker that had nothing to compute never took a row.
+    """
+    if req.kv.kv_allocated_len > 0 or tree_cache.supports_mamba():
+        original(req, tree_cache, checkpoint=checkpoint)
+        return
+    tree_cache.unlock(req.lock)
+    req.lock = None
+    if req.kv.holds_kv:
+        tree_cache.req_to_token_pool.free(req)

@@ -1,0 +1,98 @@
+"""Hooks of the prefill worker: fill the cache, never speak, skip what the tree holds whole.
+
+Stock SGLang recomputes at least one token of every prompt to get logits. Nobody wants the
+base's logits, so a request whose base prefix is cached whole (or that the decode worker holds
+whole) goes from the handshake straight to sending.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ps_sglang.engine import metrics
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
+
+
+def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
+    """Around ``PrefillBootstrapQueue.pop_bootstrapped``: keep back what needs no forward."""
+    waiting = []
+    for req in original(queue):
+        if req.pending_bootstrap and not req.origin_input_ids:
+            queue.queue.append(req)  # no tokens to prefill ahead of the handshake
+        elif req.pending_bootstrap or req.bootstrap_host == FAKE_BOOTSTRAP_HOST:
+            waiting.append(req)
+        elif not _served_without_forward(queue.scheduler, req):
+            waiting.append(req)
+    return waiting
+
+
+def _served_without_forward(scheduler: Any, req: Any) -> bool:
+    if req.disagg_decode_prefix_len >= len(req.origin_input_ids):
+        _send_nothing(scheduler, req)
+        metrics.prefill_skipped(cached=0)
+        return True
+    if _adopt_cached_prefix(scheduler, req):
+        _send_pages(scheduler, req)
+        metrics.prefill_skipped(cached=len(req.origin_input_ids))
+        return True
+    return False
+
+
+def _send_nothing(scheduler: Any, req: Any) -> None:
+    """End a request whose decode worker holds the base prefix whole."""
+    req.cached_tokens = len(req.origin_input_ids)
+    _queue_for_transfer(scheduler, req)
+    scheduler.disagg_metadata_buffers.set_buf(req)
+    req.disagg_kv_sender.send(np.empty(0, dtype=np.int32), None, num_kv_tokens=0)
+
+
+def _adopt_cached_prefix(scheduler: Any, req: Any) -> bool:
+    """Give the request the tree's pages if they cover its whole base prefix.
+
+    Returns:
+        Whether they do. If not, the request is as it was and goes the normal way.
+    """
+    tree, prompt = scheduler.tree_cache, req.origin_input_ids
+    match_kv_cache(req, tree, prompt)
+    if req.prefix_len < len(prompt):
+        return False
+    req.lock = tree.lock(req.last_node)
+    if scheduler.req_to_token_pool.alloc([req]) is None:
+        tree.unlock(req.lock)
+        req.lock = None
+        return False
+    pages = tree.prefix_device_indices(req)
+    scheduler.req_to_token_pool.write((req.kv.req_pool_idx, slice(0, len(prompt))), pages)
+    req.kv.cache_protected_len = req.kv.kv_committed_len = req.kv.kv_allocated_len = len(prompt)
+    req.extend_end = len(prompt)
+    req.full_untruncated_fill_ids = prompt[:]
+    req.cached_tokens = req.cached_tokens_device = len(prompt)
+    return True
+
+
+def _queue_for_transfer(scheduler: Any, req: Any) -> None:
+    """Put the request where the stock code puts one whose forward pass is done."""
+    req.time_stats.set_prefill_finished_time()
+    # The metadata has a slot for the base's token; no decoder ever looks at it.
+    req.output_ids.append(0)
+    req.hidden_states_tensor = None
+    req.output_dsa_topk_indices = None
+    scheduler.disagg_prefill_inflight_queue.append(req)
+    req.time_stats.set_prefill_transfer_queue_entry_time()
+
+
+def _send_pages(scheduler: Any, req: Any) -> None:
+    _queue_for_transfer(scheduler, req)
+    scheduler.send_kv_chunk(req, last_chunk=True)
+
+
+def process_batch_result(original: Any, scheduler: Any, batch: Any, result: Any) -> None:
+    """Around ``process_batch_result_disagg_prefill``: count what a forward pass finished."""
+    finishing = [req for req in batch.reqs if req.inflight_middle_chunks <= 0]
+    original(scheduler, batch, result)
+    for req in finishing:
+        if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
+            computed = len(req.origin_input_ids) - req.cached_tokens
+            metrics.prefilled(computed=computed, cached=req.cached_tokens)

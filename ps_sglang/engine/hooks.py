@@ -1,0 +1,140 @@
+"""Every place in SGLang that the plugin hooks, in one list, with what it was written for."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ps_sglang.engine import waiting
+from ps_sglang.engine.compat.srt import HookRegistry, HookType
+from ps_sglang.engine.handoff import base_prefix, decode, prefill
+from ps_sglang.engine.transfer import backend
+
+_SRT = "sglang.srt."
+_DECODE = _SRT + "disaggregation.decode."
+_PREBUILT = (
+    _SRT + "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin."
+)
+_SCHEDULER = _SRT + "managers.scheduler.Scheduler."
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One hooked function of SGLang.
+
+    Attributes:
+        target: dotted name, as ``HookRegistry`` takes it.
+        kind: how the hook is applied.
+        function: the hook (or the class that replaces a class).
+        parameters: names of the target's parameters that the hook was written for.
+    """
+
+    target: str
+    kind: HookType
+    function: Callable[..., Any]
+    parameters: tuple[str, ...]
+
+
+HOOKS: tuple[Hook, ...] = (
+    # Transfer backend zmq.
+    Hook(
+        _SRT + "disaggregation.utils.TransferBackend", HookType.REPLACE,
+        backend.ExtendedTransferBackend, (),
+    ),
+    Hook(
+        _SRT + "disaggregation.utils.get_kv_class", HookType.AROUND,
+        backend.get_kv_class, ("transfer_backend", "class_type"),
+    ),
+    # Both roles: the base prefix of a request.
+    Hook(
+        _SCHEDULER + "_create_generation_req", HookType.AROUND,
+        base_prefix.create_generation_req, ("self", "recv_req", "args", "kwargs"),
+    ),
+    # Prefill worker.
+    Hook(
+        _SRT + "disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped", HookType.AROUND,
+        prefill.pop_bootstrapped, ("self",),
+    ),
+    Hook(
+        _SRT + "disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
+        "process_batch_result_disagg_prefill", HookType.AROUND,
+        prefill.process_batch_result, ("self", "batch", "result"),
+    ),
+    # Decode worker, in the order of a request's life.
+    Hook(
+        _DECODE + "DecodePreallocQueue._pre_alloc_fill_len", HookType.AROUND,
+        decode.pre_alloc_fill_len, ("req",),
+    ),
+    Hook(
+        _DECODE + "DecodePreallocQueue._rebootstrap_prefill_len", HookType.AROUND,
+        decode.prefill_len, ("req",),
+    ),
+    Hook(
+        _DECODE + "DecodePreallocQueue._send_kv_metadata", HookType.AROUND,
+        decode.send_kv_metadata,
+        ("self", "decode_req", "kv_indices", "page_size", "state_indices", "metadata_kwargs"),
+    ),
+    Hook(
+        _DECODE + "DecodeTransferQueue._commit_transfer_to_req", HookType.AROUND,
+        decode.commit_transfer, ("self", "decode_req"),
+    ),
+    Hook(_PREBUILT + "prepare_for_prebuilt", HookType.AROUND, decode.prepare_for_prebuilt, ("self",)),
+    Hook(
+        _PREBUILT + "process_prebuilt", HookType.AROUND,
+        decode.process_prebuilt, ("self", "future_map"),
+    ),
+    Hook(
+        _SRT + "managers.scheduler_components.batch_result_processor."
+        "SchedulerBatchResultProcessor.process_batch_result_prebuilt", HookType.AROUND,
+        decode.process_batch_result_prebuilt, ("self", "batch"),
+    ),
+    Hook(
+        _SRT + "managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens",
+        HookType.AROUND, decode.cumulate_penalty_output_tokens, ("self",),
+    ),
+    Hook(
+        _SRT + "mem_cache.common.release_kv_cache", HookType.AROUND,
+        decode.release_kv_cache, ("req", "tree_cache", "checkpoint"),
+    ),
+    # Waiting.
+    Hook(
+        _SRT + "disaggregation.common.conn.CommonKVManager.update_status", HookType.AFTER,
+        waiting.ring, ("self", "bootstrap_room", "status"),
+    ),
+    Hook(_SCHEDULER + "init_idle_sleeper", HookType.AFTER, waiting.init_idle_sleeper, ("self",)),
+    Hook(_SCHEDULER + "on_idle", HookType.AFTER, waiting.on_idle, ("self",)),
+)  # fmt: skip
+
+
+def misfits(hooks: Sequence[Hook] = HOOKS) -> list[str]:
+    """What changed in SGLang's hooked functions, one sentence each; empty if nothing did."""
+    return [text for hook in hooks if (text := _misfit(hook)) is not None]
+
+
+def _misfit(hook: Hook) -> str | None:
+    try:
+        target = pkgutil.resolve_name(hook.target)
+    except (ImportError, AttributeError) as error:
+        return f"{hook.target} is gone ({error})"
+    if isinstance(target, type):
+        return None
+    found = tuple(inspect.signature(target).parameters)
+    if found != hook.parameters:
+        return f"{hook.target} takes {found}, the hook was written for {hook.parameters}"
+    return None
+
+
+def install() -> None:
+    """Hand every hook to SGLang's registry.
+
+    Raises:
+        SystemExit: a hooked function is not the one that its hook was written for.
+    """
+    changed = misfits()
+    if changed:
+        raise SystemExit("ps_sglang cannot hook this SGLang: " + "; ".join(changed))
+    for hook in HOOKS:
+        HookRegistry.register(hook.target, hook.function, hook.kind)

@@ -1,0 +1,53 @@
+"""Counters of the handoff, exported on each worker's own ``/metrics``.
+
+They are created on first use: SGLang decides between single- and multi-process mode of
+``prometheus_client`` by an environment variable that must be set before its first import.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
+
+
+@cache
+def _counter(name: str, help_text: str, *labels: str) -> Counter:
+    from prometheus_client import Counter
+
+    return Counter(f"ps_sglang_{name}", help_text, labels)
+
+
+def prefilled(*, computed: int, cached: int) -> None:
+    """A prefill worker has a request's base prefix: tokens it computed, tokens its tree held."""
+    _counter("prefill_requests", "Requests whose base prefix this worker served").inc()
+    tokens = _counter("prefill_tokens", "Base prefix tokens, by where their KV was", "source")
+    tokens.labels("computed").inc(computed)
+    tokens.labels("tree").inc(cached)
+
+
+def prefill_skipped(*, cached: int) -> None:
+    """A prefill worker served a request without a forward pass; its tree held ``cached`` tokens."""
+    prefilled(computed=0, cached=cached)
+    _counter("prefill_skipped", "Requests that needed no forward pass of the base").inc()
+
+
+def handoff_started(*, pulled: int, held: int, size: int) -> None:
+    """A decode worker asks for ``pulled`` tokens in ``size`` bytes, having ``held`` already."""
+    _handoff(pulled=pulled, held=held)
+    _counter("handoff_bytes", "Bytes of KV pulled from prefill workers").inc(size)
+
+
+def handoff_skipped(*, tokens: int) -> None:
+    """A decode worker's own tree holds all ``tokens`` tokens of a base prefix."""
+    _handoff(pulled=0, held=tokens)
+    _counter("handoff_skipped", "Requests whose base prefix the own tree held whole").inc()
+
+
+def _handoff(*, pulled: int, held: int) -> None:
+    _counter("handoff_requests", "Requests that took over a base prefix").inc()
+    tokens = _counter("handoff_tokens", "Base prefix tokens, by where they came from", "source")
+    tokens.labels("pulled").inc(pulled)
+    tokens.labels("tree").inc(held)

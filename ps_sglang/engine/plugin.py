@@ -1,0 +1,23 @@
+"""Entry point of group ``sglang.srt.plugins``: inert unless ``PS_SGLANG_ENABLE=1``."""
+
+from __future__ import annotations
+
+import os
+
+from ps_sglang.engine.settings import is_enabled
+
+
+def register() -> None:
+    """Called once in each SGLang process, before it starts."""
+    if not is_enabled(os.environ):
+        return
+    from ps_sglang.engine.compat import require_supported_sglang
+
+    require_supported_sglang()
+    from ps_sglang.engine import hooks
+    from ps_sglang.engine.transfer import backend
+    from ps_sglang.engine.tree import base_token_tree
+
+    backend.register()
+    base_token_tree.register()
+    hooks.install()

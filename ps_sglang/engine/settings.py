@@ -1,0 +1,23 @@
+"""Environment variables of the engine plugin, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+ENABLE: Final = "PS_SGLANG_ENABLE"
+BASE_FINGERPRINT: Final = "PS_SGLANG_BASE_FINGERPRINT"
+
+
+def is_enabled(environ: Mapping[str, str]) -> bool:
+    """Whether the plugin is switched on.
+
+    Raises:
+        SystemExit: the variable holds something other than ``0`` or ``1``. SGLang logs and
+            ignores any other exception of a plugin, and an engine without its hooks would
+            serve the base model's tokens.
+    """
+    value = environ.get(ENABLE, "0")
+    if value not in ("0", "1", ""):
+        raise SystemExit(f"{ENABLE}={value!r} is not understood: set it to 1 (on) or 0 (off)")
+    return value == "1"

@@ -1,0 +1,41 @@
+"""Makes ``zmq`` a transfer backend that SGLang selects by name, beside its own."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+from ps_sglang.engine.compat.srt import (
+    KVClassType,
+    TransferBackend,
+    add_disagg_transfer_backend_choices,
+)
+
+BACKEND_NAME: Final = "zmq"
+
+# SGLang's enum is closed, so it is replaced by one with a member more (see hooks.py).
+ExtendedTransferBackend = Enum(  # type: ignore[misc]
+    "TransferBackend",
+    {**{member.name: member.value for member in TransferBackend}, "ZMQ": BACKEND_NAME},
+)
+
+
+def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) -> type | None:
+    """Around ``disaggregation.utils.get_kv_class``: the classes of backend ``zmq``."""
+    if transfer_backend.value != BACKEND_NAME or class_type is KVClassType.KVARGS:
+        found: type | None = original(transfer_backend, class_type)
+        return found
+    from ps_sglang.engine.transfer import endpoints, manager
+
+    classes: dict[Any, type] = {
+        KVClassType.MANAGER: manager.ZmqKVManager,
+        KVClassType.SENDER: endpoints.ZmqKVSender,
+        KVClassType.RECEIVER: endpoints.ZmqKVReceiver,
+        KVClassType.BOOTSTRAP_SERVER: endpoints.ZmqKVBootstrapServer,
+    }
+    return classes[class_type]
+
+
+def register() -> None:
+    """Accept ``--disaggregation-transfer-backend zmq``."""
+    add_disagg_transfer_backend_choices([BACKEND_NAME])

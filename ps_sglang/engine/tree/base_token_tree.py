@@ -1,0 +1,58 @@
+"""A radix cache keyed on base-model tokens, registered with SGLang as ``base-token``.
+
+On a decode worker the stock tree would also keep what the decoder computed (the generated
+tokens, and from the boundary token on every position). This one stops at the base prefix on
+every path into it (finish, abort, retraction, chunks; invariant I2) and never offers more than
+the base prefix of the request that asks (I1). The key is SGLang's own: token ids, the
+tenant's ``extra_key`` and ``cache_salt``; no model name is in it (I3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ps_sglang.engine.compat.srt import (
+    MatchPrefixParams,
+    MatchResult,
+    RadixKey,
+    TreeCacheBuildContext,
+    UnifiedRadixCache,
+    create_unified_radix_cache,
+    register_radix_cache_backend,
+)
+from ps_sglang.engine.handoff.base_prefix import base_prefix_len
+
+BACKEND_NAME: Final = "base-token"
+
+
+class BaseTokenTree(UnifiedRadixCache):  # type: ignore[misc]
+    """SGLang's unified radix cache, bounded by each request's base prefix."""
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Longest cached prefix of ``params.key``, never past the request's base prefix.
+
+        The boundary token may well be cached as base KV (a longer conversation went through
+        here); the decoder must still compute it itself.
+        """
+        if params.req is not None:
+            params.key = _limited(params.key, base_prefix_len(params.req))
+        return super().match_prefix(params)
+
+    def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """Insert the request's tokens ``[0, up_to)``, cut at its base prefix."""
+        super().checkpoint(req, up_to=min(up_to, base_prefix_len(req)), **kwargs)
+
+
+def _limited(key: RadixKey, limit: int) -> RadixKey:
+    if key.limit is None or key.limit > limit:
+        key.limit = limit
+    return key
+
+
+def _build(context: TreeCacheBuildContext) -> BaseTokenTree:
+    return create_unified_radix_cache(context, cache_class=BaseTokenTree)
+
+
+def register() -> None:
+    """Make the tree selectable by ``--radix-cache-backend base-token``."""
+    register_radix_cache_backend(BACKEND_NAME, _build)

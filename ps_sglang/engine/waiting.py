@@ -1,0 +1,76 @@
+"""A worker that waits for pages neither spins nor oversleeps.
+
+SGLang's idle sleeper wakes on its own request sockets only; a scheduler with a request in a
+handoff queue polls in a loop instead and burns a core that its peers need. Here such a
+scheduler sleeps on the request sockets and on a *doorbell*, which every change of a transfer's
+state rings.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+import zmq
+
+# Nothing a scheduler waits for is silent for longer: transfers ring, requests arrive on
+# sockets. The limit only bounds how late a timeout (bootstrap, waiting) is noticed.
+_LONGEST_SLEEP_MS: Final = 100
+# Grammars are compiled by a thread pool that rings nothing.
+_GRAMMAR_POLL_MS: Final = 2
+
+
+class Doorbell:
+    """A wake-up that any thread may ring and one scheduler loop waits for."""
+
+    def __init__(self, sockets: list[Any]) -> None:
+        """Args: sockets: zmq sockets whose messages end a wait as well."""
+        self._inside, self._outside = socket.socketpair()
+        self._inside.setblocking(False)
+        self._outside.setblocking(False)
+        self._poller = zmq.Poller()
+        for source in [*sockets, self._inside]:
+            self._poller.register(source, zmq.POLLIN)
+
+    def ring(self) -> None:
+        """End the current wait, or the next one. Never blocks; safe from any thread."""
+        try:
+            self._outside.send(b"!")
+        except BlockingIOError:
+            pass  # full of unheard rings: the next wait ends at once anyway
+
+    def wait(self, timeout_ms: int) -> None:
+        """Sleep until a ring, a message, or ``timeout_ms`` milliseconds."""
+        self._poller.poll(timeout_ms)
+        try:
+            while self._inside.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+
+class _Waiting:
+    """The doorbell of this process's scheduler; silent until there is one."""
+
+    doorbell: Doorbell | None = None
+
+
+def ring(*_: object) -> None:
+    """After ``CommonKVManager.update_status`` (and on arriving pages): wake the scheduler."""
+    if _Waiting.doorbell is not None:
+        _Waiting.doorbell.ring()
+
+
+def init_idle_sleeper(_result: None, scheduler: Any) -> None:
+    """After ``Scheduler.init_idle_sleeper``: hang up a doorbell if the scheduler may sleep."""
+    if scheduler.idle_sleeper is not None:
+        channels = scheduler.ipc_channels
+        _Waiting.doorbell = Doorbell([channels.recv_from_tokenizer, channels.recv_from_rpc])
+
+
+def on_idle(_result: None, scheduler: Any) -> None:
+    """After ``Scheduler.on_idle``: with requests in handoff queues only, wait for news."""
+    if _Waiting.doorbell is None or scheduler.is_fully_idle():
+        return
+    grammars = scheduler.grammar_manager.has_waiting_grammars()
+    _Waiting.doorbell.wait(_GRAMMAR_POLL_MS if grammars else _LONGEST_SLEEP_MS)
