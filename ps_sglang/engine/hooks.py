@@ -11,6 +11,7 @@ from typing import Any
 from ps_sglang.engine import waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
 from ps_sglang.engine.handoff import base_prefix, decode, prefill
+from ps_sglang.engine.sampling import murmur, seeds
 from ps_sglang.engine.transfer import backend
 
 _SRT = "sglang.srt."
@@ -73,6 +74,11 @@ HOOKS: tuple[Hook, ...] = (
         decode.prefill_len, ("req",),
     ),
     Hook(
+        _DECODE + "DecodePreallocQueue._required_admission_tokens", HookType.AROUND,
+        decode.required_admission_tokens,
+        ("self", "req", "allocated_tokens", "prefix_len", "retractable_tokens"),
+    ),
+    Hook(
         _DECODE + "DecodePreallocQueue._send_kv_metadata", HookType.AROUND,
         decode.send_kv_metadata,
         ("self", "decode_req", "kv_indices", "page_size", "state_indices", "metadata_kwargs"),
@@ -98,6 +104,23 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         _SRT + "mem_cache.common.release_kv_cache", HookType.AROUND,
         decode.release_kv_cache, ("req", "tree_cache", "checkpoint"),
+    ),
+    # Seeds, on every worker that samples.
+    Hook(
+        _SRT + "sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
+        HookType.AFTER, seeds.from_schedule_batch, ("batch", "vocab_size"),
+    ),
+    Hook(
+        _SRT + "layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch", HookType.AROUND,
+        seeds.sample_with_min_p,
+        (
+            "probs", "top_ks", "top_ps", "min_ps", "need_min_p_sampling", "sampling_seed",
+            "positions", "return_filtered_probs", "max_top_k",
+        ),
+    ),
+    Hook(
+        "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32", HookType.AROUND,
+        murmur.murmur_hash32, ("seed", "positions", "col_indices"),
     ),
     # Waiting.
     Hook(

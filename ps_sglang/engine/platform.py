@@ -16,6 +16,9 @@ def activate() -> str | None:
     """Entry point of group ``sglang.srt.platforms``: the platform's class, or None to decline."""
     if not is_enabled(os.environ) or _has_accelerator():
         return None
+    # SGLang compiles a few small sampling functions; on a CPU that costs a C++ compiler and
+    # seconds per shape. Read when torch._dynamo is first imported, which is later than this.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     return "ps_sglang.engine.cpu_platform.PortableCpuPlatform"
 
 

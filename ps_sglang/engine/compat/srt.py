@@ -32,6 +32,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.runtime_context import get_exec
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.network import NetworkAddress
 
@@ -61,6 +62,7 @@ __all__ = [
     "UnifiedRadixCache",
     "add_disagg_transfer_backend_choices",
     "create_unified_radix_cache",
+    "get_exec",
     "match_kv_cache",
     "register_radix_cache_backend",
 ]

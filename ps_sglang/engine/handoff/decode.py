@@ -19,7 +19,7 @@ from ps_sglang.engine.handoff.base_prefix import (
     awaits_first_output,
     base_prefix_len,
 )
-from ps_sglang.engine.handoff.penalties import cumulate_rows
+from ps_sglang.engine.sampling.penalties import cumulate_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,19 @@ def prefill_len(original: Any, req: Any) -> int:
 
 def _recomputes_under_new_weights(req: Any) -> bool:
     return bool(getattr(req, "pd_rebootstrap_in_progress", False))
+
+
+def required_admission_tokens(
+    original: Any, queue: Any, req: Any, allocated_tokens: int, prefix_len: int,
+    retractable_tokens: int,
+) -> int:  # fmt: skip
+    """Around ``DecodePreallocQueue._required_admission_tokens``: no more than the pool has.
+
+    The stock estimate adds room to grow (``--num-reserved-decode-tokens``); where that exceeds
+    an empty pool the request would wait for ever. It may have the pool to itself instead.
+    """
+    wanted = original(queue, req, allocated_tokens, prefix_len, retractable_tokens)
+    return min(int(wanted), max(allocated_tokens, queue.max_total_num_tokens - prefix_len))
 
 
 def send_kv_metadata(
