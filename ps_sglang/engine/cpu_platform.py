@@ -25,3 +25,12 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def get_default_attention_backend(self) -> str:
         """SGLang's scaled-dot-product backend, the only one without device kernels."""
         return "torch_native"
+
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        """A pool that costs memory as it fills; the other kinds need device kernels anyway."""
+        if kind != "mha":
+            return None
+        # SGLang's pools cannot be imported while SGLang resolves its platform.
+        from ps_sglang.engine.kv_pool import LazyKVPool
+
+        return LazyKVPool

@@ -66,6 +66,10 @@ HOOKS: tuple[Hook, ...] = (
     ),
     # Decode worker, in the order of a request's life.
     Hook(
+        _DECODE + "DecodePreallocQueue.add", HookType.AROUND,
+        decode.add, ("self", "req", "is_retracted", "is_rebootstrap"),
+    ),
+    Hook(
         _DECODE + "DecodePreallocQueue._pre_alloc_fill_len", HookType.AROUND,
         decode.pre_alloc_fill_len, ("req",),
     ),
@@ -87,7 +91,10 @@ HOOKS: tuple[Hook, ...] = (
         _DECODE + "DecodeTransferQueue._commit_transfer_to_req", HookType.AROUND,
         decode.commit_transfer, ("self", "decode_req"),
     ),
-    Hook(_PREBUILT + "prepare_for_prebuilt", HookType.AROUND, decode.prepare_for_prebuilt, ("self",)),
+    Hook(
+        _PREBUILT + "prepare_for_prebuilt", HookType.AROUND,
+        decode.prepare_for_prebuilt, ("self",),
+    ),
     Hook(
         _PREBUILT + "process_prebuilt", HookType.AROUND,
         decode.process_prebuilt, ("self", "future_map"),

@@ -8,6 +8,7 @@ state rings.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import Any, Final
 
@@ -34,19 +35,16 @@ class Doorbell:
 
     def ring(self) -> None:
         """End the current wait, or the next one. Never blocks; safe from any thread."""
-        try:
+        # Full of unheard rings: the next wait ends at once anyway.
+        with contextlib.suppress(BlockingIOError):
             self._outside.send(b"!")
-        except BlockingIOError:
-            pass  # full of unheard rings: the next wait ends at once anyway
 
     def wait(self, timeout_ms: int) -> None:
         """Sleep until a ring, a message, or ``timeout_ms`` milliseconds."""
         self._poller.poll(timeout_ms)
-        try:
+        with contextlib.suppress(BlockingIOError):
             while self._inside.recv(4096):
                 pass
-        except BlockingIOError:
-            pass
 
 
 class _Waiting:

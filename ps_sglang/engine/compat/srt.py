@@ -16,8 +16,9 @@ from sglang.srt.disaggregation.utils import (
     DisaggregationMode,
     KVClassType,
     TransferBackend,
+    prepare_abort,
 )
-from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.base_prefix_cache import (
     CacheRequestOutcome,
     MatchPrefixParams,
@@ -38,7 +39,6 @@ from sglang.srt.utils.network import NetworkAddress
 
 __all__ = [
     "FAKE_BOOTSTRAP_HOST",
-    "FINISH_LENGTH",
     "AbortNotification",
     "CacheRequestOutcome",
     "CommonKVBootstrapServer",
@@ -64,5 +64,6 @@ __all__ = [
     "create_unified_radix_cache",
     "get_exec",
     "match_kv_cache",
+    "prepare_abort",
     "register_radix_cache_backend",
 ]

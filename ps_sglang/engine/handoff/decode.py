@@ -10,10 +10,11 @@ sampling, grammars and logprobs are stock.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from ps_sglang.engine import metrics
-from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, prepare_abort
 from ps_sglang.engine.handoff.base_prefix import (
     as_handed_over,
     awaits_first_output,
@@ -25,22 +26,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def pre_alloc_fill_len(original: Any, req: Any) -> int:
+def add(
+    original: Any, queue: Any, req: Any, is_retracted: bool = False, is_rebootstrap: bool = False
+) -> None:
+    """Around ``DecodePreallocQueue.add``: the base must not recompute a decoder's tokens.
+
+    A pause with mode ``retract`` sends requests back to the prefill worker to recompute prompt
+    and output under new weights. Here that would put the base's KV where the decoder's belongs
+    (invariants I1, I4), so such a request ends by name.
+    """
+    if not is_rebootstrap:
+        original(queue, req, is_retracted=is_retracted)
+        return
+    reason = (
+        "the request was retracted for a weight update, which a PrefillShare decoder cannot "
+        "resume: send it again"
+    )
+    prepare_abort(req, reason, status_code=HTTPStatus.CONFLICT)
+    queue.scheduler.output_streamer.stream_output([req], req.return_logprob)
+
+
+def pre_alloc_fill_len(_original: Any, req: Any) -> int:
     """Around ``DecodePreallocQueue._pre_alloc_fill_len``: all but the next input token."""
-    if _recomputes_under_new_weights(req):
-        return int(original(req))
     return int(req.seqlen) - 1
 
 
-def prefill_len(original: Any, req: Any) -> int:
+def prefill_len(_original: Any, req: Any) -> int:
     """Around ``DecodePreallocQueue._rebootstrap_prefill_len``: the tokens to hand over."""
-    if _recomputes_under_new_weights(req):
-        return int(original(req))
     return base_prefix_len(req)
-
-
-def _recomputes_under_new_weights(req: Any) -> bool:
-    return bool(getattr(req, "pd_rebootstrap_in_progress", False))
 
 
 def required_admission_tokens(
@@ -52,8 +65,9 @@ def required_admission_tokens(
     The stock estimate adds room to grow (``--num-reserved-decode-tokens``); where that exceeds
     an empty pool the request would wait for ever. It may have the pool to itself instead.
     """
-    wanted = original(queue, req, allocated_tokens, prefix_len, retractable_tokens)
-    return min(int(wanted), max(allocated_tokens, queue.max_total_num_tokens - prefix_len))
+    wanted = int(original(queue, req, allocated_tokens, prefix_len, retractable_tokens))
+    whole_pool = int(queue.max_total_num_tokens) - prefix_len
+    return min(wanted, max(allocated_tokens, whole_pool))
 
 
 def send_kv_metadata(

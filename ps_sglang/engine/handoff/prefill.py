@@ -21,11 +21,13 @@ def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
     for req in original(queue):
         if req.pending_bootstrap and not req.origin_input_ids:
             queue.queue.append(req)  # no tokens to prefill ahead of the handshake
-        elif req.pending_bootstrap or req.bootstrap_host == FAKE_BOOTSTRAP_HOST:
-            waiting.append(req)
-        elif not _served_without_forward(queue.scheduler, req):
+        elif _takes_stock_path(req) or not _served_without_forward(queue.scheduler, req):
             waiting.append(req)
     return waiting
+
+
+def _takes_stock_path(req: Any) -> bool:
+    return bool(req.pending_bootstrap or req.bootstrap_host == FAKE_BOOTSTRAP_HOST)
 
 
 def _served_without_forward(scheduler: Any, req: Any) -> bool:

@@ -60,5 +60,6 @@ class HostRows:
 
 
 def _view(address: int, length: int, width: int) -> Rows:
-    memory = (ctypes.c_uint8 * length).from_address(address)
-    return np.frombuffer(memory, dtype=np.uint8)[: length // width * width].reshape(-1, width)
+    memory = memoryview((ctypes.c_uint8 * length).from_address(address))
+    rows = length // width
+    return np.frombuffer(memory, dtype=np.uint8, count=rows * width).reshape(rows, width)

@@ -49,7 +49,7 @@ def _limited(key: RadixKey, limit: int) -> RadixKey:
     return key
 
 
-def _build(context: TreeCacheBuildContext) -> BaseTokenTree:
+def _build(context: TreeCacheBuildContext) -> UnifiedRadixCache:
     return create_unified_radix_cache(context, cache_class=BaseTokenTree)
 
 

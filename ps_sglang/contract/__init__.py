@@ -1,0 +1,18 @@
+"""Who may decode from whose cache: fingerprints, manifests and the check before a launch.
+
+Reads files only; imports neither torch, transformers nor sglang.
+"""
+
+from ps_sglang.contract.check import DecoderReport, check_cluster
+from ps_sglang.contract.fingerprint import base_fingerprint
+from ps_sglang.contract.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+
+__all__ = [
+    "MANIFEST_FILE",
+    "DecoderReport",
+    "Manifest",
+    "base_fingerprint",
+    "check_cluster",
+    "read_manifest",
+    "write_manifest",
+]

