@@ -119,7 +119,7 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         _SRT + "layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch", HookType.AROUND,
-        seeds.sample_with_min_p,
+        seeds.sample_from_filtered_probs,
         (
             "probs", "top_ks", "top_ps", "min_ps", "need_min_p_sampling", "sampling_seed",
             "positions", "return_filtered_probs", "max_top_k",

@@ -18,6 +18,7 @@ from sglang.srt.disaggregation.utils import (
     TransferBackend,
     prepare_abort,
 )
+from sglang.srt.layers.sampler import multinomial_with_seed
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.base_prefix_cache import (
     CacheRequestOutcome,
@@ -64,6 +65,7 @@ __all__ = [
     "create_unified_radix_cache",
     "get_exec",
     "match_kv_cache",
+    "multinomial_with_seed",
     "prepare_abort",
     "register_radix_cache_backend",
 ]

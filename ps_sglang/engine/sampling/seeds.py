@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ps_sglang.engine.compat.srt import get_exec
+from ps_sglang.engine.compat.srt import get_exec, multinomial_with_seed
 
 
 def from_schedule_batch(info: Any, _cls: Any, batch: Any, vocab_size: int) -> None:
@@ -31,23 +31,35 @@ def _seed(req: Any) -> int:
     return int(req.sampling_params.sampling_seed)
 
 
-def sample_with_min_p(
+def sample_from_filtered_probs(
     original: Any, probs: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor,
     min_ps: torch.Tensor, need_min_p_sampling: bool, sampling_seed: torch.Tensor | None,
-    positions: torch.Tensor, **kwargs: Any,
+    positions: torch.Tensor, *, return_filtered_probs: bool = False, max_top_k: int | None = None,
 ) -> Any:  # fmt: skip
-    """Around ``top_k_top_p_min_p_sampling_from_probs_torch``: min-p together with seeds.
+    """Around ``top_k_top_p_min_p_sampling_from_probs_torch``: noise by token, not by rank.
 
-    The stock function asserts against the combination. Zeroing improbable tokens first is the
-    same filter: they sort last, so top-k and top-p see the same head of the distribution.
+    The stock function draws the noise for the sorted tokens, so the same seed gives another
+    answer as soon as any request in the batch asks for top-k or top-p, and it asserts against
+    min-p together with a seed.
 
     Args:
         probs: ``[batch, vocab]``, float. The other tensors are ``[batch]``.
+
+    Returns:
+        ``[batch]`` int32 token ids.
     """
-    if need_min_p_sampling and sampling_seed is not None:
-        threshold = probs.amax(dim=-1, keepdim=True) * min_ps.view(-1, 1)
-        probs = torch.where(probs < threshold, 0.0, probs)
-        need_min_p_sampling = False
-    return original(
-        probs, top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions, **kwargs
-    )
+    if sampling_seed is None or return_filtered_probs:
+        return original(
+            probs, top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions,
+            return_filtered_probs=return_filtered_probs, max_top_k=max_top_k,
+        )  # fmt: skip
+    ordered, tokens = probs.sort(dim=-1, descending=True)
+    ranks = torch.arange(probs.shape[-1], device=probs.device)
+    before = ordered.cumsum(dim=-1) - ordered
+    dropped = (ranks >= top_ks[:, None]) | (before > top_ps[:, None])
+    if need_min_p_sampling:
+        dropped |= ordered < ordered[:, :1] * min_ps[:, None]
+    ordered = ordered.masked_fill(dropped, 0.0)
+    kept = torch.zeros_like(probs).scatter_(-1, tokens, ordered)
+    drawn = multinomial_with_seed(kept.log(), sampling_seed, positions)
+    return drawn.view(-1).to(torch.int32)

@@ -1,0 +1,52 @@
+"""`python -m ps_sglang.gateway --config FILE`: serve a cluster until SIGTERM or SIGINT."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from ps_sglang.gateway.app import build_app, runner
+from ps_sglang.gateway.config import ConfigError, GatewayConfig
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Serve until a signal comes; prints `ready http://host:port` once it listens."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = runner(build_app(config))
+    await app.setup()
+    try:
+        site = web.TCPSite(app, config.host, config.port)
+        await site.start()
+        print(f"ready {_url(config, app)}", flush=True)
+        await stop.wait()
+    finally:
+        await app.cleanup()
+
+
+def _url(config: GatewayConfig, app: web.AppRunner) -> str:
+    port = app.addresses[0][1]
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{port}"
+
+
+def main() -> None:
+    """Entry point; exits with 0 on a signal, with a message if it cannot serve."""
+    parser = argparse.ArgumentParser(prog="python -m ps_sglang.gateway", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="a GatewayConfig as JSON")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        asyncio.run(serve(GatewayConfig.load(arguments.config)))
+    except (ConfigError, OSError) as error:
+        sys.exit(f"gateway: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What the gateway is told by the launcher: where it listens and which workers it has."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+
+class ConfigError(ValueError):
+    """The configuration cannot work; the message lists every reason."""
+
+
+@dataclass(frozen=True)
+class PrefillWorker:
+    """A prefill worker: its HTTP address and that of its bootstrap server."""
+
+    name: str
+    url: str
+    bootstrap_host: str
+    bootstrap_port: int
+
+    @property
+    def title(self) -> str:
+        """The worker as messages name it."""
+        return f"prefill worker {self.name!r}"
+
+
+@dataclass(frozen=True)
+class DecodeWorker:
+    """A decode worker; several may serve the same decoder."""
+
+    name: str
+    url: str
+    decoder: str
+
+    @property
+    def title(self) -> str:
+        """The worker as messages name it."""
+        return f"decode worker {self.name!r}"
+
+
+Worker = PrefillWorker | DecodeWorker
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """The gateway's whole configuration.
+
+    `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
+    prompt plus answer in tokens. Raises ConfigError, listing everything that is wrong.
+    """
+
+    host: str
+    port: int
+    base: str
+    context_length: int
+    prefill: tuple[PrefillWorker, ...]
+    decode: tuple[DecodeWorker, ...]
+
+    def __post_init__(self) -> None:
+        if problems := _problems(self):
+            raise ConfigError("gateway configuration: " + "; ".join(problems))
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """All workers, prefill first."""
+        return (*self.prefill, *self.decode)
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """The names clients can ask for, in the order of the configuration."""
+        return tuple(dict.fromkeys(worker.decoder for worker in self.decode))
+
+    def decode_workers(self, decoder: str) -> tuple[DecodeWorker, ...]:
+        """The workers that serve `decoder`."""
+        return tuple(worker for worker in self.decode if worker.decoder == decoder)
+
+    def to_json(self) -> bytes:
+        """The configuration as JSON, as `from_json` reads it."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Read what `to_json` wrote; raises ConfigError if it is not that."""
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"gateway configuration: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the configuration from a file."""
+        return cls.from_json(path.read_bytes())
+
+
+def _problems(config: GatewayConfig) -> list[str]:
+    problems = []
+    if not config.prefill:
+        problems.append("`prefill` lists no worker")
+    if not config.decode:
+        problems.append("`decode` lists no worker")
+    names = Counter(worker.name for worker in config.workers)
+    problems += [f"two workers are called {name!r}" for name, count in names.items() if count > 1]
+    problems += [
+        f"decoder name {name!r} is empty or has a '/', so no URL could name it"
+        for name in config.decoders
+        if not name or "/" in name
+    ]
+    return problems

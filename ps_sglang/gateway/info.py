@@ -1,0 +1,154 @@
+"""The routes that tell about the cluster: models, health, metrics, what SGLang's clients ask."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
+from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable
+from ps_sglang.gateway.scrape import scrape_workers
+from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model
+
+HEALTH_SECONDS = 3.0
+INFO_SECONDS = 10.0
+FLUSH_SECONDS = 30.0
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models: every decoder, or the one in the path."""
+    gateway = request.app[GATEWAY]
+    name = model_in_path(request)
+    names = gateway.config.decoders if name is None else (name,)
+    return web.json_response({"object": "list", "data": [_card(gateway, one) for one in names]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """GET /v1/models/<name>."""
+    gateway = request.app[GATEWAY]
+    in_path = model_in_path(request)
+    served = gateway.config.decoders if in_path is None else (in_path,)
+    name = request.match_info["name"]
+    if name not in served:
+        raise ModelNotFound(name, served)
+    return web.json_response(_card(gateway, name))
+
+
+def _card(gateway: Gateway, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": gateway.started,
+        "owned_by": "ps_sglang",
+        "root": name,
+        "parent": gateway.config.base,
+        "max_model_len": gateway.config.context_length,
+    }
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /health: 200 if every decoder (or the one in the path) can be answered for."""
+    gateway = request.app[GATEWAY]
+    decoder = model_in_path(request)
+    workers = gateway.workers(decoder)
+    healthy = await asyncio.gather(*(_is_ready(gateway.session, one) for one in workers))
+    good = [worker for worker, ready in zip(workers, healthy, strict=True) if ready]
+    needed = {worker.decoder for worker in gateway.decode_workers(decoder)}
+    needed -= {worker.decoder for worker in good if isinstance(worker, DecodeWorker)}
+    able = not needed and any(isinstance(worker, PrefillWorker) for worker in good)
+    listed = [
+        {**_identity(worker), "healthy": ready}
+        for worker, ready in zip(workers, healthy, strict=True)
+    ]
+    body = {"status": "ok" if able else "unavailable", "workers": listed}
+    return web.json_response(body, status=200 if able else 503)
+
+
+async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:
+    # Not the worker's /health: that one generates a token, and takes a second at least.
+    deadline = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+    try:
+        async with session.get(worker.url + "/ready", timeout=deadline) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
+
+
+def _identity(worker: Worker) -> dict[str, Any]:
+    role = "prefill" if isinstance(worker, PrefillWorker) else "decode"
+    decoder = worker.decoder if isinstance(worker, DecodeWorker) else None
+    return {"name": worker.name, "role": role, "decoder": decoder, "url": worker.url}
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics: the gateway's own and all workers'."""
+    gateway = request.app[GATEWAY]
+    workers = await scrape_workers(gateway.session, gateway.workers(model_in_path(request)))
+    return web.Response(
+        body=gateway.metrics.render() + workers, headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+async def from_decoder(request: web.Request) -> web.Response:
+    """GET a path of SGLang's from a worker of the decoder, the first that answers."""
+    gateway = request.app[GATEWAY]
+    resource = request.match_info.route.resource
+    assert resource is not None, "this handler is registered by path"
+    path = resource.canonical.removeprefix("/models/{model}")
+    workers = gateway.decode_workers(one_model(request))
+    return await _first_answer(gateway.session, workers, path, request)
+
+
+async def _first_answer(
+    session: aiohttp.ClientSession, workers: Sequence[Worker], path: str, request: web.Request
+) -> web.Response:
+    deadline = aiohttp.ClientTimeout(total=INFO_SECONDS)
+    failures: list[WorkerUnreachable] = []
+    for worker in workers:
+        try:
+            async with session.get(
+                worker.url + path, headers=_headers(request), timeout=deadline
+            ) as response:
+                body, kind = await response.read(), response.content_type
+                return web.Response(body=body, status=response.status, content_type=kind)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            failures.append(WorkerUnreachable(worker, str(error) or type(error).__name__))
+    raise failures[-1]
+
+
+async def flush_cache(request: web.Request) -> web.Response:
+    """Empty the caches of all workers, or of the decode workers of the decoder in the path.
+
+    Prefill workers are left alone in the second case: their cache is every decoder's.
+    """
+    gateway = request.app[GATEWAY]
+    name = model_in_path(request)
+    workers = gateway.workers(None) if name is None else gateway.decode_workers(name)
+    problems = await asyncio.gather(*(_flush(gateway, worker, request) for worker in workers))
+    failed = [problem for problem in problems if problem]
+    if failed:
+        return web.Response(text="\n".join(failed) + "\n", status=400)
+    return web.Response(text=f"Cache flushed on {len(workers)} worker(s).\n")
+
+
+async def _flush(gateway: Gateway, worker: Worker, request: web.Request) -> str | None:
+    deadline = aiohttp.ClientTimeout(total=FLUSH_SECONDS)
+    try:
+        async with gateway.session.post(
+            worker.url + "/flush_cache", headers=_headers(request), timeout=deadline
+        ) as response:
+            text = (await response.text()).strip()
+            if response.status != 200:
+                return f"{worker.title}: {text}"
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return f"{worker.title}: {str(error) or type(error).__name__}"
+    gateway.router.forget(worker.name)
+    return None
+
+
+def _headers(request: web.Request) -> dict[str, str]:
+    authorization = request.headers.get("Authorization")
+    return {} if authorization is None else {"Authorization": authorization}

@@ -1,0 +1,84 @@
+"""Workers' metrics, gathered under one roof with a `worker` label."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+import aiohttp
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from ps_sglang.gateway.config import PrefillWorker, Worker
+
+SCRAPE_SECONDS = 2.0
+
+log = logging.getLogger("ps_sglang.gateway")
+
+
+async def scrape_workers(session: aiohttp.ClientSession, workers: Sequence[Worker]) -> bytes:
+    """The metrics of all workers in Prometheus' text format.
+
+    Workers are asked at the same time; one that does not answer in SCRAPE_SECONDS only shows as
+    `ps_sglang_worker_up` 0.
+    """
+    texts = await asyncio.gather(*(_scrape(session, worker) for worker in workers))
+    # In a thread: parsing takes tens of milliseconds, and streams must not wait for it.
+    return await asyncio.to_thread(_render, list(zip(workers, texts, strict=True)))
+
+
+async def _scrape(session: aiohttp.ClientSession, worker: Worker) -> str | None:
+    deadline = aiohttp.ClientTimeout(total=SCRAPE_SECONDS)
+    try:
+        async with session.get(worker.url + "/metrics", timeout=deadline) as response:
+            response.raise_for_status()
+            return await response.text()
+    except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError) as error:
+        log.debug("metrics of %s: %r", worker.title, error)
+        return None
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _render(scraped: Sequence[tuple[Worker, str | None]]) -> bytes:
+    up = GaugeMetricFamily(
+        "ps_sglang_worker_up", "Whether the worker answers.", labels=("worker", "role", "decoder")
+    )
+    merged: dict[str, Metric] = {}
+    for worker, text in scraped:
+        found = None if text is None else _parse(worker, text)
+        up.add_metric(_identity(worker), float(found is not None))
+        for family in found or ():
+            _add(merged, family, worker)
+    return generate_latest(_Families([up, *merged.values()]))
+
+
+def _parse(worker: Worker, text: str) -> list[Metric] | None:
+    try:
+        return list(text_string_to_metric_families(text))
+    except ValueError as error:
+        log.warning("%s has metrics that cannot be read: %s", worker.title, error)
+        return None
+
+
+def _add(merged: dict[str, Metric], family: Metric, worker: Worker) -> None:
+    target = merged.setdefault(
+        family.name, Metric(family.name, family.documentation, family.type, family.unit)
+    )
+    target.samples.extend(
+        sample._replace(labels={**sample.labels, "worker": worker.name})
+        for sample in family.samples
+    )
+
+
+def _identity(worker: Worker) -> tuple[str, str, str]:
+    if isinstance(worker, PrefillWorker):
+        return worker.name, "prefill", ""
+    return worker.name, "decode", worker.decoder

@@ -1,0 +1,117 @@
+"""Every request's id, log line, metrics and last resort for errors."""
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.requests import Surface
+from ps_sglang.gateway.state import GATEWAY
+
+log = logging.getLogger("ps_sglang.gateway")
+
+REQUEST_ID = "x-request-id"
+CLIENT_HUNG_UP = 499
+_LONGEST_ID = 128
+_GENERATION = frozenset(surface.value for surface in Surface)
+
+
+@dataclass
+class Record:
+    """What is known of one request while it runs."""
+
+    id: str
+    route: str
+    started: float = field(default_factory=time.monotonic)
+    decoder: str = ""
+    error: GatewayError | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that every answer carries."""
+        return {REQUEST_ID: self.id}
+
+    def failed(self, error: GatewayError) -> None:
+        """The request failed after its status had gone out."""
+        self.error = error
+
+
+RECORD = web.RequestKey("record", Record)
+
+
+@web.middleware
+async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give each request an id, turn errors into OpenAI's format, log and count the outcome."""
+    record = request[RECORD] = Record(_request_id(request), _route(request))
+    status = CLIENT_HUNG_UP
+    try:
+        response = await _answer(request, handler, record)
+        if not response.prepared:
+            response.headers.update(record.headers)
+        status = response.status if record.error is None else record.error.status
+        return response
+    except ConnectionResetError:
+        # The client hung up while its answer was being written: there is nobody to answer.
+        return web.Response(status=CLIENT_HUNG_UP)
+    finally:
+        _conclude(request, record, status)
+
+
+async def _answer(request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        record.failed(error)
+    except web.HTTPException as error:
+        record.failed(GatewayError(_http_problem(request, error), status=error.status))
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("%s failed inside the gateway", record.id)
+        record.failed(GatewayError("The gateway has an internal error; see its log.", status=500))
+    assert record.error is not None
+    return web.json_response(record.error.payload(), status=record.error.status)
+
+
+def _http_problem(request: web.Request, error: web.HTTPException) -> str:
+    if isinstance(error, web.HTTPNotFound):
+        return f"There is no {request.path!r} here."
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.path!r} takes {', '.join(sorted(error.allowed_methods))} only."
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return f"The body is too large: {error.text}"
+    return error.text or error.reason
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get(REQUEST_ID, "")
+    if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical.removeprefix("/models/{model}")
+
+
+def _conclude(request: web.Request, record: Record, status: int) -> None:
+    seconds = time.monotonic() - record.started
+    generation = record.route in _GENERATION
+    log.log(
+        logging.INFO if generation or status >= 400 else logging.DEBUG,
+        "%s model=%s route=%s status=%d ms=%.0f%s",
+        record.id,
+        record.decoder or "-",
+        record.route or request.path,
+        status,
+        seconds * 1000,
+        f" error={record.error.message!r}" if record.error else "",
+    )
+    if generation:
+        metrics = request.app[GATEWAY].metrics
+        metrics.answered(record.decoder, record.route, status, seconds)

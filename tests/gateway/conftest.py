@@ -1,0 +1,18 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from gateway_setup import Setup, running
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Setup]:
+    """One prefill worker, decoders `a` and `b`."""
+    async with running() as setup:
+        yield setup
+
+
+@pytest.fixture
+async def replicated() -> AsyncIterator[Setup]:
+    """Two prefill workers, two decode workers of decoder `a`."""
+    async with running(prefill=2, decoders=("a",), replicas=2) as setup:
+        yield setup

@@ -1,0 +1,55 @@
+"""A gateway in front of stand-in engines, for the tests of this folder."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from standin_engine import Cluster, Worker
+
+from ps_sglang.gateway.app import build_app, runner
+from ps_sglang.gateway.state import GATEWAY
+
+
+@dataclass
+class Setup:
+    """A running gateway in front of stand-in engines."""
+
+    cluster: Cluster
+    app: web.Application
+    url: str
+    http: aiohttp.ClientSession
+
+    @property
+    def prefill(self) -> Worker:
+        return self.cluster.prefill[0]
+
+    def decode(self, name: str = "a") -> Worker:
+        return self.cluster.decode[name][0]
+
+    def pending(self) -> int:
+        """Unfinished requests as the gateway's router counts them."""
+        router = self.app[GATEWAY].router
+        return sum(router.pending(worker.name) for worker in self.cluster.workers)
+
+    async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
+        async with self.http.post(self.url + path, json=body, **options) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def running(**shape: Any) -> AsyncIterator[Setup]:
+    """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
+    async with Cluster.running(**shape) as cluster:
+        app = build_app(cluster.config())
+        serving = runner(app)
+        await serving.setup()
+        try:
+            await web.TCPSite(serving, "127.0.0.1", 0).start()
+            url = f"http://127.0.0.1:{serving.addresses[0][1]}"
+            async with aiohttp.ClientSession() as http:
+                yield Setup(cluster, app, url, http)
+        finally:
+            await serving.cleanup()

@@ -1,0 +1,357 @@
+"""A small engine that speaks the PD protocol of SGLang 0.5.23 over HTTP, for the gateway's tests.
+
+`Cluster` holds workers that listen on ports of their own. A leg waits for the other leg of its
+bootstrap room, as in a real handoff. A worker's `plan` says how its next requests go; what it saw
+is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<seed>-<number>`.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+
+Body = dict[str, Any]
+CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+METRICS = """# HELP sglang:requests_total Requests.
+# TYPE sglang:requests_total counter
+sglang:requests_total{model_name="m"} 7.0
+# HELP ps_sglang_handoff_bytes_total Bytes.
+# TYPE ps_sglang_handoff_bytes_total counter
+ps_sglang_handoff_bytes_total 4096.0
+"""
+
+
+@dataclass
+class Plan:
+    """How a worker treats its requests."""
+
+    refuse: tuple[int, Any] | None = None  # answer with this status and JSON
+    refuse_from: int = 0  # ... but only from this request on, counted from 0
+    hang: bool = False  # never answer
+    hang_after_handoff: bool = False
+    die: bool = False  # break the connection off instead of answering
+    die_after: int | None = None  # ... after this many tokens
+    abort: Body | None = None  # end with this finish reason instead of the first token
+    abort_after: int | None = None  # ... after this many tokens
+    stream_error: Body | None = None  # send this error as the first event
+    cut_after: int | None = None  # end the stream cleanly, but without [DONE]
+    garbage: bytes | None = None  # answer this with status 200
+    step: asyncio.Semaphore | None = None  # each token waits for a permit
+
+
+@dataclass
+class _Room:
+    prefill: asyncio.Event = field(default_factory=asyncio.Event)
+    decode: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Worker:
+    """One engine process of a cluster; `decoder` is None for a prefill worker."""
+
+    def __init__(self, cluster: "Cluster", name: str, decoder: str | None) -> None:
+        self.cluster, self.name, self.decoder = cluster, name, decoder
+        self.plan = Plan()
+        self.requests: list[Body] = []
+        self.headers: list[dict[str, str]] = []
+        self.arrived = asyncio.Condition()
+        self.hung_up: list[str] = []
+        self.aborted: list[str] = []
+        self.ready = True
+        self.flushed = 0
+        self.metrics = METRICS
+        self.url = ""
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**30)
+        for path in (CHAT, COMPLETIONS, GENERATE):
+            app.router.add_post(path, self._generate)
+        app.router.add_post("/abort_request", self._abort)
+        app.router.add_post("/flush_cache", self._flush)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/metrics", self._metrics)
+        for path in ("/get_model_info", "/model_info", "/get_server_info", "/server_info"):
+            app.router.add_get(path, self._info)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def saw(self, count: int) -> None:
+        """Wait until this many generation requests have arrived."""
+        async with self.arrived:
+            await self.arrived.wait_for(lambda: len(self.requests) >= count)
+
+    async def saw_hang_up_of_connection(self) -> None:
+        """Wait until a request was given up, whether its abort was told or not."""
+        async with self.arrived:
+            await self.arrived.wait_for(lambda: self.hung_up)
+
+    async def saw_hang_up(self, count: int = 1) -> None:
+        """Wait until this many requests were given up and their abort was told."""
+        async with self.arrived:
+            await self.arrived.wait_for(
+                lambda: len(self.hung_up) >= count and len(self.aborted) >= count
+            )
+
+    async def _note(self, seen: list[Any], item: Any) -> None:
+        seen.append(item)
+        async with self.arrived:
+            self.arrived.notify_all()
+
+    async def _abort(self, request: web.Request) -> web.Response:
+        await self._note(self.aborted, (await request.json())["rid"])
+        return web.Response()
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        self.flushed += 1
+        return web.Response(text="Cache flushed.\n")
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics)
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return web.json_response({"model_path": f"/models/{self.name}", "path": request.path})
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.headers.append(dict(request.headers))
+        await self._note(self.requests, body)
+        try:
+            return await self._run(request, body)
+        except asyncio.CancelledError:
+            self.hung_up.append(body["rid"])
+            self.cluster.background(self._note_hang_up())
+            raise
+
+    async def _note_hang_up(self) -> None:
+        async with self.arrived:
+            self.arrived.notify_all()
+
+    async def _run(self, request: web.Request, body: Body) -> web.StreamResponse:
+        plan = self.plan
+        if plan.hang:
+            await asyncio.Event().wait()
+        if plan.die:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if plan.refuse is not None and len(self.requests) > plan.refuse_from:
+            status, content = plan.refuse
+            text = content if isinstance(content, str) else json.dumps(content)
+            return web.Response(status=status, text=text, content_type="application/json")
+        await self._hand_off(body)
+        if plan.hang_after_handoff:
+            await asyncio.Event().wait()
+        if plan.garbage is not None:
+            return web.Response(body=plan.garbage, content_type="application/json")
+        answer = _Answer(request.path, self.decoder or "base", body)
+        if body.get("stream"):
+            return await self._stream(request, answer, plan)
+        for _ in range(answer.length):
+            if plan.step is not None:
+                await plan.step.acquire()
+        return web.json_response(answer.whole(plan.abort))
+
+    async def _hand_off(self, body: Body) -> None:
+        assert isinstance(body["bootstrap_port"], int)
+        assert body["bootstrap_host"]
+        room = self.cluster.rooms[body["bootstrap_room"]]
+        mine, other = (
+            (room.prefill, room.decode) if self.decoder is None else (room.decode, room.prefill)
+        )
+        assert not mine.is_set(), "two samples share a bootstrap room"
+        mine.set()
+        await other.wait()
+
+    async def _stream(
+        self, request: web.Request, answer: "_Answer", plan: Plan
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        if plan.stream_error is not None:
+            await response.write(_event({"error": plan.stream_error}))
+            await response.write(b"data: [DONE]\n\n")
+            return response
+        for event in answer.opening():
+            await response.write(_event(event))
+        for number in range(answer.length):
+            if plan.abort is not None and number == (plan.abort_after or 0):
+                await response.write(_event(answer.aborted(plan.abort)))
+                await response.write(b"data: [DONE]\n\n")
+                return response
+            if number == plan.die_after:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            if number == plan.cut_after:
+                return response
+            if plan.step is not None:
+                await plan.step.acquire()
+            await response.write(_event(answer.token(number)))
+        for event in answer.closing():
+            await response.write(_event(event))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def _event(content: Body) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+class _Answer:
+    """What a worker says to one sample, in the shape of its route."""
+
+    def __init__(self, path: str, decoder: str, body: Body) -> None:
+        self.path, self.body = path, body
+        params = body.get("sampling_params") or {}
+        assert body.get("n", 1) == 1, "the gateway must split n > 1"
+        assert params.get("n", 1) == 1, "the gateway must split n > 1"
+        prompt = body.get("prompt", body.get("text", body.get("input_ids")))
+        if path == CHAT:
+            prompt = " ".join(str(message.get("content")) for message in body["messages"])
+        assert isinstance(prompt, str) or all(isinstance(one, int) for one in prompt)
+        self.prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
+        seed = body.get("seed", params.get("sampling_seed", "x"))
+        self.length = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        self.words = [f"{decoder}-{seed}-{number} " for number in range(self.length)]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+    def usage(self) -> Body:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.length,
+            "total_tokens": self.prompt_tokens + self.length,
+            "prompt_tokens_details": {"cached_tokens": 1},
+            "reasoning_tokens": 0,
+        }
+
+    def whole(self, abort: Body | None) -> Body:
+        if self.path == GENERATE:
+            return self._native(self.text, abort or {"type": "length", "length": self.length})
+        said: Body = {"text": self.text}
+        if self.path == CHAT:
+            said = {"message": {"role": "assistant", "content": self.text}}
+        choice = {"index": 0, **said, "finish_reason": "abort" if abort else "length"}
+        return {**self._head(False), "choices": [choice], "usage": self.usage()}
+
+    def opening(self) -> Iterator[Body]:
+        if self.path == CHAT:
+            yield self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
+
+    def token(self, number: int) -> Body:
+        word = self.words[number]
+        if self.path == GENERATE:
+            last = number == self.length - 1
+            reason = {"type": "length", "length": self.length} if last else None
+            return self._native("".join(self.words[: number + 1]), reason)
+        return self._chunk({"delta": {"content": word}} if self.path == CHAT else {"text": word})
+
+    def closing(self) -> Iterable[Body]:
+        if self.path == GENERATE:
+            return
+        yield self._chunk({"delta": {}} if self.path == CHAT else {"text": ""}, "length")
+        if (self.body.get("stream_options") or {}).get("include_usage"):
+            yield {**self._head(True), "choices": [], "usage": self.usage()}
+
+    def aborted(self, reason: Body) -> Body:
+        if self.path == GENERATE:
+            return self._native("", reason)
+        return self._chunk({"delta": {}} if self.path == CHAT else {"text": ""}, "abort")
+
+    def _native(self, text: str, finish_reason: Body | None) -> Body:
+        meta_info = {
+            "id": self.body["rid"],
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.length,
+            "cached_tokens": 1,
+            "finish_reason": finish_reason,
+        }
+        return {"text": text, "meta_info": meta_info}
+
+    def _head(self, chunk: bool) -> Body:
+        kind = "text_completion" if self.path == COMPLETIONS else "chat.completion"
+        suffix = ".chunk" if chunk and self.path == CHAT else ""
+        return {
+            "id": self.body["rid"],
+            "object": kind + suffix,
+            "created": 1,
+            "model": self.body["model"],
+        }
+
+    def _chunk(self, said: Body, finish_reason: str | None = None) -> Body:
+        choice = {"index": 0, **said, "finish_reason": finish_reason}
+        return {**self._head(True), "choices": [choice]}
+
+
+class Cluster:
+    """Prefill and decode workers that can hand off to each other."""
+
+    def __init__(self) -> None:
+        self.rooms: defaultdict[int, _Room] = defaultdict(_Room)
+        self.prefill: list[Worker] = []
+        self.decode: dict[str, list[Worker]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, prefill: int = 1, decoders: Iterable[str] = ("a", "b"), replicas: int = 1
+    ) -> AsyncIterator["Cluster"]:
+        cluster = cls()
+        cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
+        cluster.decode = {
+            name: [Worker(cluster, f"{name}-{i}", name) for i in range(replicas)]
+            for name in decoders
+        }
+        try:
+            for worker in cluster.workers:
+                await worker.start()
+            yield cluster
+        finally:
+            await asyncio.gather(*(worker.stop() for worker in cluster.workers))
+
+    @property
+    def workers(self) -> list[Worker]:
+        return [*self.prefill, *(one for workers in self.decode.values() for one in workers)]
+
+    def background(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def config(self) -> GatewayConfig:
+        """The gateway's configuration for this cluster."""
+        return GatewayConfig(
+            host="127.0.0.1",
+            port=0,
+            base="base",
+            context_length=100,
+            prefill=tuple(
+                PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number)
+                for number, worker in enumerate(self.prefill)
+            ),
+            decode=tuple(
+                DecodeWorker(worker.name, worker.url, name)
+                for name, workers in self.decode.items()
+                for worker in workers
+            ),
+        )

@@ -1,0 +1,98 @@
+"""The gateway as a process, its configuration file, and what it imports."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+from standin_engine import Cluster
+
+from ps_sglang.gateway.config import ConfigError, DecodeWorker, GatewayConfig, PrefillWorker
+
+PREFILL = PrefillWorker("p", "http://127.0.0.1:1", "127.0.0.1", 2)
+DECODE = DecodeWorker("d", "http://127.0.0.1:3", "a")
+
+
+def config(**fields: object) -> GatewayConfig:
+    given = {"host": "127.0.0.1", "port": 0, "base": "base", "context_length": 100}
+    given |= {"prefill": (PREFILL,), "decode": (DECODE,)} | fields
+    return GatewayConfig(**given)  # type: ignore[arg-type]
+
+
+def test_the_configuration_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.json"
+    path.write_bytes(config().to_json())
+    assert GatewayConfig.load(path) == config()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", config().to_json().replace(b"0", b'"x"')])
+def test_a_broken_configuration_file(content: bytes) -> None:
+    with pytest.raises(ConfigError, match="gateway configuration"):
+        GatewayConfig.from_json(content)
+
+
+def test_all_problems_of_a_configuration_are_listed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(prefill=(), decode=(DECODE, DecodeWorker("d", "http://x", "a/b")))
+    for problem in ("`prefill` lists no worker", "two workers are called 'd'", "'a/b'"):
+        assert problem in str(caught.value)
+
+
+async def start(path: Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "ps_sglang.gateway", "--config", str(path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_serves_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "gateway.json"
+    async with Cluster.running() as cluster:
+        path.write_bytes(cluster.config().to_json())
+        process = await start(path)
+        assert process.stdout is not None
+        try:
+            ready, url = (await process.stdout.readline()).decode().split()
+            assert ready == "ready"
+            worker = cluster.decode["a"][0]
+            worker.plan.step = asyncio.Semaphore(1)
+            body = {"model": "a", "prompt": "x", "stream": True}
+            async with (
+                aiohttp.ClientSession() as http,
+                http.post(f"{url}/v1/completions", json=body) as response,
+            ):
+                await response.content.readuntil(b"\n\n")
+                process.send_signal(number)  # in the middle of a stream
+                _, errors = await process.communicate()
+            assert process.returncode == 0, errors
+            await worker.saw_hang_up_of_connection()
+            assert b"Traceback" not in errors
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def test_it_says_why_it_cannot_serve(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.json"
+    process = await start(path)
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors.decode().startswith("gateway: ")
+    assert "gateway.json" in errors.decode()
+    assert "Traceback" not in errors.decode()
+
+
+def test_it_imports_no_engine() -> None:
+    code = """
+import sys, ps_sglang.gateway.__main__
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "sglang", "transformers"} & set(found.stdout.split())
