@@ -1,0 +1,91 @@
+"""Tiny models and the clusters that serve them; at most one cluster runs at a time."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
+from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.models.tiny import make_tiny
+
+# As the CPU platform sets it in a worker: no compiling of small sampling functions.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+@dataclass(frozen=True)
+class Models:
+    """A base and its decoders, one of which (`twin`) has the base's own weights."""
+
+    base: Path
+    decoders: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running cluster with its models."""
+
+    cluster: Cluster
+    models: Models
+
+
+def _models(family: str, folder: Path) -> Models:
+    folders = make_tiny(family, folder)
+    base = folders.pop("base")
+    folders["twin"] = shutil.copytree(base, folder / "twin")
+    write_manifest(folders["twin"], read_manifest(folders["a"]))
+    assert base_fingerprint(base) == read_manifest(folders["twin"]).base.fingerprint
+    return Models(base, folders)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return _models("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return _models("qwen3", tmp_path_factory.mktemp("qwen3"))
+
+
+Launch = Callable[..., Served]
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """Start a cluster; the one before it ends, and the last one ends with the module."""
+    running: list[Cluster] = []
+
+    def start(models: Models, *decoders: str, **options: tuple[str, ...]) -> Served:
+        if running:
+            running.pop().stop()
+        spec = ClusterSpec(
+            prefill=f"base={models.base}",
+            decoders=tuple(f"{name}={models.decoders[name]}" for name in decoders),
+            port=0,
+            log_dir=tmp_path_factory.mktemp("logs"),
+            **options,
+        )
+        running.append(Cluster.start(spec))
+        return Served(running[0], models)
+
+    yield start
+    for cluster in running:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def prompts() -> Callable[[int, int], list[list[int]]]:
+    """Random prompts that no test has used before: `prompts(count, length)`."""
+    source = random.Random(7)
+
+    def make(count: int, length: int) -> list[list[int]]:
+        return [[source.randrange(10, 480) for _ in range(length)] for _ in range(count)]
+
+    return make

@@ -1,0 +1,97 @@
+"""What engine tests share: requests through the gateway, and what workers say of themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ps_sglang.launch import Cluster
+
+_DEADLINE_S = 60.0
+
+
+class RefusedError(Exception):
+    """The server answered with an error status."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(f"{status}: {body}")
+        self.status = status
+        self.body = body
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    """POST JSON; the answer as JSON, or RefusedError."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_DEADLINE_S) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise RefusedError(error.code, json.load(error)) from error
+
+
+def generate(
+    cluster: Cluster, decoder: str, ids: Sequence[int], tokens: int = 16, **options: Any
+) -> Any:
+    """Greedy output of a decoder on token ids, unless sampling options say otherwise."""
+    sampling = {"max_new_tokens": tokens, "temperature": 0, **options.pop("sampling", {})}
+    body = {"input_ids": list(ids), "sampling_params": sampling, **options}
+    return post(f"{cluster.url}/models/{decoder}/generate", body)
+
+
+def together(calls: Sequence[Any]) -> list[Any]:
+    """Results of all calls, made at the same time."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def counters(cluster: Cluster) -> dict[str, dict[str, float]]:
+    """Every `ps_sglang_*_total` of each worker, `name` or `name{source}` -> value."""
+    found: dict[str, dict[str, float]] = {worker.name: {} for worker in cluster.workers}
+    for worker in cluster.workers:
+        with urllib.request.urlopen(f"{worker.url}/metrics", timeout=_DEADLINE_S) as response:
+            text = response.read().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name.startswith("ps_sglang_") and sample.name.endswith("_total"):
+                    name = sample.name.removeprefix("ps_sglang_").removesuffix("_total")
+                    source = sample.labels.get("source")
+                    found[worker.name][f"{name}.{source}" if source else name] = sample.value
+    return found
+
+
+def growth(
+    before: dict[str, dict[str, float]], after: dict[str, dict[str, float]], worker: str, name: str
+) -> int:
+    """How far a counter moved between two readings."""
+    return int(after[worker].get(name, 0) - before[worker].get(name, 0))
+
+
+def assert_conserved(cluster: Cluster) -> None:
+    """Invariant I6: once idle, no worker holds a token or a request outside its tree.
+
+    SGLang checks `free + cached = total` whenever a worker is idle and ends the worker if it
+    is not so; here the worker must get idle, and must still be there.
+    """
+    for worker in cluster.workers:
+        deadline = time.monotonic() + _DEADLINE_S
+        while busy := _busy(worker.url):
+            assert time.monotonic() < deadline, f"{worker.name} still has {busy}"
+    assert all(worker.alive for worker in cluster.workers)
+
+
+def _busy(url: str) -> dict[str, Any]:
+    """What is not zero among a worker's queues and used tokens."""
+    with urllib.request.urlopen(f"{url}/v1/loads?include=all", timeout=_DEADLINE_S) as response:
+        (load,) = json.load(response)["loads"]
+    queues = {k: v for k, v in load["disaggregation"].items() if k.endswith("_reqs")}
+    counts = {k: load[k] for k in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
+    return {name: value for name, value in (queues | counts).items() if value}

@@ -1,0 +1,83 @@
+"""Clients that hang up, at every stage: both workers stop, and nothing is lost (I6, I7)."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Callable
+from functools import partial
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import Launch, Models, Served
+from engine_client import assert_conserved, generate, together
+from hf_reference import expected
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+
+
+@pytest.fixture(scope="module", params=["overlap off", "overlap on the decode workers"])
+def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Served:
+    overlap = () if request.param == "overlap off" else ("--no-disable-overlap-schedule",)
+    return launch(
+        llama, "a", "b",
+        engine_args=("--chunked-prefill-size", "64"),
+        decode_engine_args=("--max-total-tokens", "1500", *overlap),
+    )  # fmt: skip
+
+
+def hang_up(url: str, body: dict[str, object], after_s: float) -> None:
+    """Send a request, and close the connection `after_s` seconds later, answer or none."""
+    address = urlsplit(url)
+    payload = json.dumps(body).encode()
+    head = f"POST {address.path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + payload)
+        connection.settimeout(after_s)
+        try:
+            connection.recv(1)
+        except TimeoutError:
+            return
+
+
+def test_hang_ups_at_every_stage(served: Served, prompts: Prompts) -> None:
+    """Through the gateway and on single legs, whose other half never comes."""
+    source = random.Random(3)
+    plan = {spec.name: spec for spec in served.cluster.plan.workers}
+    urls = [
+        f"{served.cluster.url}/models/a/generate",
+        f"{served.cluster.url}/models/b/generate",
+        *(f"{spec.url}/generate" for spec in plan.values()),
+    ]
+    calls = []
+    for number in range(150):
+        url = urls[number % len(urls)]
+        body: dict[str, object] = {
+            "input_ids": prompts(1, source.choice((1, 2, 30, 200, 700)))[0],
+            "sampling_params": {"max_new_tokens": source.choice((1, 30, 300)), "temperature": 0},
+            "stream": source.random() < 0.5,
+        }
+        if "/models/" not in url:
+            body |= {
+                "bootstrap_host": "127.0.0.1",
+                "bootstrap_port": plan["prefill-0"].bootstrap_port,
+                "bootstrap_room": source.getrandbits(60),
+            }
+        calls.append(partial(hang_up, url, body, source.choice((0.001, 0.005, 0.02, 0.1, 0.4))))
+    together(calls)
+    assert_conserved(served.cluster)
+    for name in ("a", "b"):
+        (ids,) = prompts(1, 40)
+        want = expected(served.models.base, served.models.decoders[name], ids)
+        assert generate(served.cluster, name, ids)["output_ids"] == want.tokens
+
+
+def test_concurrent_requests_after_the_faults(served: Served, prompts: Prompts) -> None:
+    asked = [(name, ids) for ids in prompts(5, 30) for name in ("a", "b")]
+    want = [expected(served.models.base, served.models.decoders[n], ids) for n, ids in asked]
+    answers = together([partial(generate, served.cluster, n, ids) for n, ids in asked])
+    assert [answer["output_ids"] for answer in answers] == [w.tokens for w in want]
+    assert_conserved(served.cluster)

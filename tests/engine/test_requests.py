@@ -1,0 +1,206 @@
+"""Everything a request can ask of a decoder, as one plain SGLang server would answer it.
+
+The decoder `twin` has the base's own weights, so base prefill plus twin decode is that server's
+computation split in two, and every answer must be the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import openai
+import pytest
+from conftest import Launch, Models, Served
+from engine_client import RefusedError, assert_conserved, generate, post, together
+from hf_reference import expected
+from plain_server import sglang_server, wait_until_healthy
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+
+OBJECT = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "one token": {"sampling": {"max_new_tokens": 1}},
+    "seed": {"sampling": {"temperature": 1.0, "sampling_seed": 7}},
+    "seed, top-k, top-p, min-p": {
+        "sampling": {
+            "temperature": 0.8, "top_p": 0.9, "top_k": 20, "min_p": 0.02, "sampling_seed": 9,
+        }
+    },
+    "frequency penalty": {"tokens": 40, "sampling": {"frequency_penalty": 1.5}},
+    "presence penalty": {"tokens": 40, "sampling": {"presence_penalty": 2.0}},
+    "repetition penalty": {"tokens": 40, "sampling": {"repetition_penalty": 1.8}},
+    "logit bias": {"sampling": {"logit_bias": {"77": 4.0, "33": -5.0}}},
+    "top logprobs": {"return_logprob": True, "top_logprobs_num": 5},
+    "logprobs of tokens": {"return_logprob": True, "token_ids_logprob": [3, 4, 5]},
+    "JSON schema": {"tokens": 60, "sampling": {"json_schema": OBJECT}},
+    "regex": {"tokens": 30, "sampling": {"regex": "[a-c]{5,9}"}},
+    "EBNF": {"tokens": 30, "sampling": {"ebnf": 'root ::= "yes" | "no" [0-9]+ "."'}},
+}  # fmt: skip
+SAME_META = (
+    "prompt_tokens", "completion_tokens", "finish_reason", "output_token_logprobs",
+    "output_top_logprobs", "output_token_ids_logprobs",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(llama: Models, launch: Launch) -> Served:
+    return launch(llama, "twin", "a", engine_args=("--chunked-prefill-size", "128"))
+
+
+@pytest.fixture(scope="module")
+def plain(served: Served, llama: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("plain") / "plain.log"
+    with sglang_server(llama.base, log) as url:
+        wait_until_healthy(url)
+        yield url
+
+
+def on_plain(url: str, ids: list[int], tokens: int = 16, **options: Any) -> Any:
+    sampling = {"max_new_tokens": tokens, "temperature": 0, **options.pop("sampling", {})}
+    return post(f"{url}/generate", {"input_ids": ids, "sampling_params": sampling, **options})
+
+
+def assert_same(answer: Any, plain: Any) -> None:
+    assert answer["output_ids"] == plain["output_ids"]
+    assert answer["text"] == plain["text"]
+    for name in SAME_META:
+        got, want = answer["meta_info"].get(name), plain["meta_info"].get(name)
+        assert rounded(got) == rounded(want), name
+
+
+def rounded(value: Any) -> Any:
+    """Floats to 1e-3 through lists."""
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("length", [1, 2, 50, 300])
+def test_as_a_plain_server(
+    served: Served, plain: str, name: str, length: int, prompts: Prompts
+) -> None:
+    (ids,) = prompts(1, length)
+    want = on_plain(plain, ids, **OPTIONS[name])
+    assert_same(generate(served.cluster, "twin", ids, **OPTIONS[name]), want)
+
+
+def test_all_options_in_one_batch(served: Served, plain: str, prompts: Prompts) -> None:
+    """Requests with different wishes share decode steps and do not disturb each other."""
+    asked = list(zip(OPTIONS.values(), prompts(len(OPTIONS), 30), strict=True))
+    want = [on_plain(plain, ids, **options) for options, ids in asked]
+    calls = [partial(generate, served.cluster, "twin", ids, **options) for options, ids in asked]
+    for answer, plain_answer in zip(together(calls), want, strict=True):
+        assert answer["output_ids"] == plain_answer["output_ids"]
+
+
+@pytest.mark.parametrize("length", [1, 50])
+def test_stops(served: Served, plain: str, length: int, prompts: Prompts) -> None:
+    (ids,) = prompts(1, length)
+    greedy = on_plain(plain, ids, 20)
+    first, sixth = greedy["output_ids"][0], greedy["output_ids"][5]
+    for sampling in (
+        {"stop_token_ids": [sixth]},
+        {"stop_token_ids": [first]},
+        {"stop_token_ids": [first], "min_new_tokens": 4},
+        {"stop": [greedy["text"][8:11]]},
+    ):
+        want = on_plain(plain, ids, 20, sampling=sampling)
+        assert_same(generate(served.cluster, "twin", ids, 20, sampling=sampling), want)
+
+
+def test_seeds(served: Served, prompts: Prompts) -> None:
+    """A seed fixes the answer, alone or in company; requests without one differ."""
+    (ids,) = prompts(1, 20)
+
+    def sample(**seed: int) -> list[int]:
+        options = {"temperature": 1.0, **seed}
+        return list(generate(served.cluster, "a", ids, 20, sampling=options)["output_ids"])
+
+    alone = sample(sampling_seed=5)
+    crowd = [partial(sample, sampling_seed=seed) for seed in (5, 6, 5)] + [sample, sample]
+    fifth, sixth, again, free, other = together(crowd)
+    assert alone == fifth == again
+    assert len({tuple(out) for out in (alone, sixth, free, other)}) == 4
+
+
+def test_several_samples_cost_one_prefill(served: Served, prompts: Prompts) -> None:
+    (ids,) = prompts(1, 60)
+    sampling = {"temperature": 1.0, "sampling_seed": 40, "n": 3}
+    answers = generate(served.cluster, "a", ids, sampling=sampling)
+    singles = [
+        generate(served.cluster, "a", ids, sampling=sampling | {"n": 1, "sampling_seed": 40 + i})
+        for i in range(3)
+    ]
+    assert [a["output_ids"] for a in answers] == [s["output_ids"] for s in singles]
+    assert [a["meta_info"]["cached_tokens"] for a in answers] == [0, 59, 59]
+
+
+def test_openai_client(served: Served, llama: Models) -> None:
+    """Chat, streamed and not: same text, one token a chunk from the first on, true usage."""
+    client = openai.OpenAI(base_url=f"{served.cluster.url}/models/a/v1", api_key="none")
+    chat = {"model": "a", "messages": [{"role": "user", "content": "hello there"}]}
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**chat, **options)
+    chunks = list(
+        client.chat.completions.create(
+            **chat, **options, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    assert "".join(texts) == whole.choices[0].message.content
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 8
+    assert len(whole.choices[0].logprobs.content) == 8
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert whole.usage.prompt_tokens_details.cached_tokens in (0, whole.usage.prompt_tokens - 1)
+
+
+def test_streamed_tokens_are_the_references(served: Served, prompts: Prompts) -> None:
+    """No empty chunk comes before the first token."""
+    (ids,) = prompts(1, 30)
+    want = expected(served.models.base, served.models.decoders["a"], ids, 6)
+    client = openai.OpenAI(base_url=f"{served.cluster.url}/v1", api_key="none")
+    stream = client.completions.create(
+        model="a", prompt=ids, max_tokens=6, temperature=0, stream=True, logprobs=0
+    )
+    chunks = [chunk for chunk in stream if chunk.choices[0].logprobs]
+    assert [len(chunk.choices[0].logprobs.tokens) for chunk in chunks] == [1] * 6
+    assert chunks[0].choices[0].logprobs.token_logprobs[0] == pytest.approx(
+        want.first_logprob, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("length", [2040, 2044, 2045, 2046, 2047, 2048, 3000])
+def test_at_the_context_limit(served: Served, plain: str, length: int, prompts: Prompts) -> None:
+    """The tiny models' context is 2,048 tokens; what fits on a plain server fits here."""
+    (ids,) = prompts(1, length)
+    if length >= 2047:
+        with pytest.raises(RefusedError, match="400"):
+            on_plain(plain, ids, 4)
+        with pytest.raises(RefusedError, match=r"400.*(context|long|exceed)"):
+            generate(served.cluster, "twin", ids, 4)
+    else:
+        assert_same(generate(served.cluster, "twin", ids, 4), on_plain(plain, ids, 4))
+    assert_conserved(served.cluster)
+
+
+def test_prompt_logprobs_are_refused_by_name(served: Served, prompts: Prompts) -> None:
+    (ids,) = prompts(1, 10)
+    decode = next(w for w in served.cluster.workers if w.model == "a")
+    prefill = served.cluster.workers[0]
+    plan = next(spec for spec in served.cluster.plan.workers if spec.name == prefill.name)
+    handshake = {
+        "bootstrap_host": "127.0.0.1", "bootstrap_port": plan.bootstrap_port, "bootstrap_room": 99,
+    }  # fmt: skip
+    body = {"input_ids": ids, "return_logprob": True, "logprob_start_len": 0, **handshake}
+    with pytest.raises(RefusedError, match="logprobs of prompt tokens"):
+        post(f"{decode.url}/generate", body)
+    with pytest.raises(RefusedError, match="logprob"):
+        generate(served.cluster, "a", ids, return_logprob=True, logprob_start_len=0)

@@ -1,0 +1,71 @@
+"""A full decode pool: requests are retracted and restored, never recomputed (invariant I4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+
+import pytest
+import torch
+from conftest import Launch, Models, Served
+from engine_client import assert_conserved, counters, generate, growth, together
+from hf_reference import expected
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+POOL = ("--max-total-tokens", "416", "--num-reserved-decode-tokens", "40")
+
+
+@pytest.fixture(scope="module", params=["llama, page 1", "qwen3, page 16"])
+def served(request: pytest.FixtureRequest, llama: Models, qwen3: Models, launch: Launch) -> Served:
+    models, page = (llama, "1") if request.param.startswith("llama") else (qwen3, "16")
+    with pytest.MonkeyPatch.context() as patch:
+        # SGLang's own test hook: retract at every third decode step, pressure or none.
+        patch.setenv("SGLANG_TEST_RETRACT", "1")
+        return launch(models, "a", "b", engine_args=("--page-size", page), decode_engine_args=POOL)
+
+
+def frequency_penalty(logits: torch.Tensor, said: list[int]) -> torch.Tensor:
+    counts = torch.bincount(torch.tensor(said, dtype=torch.int64), minlength=logits.shape[0])
+    return logits - 1.5 * counts
+
+
+def test_output_is_exact_and_the_base_is_not_asked_again(served: Served, prompts: Prompts) -> None:
+    lengths = (1, 2, 25, 60)
+    asked = [
+        (name, prompts(1, length)[0], penalised)
+        for name, length, penalised in zip("ab" * 6, cycle(lengths), cycle((0, 0, 1)), strict=False)
+    ]
+    want = [
+        expected(
+            served.models.base, served.models.decoders[name], ids, 40,
+            *([frequency_penalty] if penalised else []),
+        )
+        for name, ids, penalised in asked
+    ]  # fmt: skip
+    before = counters(served.cluster)
+    answers = together(
+        [
+            partial(
+                generate, served.cluster, name, ids, 40,
+                sampling={"frequency_penalty": 1.5 if penalised else 0.0}, return_logprob=True,
+            )
+            for name, ids, penalised in asked
+        ]
+    )  # fmt: skip
+    after = counters(served.cluster)
+    assert [answer["output_ids"] for answer in answers] == [w.tokens for w in want]
+    assert all(len(a["meta_info"]["output_token_logprobs"]) == 40 for a in answers)
+    retractions = sum(answer["meta_info"]["num_retractions"] for answer in answers)
+    assert retractions > len(asked), "the test did not retract, so it showed nothing"
+    assert growth(before, after, "prefill-0", "prefill_requests") == len(asked)
+    assert_conserved(served.cluster)
+
+
+def test_request_as_large_as_the_pool_is_served(served: Served, prompts: Prompts) -> None:
+    """380 tokens and 40 reserved exceed 416: it gets the whole pool instead of waiting for ever."""
+    (ids,) = prompts(1, 380)
+    want = expected(served.models.base, served.models.decoders["a"], ids, 8)
+    assert generate(served.cluster, "a", ids, 8)["output_ids"] == want.tokens

@@ -1,0 +1,68 @@
+"""SGLang classes the plugin builds on: each seam with what it relies on, named when it changes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from ps_sglang.engine.compat import memory, platform, srt
+
+RELIED_ON: dict[tuple[Any, str], tuple[str, ...]] = {
+    (srt.CommonKVManager, "__init__"): (
+        "self", "args", "disaggregation_mode", "server_args", "is_mla_backend",
+    ),
+    (srt.CommonKVManager, "_room_notify_targets"): ("self", "bootstrap_room"),
+    (srt.CommonKVManager, "_connect"): ("self", "endpoint", "is_ipv6"),
+    (srt.CommonKVManager, "parse_kv_status_message"): ("self", "msg"),
+    (srt.CommonKVManager, "conclude_failure"): (
+        "self", "bootstrap_room", "failure_reason", "targets",
+    ),
+    (srt.CommonKVManager, "build_receiver_registration_message"): ("self",),
+    (srt.CommonKVManager, "build_receiver_metadata_message"): (
+        "self", "bootstrap_room", "required_dst_info_num", "kv_indices", "aux_index",
+        "state_indices", "decode_prefix_len", "is_dummy", "device_kv_indices",
+    ),
+    (srt.CommonKVSender, "send"): (
+        "self", "kv_indices", "state_indices", "num_kv_tokens", "indices_event",
+    ),
+    (srt.CommonKVReceiver, "send_metadata"): (
+        "self", "kv_indices", "aux_index", "state_indices", "decode_prefix_len", "destination",
+        "device_kv_indices",
+    ),
+    (srt.CommonKVReceiver, "_poll"): ("self",),
+    (srt.CommonKVReceiver, "_clear"): ("self",),
+    (srt.UnifiedRadixCache, "match_prefix"): ("self", "params"),
+    (srt.UnifiedRadixCache, "checkpoint"): ("self", "req", "up_to", "kwargs"),
+    (srt, "match_kv_cache"): ("req", "tree_cache", "token_ids", "cow_mamba", "max_prefix_len"),
+    (srt, "prepare_abort"): ("req", "error_message", "status_code"),
+    (srt, "multinomial_with_seed"): ("logprobs", "seed", "positions"),
+    (srt, "register_radix_cache_backend"): ("name", "factory"),
+    (srt, "create_unified_radix_cache"): ("ctx", "cache_class"),
+    (memory.MHATokenToKVPool, "_create_buffers_normal"): ("self",),
+    (memory.MHATokenToKVPool, "_kv_buffer_shapes"): ("self",),
+    (platform.SRTPlatform, "get_kv_pool_cls"): ("self", "kind"),
+    (platform.SRTPlatform, "get_default_attention_backend"): ("self",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), RELIED_ON, ids=lambda part: getattr(part, "__name__", part)
+)
+def test_signature(owner: Any, name: str) -> None:
+    found = tuple(inspect.signature(getattr(owner, name)).parameters)
+    assert found == RELIED_ON[owner, name], f"{owner.__name__}.{name} changed"
+
+
+def test_request_fields() -> None:
+    """The hooks read and write these attributes of SGLang's request."""
+    source = inspect.getsource(srt.Req)
+    for field in (
+        "origin_input_ids", "output_ids", "full_untruncated_fill_ids", "extend_end", "prefix_len",
+        "cached_tokens", "cached_tokens_device", "cached_tokens_host", "already_computed",
+        "skip_radix_cache_insert", "metadata_buffer_index", "pending_bootstrap", "to_finish",
+        "reasoning_tokens", "_is_reasoning_over", "_think_end_match_len", "_think_start_match_len",
+        "disagg_decode_prefix_len", "hidden_states_tensor", "return_sampling_mask", "grammar",
+    ):  # fmt: skip
+        assert f"self.{field}" in source, f"Req.{field} is gone"

@@ -1,0 +1,50 @@
+"""The doorbell: a wait ends by a ring or a message, and no ring is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import zmq
+
+from ps_sglang.engine.waiting import Doorbell
+
+LONG_MS = 60_000  # far beyond the test's own limit: a wait that nothing ends fails the test
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def test_a_ring_ends_the_wait() -> None:
+    bell = Doorbell([])
+    threading.Thread(target=bell.ring).start()
+    bell.wait(LONG_MS)
+
+
+def test_a_ring_before_the_wait_is_heard() -> None:
+    bell = Doorbell([])
+    bell.ring()
+    bell.wait(LONG_MS)
+
+
+def test_any_number_of_rings_is_one() -> None:
+    """Ringing never blocks, even with nobody listening, and is over after one wait."""
+    bell = Doorbell([])
+    for _ in range(1_000_000):
+        bell.ring()
+    bell.wait(LONG_MS)
+    started = time.monotonic()
+    bell.wait(50)
+    assert time.monotonic() - started >= 0.05, "an old ring ended a later wait"
+
+
+def test_a_message_ends_the_wait() -> None:
+    context = zmq.Context()
+    receiver, sender = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    port = receiver.bind_to_random_port("tcp://127.0.0.1")
+    sender.connect(f"tcp://127.0.0.1:{port}")
+    bell = Doorbell([receiver])
+    sender.send(b"request")
+    bell.wait(LONG_MS)
+    assert receiver.recv(zmq.NOBLOCK) == b"request"
+    context.destroy(linger=0)
