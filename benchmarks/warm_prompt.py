@@ -1,0 +1,133 @@
+"""A fully warm 1,000-token prompt with 2 output tokens: the cluster against one plain server.
+
+    python -m benchmarks.warm_prompt
+
+Both are up at the same time and take turns. The cluster's time includes its gateway; the plain
+server (stock SGLang on the same CPU platform, the decoder's own weights) is asked directly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import save, spread
+from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.models import resolve
+
+PROMPT_TOKENS = 1000
+OUTPUT_TOKENS = 2
+_READY_S = 240.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=30, help="requests each (default 30)")
+    repeats = parser.parse_args(argv).repeats
+    source = random.Random(0)
+    prompt = [source.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)]
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        Cluster.start(
+            ClusterSpec("base", ("a",), port=0, log_dir=Path(logs)), say=_say
+        ) as cluster,
+        plain_server(resolve("a").path, Path(logs) / "plain.log") as plain_url,
+    ):
+        urls = {"cluster": f"{cluster.url}/models/a", "plain": plain_url}
+        for url in urls.values():
+            for _ in range(3):
+                ask(url, prompt)
+        seconds: dict[str, list[float]] = {name: [] for name in urls}
+        for _ in range(repeats):
+            for name, url in urls.items():
+                seconds[name].append(ask(url, prompt))
+    figures: dict[str, Any] = {name: spread(values) for name, values in seconds.items()}
+    ratio = figures["cluster"]["median"] / figures["plain"]["median"]
+    path = save("warm_prompt", {"seconds": figures, "ratio_of_medians": ratio})
+    for name, values in figures.items():
+        print(
+            f"{name:<8} median {values['median'] * 1e3:.0f} ms "
+            f"({values['min'] * 1e3:.0f} to {values['max'] * 1e3:.0f}, {repeats} requests)"
+        )
+    print(f"saved {path}")
+    print(f"warm prompt: {ratio:.2f}x one plain server")
+    return 0
+
+
+def ask(url: str, prompt: list[int]) -> float:
+    """Seconds until the whole answer is there."""
+    body = {
+        "input_ids": prompt,
+        "sampling_params": {"max_new_tokens": OUTPUT_TOKENS, "temperature": 0},
+    }
+    request = urllib.request.Request(
+        f"{url}/generate", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    started = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=120) as response:
+        answer = json.load(response)
+    assert answer["meta_info"]["completion_tokens"] == OUTPUT_TOKENS
+    return time.perf_counter() - started
+
+
+@contextmanager
+def plain_server(model: Path, log: Path) -> Iterator[str]:
+    """One SGLang server without disaggregation; yields its URL once it is healthy."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = (
+        "--device cpu --dtype float32 --attention-backend torch_native --sampling-backend pytorch "
+        "--disable-overlap-schedule --sleep-on-idle --max-total-tokens 10000 --skip-server-warmup"
+    )
+    command = [
+        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model),
+        "--port", str(port), *flags.split(),
+    ]  # fmt: skip
+    # The plugin brings the CPU platform; without disaggregation its handoff hooks do nothing.
+    environ = {**os.environ, "PS_SGLANG_ENABLE": "1", "OMP_WAIT_POLICY": "passive"}
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environ, start_new_session=True
+        )
+    try:
+        _say("loading the plain server")
+        _wait_until_healthy(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + _READY_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > limit:
+                raise SystemExit("the plain server did not start") from None
+            time.sleep(0.2)  # between polls of a process that has no other way to say so
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
