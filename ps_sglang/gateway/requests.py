@@ -192,7 +192,10 @@ def _generate_prompt_field(body: Body) -> str:
 def _generate_n(params: list[Body] | Body) -> int:
     every = params if isinstance(params, list) else [params]
     for one in every:
-        validation.check_max_tokens(one, "max_new_tokens", "sampling_params.max_new_tokens")
+        # SGLang programs ask for no tokens to have a prefix cached, before they fork for one.
+        validation.check_max_tokens(
+            one, "max_new_tokens", "sampling_params.max_new_tokens", least=0
+        )
         validation.seed(one, "sampling_seed", "sampling_params.sampling_seed")
     counts = {validation.n_samples(one, "sampling_params.n") for one in every} or {1}
     if len(counts) > 1:

@@ -208,14 +208,12 @@ def seed(body: Body, name: str, param: str | None = None) -> int | None:
     return value
 
 
-def check_max_tokens(body: Body, name: str, param: str | None = None) -> None:
-    """Refuse to generate nothing: the first token is what a decoder reads the prompt for."""
+def check_max_tokens(body: Body, name: str, param: str | None = None, *, least: int = 1) -> None:
+    """An optional limit of the answer's length, at least `least` tokens."""
     value = integer(body, name, param)
-    if value is not None and value < 1:
+    if value is not None and value < least:
         raise BadRequest(
-            f"`{param or name}` must be at least 1, not {value}: in prefill-decode disaggregation "
-            "the first token comes with the handoff.",
-            param=param or name,
+            f"`{param or name}` must be at least {least}, not {value}.", param=param or name
         )
 
 

@@ -93,6 +93,20 @@ def test_whole_prefix_needs_no_forward_and_no_handoff(
         assert answer["output_ids"] == wants[name].tokens
 
 
+def test_no_tokens_asked_caches_the_prefix(served: Served, prompts: Prompts) -> None:
+    """SGLang programs do so before they fork; the fork's requests then need no handoff."""
+    (ids,) = prompts(1, 97)
+    nothing = generate(served.cluster, "c", ids, 0)
+    assert (nothing["output_ids"], nothing["meta_info"]["completion_tokens"]) == ([], 0)
+    before = counters(served.cluster)
+    answer = generate(served.cluster, "c", ids)
+    after = counters(served.cluster)
+    assert growth(before, after, "decode-c", "handoff_skipped") == 1
+    want = expected(served.models.base, served.models.decoders["c"], ids)
+    assert answer["output_ids"] == want.tokens
+    assert_conserved(served.cluster)
+
+
 def test_tenants_do_not_share(served: Served, prompts: Prompts) -> None:
     """Invariant I3: the key has the tenant's salt in it, and no decoder's name."""
     (ids,) = prompts(1, 33)

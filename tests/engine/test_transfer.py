@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ps_sglang.engine.compat.srt import KVClassType, TransferBackend
+from ps_sglang.engine.transfer import backend, endpoints
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.messages import (
     TAG,
@@ -69,3 +71,15 @@ def test_truncated_batches_write_nothing(frames: list[bytes]) -> None:
     with pytest.raises(ValueError, match="frame"):
         rows(*target).scatter(np.array([0, 1], dtype=np.int32), frames)
     assert all((buffer == 5).all() for buffer in target)
+
+
+def test_backend_is_selected_by_name_beside_sglangs_own() -> None:
+    from sglang.srt.disaggregation.utils import get_kv_class
+
+    stock = getattr(get_kv_class, "__wrapped__", get_kv_class)
+    extended = backend.ExtendedTransferBackend
+    assert {b.name for b in TransferBackend} <= {b.name for b in extended}
+    assert backend.get_kv_class(stock, extended("zmq"), KVClassType.SENDER) is endpoints.ZmqKVSender
+    mooncake = backend.get_kv_class(stock, TransferBackend("mooncake"), KVClassType.SENDER)
+    assert mooncake.__name__ == "MooncakeKVSender"
+    assert not mooncake.supports_host_tensor_indices, "its CUDA events end a CPU worker"

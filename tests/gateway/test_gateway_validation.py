@@ -71,7 +71,7 @@ REFUSED = [
     (GENERATE, {"text": ["x"], "sampling_params": []}, "`sampling_params`"),
     (GENERATE, {"text": ["x", "y"], "sampling_params": [{}, {"n": 2}]}, "same for all"),
     (GENERATE, {"sampling_params": {"n": 0}}, "`sampling_params.n`"),
-    (GENERATE, {"sampling_params": {"max_new_tokens": 0}}, "`sampling_params.max_new_tokens`"),
+    (GENERATE, {"sampling_params": {"max_new_tokens": -1}}, "`sampling_params.max_new_tokens`"),
     (GENERATE, {"sampling_params": {"sampling_seed": "x"}}, "`sampling_params.sampling_seed`"),
     (GENERATE, {"text": ["x", "y"], "return_logprob": [True]}, "`return_logprob`"),
     # What a disaggregated cluster of text models does not have.

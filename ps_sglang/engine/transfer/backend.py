@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final
 
+import torch
+
 from ps_sglang.engine.compat.srt import (
     KVClassType,
     TransferBackend,
@@ -23,8 +25,11 @@ ExtendedTransferBackend = Enum(  # type: ignore[misc]
 def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) -> type | None:
     """Around ``disaggregation.utils.get_kv_class``: the classes of backend ``zmq``."""
     if transfer_backend.value != BACKEND_NAME or class_type is KVClassType.KVARGS:
-        found: type | None = original(transfer_backend, class_type)
-        return found
+        found: Any = original(transfer_backend, class_type)  # one of SGLang's own
+        if class_type is KVClassType.SENDER and not torch.accelerator.is_available():
+            # SGLang's Mooncake sender records a CUDA event for each chunk where this is true.
+            found.supports_host_tensor_indices = False
+        return found if isinstance(found, type) else None
     from ps_sglang.engine.transfer import endpoints, manager
 
     classes: dict[Any, type] = {
