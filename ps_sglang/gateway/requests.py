@@ -270,16 +270,21 @@ def _item(values: list[Any], number: int, batch: int | None, name: str) -> Any:
 
 
 def _rids(body: Body, batch: int, n: int) -> Iterator[str]:
-    """Engine ids of all samples; none may start another one, as SGLang aborts by prefix."""
+    """Engine ids of all samples: the client's id, if it gave one, and a part that is unique.
+
+    SGLang aborts every request whose id starts with a given one, so no id may start another's:
+    a client that hangs up must not end the requests of others.
+    """
     given = body.get("rid")
-    if given is None:
-        given = uuid.uuid4().hex
+    if given is None or _is_rid(given):
+        names = [given or "ps"] * batch
     elif isinstance(given, list) and len(given) == batch and all(map(_is_rid, given)):
-        return (rid if n == 1 else f"{rid}-{turn:04d}" for rid in given for turn in range(n))
-    elif not _is_rid(given):
+        names = given
+    else:
         raise BadRequest("`rid` must be a text, or a list with one text per prompt.", param="rid")
-    total = batch * n
-    return iter([given] if total == 1 else [f"{given}-{number:04d}" for number in range(total)])
+    unique = uuid.uuid4().hex
+    samples = (name for name in names for _ in range(n))
+    return (f"{name}-{unique}-{number:04d}" for number, name in enumerate(samples))
 
 
 def _is_rid(value: object) -> bool:

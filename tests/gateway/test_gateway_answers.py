@@ -253,11 +253,23 @@ async def test_batched_generate_takes_fields_per_prompt(gateway: Setup) -> None:
         "return_logprob": [True, False],
     }
     _, answer = await gateway.post("/generate", body)
-    assert [one["meta_info"]["id"] for one in answer] == ["first", "second"]
+    ids = [one["meta_info"]["id"] for one in answer]
+    assert [name.split("-")[0] for name in ids] == ["first", "second"]
     assert [one["text"] for one in answer] == ["a-x-0 ", "a-x-0 a-x-1 "]
     sent = {request["text"]: request for request in gateway.decode().requests}
     assert (sent["x"]["cache_salt"], sent["y"]["cache_salt"]) == ("s", "t")
     assert (sent["x"]["return_logprob"], sent["y"]["return_logprob"]) == (True, False)
+
+
+async def test_no_request_id_starts_another(gateway: Setup) -> None:
+    """SGLang aborts by prefix: with the client's own ids, ending `r` would end `r2` as well."""
+    for rid in ("r", "r", "r2", None):
+        params = {"n": 6, "max_new_tokens": 1}
+        body = {"model": "a", "text": ["x", "y"], "rid": rid, "sampling_params": params}
+        await gateway.post("/generate", body)
+    ids = [request["rid"] for request in gateway.decode().requests]
+    assert len(ids) == 48
+    assert not [(a, b) for a in ids for b in ids if a is not b and b.startswith(a)]
 
 
 async def test_streamed_generate(gateway: Setup) -> None:
