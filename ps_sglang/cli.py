@@ -1,0 +1,84 @@
+"""`ps-sglang`: launch a cluster, verify it, check decoders against a base, list the models."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ps_sglang import __version__
+from ps_sglang.errors import PsSglangError
+
+Command = Callable[[Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 2 means that the arguments or files are wrong."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog="ps-sglang",
+        description="PrefillShare for SGLang: one base prefill serves many decoders.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<8} {help_text}" for name, (_, help_text) in COMMANDS.items())
+        + "\n\n`ps-sglang COMMAND --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ps-sglang {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="command")
+    # Everything after the command is the command's own, its --help included.
+    chosen = parser.parse_args(words[:1])
+    command, _ = COMMANDS[chosen.command]
+    try:
+        return command(words[1:])
+    except PsSglangError as error:
+        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _launch(argv: Sequence[str]) -> int:
+    from ps_sglang.launch.__main__ import main as launch
+
+    return launch(argv, prog="ps-sglang launch")
+
+
+def _verify(argv: Sequence[str]) -> int:
+    from ps_sglang.verify.__main__ import main as verify
+
+    return verify(argv)
+
+
+def _check(argv: Sequence[str]) -> int:
+    """Resolve the models of a launch and compare them; start nothing."""
+    from ps_sglang.launch.args import parse_args
+    from ps_sglang.launch.prepare import check_flags, check_models
+
+    spec = parse_args(argv, prog="ps-sglang check")
+    check_flags(spec)
+    base, reports = check_models(spec)
+    print(f"base {base.name}: {base.path}")
+    for report in reports:
+        how = "fits, trained on this base" if report.verified else "fits by shape, unverified"
+        print(f"decoder {report.name}: {how}: {report.path}")
+    return 0
+
+
+def _models(argv: Sequence[str]) -> int:
+    """List the demo models, where they are (or will be), and what they are called."""
+    argparse.ArgumentParser(prog="ps-sglang models", description=_models.__doc__).parse_args(argv)
+    from ps_sglang.models.demo import ALIASES
+
+    for alias, name in ALIASES.items():
+        print(f"{alias:<6} {name}")
+    return 0
+
+
+COMMANDS: Final[dict[str, tuple[Command, str]]] = {
+    "launch": (_launch, "start a cluster and serve until Ctrl-C"),
+    "check": (_check, "compare decoders with a base; starts nothing"),
+    "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
+    "models": (_models, "list the built-in demo models"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

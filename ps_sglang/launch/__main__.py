@@ -1,0 +1,71 @@
+"""`python -m ps_sglang.launch`: start a cluster, serve until Ctrl-C, stop it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ps_sglang.errors import LaunchError, PsSglangError
+from ps_sglang.launch.args import parse_args
+
+if TYPE_CHECKING:
+    from ps_sglang.launch.cluster import Cluster
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ps_sglang.launch") -> int:
+    """Exit status: 0 stopped on request, 1 a worker failed, 2 refused before any start."""
+    try:
+        spec = parse_args(sys.argv[1:] if argv is None else argv, prog)
+        from ps_sglang.launch.cluster import Cluster
+
+        _interrupt_on_signals()
+        with Cluster.start(spec, say) as cluster:
+            say(ready_line(cluster))
+            cluster.wait()
+    except KeyboardInterrupt:
+        say("stopped")
+    except LaunchError as error:
+        say(f"error: {error}")
+        return 1
+    except PsSglangError as error:
+        say(f"error: {error}")
+        return 2
+    return 0
+
+
+def ready_line(cluster: Cluster) -> str:
+    """What a person needs to use the cluster, the request to copy included."""
+    decoders = [worker.model for worker in cluster.workers if worker.role == "decode"]
+    body = json.dumps({"model": decoders[0], "messages": [{"role": "user", "content": "Hello!"}]})
+    return (
+        f"ready {cluster.url} after {cluster.ready_s:.1f} s, "
+        f"{cluster.memory_bytes / 1e9:.1f} GB; decoders: {', '.join(decoders)}; "
+        f"logs: {cluster.plan.log_dir}\n"
+        f"try: curl {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{body}'"
+    )
+
+
+def say(line: str) -> None:
+    """Tell the user; standard error, as in all tools whose output could be piped."""
+    print(f"ps-sglang: {line}", file=sys.stderr, flush=True)
+
+
+def _interrupt_on_signals() -> None:
+    """The first Ctrl-C or SIGTERM begins the stop, which takes seconds; more change nothing."""
+
+    def interrupt(*_: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        say("stopping")
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The command line of the launcher. Must stay light: `--help` imports no torch and no SGLang."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from ps_sglang.errors import UsageError
+from ps_sglang.launch.spec import ClusterSpec
+
+_DESCRIPTION: Final = """\
+Serve several fine-tuned decoders from one shared prefill.
+
+Starts one SGLang prefill worker for the base model, one SGLang decode worker for each
+decoder, and a gateway that speaks the OpenAI API and SGLang's own. Ctrl-C stops it all."""
+
+_EPILOG: Final = """\
+models:
+  base, a, b, c          demo models: SmolLM2-135M-Instruct and three stand-ins made from it
+  PATH                   a checkpoint folder; its last part is the name that clients ask for
+  NAME=MODEL             any of these under another name
+  ORG/MODEL              a hub id, downloaded once
+  A decoder must have been trained on the base's cache, which its prefillshare.json says.
+
+engine flags:
+  Every flag that is not listed above goes to SGLang (`python -m sglang.launch_server --help`)
+  on all workers, and wins over the launcher's default. Flags for one role go in quotes; they
+  win over the common ones. `--no-FLAG` takes away a default, as in --no-sleep-on-idle.
+
+examples:
+  python -m ps_sglang.launch --prefill base --decoders a,b,c
+  python -m ps_sglang.launch --prefill ./qwen3 --decoders math=./m1,code=./c1 --page-size 16
+  python -m ps_sglang.launch --prefill base --decoders a --prefill-replicas 2 \\
+      --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
+  python -m ps_sglang.launch --spec launch/demo.yaml --port 0"""
+
+_ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parse_args(argv: Sequence[str], prog: str = "python -m ps_sglang.launch") -> ClusterSpec:
+    """The cluster that a command line asks for.
+
+    Raises:
+        UsageError: in one line, what is wrong with which argument.
+    """
+    known, rest = _parser(prog).parse_known_args(_glued(argv))
+    given = vars(known)
+    chosen: dict[str, Any] = {}
+    if spec_file := given.pop("spec", None):
+        from ps_sglang.launch.specfile import read_spec
+
+        chosen = read_spec(spec_file)
+    engine_args = (*chosen.get("engine_args", ()), *rest)
+    chosen |= given | {"engine_args": engine_args}
+    for flag in ("prefill", "decoders"):
+        if flag not in chosen:
+            raise UsageError(f"--{flag} is missing (see {prog} --help)")
+    if "ready_timeout" in chosen:
+        chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
+    return ClusterSpec(**chosen)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    # Only what is given appears in the result; defaults live in ClusterSpec alone.
+    parser = _Parser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        usage=f"{prog} --prefill MODEL --decoders MODEL,... [options] [engine flags]",
+    )
+    default = ClusterSpec("", ("",))
+    add = parser.add_argument
+    add("--prefill", metavar="MODEL", help="the base model")
+    add(
+        "--decoders",
+        metavar="MODEL,...",
+        type=lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+        help="the decoders, separated by commas",
+    )
+    add(
+        "--spec",
+        type=Path,
+        metavar="FILE",
+        help="read these options from a YAML file; flags given here win over it",
+    )
+    add("--host", help=f"address that the gateway listens on (default {default.host})")
+    add(
+        "--port", type=int, help=f"port of the gateway, 0 for any free one (default {default.port})"
+    )
+    add(
+        "--prefill-replicas",
+        type=int,
+        metavar="N",
+        help=f"number of prefill workers (default {default.prefill_replicas})",
+    )
+    add(
+        "--transfer-backend",
+        choices=("zmq", "mooncake", "nixl"),
+        help="how KV pages travel (default zmq on a CPU, mooncake on a GPU)",
+    )
+    add(
+        "--allow-unverified",
+        action="store_true",
+        help="admit decoders without a prefillshare.json; shapes and tokenizer are still checked",
+    )
+    add(
+        "--log-dir",
+        type=Path,
+        metavar="DIR",
+        help="where each worker's log goes (default: a new folder under ~/.cache/ps_sglang/logs)",
+    )
+    add(
+        "--ready-timeout",
+        type=float,
+        metavar="S",
+        help="give up if a worker is not ready after so many seconds "
+        f"(default {default.ready_timeout_s:g})",
+    )
+    for flag, role in zip(_ROLE_FLAGS, ("prefill", "decode"), strict=True):
+        add(flag, type=_words, metavar='"..."', help=f"SGLang flags for {role} workers only")
+    return parser
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def _glued(argv: Sequence[str]) -> list[str]:
+    """`--decode-engine-args --x` as `--decode-engine-args=--x`: argparse takes it for a flag."""
+    glued: list[str] = []
+    for word in argv:
+        if glued and glued[-1] in _ROLE_FLAGS:
+            glued[-1] += f"={word}"
+        else:
+            glued.append(word)
+    return glued

@@ -1,0 +1,275 @@
+"""A running cluster: bring it up, know its workers, take it down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from types import TracebackType
+from typing import Final, Self
+
+from ps_sglang.engine.settings import BASE_FINGERPRINT
+from ps_sglang.errors import LaunchError
+from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.launch import procfs
+from ps_sglang.launch.environment import host_environment, worker_environment
+from ps_sglang.launch.link import HostLink
+from ps_sglang.launch.messages import Ending, Loaded, Start
+from ps_sglang.launch.prepare import Plan, prepare
+from ps_sglang.launch.readiness import Probe, gateway_url, read_ahead, tail
+from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
+
+Say = Callable[[str], None]
+
+GATEWAY: Final = "gateway"
+HOST: Final = "host"
+_PROGRESS_S: Final = 5.0
+_POLL_S: Final = 0.1
+_GATEWAY_GRACE_S: Final = 2.0
+# On a CPU nothing outlives a killed worker; a GPU's memory is released by the worker itself.
+_WORKER_GRACE_S: Final = {True: 0.0, False: 6.0}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as it is now."""
+
+    name: str
+    role: Role
+    model: str
+    url: str
+    log: Path
+    pid: int
+    alive: bool
+
+
+class Cluster:
+    """One prefill worker or more, one decode worker a decoder, and the gateway.
+
+        with Cluster.start(ClusterSpec("base", ("a", "b"), port=0)) as cluster:
+            openai.OpenAI(base_url=cluster.url + "/v1", api_key="none")
+
+    Leaving the block ends every process and removes every temporary file, whatever happened.
+    """
+
+    def __init__(self, plan: Plan, say: Say) -> None:
+        self.plan = plan
+        self.url = ""
+        self.ready_s = 0.0
+        self._say = say
+        self._began = time.monotonic()
+        for name in (HOST, GATEWAY, *(worker.name for worker in plan.workers)):
+            self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
+        self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
+        self._environ = host_environment(os.environ, self._runtime, plan.architecture, cpu=plan.cpu)
+        self._link = HostLink(
+            self._runtime,
+            plan.base.path if plan.cpu else None,
+            self._environ,
+            plan.log_dir / f"{HOST}.log",
+        )
+
+    @classmethod
+    def start(cls, spec: ClusterSpec, say: Say = lambda line: None) -> Self:
+        """Bring up a cluster; it answers requests when this returns.
+
+        `say` takes the progress, a line at a time.
+
+        Raises:
+            UsageError: the specification cannot work; nothing was started.
+            LaunchError: a worker ended or missed the deadline; everything is stopped again.
+        """
+        cluster = cls(prepare(spec), say)
+        try:
+            cluster._bring_up()
+        except BaseException:
+            cluster.stop()
+            raise
+        return cluster
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """All workers, dead ones too."""
+        return tuple(
+            Worker(
+                spec.name,
+                spec.role,
+                spec.model_name,
+                spec.url,
+                spec.log,
+                self._link.pids[spec.name],
+                spec.name not in self._link.exits,
+            )
+            for spec in self.plan.workers
+        )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of all its processes now, shared pages counted once (sum of PSS)."""
+        pids = [self._link.pid, *procfs.descendants(self._link.pid)]
+        return sum(procfs.proportional_bytes(pid) for pid in pids)
+
+    def wait(self) -> None:
+        """Serve on, reporting each worker that dies.
+
+        Raises:
+            LaunchError: the gateway or the process host died, so nothing is served any more.
+        """
+        reported: set[str] = set()
+        while True:
+            self._link.wait_for(lambda: self._link.gone or bool(self._dead - reported))
+            if self._link.gone:
+                raise self._failure(HOST, "the process host died, and all workers with it")
+            for name in self._dead - reported:
+                message = f"{name} {self._ending(name)}"
+                if name == GATEWAY:
+                    raise self._failure(name, message)
+                self._say(f"{message}; the others keep serving. Log: {self._log(name)}")
+                reported.add(name)
+
+    def stop(self) -> None:
+        """End every process of the cluster; may be called again."""
+        self._link.stop(GATEWAY, _GATEWAY_GRACE_S)
+        self._link.close(_WORKER_GRACE_S[self.plan.cpu])
+        shutil.rmtree(self._runtime, ignore_errors=True)  # only if the host was killed
+
+    @property
+    def _dead(self) -> set[str]:
+        return set(self._link.exits)
+
+    def _bring_up(self) -> None:
+        deadline = self._began + self.plan.spec.ready_timeout_s
+        read_ahead(self.plan.weight_files)
+        self._wait_until_imported(deadline)
+        for index, worker in enumerate(self.plan.workers):
+            self._start_worker(index, worker)
+        self._start_gateway()
+        self._wait_until_ready(deadline)
+        self._link.send(Loaded())
+        self.url = self._wait_for_gateway(deadline)
+        self.ready_s = time.monotonic() - self._began
+
+    def _start_gateway(self) -> None:
+        config = self._runtime / "gateway.json"
+        config.write_bytes(gateway_config(self.plan).to_json())
+        self._link.send(
+            Start(
+                name=GATEWAY,
+                module="ps_sglang.gateway",
+                argv=("--config", str(config)),
+                env={},
+                log=str(self._log(GATEWAY)),
+                ending=Ending.EXEC,
+            )
+        )
+
+    def _start_worker(self, index: int, worker: WorkerSpec) -> None:
+        # Numbered, as a decoder's name could make a socket's path too long.
+        folder = self._runtime / f"w{index}"
+        env = worker_environment(os.environ, folder, worker.role, cpu=self.plan.cpu)
+        self._link.send(
+            Start(
+                name=worker.name,
+                module="sglang.launch_server",
+                argv=worker.argv,
+                env=env | {BASE_FINGERPRINT: self.plan.fingerprint},
+                log=str(worker.log),
+                ending=Ending.FORK if self.plan.cpu else Ending.EXEC,
+            )
+        )
+
+    def _wait_until_imported(self, deadline: float) -> None:
+        if self.plan.cpu:
+            self._say("importing SGLang, once for all workers")
+            self._wait(lambda: () if self._link.import_s is not None else (HOST,), deadline)
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        probes = {worker.name: Probe(worker.name, worker.port) for worker in self.plan.workers}
+        for probe in probes.values():
+            probe.start()
+        try:
+            self._wait(lambda: [n for n, probe in probes.items() if not probe.ready], deadline)
+        finally:
+            for probe in probes.values():
+                probe.cancel()
+
+    def _wait_for_gateway(self, deadline: float) -> str:
+        log = self._log(GATEWAY)
+        self._wait(lambda: () if gateway_url(log) else (GATEWAY,), deadline)
+        return gateway_url(log) or ""
+
+    def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
+        """Wait until nothing is `missing`, telling what is, and what no longer is.
+
+        Raises:
+            LaunchError: something ended meanwhile, or the deadline passed.
+        """
+        waiting = list(missing())
+        told = time.monotonic()
+        while waiting:
+            self._link.wait_for(lambda: self._link.gone or bool(self._dead), _POLL_S)
+            self._fail_if_dead()
+            now = time.monotonic()
+            if now > deadline:
+                limit = self.plan.spec.ready_timeout_s
+                raise self._failure(waiting[0], f"{waiting[0]} was not ready within {limit:g} s")
+            still = list(missing())
+            for name in sorted(set(waiting) - set(still)):
+                self._say(f"{name} ready, {now - self._began:.1f} s")
+            waiting = still
+            if waiting and now - told > _PROGRESS_S:
+                self._say(f"{', '.join(waiting)} loading ... {now - self._began:.0f} s")
+                told = now
+
+    def _fail_if_dead(self) -> None:
+        for name in self._dead:
+            raise self._failure(name, f"{name} {self._ending(name)} while the cluster was starting")
+        if self._link.gone:
+            raise self._failure(HOST, "the process host died while the cluster was starting")
+
+    def _failure(self, name: str, message: str) -> LaunchError:
+        log = self._log(name)
+        return LaunchError(f"{message}; log: {log}", worker=name, log_tail=tail(log))
+
+    def _ending(self, name: str) -> str:
+        status = self._link.exits[name]
+        return f"was killed by {Signals(-status).name}" if status < 0 else f"ended with {status}"
+
+    def _log(self, name: str) -> Path:
+        return self.plan.log_dir / f"{name}.log"
+
+
+def gateway_config(plan: Plan) -> GatewayConfig:
+    """What the gateway must know of a plan."""
+    return GatewayConfig(
+        host=plan.spec.host,
+        port=plan.spec.port,
+        base=plan.base.name,
+        context_length=plan.context_length,
+        prefill=tuple(
+            PrefillWorker(worker.name, worker.url, "127.0.0.1", worker.bootstrap_port)
+            for worker in plan.workers
+            if worker.bootstrap_port is not None
+        ),
+        decode=tuple(
+            DecodeWorker(worker.name, worker.url, worker.model_name)
+            for worker in plan.workers
+            if worker.role is Role.DECODE
+        ),
+    )

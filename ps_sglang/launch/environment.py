@@ -1,0 +1,83 @@
+"""Environment variables of the host and its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from getpass import getuser
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Final
+
+from ps_sglang.launch.architectures import (
+    DISABLED,
+    sglang_models_folder,
+    unneeded_model_files,
+)
+from ps_sglang.launch.spec import Role
+
+CLUSTER: Final = "PS_SGLANG_CLUSTER"
+"""Set in every process of a cluster to the cluster's id; nothing reads it but people and tests."""
+
+
+def has_accelerator(devices: Path = Path("/dev")) -> bool:
+    """Whether this machine shows a CUDA or ROCm device (asked without importing torch)."""
+    return any((devices / name).exists() for name in ("nvidiactl", "kfd"))
+
+
+def host_environment(
+    environ: Mapping[str, str], runtime: Path, architecture: str, *, cpu: bool
+) -> dict[str, str]:
+    """What the host and everything it starts runs with; the user's own settings win.
+
+    OpenMP, MKL and the allocator read theirs when they are loaded, so they cannot wait for
+    the worker. `runtime` takes all temporary files, and is removed when the cluster stops.
+    """
+    defaults = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    fixed = {CLUSTER: runtime.name, "PS_SGLANG_ENABLE": "1", "TMPDIR": str(runtime)}
+    if cpu:
+        unneeded = unneeded_model_files({architecture}, sglang_models_folder())
+        defaults |= _CPU_DEFAULTS | {DISABLED: ",".join(unneeded)}
+        fixed |= _CPU_FIXED
+    else:
+        # By default below the temporary folder, which `runtime` replaces and which is removed.
+        defaults["TORCHINDUCTOR_CACHE_DIR"] = f"{gettempdir()}/torchinductor_{getuser()}"
+    return defaults | dict(environ) | fixed
+
+
+_CPU_DEFAULTS: Final = {
+    # Idle threads of one worker must leave the cores to another.
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+    "OMP_NUM_THREADS": "1",  # of the host; each worker has its own
+    "MALLOC_ARENA_MAX": "2",  # each arena keeps freed memory of its own
+}
+_CPU_FIXED: Final = {
+    # OpenBLAS starts its threads when NumPy is imported, and a fork wants a single thread.
+    "OPENBLAS_NUM_THREADS": "1",
+    # An accelerator that PyTorch sees would turn the CPU platform away.
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def worker_environment(
+    environ: Mapping[str, str], folder: Path, role: Role, *, cpu: bool
+) -> dict[str, str]:
+    """What one worker runs with on top of the host's environment.
+
+    `folder` takes its temporary files (the sockets between SGLang's processes are files) and
+    its metrics: `prometheus_client` mixes those of all processes that share a folder.
+    """
+    metrics = folder / "metrics"
+    metrics.mkdir(parents=True)
+    own = {"TMPDIR": str(folder), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    if cpu:
+        own["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS") or str(threads(role))
+    return own
+
+
+def threads(role: Role, cores: int | None = None) -> int:
+    """OpenMP threads of a worker."""
+    cores = cores or len(os.sched_getaffinity(0))
+    return cores if role is Role.PREFILL else max(1, cores // 2)

@@ -1,0 +1,170 @@
+"""SGLang's command line: what the launcher sets, what it defaults, what the user may add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from ps_sglang.errors import UsageError
+from ps_sglang.launch.spec import Role
+from ps_sglang.models.resolve import NamedModel
+
+Flags = Mapping[str, str | None]
+"""Flag to value; None for a switch."""
+
+_MODELS: Final = "models are chosen with --prefill and --decoders"
+_ADDRESS: Final = (
+    "workers listen on free ports of the loopback; --host and --port are the gateway's"
+)
+_PARALLEL: Final = "one launcher runs one machine"
+_ROLE: Final = "the launcher decides it from the worker's role"
+
+OWNED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "--model": _MODELS,
+        "--model-path": _MODELS,
+        "--served-model-name": _MODELS,
+        "--host": _ADDRESS,
+        "--port": _ADDRESS,
+        "--nccl-port": _ADDRESS,
+        "--dist-init-addr": _PARALLEL,
+        "--nnodes": _PARALLEL,
+        "--node-rank": _PARALLEL,
+        "--disaggregation-mode": _ROLE,
+        "--disaggregation-bootstrap-port": _ROLE,
+        "--disaggregation-decode-enable-radix-cache": _ROLE,
+        "--radix-cache-backend": _ROLE,
+        "--disaggregation-transfer-backend": "it is chosen with --transfer-backend",
+        "--config": "put the flags on the command line or in a --spec file",
+        "--api-key": "the gateway speaks to workers without one; they listen on the loopback only",
+        "--skip-tokenizer-init": "the gateway sends text",
+    }
+)
+"""Flags that a user may not pass through, each with what to do instead."""
+
+_BOTH: Final[Flags] = {
+    "--enable-metrics": None,
+    "--enable-cache-report": None,
+    "--skip-server-warmup": None,  # the launcher's readiness probe runs one request itself
+    "--log-level-http": "warning",
+}
+_CPU: Final[Flags] = {
+    "--device": "cpu",
+    "--dtype": "float32",
+    "--attention-backend": "torch_native",
+    "--sampling-backend": "pytorch",
+    "--grammar-backend": "xgrammar",
+    "--disable-overlap-schedule": None,
+    "--sleep-on-idle": None,
+    "--watchdog-timeout": "3600",
+}
+_CPU_DECODE: Final[Flags] = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
+_PREFILL: Final[Flags] = {"--schedule-policy": "lpm"}
+
+_CPU_CONTEXT: Final = 14336
+_CPU_SPARE: Final = 2048
+
+
+def defaults(role: Role, *, cpu: bool, context_length: int) -> dict[str, str | None]:
+    """The launcher's choices that a user's flag may override.
+
+    On a CPU the KV pool holds one full context (up to 14,336 tokens) and 2,048 tokens more:
+    SGLang would size it by free memory, which several workers cannot all have.
+    """
+    flags = dict(_BOTH)
+    if role is Role.PREFILL:
+        flags |= _PREFILL
+    if cpu:
+        flags |= _CPU
+        flags["--max-total-tokens"] = str(min(context_length, _CPU_CONTEXT) + _CPU_SPARE)
+        if role is Role.DECODE:
+            flags |= _CPU_DECODE
+    return flags
+
+
+def owned(
+    role: Role,
+    model: NamedModel,
+    port: int,
+    rendezvous_port: int,
+    bootstrap_port: int | None,
+    transfer_backend: str,
+) -> tuple[str, ...]:
+    """The part of a worker's command line that only the launcher can know."""
+    flags: dict[str, str] = {
+        "--model-path": str(model.path),
+        "--served-model-name": model.name,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--nccl-port": str(rendezvous_port),
+        "--disaggregation-mode": role.value,
+        "--disaggregation-transfer-backend": transfer_backend,
+        "--radix-cache-backend": "base-token",
+    }
+    if bootstrap_port is not None:
+        flags["--disaggregation-bootstrap-port"] = str(bootstrap_port)
+    words = tuple(word for pair in flags.items() for word in pair)
+    if role is Role.DECODE:
+        words += ("--disaggregation-decode-enable-radix-cache",)
+    return words
+
+
+def merge(default: Flags, user: Sequence[str]) -> tuple[str, ...]:
+    """`default` as a command line, then `user`; a flag of the user's replaces the default.
+
+    `--no-FLAG` takes a default away and is not passed on.
+    """
+    removed = {name for name, _ in groups(user) if _negated(name) in default}
+    kept = [(name, values) for name, values in groups(user) if name not in removed]
+    replaced = {name for name, _ in kept} | {_negated(name) for name in removed}
+    merged: list[str] = []
+    for name, value in default.items():
+        if name not in replaced:
+            merged += [name] if value is None else [name, value]
+    for _, words in kept:
+        merged += words
+    return tuple(merged)
+
+
+def refuse_owned(words: Sequence[str], source: str) -> None:
+    """Refuse flags that the launcher sets itself, and words that belong to no flag.
+
+    Raises:
+        UsageError: naming the flag, where it was given, and what to use instead.
+    """
+    for name, group in groups(words):
+        if not name:
+            raise UsageError(f"{source}: {group[0]!r} belongs to no flag")
+        if name in OWNED:
+            raise UsageError(f"{source}: {name} cannot be passed through; {OWNED[name]}")
+
+
+def value_of(words: Sequence[str], flag: str) -> str | None:
+    """The last value of `flag` in a command line, as argparse would take it."""
+    found = None
+    for name, group in groups(words):
+        if name == flag:
+            _, equals, inline = group[0].partition("=")
+            found = inline if equals else " ".join(group[1:])
+    return found
+
+
+def groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Split a command line into (flag name, its words); words before any flag have no name."""
+    current: list[str] = []
+    for word in words:
+        if word.startswith("--") and current:
+            yield _name(current), current
+            current = []
+        current.append(word)
+    if current:
+        yield _name(current), current
+
+
+def _name(group: Sequence[str]) -> str:
+    return group[0].partition("=")[0] if group[0].startswith("--") else ""
+
+
+def _negated(name: str) -> str:
+    return "--" + name.removeprefix("--no-")

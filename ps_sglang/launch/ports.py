@@ -1,0 +1,75 @@
+"""Ports for workers, which bind them only after they have loaded their model."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+from typing import Final
+
+from ps_sglang.errors import LaunchError, UsageError
+
+_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOW: Final = 10_000
+_USUAL_EPHEMERAL: Final = 32_768
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` distinct ports that nothing listens on, below the ephemeral range.
+
+    Nobody gets such a port without asking for it by number, so it stays free until the
+    worker binds it, except against another program's random choice.
+    """
+    high = _ephemeral_low()
+    found: list[int] = []
+    for port in random.sample(range(_LOW, high), min(high - _LOW, 100 * count)):
+        if is_free("0.0.0.0", port):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise LaunchError(f"found no {count} free ports between {_LOW} and {high}")
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse a gateway address that cannot be bound.
+
+    Raises:
+        UsageError: the port is taken, or the host is not an address of this machine.
+    """
+    try:
+        _bind(host, port)
+    except PermissionError as error:
+        raise UsageError(f"port {port} needs privileges; choose one above 1023") from error
+    except socket.gaierror as error:
+        raise UsageError(f"--host {host}: {error.strerror}") from error
+    except OSError as error:
+        if is_free("0.0.0.0", port):
+            raise UsageError(f"cannot listen on {host}: {error.strerror}") from error
+        raise UsageError(
+            f"port {port} is in use; stop what listens there or choose another with --port "
+            "(0 = any free port)"
+        ) from error
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a listener could bind `port` now."""
+    try:
+        _bind(host, port)
+    except OSError:
+        return False
+    return True
+
+
+def _bind(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: connections of a past listener in TIME_WAIT are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
+def _ephemeral_low() -> int:
+    try:
+        return int(_RANGE.read_text().split()[0])
+    except FileNotFoundError:
+        return _USUAL_EPHEMERAL

@@ -1,0 +1,191 @@
+"""Everything that can be refused before a process is started, and the plan that is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster
+from ps_sglang.contract.engine_flags import check_engine_flags
+from ps_sglang.contract.shape import read_shape
+from ps_sglang.contract.tensors import weight_files
+from ps_sglang.errors import MissingPackageError, UsageError
+from ps_sglang.home import home
+from ps_sglang.launch import flags
+from ps_sglang.launch.environment import has_accelerator
+from ps_sglang.launch.ports import free_ports, require_free
+from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
+from ps_sglang.models.resolve import NamedModel, resolve_all
+
+SGLANG_VERSION: Final = "0.5.23"
+"""The version whose inside the engine plugin knows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cluster that fits together, with every worker's command line.
+
+    `context_length` is the longest prompt plus answer in tokens that its workers can hold.
+    """
+
+    spec: ClusterSpec
+    cpu: bool
+    base: NamedModel
+    fingerprint: str
+    reports: tuple[DecoderReport, ...]
+    workers: tuple[WorkerSpec, ...]
+    architecture: str
+    context_length: int
+    log_dir: Path
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Every file of weights that will be loaded, once each."""
+        folders = dict.fromkeys(worker.model_path for worker in self.workers)
+        return tuple(file for folder in folders for file in weight_files(folder))
+
+
+def prepare(spec: ClusterSpec) -> Plan:
+    """Check `spec` and resolve it, the quick checks first.
+
+    Raises:
+        UsageError: (also its subclasses) something in the specification cannot work.
+        MissingPackageError: SGLang is not installed, or not in the supported version.
+    """
+    require_sglang()
+    check_flags(spec)
+    if spec.port:
+        require_free(spec.host, spec.port)
+    log_dir = _log_dir(spec.log_dir)
+    base, reports = check_models(spec)
+    cpu = runs_on_cpu(spec)
+    models = _worker_models(spec, base, reports)
+    shape = read_shape(base.path)
+    command_lines = {
+        role: flags.merge(
+            flags.defaults(role, cpu=cpu, context_length=shape.context_length), spec.role_args(role)
+        )
+        for role in Role
+    }
+    check_engine_flags({role: list(words) for role, words in command_lines.items()})
+    return Plan(
+        spec,
+        cpu,
+        base,
+        base_fingerprint(base.path),
+        tuple(reports),
+        _workers(spec, cpu, models, command_lines, log_dir),
+        shape.architecture,
+        min([shape.context_length, *_limits(command_lines.values())]),
+        log_dir,
+    )
+
+
+def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:
+    """Resolve all models and compare every decoder with the base; what `ps-sglang check` does."""
+    base, *decoders = resolve_all([spec.prefill, *spec.decoders])
+    reports = check_cluster(
+        base.path,
+        {decoder.name: decoder.path for decoder in decoders},
+        allow_unverified=spec.allow_unverified,
+    )
+    return base, reports
+
+
+def require_sglang() -> None:
+    """Refuse an SGLang that the plugin was not written for."""
+    fix = f"pip install sglang=={SGLANG_VERSION}"
+    try:
+        installed = version("sglang")
+    except PackageNotFoundError as error:
+        raise MissingPackageError(f"SGLang is not installed: {fix}") from error
+    if installed != SGLANG_VERSION:
+        raise MissingPackageError(
+            f"sglang {installed} is installed, ps_sglang supports {SGLANG_VERSION}: {fix}"
+        )
+
+
+def check_flags(spec: ClusterSpec) -> None:
+    """Refuse SGLang flags that the launcher sets itself."""
+    flags.refuse_owned(spec.engine_args, "engine flags")
+    flags.refuse_owned(spec.prefill_engine_args, "--prefill-engine-args")
+    flags.refuse_owned(spec.decode_engine_args, "--decode-engine-args")
+
+
+def runs_on_cpu(spec: ClusterSpec) -> bool:
+    """Whether the engines run on the CPU: as `--device` says, else if there is no accelerator."""
+    device = flags.value_of(spec.engine_args, "--device")
+    return device == "cpu" if device else not has_accelerator()
+
+
+def _log_dir(wanted: Path | None) -> Path:
+    folder = wanted or home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the log folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to the log folder {folder}; choose another with --log-dir")
+    return folder.resolve()
+
+
+def _worker_models(
+    spec: ClusterSpec, base: NamedModel, reports: Sequence[DecoderReport]
+) -> list[tuple[str, Role, NamedModel]]:
+    """(worker name, role, model) of every worker."""
+    prefill = [(f"prefill-{i}", Role.PREFILL, base) for i in range(spec.prefill_replicas)]
+    decode = [
+        (f"decode-{report.name}", Role.DECODE, NamedModel(report.name, report.path))
+        for report in reports
+    ]
+    return prefill + decode
+
+
+def _workers(
+    spec: ClusterSpec,
+    cpu: bool,
+    models: Sequence[tuple[str, Role, NamedModel]],
+    command_lines: dict[Role, tuple[str, ...]],
+    log_dir: Path,
+) -> tuple[WorkerSpec, ...]:
+    backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
+    ports = iter(free_ports(3 * len(models)))
+    workers = []
+    for name, role, model in models:
+        port, rendezvous = next(ports), next(ports)
+        bootstrap = next(ports) if role is Role.PREFILL else None
+        owned = flags.owned(role, model, port, rendezvous, bootstrap, backend)
+        workers.append(
+            WorkerSpec(
+                name=name,
+                role=role,
+                model_name=model.name,
+                model_path=model.path,
+                port=port,
+                bootstrap_port=bootstrap,
+                argv=(*owned, *command_lines[role]),
+                log=log_dir / f"{name}.log",
+            )
+        )
+    return tuple(workers)
+
+
+def _limits(command_lines: Iterable[Sequence[str]]) -> Iterator[int]:
+    """Token counts in the flags beyond which a request cannot grow.
+
+    Raises:
+        UsageError: one of them is not a number.
+    """
+    for words in command_lines:
+        for flag in ("--context-length", "--max-total-tokens"):
+            value = flags.value_of(words, flag)
+            if value is None:
+                continue
+            if not value.isdecimal():
+                raise UsageError(f"{flag} {value}: must be a number of tokens")
+            yield int(value)

@@ -1,0 +1,61 @@
+"""Facts about running processes, read from Linux's /proc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+_SHARED_MEMORY: Final = "/dev/shm/"
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Every process below `ancestor`, unreaped ones too."""
+    children: dict[int, list[int]] = {}
+    for pid, fields in _stat_of_all():
+        children.setdefault(int(fields[1]), []).append(pid)
+    found: list[int] = []
+    waiting = [ancestor]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def session_members(leader: int) -> list[int]:
+    """The living processes of the session that `leader` leads or led."""
+    return [pid for pid, fields in _stat_of_all() if int(fields[3]) == leader and fields[0] != "Z"]
+
+
+def shared_memory_files(pid: int) -> set[Path]:
+    """POSIX shared memory that a process has mapped and nobody has unlinked."""
+    try:
+        lines = (_PROC / str(pid) / "maps").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return set()
+    paths = [line[line.index(_SHARED_MEMORY) :] for line in lines if _SHARED_MEMORY in line]
+    return {Path(path) for path in paths if not path.endswith(" (deleted)")}
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of one process, pages shared with others divided among them (PSS); 0 if gone."""
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def _stat_of_all() -> list[tuple[int, list[str]]]:
+    """(pid, fields after the command name) of all processes: state, parent, group, session."""
+    found = []
+    for entry in _PROC.iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            text = (entry / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found.append((int(entry.name), text.rpartition(")")[2].split()))
+    return found

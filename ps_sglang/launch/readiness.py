@@ -1,0 +1,89 @@
+"""When a worker is ready: it has answered a request, not just opened its port."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_TAIL_LINES: Final = 20
+_TAIL_BYTES: Final = 1 << 16
+_LINE_LENGTH: Final = 500
+# SGLang gives a health request 20 s before it calls itself unhealthy.
+_PROBE_TIMEOUT_S: Final = 25.0
+_POLL_S: Final = 0.1
+
+
+class Probe(threading.Thread):
+    """Asks one worker until it has answered; `ready` then holds.
+
+    A daemon, as a request to a worker that hangs must not hold up a Ctrl-C.
+    """
+
+    def __init__(self, name: str, port: int) -> None:
+        super().__init__(name=f"probe-{name}", daemon=True)
+        self._port = port
+        self._answered = threading.Event()
+        self._cancelled = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker has answered."""
+        return self._answered.is_set()
+
+    def cancel(self) -> None:
+        """Ask no more."""
+        self._cancelled.set()
+
+    def run(self) -> None:
+        while not self._cancelled.is_set():
+            if answers(self._port):
+                self._answered.set()
+                return
+            self._cancelled.wait(_POLL_S)
+
+
+def answers(port: int) -> bool:
+    """Whether a worker's engine runs a request now.
+
+    `/health_generate` sends one token through the scheduler, with the bootstrap host that
+    SGLang reserves for such probes, so neither role waits for a peer.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health_generate")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def gateway_url(log: Path) -> str | None:
+    """The address in the gateway's ready line, once it has written one."""
+    if not log.exists():
+        return None
+    for line in log.read_text(errors="replace").splitlines():
+        if line.startswith("ready http://"):
+            return line.removeprefix("ready ").strip()
+    return None
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, for an error message."""
+    if not log.exists():
+        return "(it wrote no log)"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(f"  | {line[:_LINE_LENGTH]}" for line in lines[-_TAIL_LINES:])
+
+
+def read_ahead(files: Iterable[Path]) -> None:
+    """Have the kernel read weights into its cache while SGLang is still importing."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -1,0 +1,90 @@
+"""What to launch: the user's wishes (ClusterSpec) and one engine process each (WorkerSpec)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ps_sglang.errors import UsageError
+
+
+class Role(StrEnum):
+    """A worker's half of SGLang's prefill/decode disaggregation."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """One cluster, as asked for; the command line's defaults are these.
+
+    Attributes:
+        prefill: the base model, as :func:`ps_sglang.models.resolve.resolve` takes it.
+        decoders: the decoders, in the same notation.
+        prefill_replicas: how many prefill workers share the base's work.
+        host: address that the gateway listens on; workers listen on the loopback only.
+        port: the gateway's port; 0 means any free one.
+        transfer_backend: `zmq`, `mooncake` or `nixl`; None chooses by device.
+        allow_unverified: admit decoders that have no manifest.
+        log_dir: folder for one log file a worker; None makes one under the cache folder.
+        ready_timeout_s: seconds from the start until every worker must answer.
+        engine_args: SGLang flags for all workers.
+        prefill_engine_args: SGLang flags for prefill workers; they win over `engine_args`.
+        decode_engine_args: SGLang flags for decode workers; they win over `engine_args`.
+    """
+
+    prefill: str
+    decoders: tuple[str, ...]
+    prefill_replicas: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8000
+    transfer_backend: str | None = None
+    allow_unverified: bool = False
+    log_dir: Path | None = None
+    ready_timeout_s: float = 300.0
+    engine_args: tuple[str, ...] = ()
+    prefill_engine_args: tuple[str, ...] = ()
+    decode_engine_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if problems := list(_problems(self)):
+            raise UsageError("; ".join(problems))
+
+    def role_args(self, role: Role) -> tuple[str, ...]:
+        """All the user's SGLang flags for one role, the winning ones last."""
+        own = self.prefill_engine_args if role is Role.PREFILL else self.decode_engine_args
+        return self.engine_args + own
+
+
+def _problems(spec: ClusterSpec) -> list[str]:
+    problems = []
+    if not spec.decoders:
+        problems.append("no decoder given: name at least one with --decoders")
+    if spec.prefill_replicas < 1:
+        problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least 1")
+    if not 0 <= spec.port <= 65535:
+        problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    if spec.ready_timeout_s <= 0:
+        problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
+    return problems
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One SGLang server: its place in the cluster and its whole command line."""
+
+    name: str
+    role: Role
+    model_name: str
+    model_path: Path
+    port: int
+    bootstrap_port: int | None
+    argv: tuple[str, ...]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Base address of the worker's HTTP server."""
+        return f"http://127.0.0.1:{self.port}"

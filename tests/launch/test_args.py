@@ -1,0 +1,88 @@
+"""The command line: what it means, and that each mistake is named in one line."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ps_sglang.errors import UsageError
+from ps_sglang.launch.args import parse_args
+from ps_sglang.launch.spec import ClusterSpec
+
+MODELS = ["--prefill", "base", "--decoders", "a,b"]
+
+
+def test_defaults_are_those_of_the_spec() -> None:
+    assert parse_args(MODELS) == ClusterSpec("base", ("a", "b"))
+
+
+def test_every_flag_reaches_the_spec() -> None:
+    spec = parse_args(
+        shlex.split(
+            "--prefill x=./m --decoders a, --host ::1 --port 0 --prefill-replicas 2 "
+            "--transfer-backend nixl --allow-unverified --log-dir logs --ready-timeout 9.5"
+        )
+    )
+    assert spec == ClusterSpec(
+        prefill="x=./m",
+        decoders=("a",),
+        host="::1",
+        port=0,
+        prefill_replicas=2,
+        transfer_backend="nixl",
+        allow_unverified=True,
+        log_dir=Path("logs"),
+        ready_timeout_s=9.5,
+    )
+
+
+def test_unknown_flags_go_to_the_engine_in_order() -> None:
+    spec = parse_args([*MODELS, "--page-size", "16", "--enable-x", "--y=1"])
+    assert spec.engine_args == ("--page-size", "16", "--enable-x", "--y=1")
+
+
+@pytest.mark.parametrize("glue", [False, True])
+def test_role_flags_are_split_like_a_shell_does(glue: bool) -> None:
+    words = ["--decode-engine-args", "--a 'b c' --d"]
+    spec = parse_args(MODELS + (["=".join(words)] if glue else words))
+    assert spec.decode_engine_args == ("--a", "b c", "--d")
+    assert spec.prefill_engine_args == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--decoders a", "--prefill is missing"),
+        ("--prefill a", "--decoders is missing"),
+        ("--prefill a --decoders ,", "no decoder given"),
+        ("--prefill a --decoders b --port 70000", "--port is 70000, must be 0"),
+        ("--prefill a --decoders b --port x", "--port: invalid int value: 'x'"),
+        ("--prefill a --decoders b --prefill-replicas 0", "must be at least 1"),
+        ("--prefill a --decoders b --ready-timeout 0", "above 0 seconds"),
+        ("--prefill a --decoders b --transfer-backend tcp", "invalid choice: 'tcp'"),
+        ("--prefill a --decoders b --decode-engine-args '", "No closing quotation"),
+    ],
+)
+def test_a_mistake_is_one_line(words: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_args(words.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["ps_sglang.launch", "ps_sglang.cli"])
+def test_help_imports_no_engine(command: str) -> None:
+    probe = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module({command!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'sglang', 'transformers', 'aiohttp'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "usage:" in result.stdout

@@ -1,0 +1,54 @@
+"""The command `ps-sglang`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ps_sglang.cli import COMMANDS, main
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name}" in listed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], ["serve"]])
+def test_a_wrong_command_is_exit_status_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+def test_check_reports_each_decoder(
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "--prefill", str(tiny["base"]), "--decoders", f"x={tiny['a']}"]
+    assert main(words) == 0
+    base, decoder = capsys.readouterr().out.splitlines()
+    assert base == f"base base: {tiny['base']}"
+    assert decoder == f"decoder x: fits, trained on this base: {tiny['a']}"
+
+
+def test_check_tells_an_unverified_decoder(
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "--prefill", str(tiny["base"]), "--decoders", f"x={tiny['base']}"]
+    assert main(words) == 2
+    assert "prefillshare.json" in capsys.readouterr().err
+    assert main([*words, "--allow-unverified"]) == 0
+    assert "decoder x: fits by shape, unverified" in capsys.readouterr().out
+
+
+def test_launch_refuses_what_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "--prefill", "/nowhere", "--decoders", "a"]) == 2
+    assert "no folder /nowhere" in capsys.readouterr().err
+
+
+def test_models_lists_the_demo_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert "base   smollm2-135m" in capsys.readouterr().out.splitlines()

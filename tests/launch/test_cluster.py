@@ -1,0 +1,181 @@
+"""Whole clusters of real engines on tiny checkpoints: up, broken in every way, and gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+from processes import Launcher, Marked, can_listen
+
+from ps_sglang.errors import LaunchError
+from ps_sglang.launch import Cluster, ClusterSpec
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+
+
+def arguments(tiny: dict[str, Path], *more: str) -> list[str]:
+    models = ["--prefill", str(tiny["base"]), "--decoders", f"{tiny['a']},{tiny['b']}"]
+    return [*models, "--port", "0", "--device", "cpu", *more]
+
+
+def ask(url: str, model: str) -> dict[str, object]:
+    body = {"model": model, "prompt": "one two three", "max_tokens": 4, "temperature": 0}
+    request = Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urlopen(request, timeout=60) as answer:
+        found: dict[str, object] = json.load(answer)
+    return found
+
+
+def url_of(ready_line: str) -> str:
+    found = re.search(r"ready (http://\S+)", ready_line)
+    assert found
+    return found[1]
+
+
+def test_a_cluster_serves_and_leaves_nothing(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    spec = ClusterSpec(
+        str(tiny["base"]),
+        (str(tiny["a"]), str(tiny["b"])),
+        port=0,
+        log_dir=tmp_path / "logs",
+        engine_args=("--device", "cpu"),
+    )
+    with Cluster.start(spec) as cluster:
+        assert ask(cluster.url, "a")["model"] == "a"
+        assert ask(cluster.url, "b")["model"] == "b"
+        assert [w.name for w in cluster.workers] == ["prefill-0", "decode-a", "decode-b"]
+        assert all(w.alive and w.log.exists() for w in cluster.workers)
+        for worker in cluster.workers:
+            with urlopen(f"{worker.url}/metrics", timeout=60) as answer:
+                metrics = answer.read().decode()
+            # Each worker's registry holds its own model's series and nobody else's.
+            assert set(re.findall(r'model_name="([^"]+)"', metrics)) == {worker.model}
+        memory = marked.shared_memory()
+        assert memory
+        # Other programs are given ephemeral ports as soon as they are free; these are below.
+        ports = {w.port for w in cluster.plan.workers} | {cluster.plan.workers[0].bootstrap_port}
+        assert ports <= marked.listening_ports()
+    assert marked.pids() == []
+    assert [path for path in memory if path.exists()] == []
+    assert [port for port in ports if port and not can_listen(port)] == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_flag_that_the_engine_refuses_names_the_worker(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked
+) -> None:
+    launcher = Launcher(
+        *arguments(tiny, "--log-dir", str(tmp_path / "logs")),
+        "--decode-engine-args=--no-such-flag",
+        temporary=tmp_path / "tmp",
+    )
+    assert launcher.end(90) == 1
+    assert re.search(r"error: decode-[ab] ended with 2 while the cluster was", launcher.output)
+    assert re.search(r"log: \S+/logs/decode-[ab].log", launcher.output)
+    assert "  | sglang serve: error: unrecognized arguments: --no-such-flag" in launcher.output
+    assert marked.pids() == []
+    assert list(launcher.temporary.iterdir()) == []
+
+
+def test_a_missed_deadline_names_who_was_late(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked
+) -> None:
+    spec = ClusterSpec(
+        str(tiny["base"]),
+        (str(tiny["a"]),),
+        port=0,
+        log_dir=tmp_path / "logs",
+        ready_timeout_s=0.5,
+        engine_args=("--device", "cpu"),
+    )
+    with pytest.raises(LaunchError, match=r"host was not ready within 0\.5 s; log: .*host\.log"):
+        Cluster.start(spec)
+    assert marked.pids() == []
+
+
+def test_a_worker_that_dies_is_reported_and_the_rest_serves(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked
+) -> None:
+    launcher = Launcher(
+        *arguments(tiny, "--log-dir", str(tmp_path / "logs")), temporary=tmp_path / "tmp"
+    )
+    url = url_of(launcher.wait_for("ready http"))
+    memory = marked.shared_memory()
+    worker = next(p for p in map(psutil.Process, marked.pids()) if is_worker(p, tiny["a"]))
+    family = [worker, *worker.children(recursive=True)]
+    worker.kill()
+    launcher.wait_for("decode-a was killed by SIGKILL; the others keep serving")
+    assert psutil.wait_procs(family, 10)[1] == []
+    assert ask(url, "b")["model"] == "b"
+    launcher.process.send_signal(signal.SIGTERM)
+    assert launcher.end() == 0
+    assert marked.pids() == []
+    assert list(launcher.temporary.iterdir()) == []
+    assert [path for path in memory if path.exists()] == []
+
+
+def is_worker(process: psutil.Process, model: Path) -> bool:
+    """Whether this is the process that the host started for `model`; its children share its log."""
+    if process.pid != os.getsid(process.pid):
+        return False
+    log = os.readlink(f"/proc/{process.pid}/fd/1")
+    return log.endswith(f"-{model.name}.log")
+
+
+def test_a_killed_launcher_leaves_nothing(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked
+) -> None:
+    launcher = Launcher(*arguments(tiny), temporary=tmp_path / "tmp")
+    launcher.wait_for("ready http")
+    memory = marked.shared_memory()
+    launcher.process.kill()
+    assert marked.wait_until_gone() == []
+    assert list(launcher.temporary.iterdir()) == []
+    assert [path for path in memory if path.exists()] == []
+
+
+def test_ctrl_c_twice_while_loading_leaves_nothing(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked
+) -> None:
+    launcher = Launcher(*arguments(tiny), temporary=tmp_path / "tmp")
+    launcher.wait_for("host ready")
+    launcher.process.send_signal(signal.SIGINT)
+    launcher.wait_for("stopping")
+    launcher.process.send_signal(signal.SIGINT)
+    assert launcher.end() == 0
+    assert marked.pids() == []
+    assert list(launcher.temporary.iterdir()) == []
+
+
+def test_the_gateway_takes_the_port_it_is_given_and_old_logs_are_not_believed(
+    tiny: dict[str, Path], tmp_path: Path, marked: Marked
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "gateway.log").write_text("ready http://127.0.0.1:1\n")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    spec = ClusterSpec(
+        f"shared={tiny['base']}",
+        (f"only={tiny['a']}",),
+        port=port,
+        prefill_replicas=2,
+        log_dir=tmp_path / "logs",
+        engine_args=("--device", "cpu"),
+    )
+    with Cluster.start(spec) as cluster:
+        assert cluster.url == f"http://127.0.0.1:{port}"
+        assert ask(cluster.url, "only")["model"] == "only"

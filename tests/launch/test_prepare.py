@@ -1,0 +1,124 @@
+"""Everything that is refused before a process is started."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ps_sglang.errors import ContractError, MissingPackageError, UsageError
+from ps_sglang.launch import prepare as prepare_module
+from ps_sglang.launch.__main__ import main
+from ps_sglang.launch.environment import has_accelerator
+from ps_sglang.launch.prepare import check_flags, prepare, runs_on_cpu
+from ps_sglang.launch.spec import ClusterSpec, Role
+
+
+@pytest.fixture
+def spec(tiny: dict[str, Path], tmp_path: Path) -> ClusterSpec:
+    return ClusterSpec(
+        prefill=str(tiny["base"]),
+        decoders=(f"a={tiny['a']}", f"b={tiny['b']}"),
+        prefill_replicas=2,
+        port=0,
+        log_dir=tmp_path / "logs",
+        engine_args=("--device", "cpu"),
+    )
+
+
+def test_the_plan_has_every_worker_on_ports_of_its_own(spec: ClusterSpec) -> None:
+    plan = prepare(spec)
+    assert [(w.name, w.role, w.model_name) for w in plan.workers] == [
+        ("prefill-0", Role.PREFILL, "base"),
+        ("prefill-1", Role.PREFILL, "base"),
+        ("decode-a", Role.DECODE, "a"),
+        ("decode-b", Role.DECODE, "b"),
+    ]
+    ports = [w.port for w in plan.workers] + [w.bootstrap_port for w in plan.workers[:2]]
+    assert len(set(ports)) == 6
+    assert plan.context_length == 2048
+    assert plan.fingerprint.startswith("ps1:")
+    assert plan.log_dir.is_dir()
+
+
+def test_a_smaller_pool_shortens_the_context(spec: ClusterSpec) -> None:
+    plan = prepare(replace(spec, decode_engine_args=("--max-total-tokens", "999")))
+    assert plan.context_length == 999
+
+
+def test_a_port_in_use_is_refused(spec: ClusterSpec) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            prepare(replace(spec, port=port))
+
+
+def test_a_host_of_another_machine_is_refused(spec: ClusterSpec) -> None:
+    with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1"):
+        prepare(replace(spec, host="192.0.2.1", port=18765))
+
+
+def test_a_log_folder_that_is_a_file_is_refused(spec: ClusterSpec, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match=f"cannot make the log folder {file}"):
+        prepare(replace(spec, log_dir=file))
+
+
+def test_two_decoders_of_one_name_are_refused(spec: ClusterSpec) -> None:
+    with pytest.raises(UsageError, match="two models are called a"):
+        prepare(replace(spec, decoders=(spec.decoders[0], spec.decoders[0])))
+
+
+def test_a_decoder_that_does_not_fit_is_refused(spec: ClusterSpec, tmp_path: Path) -> None:
+    from ps_sglang.models.tiny import make_tiny
+
+    other = make_tiny("llama", tmp_path / "other", seed=7)
+    with pytest.raises(ContractError, match="base fingerprint"):
+        prepare(replace(spec, decoders=(str(other["a"]),)))
+
+
+@pytest.mark.parametrize("flag", ["--page-size", "--kv-cache-dtype"])
+def test_pages_must_be_alike_in_both_roles(spec: ClusterSpec, flag: str) -> None:
+    with pytest.raises(ContractError, match=flag):
+        prepare(replace(spec, decode_engine_args=(flag, "16")))
+
+
+def test_owned_flags_are_refused_wherever_they_are(spec: ClusterSpec) -> None:
+    port = ("--port", "1")
+    for wrong in (
+        replace(spec, engine_args=port),
+        replace(spec, prefill_engine_args=port),
+        replace(spec, decode_engine_args=port),
+    ):
+        with pytest.raises(UsageError, match="--port cannot be passed through"):
+            check_flags(wrong)
+
+
+def test_another_sglang_is_refused(spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "SGLANG_VERSION", "9.9.9")
+    with pytest.raises(MissingPackageError, match=r"is installed, ps_sglang supports 9\.9\.9"):
+        prepare(spec)
+
+
+def test_a_refusal_is_exit_status_2_and_one_message(
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words = ["--prefill", str(tiny["base"]), "--decoders", str(tiny["a"]), "--port", port]
+        assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"ps-sglang: error: port {port} is in use")
+
+
+@pytest.mark.parametrize(("device", "found"), [("nvidiactl", True), ("null", False)])
+def test_an_accelerator_is_seen_by_its_device(tmp_path: Path, device: str, found: bool) -> None:
+    (tmp_path / device).touch()
+    assert has_accelerator(tmp_path) is found
+
+
+def test_the_device_flag_decides(spec: ClusterSpec) -> None:
+    assert runs_on_cpu(replace(spec, engine_args=("--device=cpu",)))
+    assert not runs_on_cpu(replace(spec, engine_args=("--device", "cuda")))
