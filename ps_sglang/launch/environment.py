@@ -33,7 +33,12 @@ def host_environment(
     OpenMP, MKL and the allocator read theirs when they are loaded, so they cannot wait for
     the worker. `runtime` takes all temporary files, and is removed when the cluster stops.
     """
-    defaults = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    defaults = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        # Where KV managers listen: pages need not leave the machine.
+        "SGLANG_HOST_IP": "127.0.0.1",
+    }
     fixed = {CLUSTER: runtime.name, "PS_SGLANG_ENABLE": "1", "TMPDIR": str(runtime)}
     if cpu:
         unneeded = unneeded_model_files({architecture}, sglang_models_folder())

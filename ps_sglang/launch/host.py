@@ -24,6 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,7 @@ class Host:
         self._runtime = runtime
         self._pids: dict[int, str] = {}
         self._kill_at: dict[int, float] = {}
+        self._began = time.time()
         self._shared_memory: set[Path] = set()
         self._loading = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -84,7 +86,9 @@ class Host:
         while self._kill_descendants():
             os.waitpid(-1, 0)
         for path in self._shared_memory:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if path.stat().st_ctime >= self._began:  # else somebody else's, only mapped
+                    path.unlink()
         shutil.rmtree(self._runtime, ignore_errors=True)
 
     def _kill_descendants(self) -> bool:
