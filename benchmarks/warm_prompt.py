@@ -26,6 +26,8 @@ from typing import Any
 
 from benchmarks.report import save, spread
 from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.launch.environment import threads
+from ps_sglang.launch.spec import Role
 from ps_sglang.models import resolve
 
 PROMPT_TOKENS = 1000
@@ -42,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompt = [source.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)]
     with (
         tempfile.TemporaryDirectory() as logs,
-        Cluster.start(
-            ClusterSpec("base", ("a",), port=0, log_dir=Path(logs)), say=_say
-        ) as cluster,
+        Cluster.start(ClusterSpec("base", ("a",), port=0, log_dir=Path(logs)), say=_say) as cluster,
         plain_server(resolve("a").path, Path(logs) / "plain.log") as plain_url,
     ):
         urls = {"cluster": f"{cluster.url}/models/a", "plain": plain_url}
@@ -99,7 +99,14 @@ def plain_server(model: Path, log: Path) -> Iterator[str]:
         "--port", str(port), *flags.split(),
     ]  # fmt: skip
     # The plugin brings the CPU platform; without disaggregation its handoff hooks do nothing.
-    environ = {**os.environ, "PS_SGLANG_ENABLE": "1", "OMP_WAIT_POLICY": "passive"}
+    # Threads as the launcher sets them for a worker that has the machine to itself.
+    environ = {
+        **os.environ,
+        "PS_SGLANG_ENABLE": "1",
+        "OMP_NUM_THREADS": str(threads(Role.PREFILL)),
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "0",
+    }
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=output, env=environ, start_new_session=True

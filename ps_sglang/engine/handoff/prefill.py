@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
@@ -87,6 +88,12 @@ def _queue_for_transfer(scheduler: Any, req: Any) -> None:
 
 def _send_pages(scheduler: Any, req: Any) -> None:
     _queue_for_transfer(scheduler, req)
+    if scheduler.enable_overlap:
+        # The step before may still be writing these pages; the sender waits for this event, as
+        # in SGLang's own early send (maybe_send_cached_prefix_chunk). CUDA only, as overlap is.
+        written = torch.cuda.Event()
+        written.record(scheduler.forward_stream)
+        req.disagg_kv_sender._early_send_wait_event = written
     scheduler.send_kv_chunk(req, last_chunk=True)
 
 

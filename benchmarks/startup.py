@@ -1,0 +1,76 @@
+"""Start-up time and memory of a whole cluster: 1 prefill worker, 3 decode workers, the gateway.
+
+    python -m benchmarks.startup
+
+Seconds from the first line of the launcher until all answer requests; memory is the sum of PSS
+(shared pages counted once) of all its processes, when ready and after some use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report import save, spread
+from ps_sglang.launch import Cluster, ClusterSpec
+
+DECODERS = ("a", "b", "c")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="starts (default 3)")
+    repeats = parser.parse_args(argv).repeats
+    seconds, ready_gb, used_gb = [], [], []
+    for number in range(repeats):
+        with (
+            tempfile.TemporaryDirectory() as logs,
+            Cluster.start(ClusterSpec("base", DECODERS, port=0, log_dir=Path(logs))) as cluster,
+        ):
+            seconds.append(cluster.ready_s)
+            ready_gb.append(cluster.memory_bytes / 1e9)
+            use(cluster.url)
+            used_gb.append(cluster.memory_bytes / 1e9)
+        print(
+            f"start {number + 1}: {seconds[-1]:.1f} s, {ready_gb[-1]:.2f} GB ready, "
+            f"{used_gb[-1]:.2f} GB after use",
+            flush=True,
+        )
+    figures = {
+        "ready_seconds": spread(seconds),
+        "ready_pss_gb": spread(ready_gb),
+        "used_pss_gb": spread(used_gb),
+    }
+    print(f"saved {save('startup', figures)}")
+    print(
+        f"startup: {figures['ready_seconds']['median']:.1f} s, "
+        f"{figures['ready_pss_gb']['median']:.1f} GB for 1 + 3 workers"
+    )
+    return 0
+
+
+def use(url: str) -> None:
+    """Three distinct prompts of 1,000 tokens to every decoder."""
+    source = random.Random(0)
+    for _ in range(3):
+        ids = [source.randrange(1000, 40000) for _ in range(1000)]
+        body = {"input_ids": ids, "sampling_params": {"max_new_tokens": 8}}
+        for name in DECODERS:
+            request = urllib.request.Request(
+                f"{url}/models/{name}/generate",
+                json.dumps(body).encode(),
+                {"content-type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=120) as response:
+                json.load(response)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

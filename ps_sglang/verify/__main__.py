@@ -1,0 +1,96 @@
+"""`ps-sglang verify`, `python -m ps_sglang.verify`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.models import resolve, resolve_all
+
+_DESCRIPTION: Final = """\
+Compare what a running cluster answers with the Hugging Face reference: the base's forward pass
+over all prompt tokens but the last, the decoder from there on, greedy, in float32 on the CPU.
+Sends 64 requests (cold, warm, 8 at once, conversations across decoders, chat API). Exact is what
+a cluster of float32 workers is; others differ by their rounding."""
+
+_EPILOG: Final = """\
+exit status: 0 all exact, 1 something differs (or the check cannot tell), 2 wrong arguments.
+
+examples:
+  ps-sglang verify --url http://127.0.0.1:8000 --base base --decoder a --decoder b --decoder c
+  ps-sglang verify --url http://127.0.0.1:8000 --base ./qwen3 --decoder math=./m1
+  ps-sglang verify --demo"""
+
+_DEMO: Final = ("base", ("a", "b", "c"))
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang verify") -> int:
+    """Run the comparison; returns the exit status."""
+    try:
+        return _run(argv, prog)
+    except PsSglangError as error:
+        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str] | None, prog: str) -> int:
+    args = _parser(prog).parse_args(argv)
+    given = (args.url, args.base, args.decoder)
+    if any(given) if args.demo else not all(given):
+        raise UsageError("give --url, --base and at least one --decoder, or --demo alone")
+    base_spec, decoder_specs = _DEMO if args.demo else (args.base, args.decoder)
+    _check_writable(args.json)
+    base, decoders = resolve(base_spec), resolve_all(decoder_specs)
+    # Imported late: torch and transformers take seconds, and `--help` needs neither.
+    from ps_sglang.verify.run import verify, verify_demo
+
+    report = (
+        verify_demo(base, decoders, _say) if args.demo else verify(args.url, base, decoders, _say)
+    )
+    for line in report.details():
+        _say(line)
+    if args.json:
+        args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    print(report.conclusion, flush=True)
+    return 0 if report.passed else 1
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--url", help="the gateway, as in the launcher's ready line")
+    parser.add_argument("--base", metavar="MODEL", help="the base: path, hub id or demo model")
+    parser.add_argument(
+        "--decoder",
+        metavar="NAME=MODEL",
+        action="append",
+        default=[],
+        help="a decoder that the cluster serves; may be given again",
+    )
+    parser.add_argument(
+        "--demo", action="store_true", help="launch the demo cluster, verify it, stop it"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all verdicts there, too")
+    return parser
+
+
+def _check_writable(file: Path | None) -> None:
+    if file is not None and not file.parent.is_dir():
+        raise UsageError(f"--json {file}: there is no folder {file.parent}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m ps_sglang.verify"))

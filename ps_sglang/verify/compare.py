@@ -1,0 +1,115 @@
+"""Judge what the cluster answered by the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ps_sglang.verify.client import Answer
+from ps_sglang.verify.collect import Exchange
+from ps_sglang.verify.prompts import ANSWER_LENGTH, Tokens
+from ps_sglang.verify.reference import Reference, Scores, common_length
+
+# Two logits this close may change places between two float32 implementations.
+TIE_GAP: Final = 1e-3
+LOGPROB_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where an answer leaves the reference: token `said` at `position`, counted from 0, instead
+    of `best`, which was ahead of the second best logit by `gap`."""
+
+    position: int
+    said: int
+    best: int
+    gap: float
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the reference itself hardly prefers one of its two best tokens."""
+        return self.gap < TIE_GAP
+
+    def __str__(self) -> str:
+        return (
+            f"token {self.position} is {self.said}, the reference's best is {self.best} "
+            f"(logit gap {self.gap:.2g})"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one exchange.
+
+    `right` counts its tokens before the first mismatch that is no tie, `failure` says what is
+    wrong, if anything. `logprob_error` is that of the first token, in nats. `own_kv_agrees` tells
+    whether the decoder's own KV would have led to the same answer; None where it cannot differ,
+    as a prompt of one token has no base prefix.
+    """
+
+    exchange: Exchange
+    right: int = 0
+    ties: tuple[Mismatch, ...] = ()
+    failure: str | None = None
+    logprob_error: float | None = None
+    own_kv_agrees: bool | None = None
+
+
+def judge(reference: Reference, exchanges: Iterable[Exchange]) -> Iterator[Verdict]:
+    """One verdict an exchange, in order."""
+    seen: dict[tuple[str, Tokens, Tokens], tuple[Scores, Scores]] = {}
+    for exchange in exchanges:
+        answer = exchange.outcome
+        problem = _unfit(exchange)
+        if problem is not None or isinstance(answer, str):
+            yield Verdict(exchange, failure=problem)
+            continue
+        key = (exchange.decoder, exchange.prompt, answer.tokens)
+        if key not in seen:
+            seen[key] = (reference.shared(*key), reference.own(*key))
+        yield verdict(exchange, answer, *seen[key])
+
+
+def verdict(exchange: Exchange, answer: Answer, shared: Scores, own: Scores) -> Verdict:
+    """Compare an answer of the right length with the reference's two scores of it."""
+    mismatches = _mismatches(answer.tokens, shared)
+    wrong = next((one for one in mismatches if not one.is_tie), None)
+    right = len(answer.tokens) if wrong is None else wrong.position
+    error = abs(answer.first_logprob - shared.logprobs[0])
+    failure = None if wrong is None else str(wrong)
+    if failure is None and not error <= LOGPROB_TOLERANCE:
+        failure = f"the first token's logprob is off by {error:.2g}"
+    return Verdict(
+        exchange,
+        right=right,
+        ties=tuple(one for one in mismatches if one.is_tie and one.position < right),
+        failure=failure,
+        logprob_error=error,
+        own_kv_agrees=own.best == shared.best if len(exchange.prompt) > 1 else None,
+    )
+
+
+def _mismatches(tokens: Tokens, scores: Scores) -> list[Mismatch]:
+    rows = zip(tokens, scores.best, scores.gaps, strict=True)
+    return [
+        Mismatch(position, said, best, gap)
+        for position, (said, best, gap) in enumerate(rows)
+        if said != best
+    ]
+
+
+def _unfit(exchange: Exchange) -> str | None:
+    """Why there is nothing to compare, or that the decoder read something else."""
+    answer = exchange.outcome
+    if isinstance(answer, str):
+        return answer
+    if answer.prompt != exchange.prompt:
+        same = common_length(answer.prompt, exchange.prompt)
+        return (
+            f"the server's prompt has {len(answer.prompt)} tokens, the reference's chat template "
+            f"gives {len(exchange.prompt)}; they part at token {same}"
+        )
+    if len(answer.tokens) != ANSWER_LENGTH:
+        return f"{len(answer.tokens)} tokens came back, {ANSWER_LENGTH} were asked for"
+    return None

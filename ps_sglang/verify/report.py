@@ -1,0 +1,104 @@
+"""What verify prints, and writes as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ps_sglang.verify.compare import LOGPROB_TOLERANCE, TIE_GAP, Verdict
+from ps_sglang.verify.prompts import ANSWER_LENGTH
+
+
+@dataclass(frozen=True)
+class Report:
+    """All verdicts of a run."""
+
+    verdicts: Sequence[Verdict]
+
+    @property
+    def prompts_right(self) -> int:
+        """Prompts without a failure."""
+        return sum(verdict.failure is None for verdict in self.verdicts)
+
+    @property
+    def tokens_right(self) -> int:
+        """Tokens that are the reference's best, or tied with it."""
+        return sum(verdict.right for verdict in self.verdicts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens asked for."""
+        return ANSWER_LENGTH * len(self.verdicts)
+
+    @property
+    def control(self) -> tuple[int, int]:
+        """On how many prompts the decoder's own KV gives the same answer, and of how many."""
+        found = [one.own_kv_agrees for one in self.verdicts if one.own_kv_agrees is not None]
+        return sum(found), len(found)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether the control fails on most prompts, so that agreeing means something."""
+        agreed, compared = self.control
+        return 2 * agreed < compared
+
+    @property
+    def passed(self) -> bool:
+        """Everything exact, by a check that can tell."""
+        return self.can_tell and self.prompts_right == len(self.verdicts)
+
+    @property
+    def conclusion(self) -> str:
+        """The line that is printed last."""
+        return (
+            f"exact: {self.prompts_right}/{len(self.verdicts)} prompts, "
+            f"{self.tokens_right}/{self.tokens} tokens"
+        )
+
+    def details(self) -> Iterator[str]:
+        """The lines before the last one: failures, ties, first logprobs, the control."""
+        for number, verdict in enumerate(self.verdicts):
+            if verdict.failure is not None:
+                yield f"FAILED {_where(number, verdict)}: {verdict.failure}"
+            for tie in verdict.ties:
+                yield f"tie {_where(number, verdict)}: {tie}"
+        if any(verdict.ties for verdict in self.verdicts):
+            yield (
+                f"ties (logit gap below {TIE_GAP:g}) count as right; what follows one is compared "
+                "given the token that the server chose"
+            )
+        errors = [one.logprob_error for one in self.verdicts if one.logprob_error is not None]
+        if errors:
+            yield (
+                f"first token's logprob: largest error {max(errors):.1e} "
+                f"(allowed: {LOGPROB_TOLERANCE:g})"
+            )
+        yield "control: own KV agrees on {}/{} prompts".format(*self.control)
+        if self.control[1] and not self.can_tell:
+            yield (
+                "FAILED: the decoders' own KV gives the same answers on half of the prompts or "
+                "more, so this check cannot tell a shared prefill from none; are the decoders the "
+                "base under other names?"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for a program to read."""
+        return {
+            "passed": self.passed,
+            "prompts_right": self.prompts_right,
+            "prompts": len(self.verdicts),
+            "tokens_right": self.tokens_right,
+            "tokens": self.tokens,
+            "control_agrees": self.control[0],
+            "control_prompts": self.control[1],
+            "requests": [asdict(verdict) for verdict in self.verdicts],
+        }
+
+
+def _where(number: int, verdict: Verdict) -> str:
+    exchange = verdict.exchange
+    return (
+        f"request {number} ({exchange.phase}, decoder {exchange.decoder}, "
+        f"{len(exchange.prompt)} prompt tokens)"
+    )

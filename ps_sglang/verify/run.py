@@ -1,0 +1,92 @@
+"""One verification from end to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from ps_sglang.errors import UsageError
+from ps_sglang.models import NamedModel
+from ps_sglang.verify.client import GatewayClient, Message
+from ps_sglang.verify.collect import Exchange, collect
+from ps_sglang.verify.compare import judge
+from ps_sglang.verify.prompts import ANSWER_LENGTH, Tokens, script
+from ps_sglang.verify.reference import Reference
+from ps_sglang.verify.report import Report
+
+Say = Callable[[str], None]
+
+
+def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> Report:
+    """Ask the cluster at `url`, then judge its answers.
+
+    Raises:
+        UsageError: there is no such cluster, or it does not serve all `decoders`.
+    """
+    return _judged(_ask(url, base, decoders, say), base, decoders, say)
+
+
+def verify_demo(base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> Report:
+    """Launch a cluster on free ports, ask it, stop it, then judge its answers.
+
+    Raises:
+        LaunchError: it did not come up.
+    """
+    from ps_sglang.launch import Cluster, ClusterSpec
+
+    named = [f"{model.name}={model.path}" for model in (base, *decoders)]
+    with Cluster.start(ClusterSpec(named[0], tuple(named[1:]), port=0), say) as cluster:
+        say(f"cluster ready at {cluster.url} after {cluster.ready_s:.1f} s")
+        exchanges = _ask(cluster.url, base, decoders, say)
+    say("cluster stopped")
+    return _judged(exchanges, base, decoders, say)
+
+
+def _ask(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> list[Exchange]:
+    client = GatewayClient(url)
+    names = [decoder.name for decoder in decoders]
+    longest = _context_length(client, names) // 2 - ANSWER_LENGTH
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+
+    def encode(text: str) -> Tokens:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    def render(messages: tuple[Message, ...]) -> Tokens:
+        return _render(tokenizer, messages)
+
+    return collect(client, script(names, encode, longest), render, say)
+
+
+def _context_length(client: GatewayClient, decoders: Sequence[str]) -> int:
+    served = client.context_lengths()
+    if missing := [name for name in decoders if name not in served]:
+        raise UsageError(
+            f"the cluster at {client.url} does not serve {', '.join(missing)}; "
+            f"it serves {', '.join(served)}: name decoders with --decoder NAME=PATH"
+        )
+    return min(served[name] for name in decoders)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message]) -> Tokens:
+    encoded = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], add_generation_prompt=True, return_dict=True
+    )
+    return tuple(encoded["input_ids"])
+
+
+def _judged(
+    exchanges: Sequence[Exchange],
+    base: NamedModel,
+    decoders: Sequence[NamedModel],
+    say: Say,
+) -> Report:
+    logging.disable_progress_bar()
+    began = time.monotonic()
+    reference = Reference(base.path, {decoder.name: decoder.path for decoder in decoders})
+    report = Report(list(judge(reference, exchanges)))
+    say(f"reference: {len(exchanges)} answers judged, {time.monotonic() - began:.1f} s")
+    return report

@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+from standin_cluster import Models
+
+from ps_sglang.models.tiny import make_tiny
+
+Folders = dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def models(llama: Folders) -> Models:
+    return Models(llama)

@@ -1,0 +1,122 @@
+"""The whole command, against a stand-in cluster over HTTP."""
+
+import itertools
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from standin_cluster import Models, StandIn, serving
+
+from ps_sglang.verify.__main__ import main
+
+NAMES = ("a", "b", "c")
+
+
+def arguments(url: str, folders: dict[str, Path], names: tuple[str, ...] = NAMES) -> list[str]:
+    decoders = [f"--decoder={name}={folders[name]}" for name in names]
+    return ["--url", url, "--base", str(folders["base"]), *decoders]
+
+
+def free_url() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_right_cluster_is_exact(
+    llama: dict[str, Path], models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in, file = StandIn(models, NAMES), tmp_path / "verdicts.json"
+    with serving(stand_in) as url:
+        status = main([*arguments(url, llama), "--json", str(file)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "exact: 64/64 prompts, 1536/1536 tokens"
+    assert status == 0
+    assert len(stand_in.asked) == 64
+    assert any(line.startswith("8 at once: 16 requests") for line in lines)
+    assert json.loads(file.read_text())["passed"] is True
+
+
+def test_turns_contain_what_was_said_before(llama: dict[str, Path], models: Models) -> None:
+    stand_in = StandIn(models, NAMES)
+    with serving(stand_in) as url:
+        main(arguments(url, llama))
+    turns = [body["input_ids"] for path, body in stand_in.asked[-16:-4]]
+    for conversation in (turns[:6], turns[6:]):
+        for before, after in itertools.pairwise(conversation):
+            assert after[: len(before)] == before
+            assert len(after) > len(before) + 24
+
+
+def test_a_cluster_that_uses_the_decoders_own_kv_is_caught(
+    llama: dict[str, Path], models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(StandIn(models, NAMES, own_kv=True)) as url:
+        status = main(arguments(url, llama))
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if line.startswith("FAILED request")]
+    assert status == 1
+    assert len(failed) > 32
+    assert lines[-1].startswith(f"exact: {64 - len(failed)}/64 prompts, ")
+
+
+def test_a_check_that_cannot_tell_fails(
+    llama: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = shutil.copytree(llama["base"], tmp_path / "twin")
+    folders = {"base": llama["base"], "twin": twin}
+    with serving(StandIn(Models(folders), ("twin",))) as url:
+        status = main(arguments(url, folders, ("twin",)))
+    out = capsys.readouterr().out
+    assert "cannot tell" in out
+    assert out.splitlines()[-1] == "exact: 64/64 prompts, 1536/1536 tokens"
+    assert status == 1
+
+
+def test_no_server(llama: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    url = free_url()
+    assert main(arguments(url, llama)) == 2
+    assert f"no ps_sglang gateway answers at {url}" in capsys.readouterr().err
+
+
+def test_a_decoder_that_is_not_served(
+    llama: dict[str, Path], models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(StandIn(models, ("a", "b"))) as url:
+        assert main(arguments(url, llama)) == 2
+    assert "does not serve c; it serves a, b" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there(
+    llama: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = llama | {"b": Path("/nowhere/b")}
+    assert main(arguments("http://127.0.0.1:9", folders)) == 2
+    assert "/nowhere/b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--url", "http://127.0.0.1:9"],
+        ["--url", "http://127.0.0.1:9", "--base", "base"],
+        ["--demo", "--url", "http://127.0.0.1:9"],
+    ],
+)
+def test_missing_or_contradictory_arguments(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    assert "give --url, --base and at least one --decoder, or --demo alone" in (
+        capsys.readouterr().err
+    )
+
+
+def test_json_into_a_missing_folder(
+    llama: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*arguments("http://127.0.0.1:9", llama), "--json", "/nowhere/out.json"]
+    assert main(argv) == 2
+    assert "there is no folder /nowhere" in capsys.readouterr().err
