@@ -67,7 +67,10 @@ def _ask(url: str) -> None:
     for name, question in zip(DECODERS, QUESTIONS, strict=True):
         answer = client.chat.completions.create(
             model=name,
-            messages=[{"role": "system", "content": CONTEXT}, {"role": "user", "content": question}],
+            messages=[
+                {"role": "system", "content": CONTEXT},
+                {"role": "user", "content": question},
+            ],
             max_tokens=48,
             temperature=0,
         )

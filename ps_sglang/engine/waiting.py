@@ -46,6 +46,11 @@ class Doorbell:
             while self._inside.recv(4096):
                 pass
 
+    def close(self) -> None:
+        """Give back its sockets."""
+        self._inside.close()
+        self._outside.close()
+
 
 class _Waiting:
     """The doorbell of this process's scheduler; silent until there is one."""

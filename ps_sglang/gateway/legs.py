@@ -7,6 +7,7 @@ SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 """
 
 import asyncio
+import io
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -224,7 +225,7 @@ class Pair:
         with _reaching(worker):
             return await self._session.post(
                 worker.url + self._call.surface.value,
-                data=msgspec.json.encode(body),
+                data=io.BytesIO(msgspec.json.encode(body)),  # aiohttp writes it in pieces
                 headers={**self._call.headers, "Content-Type": "application/json"},
             )
 

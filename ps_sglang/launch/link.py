@@ -90,10 +90,11 @@ class HostLink:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with self._changed:
-                self._note(line)
-                self._changed.notify_all()
+        with self._process.stdout as events:
+            for line in events:
+                with self._changed:
+                    self._note(line)
+                    self._changed.notify_all()
         with self._changed:
             self.gone = True
             self._changed.notify_all()

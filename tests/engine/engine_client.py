@@ -83,12 +83,12 @@ def assert_conserved(cluster: Cluster) -> None:
     """
     for worker in cluster.workers:
         deadline = time.monotonic() + _DEADLINE_S
-        while busy := _busy(worker.url):
+        while busy := in_work(worker.url):
             assert time.monotonic() < deadline, f"{worker.name} still has {busy}"
     assert all(worker.alive for worker in cluster.workers)
 
 
-def _busy(url: str) -> dict[str, Any]:
+def in_work(url: str) -> dict[str, Any]:
     """What is not zero among a worker's queues and used tokens."""
     with urllib.request.urlopen(f"{url}/v1/loads?include=all", timeout=_DEADLINE_S) as response:
         (load,) = json.load(response)["loads"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 import socket
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
 from conftest import Launch, Models, Served
-from engine_client import assert_conserved, generate, together
+from engine_client import RefusedError, assert_conserved, generate, in_work, post, together
 from hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -73,6 +75,35 @@ def test_hang_ups_at_every_stage(served: Served, prompts: Prompts) -> None:
         (ids,) = prompts(1, 40)
         want = expected(served.models.base, served.models.decoders[name], ids)
         assert generate(served.cluster, name, ids)["output_ids"] == want.tokens
+
+
+def test_prefill_leg_of_an_aborted_request_ends_at_once(served: Served, prompts: Prompts) -> None:
+    """The decode worker's abort is remembered until the other leg comes, which may be late."""
+    prefill, decode = served.cluster.plan.workers[:2]
+    body = {
+        "input_ids": prompts(1, 30)[0],
+        "rid": "aborted-before-its-prefill",
+        "bootstrap_host": "127.0.0.1",
+        "bootstrap_port": prefill.bootstrap_port,
+        "bootstrap_room": 4711,
+    }
+    with ThreadPoolExecutor(1) as pool:
+        leg = pool.submit(post, f"{decode.url}/generate", body)
+        while "decode_transfer_queue_reqs" not in in_work(decode.url):
+            assert not leg.done()
+        with urllib.request.urlopen(
+            urllib.request.Request(
+                f"{decode.url}/abort_request",
+                json.dumps({"rid": body["rid"]}).encode(),
+                {"content-type": "application/json"},
+            )
+        ):
+            pass
+        with pytest.raises(RefusedError, match="Abort"):
+            leg.result()
+    with pytest.raises(RefusedError, match="the decode worker aborted the request"):
+        post(f"{prefill.url}/generate", body)
+    assert_conserved(served.cluster)
 
 
 def test_concurrent_requests_after_the_faults(served: Served, prompts: Prompts) -> None:

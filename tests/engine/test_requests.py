@@ -100,6 +100,27 @@ def test_all_options_in_one_batch(served: Served, plain: str, prompts: Prompts) 
         assert answer["output_ids"] == plain_answer["output_ids"]
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"frequency_penalty": 1.0},
+        {"presence_penalty": 2.0},
+        {"repetition_penalty": 1.3},
+        {"min_new_tokens": 4, "stop_token_ids": [77]},
+    ],
+    ids=lambda wish: next(iter(wish)),
+)
+def test_boundary_token_is_no_output(
+    served: Served, plain: str, wish: dict[str, Any], prompts: Prompts
+) -> None:
+    """The prompt ends in the very token that the answer is made to repeat; it must not count."""
+    ids = prompts(1, 30)[0] + [77]
+    sampling = {"logit_bias": {"77": 8.0}, **wish}
+    want = on_plain(plain, ids, 24, sampling=sampling)
+    assert 77 in want["output_ids"], "the test would show nothing"
+    assert_same(generate(served.cluster, "twin", ids, 24, sampling=sampling), want)
+
+
 @pytest.mark.parametrize("length", [1, 50])
 def test_stops(served: Served, plain: str, length: int, prompts: Prompts) -> None:
     (ids,) = prompts(1, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -16,26 +17,26 @@ pytestmark = pytest.mark.timeout(20)
 
 
 def test_a_ring_ends_the_wait() -> None:
-    bell = Doorbell([])
-    threading.Thread(target=bell.ring).start()
-    bell.wait(LONG_MS)
+    with contextlib.closing(Doorbell([])) as bell:
+        threading.Thread(target=bell.ring).start()
+        bell.wait(LONG_MS)
 
 
 def test_a_ring_before_the_wait_is_heard() -> None:
-    bell = Doorbell([])
-    bell.ring()
-    bell.wait(LONG_MS)
+    with contextlib.closing(Doorbell([])) as bell:
+        bell.ring()
+        bell.wait(LONG_MS)
 
 
 def test_any_number_of_rings_is_one() -> None:
     """Ringing never blocks, even with nobody listening, and is over after one wait."""
-    bell = Doorbell([])
-    for _ in range(1_000_000):
-        bell.ring()
-    bell.wait(LONG_MS)
-    started = time.monotonic()
-    bell.wait(50)
-    assert time.monotonic() - started >= 0.05, "an old ring ended a later wait"
+    with contextlib.closing(Doorbell([])) as bell:
+        for _ in range(1_000_000):
+            bell.ring()
+        bell.wait(LONG_MS)
+        started = time.monotonic()
+        bell.wait(50)
+        assert time.monotonic() - started >= 0.05, "an old ring ended a later wait"
 
 
 def test_a_message_ends_the_wait() -> None:
@@ -43,8 +44,8 @@ def test_a_message_ends_the_wait() -> None:
     receiver, sender = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     port = receiver.bind_to_random_port("tcp://127.0.0.1")
     sender.connect(f"tcp://127.0.0.1:{port}")
-    bell = Doorbell([receiver])
-    sender.send(b"request")
-    bell.wait(LONG_MS)
-    assert receiver.recv(zmq.NOBLOCK) == b"request"
+    with contextlib.closing(Doorbell([receiver])) as bell:
+        sender.send(b"request")
+        bell.wait(LONG_MS)
+        assert receiver.recv(zmq.NOBLOCK) == b"request"
     context.destroy(linger=0)

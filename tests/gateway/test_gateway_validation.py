@@ -1,5 +1,6 @@
 """What is refused before any worker hears of it."""
 
+import io
 import json
 from typing import Any
 
@@ -144,7 +145,7 @@ async def test_a_body_that_is_no_json_object(gateway: Setup, route: str, content
 
 
 async def test_a_body_that_is_too_large(gateway: Setup) -> None:
-    content = json.dumps({"model": "a", "prompt": "x" * (65 * 2**20)}).encode()
+    content = io.BytesIO(json.dumps({"model": "a", "prompt": "x" * (65 * 2**20)}).encode())
     async with gateway.http.post(gateway.url + COMPLETIONS, data=content) as response:
         assert response.status == 413
         check(gateway, await response.json(), "too large")
