@@ -91,7 +91,7 @@ class Dispatcher:
         while True:
             route = self._router.choose(sample.prompt, call.decoder, tried)
             self._metrics.routed(route)
-            pair = Pair(self._session, self._background, call, sample, route, gate.set)
+            pair = Pair(self._session, self._background, call, sample, route, len(tried), gate.set)
             try:
                 return pair, await first(pair)
             except WorkerUnreachable as error:

@@ -90,16 +90,19 @@ class Pair:
         call: Call,
         sample: Sample,
         route: Route,
+        attempt: int,
         on_prefilled: Callable[[], None],
     ) -> None:
         self._session = session
         self._background = background
         self._call = call
-        self._rid = sample.rid
+        # SGLang refuses an id that it still knows, from an attempt that it is just aborting.
+        self._rid = f"{sample.rid}-{attempt:02d}"
         self._route = route
         self._on_prefilled = on_prefilled
         self._body = {
             **sample.body,
+            "rid": self._rid,
             "bootstrap_host": route.prefill.bootstrap_host,
             "bootstrap_port": route.prefill.bootstrap_port,
             "bootstrap_room": secrets.randbits(63),

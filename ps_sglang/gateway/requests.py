@@ -246,7 +246,7 @@ def _samples(
         prompt = Prompt(text, salt="\0".join(key or "" for key in tenant.values()))
         for turn in range(n):
             rid = next(rids)
-            own = {**for_sample(one, turn), **{k: v for k, v in tenant.items() if v}, "rid": rid}
+            own = {**for_sample(one, turn), **{k: v for k, v in tenant.items() if v}}
             found.append(Sample(number * n + turn, number, turn == 0, rid, own, prompt))
     return tuple(found)
 

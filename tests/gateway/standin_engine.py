@@ -131,6 +131,9 @@ class Worker:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.headers.append(dict(request.headers))
+        if any(known["rid"] == body["rid"] for known in self.requests):
+            # As SGLang does with the id of a request that it has not finished aborting.
+            return web.json_response({"error": {"message": "Duplicate request ID"}}, status=400)
         await self._note(self.requests, body)
         try:
             return await self._run(request, body)

@@ -279,6 +279,16 @@ async def test_another_worker_is_tried_for_one_that_dies(replicated: Setup, plan
     assert len(rooms) == 2
 
 
+async def test_each_attempt_has_an_id_of_its_own() -> None:
+    """The one decode worker gets the request again while it still aborts the first attempt."""
+    async with running(prefill=2, decoders=("a",)) as gateway:
+        for worker in gateway.cluster.prefill:
+            worker.plan = Plan(die=True)
+        await fails(gateway, "/v1/completions", False)
+        ids = [request["rid"] for request in gateway.decode().requests]
+        assert len(ids) == len(set(ids)) == 2
+
+
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_no_worker_is_left(replicated: Setup, role: str) -> None:
     cluster = replicated.cluster
