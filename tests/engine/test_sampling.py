@@ -122,11 +122,11 @@ def test_penalties_count_some_rows_and_spare_the_others() -> None:
     }  # fmt: skip
     orchestrator = BatchedPenalizerOrchestrator(8, batch, penalizers)
     cumulate_rows(orchestrator, {0: 5, 2: 6}, 3)
-    cumulate_rows(orchestrator, {0: 5}, 3)
+    cumulate_rows(orchestrator, {0: 5}, 3, unknown={1})
     frequency = orchestrator.penalizers[BatchedFrequencyPenalizer].cumulated_frequency_penalties
     repetition = orchestrator.penalizers[BatchedRepetitionPenalizer].cumulated_repetition_penalties
     lengths = orchestrator.penalizers[BatchedMinNewTokensPenalizer].len_output_tokens
     assert frequency.nonzero().tolist() == [[0, 5], [2, 6]]
     assert (frequency[0, 5], frequency[2, 6]) == (2, 1)
     assert (repetition != 1).nonzero().tolist() == [[0, 5], [2, 6]]
-    assert lengths.flatten().tolist() == [2, 0, 1]
+    assert lengths.flatten().tolist() == [2, 1, 1]

@@ -63,6 +63,7 @@ def test_request_fields() -> None:
         "cached_tokens", "cached_tokens_device", "cached_tokens_host", "already_computed",
         "skip_radix_cache_insert", "metadata_buffer_index", "pending_bootstrap", "to_finish",
         "reasoning_tokens", "_is_reasoning_over", "_think_end_match_len", "_think_start_match_len",
-        "disagg_decode_prefix_len", "hidden_states_tensor", "return_sampling_mask", "grammar",
+        "disagg_decode_prefix_len", "decode_batch_idx", "hidden_states_tensor", "grammar",
+        "return_sampling_mask",
     ):  # fmt: skip
         assert f"self.{field}" in source, f"Req.{field} is gone"

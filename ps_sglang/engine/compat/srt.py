@@ -35,12 +35,14 @@ from sglang.srt.mem_cache.registry import (
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_exec
+from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.network import NetworkAddress
 
 __all__ = [
     "FAKE_BOOTSTRAP_HOST",
     "AbortNotification",
+    "BatchedMinNewTokensPenalizer",
     "CacheRequestOutcome",
     "CommonKVBootstrapServer",
     "CommonKVManager",

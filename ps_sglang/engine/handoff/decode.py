@@ -20,7 +20,7 @@ from ps_sglang.engine.handoff.base_prefix import (
     awaits_first_output,
     base_prefix_len,
 )
-from ps_sglang.engine.sampling.penalties import cumulate_rows
+from ps_sglang.engine.sampling.penalties import count_outputs, recount_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,11 +146,7 @@ def prepare_for_prebuilt(original: Any, batch: Any) -> None:
     """Around ``ScheduleBatch.prepare_for_prebuilt``: n-1 tokens prefilled, one to decode."""
     with as_handed_over(batch.reqs):
         original(batch)
-    # Sampling state is rebuilt here; a retracted request has outputs its penalties must count.
-    # The last one is counted by the decode step itself.
-    for row, req in enumerate(batch.reqs):
-        for token in req.output_ids[:-1]:
-            cumulate_rows(batch.sampling_info.penalizer_orchestrator, {row: token}, len(batch.reqs))
+    recount_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
 
 
 def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
@@ -193,15 +189,14 @@ def _starts_decoding(req: Any) -> bool:
 
 
 def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
-    """Around ``ScheduleBatch.cumulate_penalty_output_tokens``: outputs only.
+    """Around ``ScheduleBatch.cumulate_penalty_output_tokens``: outputs only, each once.
 
     With no output yet the stock code counts the last prompt token, which is the boundary token.
     """
-    if not any(awaits_first_output(req) for req in batch.reqs):
-        original(batch)
-        return
-    tokens = {row: req.output_ids[-1] for row, req in enumerate(batch.reqs) if req.output_ids}
-    cumulate_rows(batch.sampling_info.penalizer_orchestrator, tokens, len(batch.reqs))
+    if any(base_prefix_len(req) == len(req.origin_input_ids) for req in batch.reqs):
+        original(batch)  # not a decode worker
+    else:
+        count_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
 
 
 def release_kv_cache(original: Any, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ps_sglang.engine.compat.srt import BatchedMinNewTokensPenalizer
 
-def cumulate_rows(orchestrator: Any, tokens: Mapping[int, int], rows: int) -> None:
+
+def count_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
+    """Before a decode step: count what each request has said since the step before.
+
+    Under overlap scheduling a step is prepared before the last one's token is known. Such a token
+    counts towards ``min_new_tokens`` at once, and is penalised from the step after.
+    """
+    tokens, unknown = {}, set()
+    for row, req in enumerate(reqs):
+        counted = req.counted_outputs
+        if counted < len(req.output_ids):
+            tokens[row] = req.output_ids[counted]
+            req.counted_outputs = counted + 1
+        elif req.decode_batch_idx > 0:  # decode steps taken since the request (re)started
+            unknown.add(row)
+    cumulate_rows(orchestrator, tokens, len(reqs), unknown)
+
+
+def recount_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
+    """When sampling state is made anew: count what retracted requests have said before.
+
+    All but the last token, which :func:`count_outputs` counts at the next step.
+    """
+    for row, req in enumerate(reqs):
+        req.counted_outputs = max(len(req.output_ids) - 1, 0)
+        for token in req.output_ids[: req.counted_outputs]:
+            cumulate_rows(orchestrator, {row: token}, len(reqs))
+
+
+def cumulate_rows(
+    orchestrator: Any, tokens: Mapping[int, int], rows: int, unknown: Collection[int] = ()
+) -> None:
     """Feed one output token each to some rows of SGLang's penalizers, and none to the others.
 
     SGLang's penalizers (sampling/penaltylib) only know whole batches, so the rows without a
@@ -18,20 +50,24 @@ def cumulate_rows(orchestrator: Any, tokens: Mapping[int, int], rows: int) -> No
         orchestrator: ``BatchedPenalizerOrchestrator`` of the batch.
         tokens: output token id by batch row.
         rows: number of rows in the batch.
+        unknown: rows that have said one more token, which is not known yet.
     """
-    if not orchestrator.is_required or not tokens:
+    if not orchestrator.is_required or not (tokens or unknown):
         return
     device = orchestrator.device
-    spared = torch.tensor(
-        [row for row in range(rows) if row not in tokens], dtype=torch.int64, device=device
-    )
-    before = [
-        (penalizer, name, state[spared].clone())
-        for penalizer in orchestrator.penalizers.values()
-        for name, state in vars(penalizer).items()
-        if isinstance(state, torch.Tensor) and state.shape[:1] == (rows,)
-    ]
+    before = []
+    for penalizer in orchestrator.penalizers.values():
+        counts_only = isinstance(penalizer, BatchedMinNewTokensPenalizer)
+        spared = [
+            row for row in range(rows) if row not in tokens and not (counts_only and row in unknown)
+        ]
+        index = torch.tensor(spared, dtype=torch.int64, device=device)
+        before += [
+            (penalizer, name, index, state[index].clone())
+            for name, state in vars(penalizer).items()
+            if isinstance(state, torch.Tensor) and state.shape[:1] == (rows,)
+        ]
     ids = torch.tensor([tokens.get(row, 0) for row in range(rows)], device=device)
     orchestrator.cumulate_output_tokens(ids)
-    for penalizer, name, kept in before:
-        getattr(penalizer, name)[spared] = kept
+    for penalizer, name, index, kept in before:
+        getattr(penalizer, name)[index] = kept
