@@ -9,7 +9,6 @@ from typing import Any
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 from sglang.lang.choices import ChoicesDecision, greedy_token_selection, token_length_normalized
 from sglang.lang.interpreter import StreamExecutor
-from sglang.utils import http_request
 
 _SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}]")
 
@@ -49,25 +48,6 @@ class DecoderEndpoint(RuntimeEndpoint):  # type: ignore[misc]  # SGLang is not t
         if answer["text"] not in choices:
             raise RuntimeError(f"select(): {answer['text']!r} is none of {list(choices)}")
         return ChoicesDecision(decision=answer["text"], meta_info=answer["meta_info"])
-
-    def commit_lazy_operations(self, s: StreamExecutor) -> None:
-        """Have the text so far prefilled, before a fork."""
-        self._generate_http_request(s, _warm(s.text_))
-
-    def cache_prefix(self, prefix_str: str) -> None:
-        """Have a text prefilled, before programs that begin with it."""
-        answer = http_request(
-            self.base_url + "/generate",
-            json=_warm(prefix_str),
-            api_key=self.api_key,
-            verify=self.verify,
-        )
-        self._assert_success(answer)
-
-
-def _warm(text: str) -> dict[str, Any]:
-    # SGLang asks for no token at all; here it takes one for the prefix to reach the decode worker.
-    return {"text": text, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
 
 
 def _one_of(text: str, choices: Sequence[str]) -> dict[str, Any]:
