@@ -19,6 +19,8 @@ _ADDRESS: Final = (
 )
 _PARALLEL: Final = "one launcher runs one machine"
 _ROLE: Final = "the launcher decides it from the worker's role"
+_HANDOFF: Final = "it moves or keeps KV in ways that a shared prefill cannot allow"
+_SPECULATIVE: Final = "a draft model would need hidden states of the base"
 
 OWNED: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -39,6 +41,17 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--config": "put the flags on the command line or in a --spec file",
         "--api-key": "the gateway speaks to workers without one; they listen on the loopback only",
         "--skip-tokenizer-init": "the gateway sends text",
+        "--disaggregation-decode-allocation-policy": _HANDOFF,
+        "--disaggregation-decode-enable-offload-kvcache": _HANDOFF,
+        "--disaggregation-decode-host-receive-threshold": _HANDOFF,
+        "--enable-hisparse": _HANDOFF,
+        "--enable-pd-role-switch": _HANDOFF,
+        "--enable-session-radix-cache": _HANDOFF,
+        "--enable-streaming-session": _HANDOFF,
+        "--enable-lora": "a decoder is a whole model: merge the adapter into its weights",
+        "--lora-paths": "a decoder is a whole model: merge the adapter into its weights",
+        "--speculative-algorithm": _SPECULATIVE,
+        "--speculative-draft-model-path": _SPECULATIVE,
     }
 )
 """Flags that a user may not pass through, each with what to do instead."""

@@ -77,32 +77,35 @@ def test_hang_ups_at_every_stage(served: Served, prompts: Prompts) -> None:
         assert generate(served.cluster, name, ids)["output_ids"] == want.tokens
 
 
-def test_prefill_leg_of_an_aborted_request_ends_at_once(served: Served, prompts: Prompts) -> None:
-    """The decode worker's abort is remembered until the other leg comes, which may be late."""
+@pytest.mark.parametrize("first", ["prefill", "decode"])
+def test_other_leg_of_an_aborted_request_ends_at_once(
+    served: Served, first: str, prompts: Prompts
+) -> None:
+    """One worker's abort is remembered until the other leg comes, which may be late."""
     prefill, decode = served.cluster.plan.workers[:2]
+    here, there = (prefill, decode) if first == "prefill" else (decode, prefill)
+    queue = "prefill_bootstrap_queue_reqs" if first == "prefill" else "decode_transfer_queue_reqs"
     body = {
         "input_ids": prompts(1, 30)[0],
-        "rid": "aborted-before-its-prefill",
+        "rid": f"aborted-{first}",
         "bootstrap_host": "127.0.0.1",
         "bootstrap_port": prefill.bootstrap_port,
-        "bootstrap_room": 4711,
+        "bootstrap_room": 4711 if first == "prefill" else 4712,
     }
     with ThreadPoolExecutor(1) as pool:
-        leg = pool.submit(post, f"{decode.url}/generate", body)
-        while "decode_transfer_queue_reqs" not in in_work(decode.url):
+        leg = pool.submit(post, f"{here.url}/generate", body)
+        while queue not in in_work(here.url):
             assert not leg.done()
+        abort = json.dumps({"rid": body["rid"]}).encode()
+        json_body = {"content-type": "application/json"}
         with urllib.request.urlopen(
-            urllib.request.Request(
-                f"{decode.url}/abort_request",
-                json.dumps({"rid": body["rid"]}).encode(),
-                {"content-type": "application/json"},
-            )
+            urllib.request.Request(f"{here.url}/abort_request", abort, json_body)
         ):
             pass
-        with pytest.raises(RefusedError, match="Abort"):
+        with pytest.raises(RefusedError, match=r"[Aa]bort"):
             leg.result()
-    with pytest.raises(RefusedError, match="the decode worker aborted the request"):
-        post(f"{prefill.url}/generate", body)
+    with pytest.raises(RefusedError, match=f"the {first} worker aborted the request"):
+        post(f"{there.url}/generate", body)
     assert_conserved(served.cluster)
 
 

@@ -86,6 +86,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
         self.aux = HostRows(args.aux_data_ptrs, args.aux_data_lens, args.aux_item_lens)
         self.base_fingerprint = os.environ.get(BASE_FINGERPRINT, "")
         self.pulls: dict[int, PendingPull] = {}
+        self.rooms_with_sender: set[int] = set()
         self._sessions: dict[str, str | None] = {}  # why its pulls are refused, or None
         self._refused_rooms: OrderedDict[int, str] = OrderedDict()
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
@@ -104,6 +105,8 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
                     handle([frame.buffer for frame in frames])
                 except MalformedMessageError as error:
                     logger.warning("Dropped a message on the KV transfer port: %s", error)
+                except Exception:  # this thread's outermost loop: without it all transfers hang
+                    logger.exception("Failed on a message on the KV transfer port")
 
         threading.Thread(target=receive, name="kv-transfer", daemon=True).start()
 
@@ -138,7 +141,9 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
         return None
 
     def _on_pull(self, pull: Pull) -> None:
-        reason = self._sessions.get(pull.session, f"{pull.session} has not registered")
+        not_registered = f"decode worker {pull.session} has not registered"
+        reason = self._sessions.get(pull.session, not_registered)
+        reason = reason or self._refused_rooms.get(pull.room)
         if reason is not None:
             self.refuse(pull.room, reason)
             self.send_kv_status_message(
@@ -158,19 +163,21 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
             self.refuse(notice.room, "the decode worker aborted the request")
 
     def refuse(self, room: int, reason: str) -> None:
-        """Fail a room, also one whose request has not arrived yet."""
+        """Fail a room whose other half may come later, or never."""
         self._refused_rooms[room] = reason
         while len(self._refused_rooms) > _REMEMBERED_REFUSALS:
             self._refused_rooms.popitem(last=False)
-        self.record_refusal(room)
+        if room in self.rooms_with_sender:
+            self.record_refusal(room)
+        else:
+            for table in (self.transfer_infos, self.req_to_decode_prefix_len, self.request_status):
+                table.pop(room, None)
 
     def record_refusal(self, room: int) -> None:
         """Apply an earlier :meth:`refuse` to a room that has a sender by now."""
         reason = self._refused_rooms.get(room)
-        if reason is not None and room in self.request_status:
-            del self._refused_rooms[room]
-            self.record_failure(room, reason)
-            self.update_status(room, KVPoll.Failed)
+        if reason is not None:
+            self.conclude_failure(bootstrap_room=room, failure_reason=reason)
 
     def add_transfer_request(
         self, bootstrap_room: int, kv_indices: Indices, index_slice: slice, is_last_chunk: bool,
