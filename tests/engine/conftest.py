@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,16 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
 
 @pytest.fixture(scope="session")
 def prompts() -> Callable[[int, int], list[list[int]]]:
-    """Random prompts that no test has used before: `prompts(count, length)`."""
-    source = random.Random(7)
+    """Random prompts that no test has used before: `prompts(count, length)`.
+
+    They differ in their first token, so that none finds a prefix of another in a tree.
+    """
+    source, first = random.Random(7), cycle(range(10, 480))
 
     def make(count: int, length: int) -> list[list[int]]:
-        return [[source.randrange(10, 480) for _ in range(length)] for _ in range(count)]
+        return [
+            [next(first), *(source.randrange(10, 480) for _ in range(length - 1))]
+            for _ in range(count)
+        ]
 
     return make
