@@ -108,6 +108,7 @@ class Launcher:
                 with self._changed:
                     self.lines.append(line)
                     self._changed.notify_all()
+        self.process.wait()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
