@@ -3,7 +3,8 @@
     python -m benchmarks.startup
 
 Seconds from the first line of the launcher until all answer requests; memory is the sum of PSS
-(shared pages counted once) of all its processes, when ready and after some use.
+(shared pages counted once) of all its processes, when ready and after some use. One plain SGLang
+server is started in between, the way SGLang starts, without its warm-up requests.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.plain import plain_server
 from benchmarks.report import save, spread
-from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.launch import Cluster, ClusterSpec, procfs
+from ps_sglang.models import resolve
 
 DECODERS = ("a", "b", "c")
 
@@ -28,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="starts (default 3)")
     repeats = parser.parse_args(argv).repeats
-    seconds, ready_gb, used_gb = [], [], []
+    seconds, ready_gb, used_gb, plain_seconds, plain_gb = [], [], [], [], []
     for number in range(repeats):
         with (
             tempfile.TemporaryDirectory() as logs,
@@ -38,15 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             ready_gb.append(cluster.memory_bytes / 1e9)
             use(cluster.url)
             used_gb.append(cluster.memory_bytes / 1e9)
+        with (
+            tempfile.TemporaryDirectory() as logs,
+            plain_server(resolve("a").path, Path(logs) / "plain.log") as plain,
+        ):
+            plain_seconds.append(plain.ready_s)
+            pids = [plain.pid, *procfs.descendants(plain.pid)]
+            plain_gb.append(sum(procfs.proportional_bytes(pid) for pid in pids) / 1e9)
         print(
             f"start {number + 1}: {seconds[-1]:.1f} s, {ready_gb[-1]:.2f} GB ready, "
-            f"{used_gb[-1]:.2f} GB after use",
+            f"{used_gb[-1]:.2f} GB after use; one plain server {plain_seconds[-1]:.1f} s, "
+            f"{plain_gb[-1]:.2f} GB",
             flush=True,
         )
     figures = {
         "ready_seconds": spread(seconds),
         "ready_pss_gb": spread(ready_gb),
         "used_pss_gb": spread(used_gb),
+        "one_plain_server_seconds": spread(plain_seconds),
+        "one_plain_server_pss_gb": spread(plain_gb),
     }
     print(f"saved {save('startup', figures)}")
     print(

@@ -10,29 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plain import plain_server
 from benchmarks.report import save, spread
 from ps_sglang.launch import Cluster, ClusterSpec
-from ps_sglang.launch.environment import threads
-from ps_sglang.launch.spec import Role
 from ps_sglang.models import resolve
 
 PROMPT_TOKENS = 1000
 OUTPUT_TOKENS = 2
-_READY_S = 240.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with (
         tempfile.TemporaryDirectory() as logs,
         Cluster.start(ClusterSpec("base", ("a",), port=0, log_dir=Path(logs)), say=_say) as cluster,
-        plain_server(resolve("a").path, Path(logs) / "plain.log") as plain_url,
+        plain_server(resolve("a").path, Path(logs) / "plain.log") as plain,
     ):
-        urls = {"cluster": f"{cluster.url}/models/a", "plain": plain_url}
+        urls = {"cluster": f"{cluster.url}/models/a", "plain": plain.url}
         for url in urls.values():
             for _ in range(3):
                 ask(url, prompt)
@@ -82,54 +75,6 @@ def ask(url: str, prompt: list[int]) -> float:
         answer = json.load(response)
     assert answer["meta_info"]["completion_tokens"] == OUTPUT_TOKENS
     return time.perf_counter() - started
-
-
-@contextmanager
-def plain_server(model: Path, log: Path) -> Iterator[str]:
-    """One SGLang server without disaggregation; yields its URL once it is healthy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = (
-        "--device cpu --dtype float32 --attention-backend torch_native --sampling-backend pytorch "
-        "--disable-overlap-schedule --sleep-on-idle --max-total-tokens 10000 --skip-server-warmup"
-    )
-    command = [
-        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model),
-        "--port", str(port), *flags.split(),
-    ]  # fmt: skip
-    # The plugin brings the CPU platform; without disaggregation its handoff hooks do nothing.
-    # Threads as the launcher sets them for a worker that has the machine to itself.
-    environ = {
-        **os.environ,
-        "PS_SGLANG_ENABLE": "1",
-        "OMP_NUM_THREADS": str(threads(Role.PREFILL)),
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
-    }
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environ, start_new_session=True
-        )
-    try:
-        _say("loading the plain server")
-        _wait_until_healthy(f"http://127.0.0.1:{port}", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + _READY_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > limit:
-                raise SystemExit("the plain server did not start") from None
-            time.sleep(0.2)  # between polls of a process that has no other way to say so
 
 
 def _say(line: str) -> None:

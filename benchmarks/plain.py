@@ -1,0 +1,80 @@
+"""One plain SGLang server, to compare with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ps_sglang.launch.environment import threads
+from ps_sglang.launch.spec import Role
+
+_READY_S = 240.0
+_FLAGS = (
+    "--device cpu --dtype float32 --attention-backend torch_native --sampling-backend pytorch "
+    "--disable-overlap-schedule --sleep-on-idle --max-total-tokens 10240 --skip-server-warmup"
+)
+
+
+@dataclass(frozen=True)
+class PlainServer:
+    """A healthy server: where it listens, its first process, seconds from start to healthy."""
+
+    url: str
+    pid: int
+    ready_s: float
+
+
+@contextmanager
+def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
+    """Run `python -m sglang.launch_server` without disaggregation.
+
+    The plugin brings the CPU platform, without which SGLang needs AMX; its handoff hooks do
+    nothing. Threads are set as for a worker that has the machine to itself.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model),
+        "--port", str(port), *_FLAGS.split(),
+    ]  # fmt: skip
+    environ = {
+        **os.environ,
+        "PS_SGLANG_ENABLE": "1",
+        "OMP_NUM_THREADS": str(threads(Role.PREFILL)),
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "0",
+    }
+    began = time.monotonic()
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environ, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_healthy(url, server)
+        yield PlainServer(url, server.pid, time.monotonic() - began)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + _READY_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > limit:
+                raise SystemExit("the plain server did not start") from None
+            time.sleep(0.2)  # between polls of a process that has no other way to say so
