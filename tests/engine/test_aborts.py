@@ -109,6 +109,23 @@ def test_other_leg_of_an_aborted_request_ends_at_once(
     assert_conserved(served.cluster)
 
 
+def test_weight_update_ends_requests_by_name(served: Served, prompts: Prompts) -> None:
+    """SGLang would have the prefill worker recompute what the decoder has said (I4)."""
+    decode = served.cluster.plan.workers[1]
+    (ids,) = prompts(1, 30)
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(generate, served.cluster, "a", ids, 1400)
+        while "num_running_reqs" not in in_work(decode.url):
+            assert not request.done()
+        post(f"{decode.url}/pause_generation", {"mode": "retract"})
+        post(f"{decode.url}/continue_generation", {})
+        with pytest.raises(RefusedError, match=r"409.*retracted for a weight update"):
+            request.result()
+    want = expected(served.models.base, served.models.decoders["a"], ids)
+    assert generate(served.cluster, "a", ids)["output_ids"] == want.tokens
+    assert_conserved(served.cluster)
+
+
 def test_concurrent_requests_after_the_faults(served: Served, prompts: Prompts) -> None:
     asked = [(name, ids) for ids in prompts(5, 30) for name in ("a", "b")]
     want = [expected(served.models.base, served.models.decoders[n], ids) for n, ids in asked]

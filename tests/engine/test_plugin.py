@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ps_sglang.engine import settings
+from ps_sglang.engine import platform, settings
 from ps_sglang.engine.compat.srt import HookType
 from ps_sglang.engine.hooks import HOOKS, Hook, misfits
 
@@ -40,6 +40,19 @@ def test_inert_when_not_enabled() -> None:
 def test_active_when_enabled() -> None:
     found = look(PS_SGLANG_ENABLE="1").stdout.split()
     assert found == [str(len(HOOKS)), "True", "['base-token']", "PortableCpuPlatform"]
+
+
+def test_platform_stays_out_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside an accelerator, and where the plugin is off, SGLang chooses its platform itself."""
+    import torch
+
+    monkeypatch.setenv(settings.ENABLE, "1")
+    assert platform.activate() is not None
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert platform.activate() is None
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv(settings.ENABLE)
+    assert platform.activate() is None
 
 
 def test_a_bad_switch_ends_the_process() -> None:
