@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import threads
 from ps_sglang.launch.spec import Role
 
@@ -64,8 +65,12 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
         _wait_until_healthy(url, server)
         yield PlainServer(url, server.pid, time.monotonic() - began)
     finally:
+        pids = [server.pid, *procfs.descendants(server.pid)]
+        memory = [path for pid in pids for path in procfs.shared_memory_files(pid)]
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+        for path in memory:  # SGLang leaves its load statistics behind
+            path.unlink(missing_ok=True)
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,8 @@ GatewayError
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
 """
 
+import ast
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,7 +103,7 @@ def engine_error(status: int, body: bytes) -> EngineError:
     fields = _error_fields(body)
     param, code = fields.get("param"), fields.get("code")
     return EngineError(
-        _text(fields.get("message")) or f"The engine answered with status {status}.",
+        _readable(_text(fields.get("message"))) or f"The engine answered with status {status}.",
         status=status,
         param=param if isinstance(param, str) else None,
         code=code if isinstance(code, str) else None,
@@ -129,6 +131,26 @@ def _error_fields(body: bytes) -> dict[str, Any]:
             return {"message": inner.get("detail"), **inner}
         return {"message": inner}
     return {"message": content}
+
+
+_PROBLEM = re.compile(
+    r"""'loc': \((?P<place>[^)]*)\), 'msg': (?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+)
+
+
+def _readable(message: str) -> str:
+    """FastAPI's validation errors, which print Python objects and a source file, as sentences."""
+    first = message.partition("\n")[0]
+    if not re.fullmatch(r"\d+ validation errors?:", first):
+        return message
+    problems = dict.fromkeys(map(_problem, _PROBLEM.finditer(message)))  # in order, each once
+    return "; ".join(problems) or first.rstrip(":")
+
+
+def _problem(match: re.Match[str]) -> str:
+    place = [str(part) for part in ast.literal_eval(f"({match['place']},)") if part != "body"]
+    text: str = ast.literal_eval(match["text"])
+    return f"`{place[0]}`: {text}" if place else text
 
 
 def _text(value: Any) -> str:

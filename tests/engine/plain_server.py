@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ps_sglang.launch import procfs
+
 CPU_FLAGS = (
     "--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native",
     "--sampling-backend", "pytorch", "--grammar-backend", "xgrammar",
@@ -51,8 +53,12 @@ def sglang_server(
     try:
         yield f"http://{host}:{port}"
     finally:
+        pids = [process.pid, *procfs.descendants(process.pid)]
+        memory = [path for pid in pids for path in procfs.shared_memory_files(pid)]
         os.killpg(process.pid, 15)
         process.wait()
+        for path in memory:  # SGLang leaves its load statistics behind
+            path.unlink(missing_ok=True)
 
 
 def wait_until_healthy(url: str, deadline_s: float = 200.0) -> None:

@@ -183,6 +183,24 @@ async def test_an_engines_refusal_is_passed_on_in_openais_format(
     await gateway.prefill.saw_hang_up()
 
 
+# As FastAPI's RequestValidationError prints itself in SGLang's answer.
+VALIDATION = """2 validation errors:
+  {'type': 'float_parsing', 'loc': ('body', 'temperature'), 'msg': 'Input should be a number', 'input': 'hot'}
+  {'type': 'value_error', 'loc': ('body', 'stop', 0), 'msg': "Value error, can't be", 'ctx': {'error': ValueError("can't be")}}
+
+  File "/srv/sglang/http_server.py", line 1999, in openai_v1_chat_completions
+    POST /v1/chat/completions"""  # noqa: E501
+
+
+async def test_validation_errors_are_told_in_sentences(gateway: Setup) -> None:
+    gateway.decode().plan.refuse = (400, {"object": "error", "message": VALIDATION, "code": 400})
+    status, error = await fails(gateway, "/v1/chat/completions", False)
+    assert (status, error["message"]) == (
+        400,
+        "`temperature`: Input should be a number; `stop`: Value error, can't be",
+    )
+
+
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
 async def test_an_engines_status_is_kept(gateway: Setup, status: int) -> None:
     gateway.decode().plan.refuse = (status, {"error": {"message": "no"}})
