@@ -45,4 +45,5 @@ def read_spec(path: Path) -> dict[str, Any]:
 def _decode(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
-    raise NotImplementedError(kind)
+    # msgspec adds the place; Path is the only kind that is not its own.
+    raise ValueError(f"Expected a {kind.__name__.lower()}, got {value!r}")

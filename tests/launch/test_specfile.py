@@ -36,6 +36,7 @@ def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
         ("prefil: base", "prefil"),
         ("port: many", r"\$\.port"),
         ("decoders: a", r"\$\.decoders"),
+        ("log_dir: 5", r"a path, got 5 - at `\$\.log_dir`"),
         ("a: [", "YAML|parsing"),
     ],
 )
