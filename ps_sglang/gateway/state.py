@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker, Worker
+from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, Worker
 from ps_sglang.gateway.dispatch import Dispatcher
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.metrics import GatewayMetrics
@@ -31,10 +31,6 @@ class Gateway:
     def decode_workers(self, decoder: str | None) -> tuple[DecodeWorker, ...]:
         """All decode workers, or those of one decoder."""
         return self.config.decode if decoder is None else self.config.decode_workers(decoder)
-
-    def prefill_workers(self) -> tuple[PrefillWorker, ...]:
-        """All prefill workers: every decoder shares them."""
-        return self.config.prefill
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -6,11 +6,11 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import pytest
+from served import Launch, Models, Served
 
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
@@ -18,22 +18,6 @@ from ps_sglang.models.tiny import make_tiny
 
 # As the CPU platform sets it in a worker: no compiling of small sampling functions.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-
-
-@dataclass(frozen=True)
-class Models:
-    """A base and its decoders, one of which (`twin`) has the base's own weights."""
-
-    base: Path
-    decoders: dict[str, Path]
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running cluster with its models."""
-
-    cluster: Cluster
-    models: Models
 
 
 def _models(family: str, folder: Path) -> Models:
@@ -53,9 +37,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(scope="session")
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return _models("qwen3", tmp_path_factory.mktemp("qwen3"))
-
-
-Launch = Callable[..., Served]
 
 
 @pytest.fixture(scope="module")

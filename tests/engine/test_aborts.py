@@ -12,9 +12,9 @@ from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Launch, Models, Served
 from engine_client import RefusedError, assert_conserved, generate, in_work, post, together
 from hf_reference import expected
+from served import Launch, Models, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from conftest import Launch, Models, Served
 from engine_client import assert_conserved, generate, together
 from hf_reference import expected
+from served import Launch, Models, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from conftest import Launch, Models
 from engine_client import assert_conserved, counters, generate, growth, together
 from hf_reference import expected
+from served import Launch, Models
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

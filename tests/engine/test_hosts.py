@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Models
 from engine_client import RefusedError, post
 from hf_reference import expected
 from plain_server import sglang_server, wait_until_healthy
+from served import Models
 
 from ps_sglang.contract import base_fingerprint
 from ps_sglang.engine.settings import BASE_FINGERPRINT

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import Launch, Models, Served
 from engine_client import RefusedError, assert_conserved, generate, together
 from hf_reference import expected
+from served import Launch, Models, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -14,10 +14,10 @@ from typing import Any
 import openai
 import pytest
 import torch
-from conftest import Launch, Models, Served
 from engine_client import RefusedError, assert_conserved, generate, post, together
 from hf_reference import expected
 from plain_server import sglang_server, wait_until_healthy
+from served import Launch, Models, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

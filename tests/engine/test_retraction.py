@@ -8,9 +8,9 @@ from itertools import cycle
 
 import pytest
 import torch
-from conftest import Launch, Models, Served
 from engine_client import assert_conserved, counters, generate, growth, together
 from hf_reference import expected
+from served import Launch, Models, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import Launch, Models, Served
 from engine_client import assert_conserved, counters, generate, growth
 from hf_reference import expected
+from served import Launch, Models, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -21,7 +21,7 @@ from ps_sglang.engine.transfer.messages import (
 
 MESSAGES: list[Message] = [
     Register(session="h:1", base_fingerprint="ps1:x", page_item_lens=[8, 8], aux_item_lens=[64]),
-    Pull(session="h:1", room=2**62, endpoint="10.0.0.1", port=5, num_pages=3, prefix_tokens=16),
+    Pull(session="h:1", room=2**62, endpoint="10.0.0.1", port=5, prefix_tokens=16),
     PageBatch(room=7, first=0, count=2, last=True),
 ]
 

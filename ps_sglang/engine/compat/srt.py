@@ -21,7 +21,6 @@ from sglang.srt.disaggregation.utils import (
 from sglang.srt.layers.sampler import multinomial_with_seed
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.base_prefix_cache import (
-    CacheRequestOutcome,
     MatchPrefixParams,
     MatchResult,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "FAKE_BOOTSTRAP_HOST",
     "AbortNotification",
     "BatchedMinNewTokensPenalizer",
-    "CacheRequestOutcome",
     "CommonKVBootstrapServer",
     "CommonKVManager",
     "CommonKVReceiver",

@@ -50,7 +50,6 @@ class PullTarget:
     def __init__(self, pull: Pull) -> None:
         self.endpoint = pull.endpoint
         self.dst_port = pull.port
-        self.decode_prefix_len = pull.prefix_tokens
 
 
 class PendingPull:
@@ -219,9 +218,8 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
         )
 
     def build_receiver_metadata_message(
-        self, *, bootstrap_room: int, kv_indices: Indices, decode_prefix_len: int | None,
-        **_unused: Any,
-    ) -> list[bytes]:  # fmt: skip
+        self, *, bootstrap_room: int, decode_prefix_len: int | None, **_unused: Any
+    ) -> list[bytes]:
         """What a receiver sends to ask for a request's delta."""
         return encode(
             Pull(
@@ -229,7 +227,6 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
                 room=bootstrap_room,
                 endpoint=self.local_ip,
                 port=self.rank_port,
-                num_pages=len(kv_indices),
                 prefix_tokens=decode_prefix_len or 0,
             )
         )

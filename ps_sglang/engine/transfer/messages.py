@@ -31,7 +31,6 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
     room: int
     endpoint: str  # where the pages go
     port: int
-    num_pages: int
     prefix_tokens: int  # tokens of the prompt the decode worker holds already
 
 
