@@ -1,4 +1,4 @@
-"""`ps-sglang`: launch a cluster, verify it, check decoders against a base, list the models."""
+"""`ps-sglang`: launch, verify and change clusters; check, train and list models."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def _verify(argv: Sequence[str]) -> int:
     return verify(argv)
 
 
+def _workers(argv: Sequence[str]) -> int:
+    from ps_sglang.workers.__main__ import main as workers
+
+    return workers(argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    from ps_sglang.train.__main__ import main as train
+
+    return train(argv, prog="ps-sglang train")
+
+
 def _check(argv: Sequence[str]) -> int:
     """Resolve the models of a launch and compare them; start nothing."""
     from ps_sglang.launch.args import parse_args
@@ -77,6 +89,8 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "launch": (_launch, "start a cluster and serve until Ctrl-C"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
+    "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
+    "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "models": (_models, "list the built-in demo models"),
 }
 

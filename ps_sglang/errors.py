@@ -5,7 +5,9 @@ PsSglangError
 │   ├── ModelNotFoundError        no checkpoint where the model specification points
 │   ├── CheckpointError           a checkpoint folder is damaged or lacks a file
 │   ├── ManifestError             a prefillshare.json cannot be read
+│   ├── DataError                 training data with rows that cannot be used (all at once)
 │   └── ContractError             decoders that do not fit the base (all differences at once)
+├── TrainingError             a training run stopped; its last checkpoint is good
 ├── MissingPackageError       an optional package is not installed: install it
 └── LaunchError               a worker or the gateway did not come up, or died: read its log
 """
@@ -33,6 +35,10 @@ class ManifestError(UsageError):
     """A `prefillshare.json` is unreadable, or has a field of the wrong type or schema."""
 
 
+class DataError(UsageError):
+    """Training data that cannot be read, or with rows that cannot be used."""
+
+
 class ContractError(UsageError):
     """Decoders that cannot decode from the base's cache.
 
@@ -42,6 +48,13 @@ class ContractError(UsageError):
     def __init__(self, message: str, differences: tuple[str, ...]) -> None:
         super().__init__(message)
         self.differences = differences
+
+
+class TrainingError(PsSglangError):
+    """A training run cannot go on: a loss that is not finite, a checkpoint that cannot be saved.
+
+    What was saved before is whole.
+    """
 
 
 class MissingPackageError(PsSglangError):

@@ -6,6 +6,7 @@ Reads files only; imports neither torch, transformers nor sglang.
 from ps_sglang.contract.check import DecoderReport, check_cluster
 from ps_sglang.contract.fingerprint import base_fingerprint
 from ps_sglang.contract.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+from ps_sglang.contract.replacement import check_replacement, model_facts
 
 __all__ = [
     "MANIFEST_FILE",
@@ -13,6 +14,8 @@ __all__ = [
     "Manifest",
     "base_fingerprint",
     "check_cluster",
+    "check_replacement",
+    "model_facts",
     "read_manifest",
     "write_manifest",
 ]

@@ -35,7 +35,7 @@ class DecoderReport:
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
+class Checkpoint:
     """What the contract compares of one folder."""
 
     shape: ModelShape
@@ -45,7 +45,7 @@ class _Checkpoint:
     chat_template: str | None
 
     @classmethod
-    def read(cls, folder: Path) -> _Checkpoint:
+    def read(cls, folder: Path) -> Checkpoint:
         return cls(
             read_shape(folder),
             read_tensors(folder),
@@ -64,22 +64,12 @@ def check_cluster(
     itself cannot be read. A decoder without a manifest is a difference unless `allow_unverified`;
     its shape, tokenizer and chat template are compared all the same.
     """
-    wanted = _Checkpoint.read(base)
+    wanted = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
     reports: list[DecoderReport] = []
     found: dict[str, list[Difference]] = {}
     for name, folder in decoders.items():
-        try:
-            manifest = read_manifest(folder)
-            decoder = _Checkpoint.read(folder)
-        except (CheckpointError, ManifestError) as error:
-            found[name] = [Difference("files", "readable", str(error), "mend or replace the file")]
-            continue
-        rows = list(_model_differences(wanted, decoder))
-        if manifest is not None:
-            rows += _manifest_differences(wanted, fingerprint, decoder, manifest)
-        elif not allow_unverified:
-            rows.append(Difference(MANIFEST_FILE, fingerprint, "no such file", _NO_MANIFEST))
+        rows, manifest = compare(wanted, fingerprint, folder, allow_unverified)
         if rows:
             found[name] = rows
         reports.append(DecoderReport(name, folder, manifest))
@@ -88,7 +78,27 @@ def check_cluster(
     return reports
 
 
-def _model_differences(base: _Checkpoint, decoder: _Checkpoint) -> Iterator[Difference]:
+def compare(
+    wanted: Checkpoint, fingerprint: str, folder: Path, allow_unverified: bool
+) -> tuple[list[Difference], Manifest | None]:
+    """Every difference of the decoder in `folder` from `wanted`, and its manifest.
+
+    `fingerprint` is that of the base on which it must have been trained.
+    """
+    try:
+        manifest = read_manifest(folder)
+        decoder = Checkpoint.read(folder)
+    except (CheckpointError, ManifestError) as error:
+        return [Difference("files", "readable", str(error), "mend or replace the file")], None
+    rows = list(_model_differences(wanted, decoder))
+    if manifest is not None:
+        rows += _manifest_differences(wanted, fingerprint, decoder, manifest)
+    elif not allow_unverified:
+        rows.append(Difference(MANIFEST_FILE, fingerprint, "no such file", _NO_MANIFEST))
+    return rows, manifest
+
+
+def _model_differences(base: Checkpoint, decoder: Checkpoint) -> Iterator[Difference]:
     yield from shape_differences(base.shape, decoder.shape)
     # Quantised weights have tensors of their own; the config's shape has to do.
     if not (base.quantized or decoder.quantized):
@@ -102,7 +112,7 @@ def _model_differences(base: _Checkpoint, decoder: _Checkpoint) -> Iterator[Diff
 
 
 def _manifest_differences(
-    base: _Checkpoint, fingerprint: str, decoder: _Checkpoint, manifest: Manifest
+    base: Checkpoint, fingerprint: str, decoder: Checkpoint, manifest: Manifest
 ) -> Iterator[Difference]:
     trained_on = f"{manifest.base.fingerprint} ({manifest.base.name})"
     if manifest.base.fingerprint != fingerprint:

@@ -29,13 +29,13 @@ class Difference:
 
 
 def shape_differences(base: ModelShape, decoder: ModelShape) -> Iterator[Difference]:
-    ours, theirs = _rows(base), _rows(decoder)
+    ours, theirs = shape_rows(base), shape_rows(decoder)
     for item in ours | theirs:
         if ours.get(item) != theirs.get(item):
             yield Difference(item, ours.get(item), theirs.get(item), _OTHER_MODEL)
 
 
-def _rows(shape: ModelShape) -> dict[str, object]:
+def shape_rows(shape: ModelShape) -> dict[str, object]:
     """One row per item, and one per item of the rope ("rope theta", "rope factor")."""
     items = shape.as_dict()
     rope = {f"rope {key.removeprefix('rope_')}": value for key, value in items.pop("rope").items()}
@@ -64,7 +64,7 @@ def _some(names: list[str]) -> str:
 
 
 def report(
-    base: Path, decoders: Mapping[str, Path], found: Mapping[str, list[Difference]]
+    base: Path | str, decoders: Mapping[str, Path], found: Mapping[str, list[Difference]]
 ) -> tuple[str, tuple[str, ...]]:
     """The message for a person, and one line per difference."""
     count = f"{len(found)} of {len(decoders)} decoders" if len(decoders) > 1 else "the decoder"

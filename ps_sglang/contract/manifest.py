@@ -61,6 +61,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scores: list[Score] = []
     stand_in: bool = False
 
+    @property
+    def summary(self) -> str:
+        """One line for a person: how the decoder was made, and what was measured."""
+        scores = [f"{s.benchmark}: {s.metric} {s.value:.4g}, n={s.examples}" for s in self.scores]
+        return "; ".join([self.training.recipe, *(scores or ["no scores"])])
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write `folder/prefillshare.json` and return its path."""

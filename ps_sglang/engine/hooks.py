@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ps_sglang.engine import waiting
+from ps_sglang.engine import facts, feed, swap, timeline, waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
-from ps_sglang.engine.handoff import base_prefix, decode, prefill
+from ps_sglang.engine.handoff import base_prefix, decode, prefill, priority
 from ps_sglang.engine.sampling import murmur, seeds
 from ps_sglang.engine.transfer import backend
 
@@ -56,6 +56,10 @@ HOOKS: tuple[Hook, ...] = (
     ),
     # Prefill worker.
     Hook(
+        _SRT + "disaggregation.prefill.PrefillBootstrapQueue.create_sender", HookType.AROUND,
+        prefill.create_sender, ("self", "req", "num_kv_heads"),
+    ),
+    Hook(
         _SRT + "disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped", HookType.AROUND,
         prefill.pop_bootstrapped, ("self",),
     ),
@@ -64,10 +68,22 @@ HOOKS: tuple[Hook, ...] = (
         "process_batch_result_disagg_prefill", HookType.AROUND,
         prefill.process_batch_result, ("self", "batch", "result"),
     ),
+    Hook(
+        _SCHEDULER + "get_new_batch_prefill", HookType.AROUND,
+        prefill.get_new_batch_prefill, ("self", "running_batch"),
+    ),
+    Hook(
+        _SRT + "managers.schedule_policy.SchedulePolicy.calc_priority", HookType.AFTER,
+        priority.calc_priority, ("self", "waiting_queue", "running_batch", "processed_tokens"),
+    ),
     # Decode worker, in the order of a request's life.
     Hook(
         _DECODE + "DecodePreallocQueue.add", HookType.AROUND,
         decode.add, ("self", "req", "is_retracted", "is_rebootstrap"),
+    ),
+    Hook(
+        _DECODE + "DecodePreallocQueue.pop_preallocated", HookType.AROUND,
+        priority.pop_preallocated, ("self", "rids_to_check", "pp_good_rids", "pp_bad_rids"),
     ),
     Hook(
         _DECODE + "DecodePreallocQueue._pre_alloc_fill_len", HookType.AROUND,
@@ -128,6 +144,41 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32", HookType.AROUND,
         murmur.murmur_hash32, ("seed", "positions", "col_indices"),
+    ),
+    # The feed: KV events, hints about conversations, timelines.
+    Hook(
+        _SCHEDULER + "init_kv_events_publisher", HookType.AFTER,
+        feed.init_kv_events_publisher, ("self",),
+    ),
+    Hook(
+        _SCHEDULER + "_poll_timeout_aborts", HookType.AFTER, feed.poll_timeout_aborts, ("self",),
+    ),
+    Hook(
+        _SCHEDULER + "process_input_requests", HookType.AROUND,
+        feed.process_input_requests, ("self", "recv_reqs"),
+    ),
+    Hook(
+        _SRT + "disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
+        "process_disagg_prefill_inflight_queue", HookType.AFTER,
+        timeline.process_disagg_prefill_inflight_queue, ("self", "rids_to_check"),
+    ),
+    Hook(
+        _SRT + "managers.scheduler_components.batch_result_processor."
+        "SchedulerBatchResultProcessor.process_batch_result_decode", HookType.AFTER,
+        timeline.process_batch_result_decode, ("self", "batch", "result"),
+    ),
+    # A worker in an elastic cluster: its facts, and new weights for it.
+    Hook(
+        _SRT + "utils.common.build_server_info", HookType.AFTER,
+        facts.build_server_info, ("server_args", "scheduler_info"),
+    ),
+    Hook(
+        _SRT + "managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
+        HookType.AROUND, swap.update_weights_from_disk, ("self", "obj", "request"),
+    ),
+    Hook(
+        _SRT + "managers.tokenizer_manager.TokenizerManager._update_model_path_info",
+        HookType.AROUND, swap.update_model_path_info, ("self", "model_path", "load_format"),
     ),
     # Waiting.
     Hook(

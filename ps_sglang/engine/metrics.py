@@ -34,6 +34,11 @@ def prefill_skipped(*, cached: int) -> None:
     _counter("prefill_skipped", "Requests that needed no forward pass of the base").inc()
 
 
+def prefill_waited() -> None:
+    """A request has waited for another one's prefill of the same prefix."""
+    _counter("prefill_waited", "Requests that waited for a prefill of the same prefix").inc()
+
+
 def handoff_started(*, pulled: int, held: int, size: int) -> None:
     """A decode worker asks for ``pulled`` tokens in ``size`` bytes, having ``held`` already."""
     _handoff(pulled=pulled, held=held)
@@ -44,6 +49,22 @@ def handoff_skipped(*, tokens: int) -> None:
     """A decode worker's own tree holds all ``tokens`` tokens of a base prefix."""
     _handoff(pulled=0, held=tokens)
     _counter("handoff_skipped", "Requests whose base prefix the own tree held whole").inc()
+
+
+def transferred(what: str, path: str, amount: int) -> None:
+    """The transfer backend counts: see :data:`_TRANSFER` for what, by path (shm, tcp)."""
+    labels = ("path",) if path else ()
+    counter = _counter(f"transfer_{what}", _TRANSFER[what], *labels)
+    (counter.labels(path) if path else counter).inc(amount)
+
+
+_TRANSFER = {
+    "batches": "Batches of KV pages that landed",
+    "bytes": "Bytes of KV pages that landed",
+    "damaged": "Batches of KV pages whose digest did not fit",
+    "pulled_again": "Batches of KV pages pulled a second time",
+    "expired": "Leases of KV pages that ended because the decode worker was gone",
+}
 
 
 def _handoff(*, pulled: int, held: int) -> None:

@@ -14,10 +14,11 @@ def register() -> None:
     from ps_sglang.engine.compat import require_supported_sglang
 
     require_supported_sglang()
-    from ps_sglang.engine import hooks
+    from ps_sglang.engine import feed, hooks
     from ps_sglang.engine.transfer import backend
     from ps_sglang.engine.tree import base_token_tree
 
     backend.register()
     base_token_tree.register()
+    feed.register()
     hooks.install()

@@ -7,6 +7,7 @@ from typing import Final
 
 ENABLE: Final = "PS_SGLANG_ENABLE"
 BASE_FINGERPRINT: Final = "PS_SGLANG_BASE_FINGERPRINT"
+ALLOW_UNVERIFIED: Final = "PS_SGLANG_ALLOW_UNVERIFIED"
 
 
 def is_enabled(environ: Mapping[str, str]) -> bool:

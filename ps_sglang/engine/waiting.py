@@ -39,9 +39,18 @@ class Doorbell:
         with contextlib.suppress(BlockingIOError):
             self._outside.send(b"!")
 
+    @property
+    def fd(self) -> int:
+        """Readable from a ring on until `quiet` is called, for sleepers of another kind."""
+        return self._inside.fileno()
+
     def wait(self, timeout_ms: int) -> None:
         """Sleep until a ring, a message, or ``timeout_ms`` milliseconds."""
         self._poller.poll(timeout_ms)
+        self.quiet()
+
+    def quiet(self) -> None:
+        """Forget past rings."""
         with contextlib.suppress(BlockingIOError):
             while self._inside.recv(4096):
                 pass
@@ -69,11 +78,16 @@ def init_idle_sleeper(_result: None, scheduler: Any) -> None:
     if scheduler.idle_sleeper is not None:
         channels = scheduler.ipc_channels
         _Waiting.doorbell = Doorbell([channels.recv_from_tokenizer, channels.recv_from_rpc])
+        # Requests of the feed find an idle scheduler asleep.
+        scheduler.idle_sleeper.poller.register(_Waiting.doorbell.fd, zmq.POLLIN)
 
 
 def on_idle(_result: None, scheduler: Any) -> None:
     """After ``Scheduler.on_idle``: with requests in handoff queues only, wait for news."""
-    if _Waiting.doorbell is None or scheduler.is_fully_idle():
+    if _Waiting.doorbell is None:
+        return
+    if scheduler.is_fully_idle():
+        _Waiting.doorbell.quiet()
         return
     grammars = scheduler.grammar_manager.has_waiting_grammars()
     _Waiting.doorbell.wait(_GRAMMAR_POLL_MS if grammars else _LONGEST_SLEEP_MS)

@@ -19,6 +19,7 @@ from ps_sglang.engine.compat.processes import (
     get_tokenizer,
     load_plugins,
 )
+from ps_sglang.engine.transfer import row_kernels  # noqa: F401  (compiled here, for all workers)
 
 _GET_TOKENIZER: Final = "sglang.srt.utils.hf_transformers.tokenizer.get_tokenizer"
 _STOCK_OPTIONS: Final = {

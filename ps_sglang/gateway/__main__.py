@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
 
 from ps_sglang.gateway.app import build_app, runner
@@ -24,6 +26,9 @@ async def serve(config: GatewayConfig) -> None:
     try:
         site = web.TCPSite(app, config.host, config.port)
         await site.start()
+        # What exists now stays: looking through it for garbage would stop all requests for a while.
+        gc.collect()
+        gc.freeze()
         print(f"ready {_url(config, app)}", flush=True)
         await stop.wait()
     finally:
@@ -43,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
-        asyncio.run(serve(GatewayConfig.load(arguments.config)))
+        uvloop.run(serve(GatewayConfig.load(arguments.config)))
     except (ConfigError, OSError) as error:
         sys.exit(f"gateway: {error}")
 

@@ -5,15 +5,25 @@ from collections.abc import AsyncIterator
 import aiohttp
 from aiohttp import web
 
-from ps_sglang.gateway import generation, info
+from ps_sglang.gateway import debug, generation, info, sessions_api, workers_api
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.dispatch import Dispatcher
+from ps_sglang.gateway.health import USUAL, HealthMonitor, Timing
+from ps_sglang.gateway.index.collector import IndexMetrics
+from ps_sglang.gateway.index.holdings import Holdings
+from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.legs import Background
 from ps_sglang.gateway.metrics import GatewayMetrics
-from ps_sglang.gateway.requests import Surface
-from ps_sglang.gateway.routing import Router
+from ps_sglang.gateway.routing.pool import WorkerPool
+from ps_sglang.gateway.routing.router import Router
+from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.timeline import Timelines
 from ps_sglang.gateway.tracing import trace
+from ps_sglang.gateway.turns import Turns
+from ps_sglang.gateway.worker_client import WorkerClient
+from ps_sglang.gateway.worker_states import WorkerStates
 
 MAX_BODY_BYTES = 64 * 2**20
 CONNECT_SECONDS = 5.0
@@ -22,23 +32,71 @@ SHUTDOWN_SECONDS = 2.0
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
-def build_app(config: GatewayConfig) -> web.Application:
-    """The gateway for a cluster. Serve it with `runner`, which ends a request with its client."""
+def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
+    """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
+
+    `timing` says how often workers are asked whether they are well.
+    """
     app = web.Application(middlewares=[trace], client_max_size=MAX_BODY_BYTES)
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
+        client = WorkerClient()
         async with _session() as session:
-            router, metrics = Router(config), GatewayMetrics()
-            dispatcher = Dispatcher(session, router, background, metrics)
-            app[GATEWAY] = Gateway(config, session, router, dispatcher, metrics)
+            gateway = app[GATEWAY] = _gateway(config, session, client, background, timing)
+            await gateway.holdings.start()
             yield
+            await gateway.health.close()
+            await gateway.holdings.stop()
             await background.close()
+            client.close()
 
     app.cleanup_ctx.append(lifespan)
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
+    workers_api.add_routes(app)
+    app.router.add_delete("/sessions/{id}", sessions_api.end)
+    app.router.add_post("/sessions/{id}/end", sessions_api.end)
     return app
+
+
+def _gateway(
+    config: GatewayConfig,
+    session: aiohttp.ClientSession,
+    client: WorkerClient,
+    background: Background,
+    timing: Timing,
+) -> Gateway:
+    pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
+    prompts = Prompts.load(config.tokenizer)
+    timelines = Timelines(metrics)
+    holdings = Holdings(prompts, tell_timeline=timelines.tell)
+    for member in pool:
+        holdings.add(member.worker)
+    pool.joined.append(lambda member: holdings.add(member.worker))
+    pool.left.append(lambda member: holdings.remove(member.name))
+    pool.left.append(sessions.leave)
+    router = Router(pool, holdings)
+    health = HealthMonitor(session, pool, timing)
+    metrics.register(WorkerStates(pool, health))
+    metrics.register(IndexMetrics(holdings))
+    dispatcher = Dispatcher(client, router, background, metrics, health, timelines)
+    health.start(dispatcher.interrupt)
+    turns = Turns(dispatcher, background, sessions, holdings, prompts, metrics)
+    return Gateway(
+        config=config,
+        session=session,
+        background=background,
+        pool=pool,
+        health=health,
+        sessions=sessions,
+        holdings=holdings,
+        router=router,
+        dispatcher=dispatcher,
+        metrics=metrics,
+        prompts=prompts,
+        turns=turns,
+    )
 
 
 def runner(app: web.Application) -> web.AppRunner:
@@ -49,8 +107,8 @@ def runner(app: web.Application) -> web.AppRunner:
 
 
 def _session() -> aiohttp.ClientSession:
-    # A connection each: a kept one may be closed by the worker just when a request is sent on it,
-    # and that request could not be told from one whose worker died.
+    # For questions to workers; requests for text go through the WorkerClient. A connection each: a
+    # kept one may be closed by the worker just when a question is sent on it.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     # No total timeout: an answer takes as long as it takes.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
@@ -66,5 +124,6 @@ def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
     router.add_get(prefix + "/metrics", info.metrics)
     router.add_get(prefix + "/flush_cache", info.flush_cache)
     router.add_post(prefix + "/flush_cache", info.flush_cache)
+    router.add_post(prefix + "/debug/route", debug.route)
     for path in _PROXIED:
         router.add_get(prefix + path, info.from_decoder)

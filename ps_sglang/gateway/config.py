@@ -14,12 +14,17 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class PrefillWorker:
-    """A prefill worker: its HTTP address and that of its bootstrap server."""
+    """A prefill worker: its HTTP address and that of its bootstrap server.
+
+    `feed` and `feed_control` are as those of a DecodeWorker.
+    """
 
     name: str
     url: str
     bootstrap_host: str
     bootstrap_port: int
+    feed: str | None = None
+    feed_control: str | None = None
 
     @property
     def title(self) -> str:
@@ -29,11 +34,17 @@ class PrefillWorker:
 
 @dataclass(frozen=True)
 class DecodeWorker:
-    """A decode worker; several may serve the same decoder."""
+    """A decode worker; several may serve the same decoder.
+
+    `feed` is the ZMQ address on which it publishes what it holds, `feed_control` the one on which
+    it answers questions about it; both None for a worker without a feed.
+    """
 
     name: str
     url: str
     decoder: str
+    feed: str | None = None
+    feed_control: str | None = None
 
     @property
     def title(self) -> str:
@@ -49,7 +60,8 @@ class GatewayConfig:
     """The gateway's whole configuration.
 
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
-    prompt plus answer in tokens. Raises ConfigError, listing everything that is wrong.
+    prompt plus answer in tokens, `tokenizer` the folder of the base's tokenizer, if it is at hand.
+    Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -58,6 +70,7 @@ class GatewayConfig:
     context_length: int
     prefill: tuple[PrefillWorker, ...]
     decode: tuple[DecodeWorker, ...]
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -72,10 +85,6 @@ class GatewayConfig:
     def decoders(self) -> tuple[str, ...]:
         """The names clients can ask for, in the order of the configuration."""
         return tuple(dict.fromkeys(worker.decoder for worker in self.decode))
-
-    def decode_workers(self, decoder: str) -> tuple[DecodeWorker, ...]:
-        """The workers that serve `decoder`."""
-        return tuple(worker for worker in self.decode if worker.decoder == decoder)
 
     def to_json(self) -> bytes:
         """The configuration as JSON, as `from_json` reads it."""

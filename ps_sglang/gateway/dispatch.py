@@ -7,18 +7,21 @@ the prompt in the prefill worker's cache.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
-from typing import Any, TypeVar
-
-import aiohttp
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from ps_sglang.gateway import merge, sse
-from ps_sglang.gateway.errors import WorkerUnreachable
+from ps_sglang.gateway.errors import EngineError, GatewayError, WorkerError, WorkerUnreachable
 from ps_sglang.gateway.legs import Background, Call, Pair, cancel
 from ps_sglang.gateway.metrics import GatewayMetrics
-from ps_sglang.gateway.requests import GenerationRequest, Sample
-from ps_sglang.gateway.routing import Router
+from ps_sglang.gateway.requests import GenerationRequest
+from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.routing.router import Route, Router
+from ps_sglang.gateway.samples import Sample
+from ps_sglang.gateway.timeline import Timeline, Timelines
+from ps_sglang.gateway.worker_client import WorkerClient
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -28,20 +31,37 @@ _Queue = asyncio.Queue[tuple[Sample, bytes | Exception]]
 _QUEUED_EVENTS = 64
 
 
+class Watch(Protocol):
+    """Is told how requests went on each worker."""
+
+    def succeeded(self, member: AnyMember) -> None:
+        """The worker did its part of a request, or began to answer."""
+        ...
+
+    def failed(self, member: AnyMember, error: WorkerError) -> None:
+        """The worker could not be reached (WorkerUnreachable), or failed at a request."""
+        ...
+
+
 class Dispatcher:
     """Runs generation requests. Cancelling a caller ends all legs of its request."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        client: WorkerClient,
         router: Router,
         background: Background,
         metrics: GatewayMetrics,
+        watch: Watch,
+        timelines: Timelines,
     ) -> None:
-        self._session = session
+        self._client = client
         self._router = router
         self._background = background
         self._metrics = metrics
+        self._watch = watch
+        self._timelines = timelines
+        self._running: dict[Pair, Timeline] = {}
 
     async def complete(self, request: GenerationRequest, call: Call) -> bytes:
         """The whole JSON answer; raises GatewayError."""
@@ -64,7 +84,7 @@ class Dispatcher:
 
     async def _answer(self, call: Call, sample: Sample, gate: asyncio.Event) -> bytes:
         pair, answer = await self._start(call, sample, gate, Pair.answer)
-        await pair.close()
+        await self._close(pair)
         return answer
 
     async def _stream(
@@ -76,8 +96,27 @@ class Dispatcher:
                 yield event
             async for event in pair.events():
                 yield event
+        except WorkerError as error:
+            self._watch.failed(_at_fault(pair.route, error), error)
+            raise
         finally:
-            await pair.close()
+            await self._close(pair)
+
+    async def _close(self, pair: Pair) -> None:
+        if (timeline := self._running.pop(pair, None)) is not None:
+            self._timelines.ended(timeline)
+        await pair.close()
+
+    def interrupt(self, error: GatewayError, concerns: Callable[[Pair], bool]) -> int:
+        """End the running samples that `concerns` picks with `error`; returns how many.
+
+        Those that have sent nothing to their client go on elsewhere if `error` is
+        WorkerUnreachable.
+        """
+        picked = [pair for pair in self._running if concerns(pair)]
+        for pair in picked:
+            pair.fail(error)
+        return len(picked)
 
     async def _start(
         self,
@@ -89,21 +128,39 @@ class Dispatcher:
         """Find a pair of workers that gives the `first` part of the answer."""
         tried: set[str] = set()
         while True:
-            route = self._router.choose(sample.prompt, call.decoder, tried)
+            if call.session is not None and call.session.ended is not None:
+                raise call.session.ended
+            route = self._router.choose(sample.prompt, call.decoder, tried, call.session)
             self._metrics.routed(route)
-            pair = Pair(self._session, self._background, call, sample, route, len(tried), gate.set)
+            prefilled = partial(self._prefilled, route, gate)
+            pair = Pair(self._client, self._background, call, sample, route, len(tried), prefilled)
+            timeline = self._timelines.begin(pair.rid, call.decoder, route)
+            self._running[pair] = timeline
             try:
-                return pair, await first(pair)
-            except WorkerUnreachable as error:
-                await pair.close()
-                tried.add(error.worker.name)
-                self._router.mark_unreachable(error.worker.name)
+                with _blaming(route):
+                    result = await first(pair)
+                self._watch.succeeded(route.decode)
+                if call.timelines is not None:
+                    call.timelines[sample.index] = timeline
+                return pair, result
+            except WorkerError as error:
+                await self._close(pair)
+                member = _at_fault(route, error)
+                self._watch.failed(member, error)
+                tried.add(member.name)
+                if not isinstance(error, WorkerUnreachable):
+                    raise
+                self._router.lost(member)
                 if not self._router.can_choose(call.decoder, tried):
                     raise
                 log.warning("%s; trying another", error.message)
             except BaseException:
-                await pair.close()
+                await self._close(pair)
                 raise
+
+    def _prefilled(self, route: Route, gate: asyncio.Event) -> None:
+        self._watch.succeeded(route.prefill)
+        gate.set()
 
     async def _answer_in_turn(self, call: Call, sample: Sample, gates: _Gates) -> bytes:
         gate = await _wait_turn(sample, gates)
@@ -153,6 +210,25 @@ class Dispatcher:
             await queue.put((sample, error))
         finally:
             gate.set()
+
+
+@contextmanager
+def _blaming(route: Route) -> Iterator[None]:
+    """Lay a failed handoff at the door of a prefill worker that is broken.
+
+    The decode worker may notice first, and says it as a failure of its own.
+    """
+    try:
+        yield
+    except EngineError as error:
+        broken = route.prefill.health is Health.BROKEN and route.needs(route.prefill)
+        if broken and error.status >= 500:
+            raise WorkerUnreachable(route.prefill.worker, error.message) from error
+        raise
+
+
+def _at_fault(route: Route, error: WorkerError) -> AnyMember:
+    return route.prefill if error.worker == route.prefill.worker else route.decode
 
 
 def _gates(request: GenerationRequest) -> _Gates:

@@ -4,6 +4,7 @@ GatewayError
 ├── BadRequest          400  the client must change its request
 │   └── ModelNotFound   404  ... or its choice of model
 ├── EngineError         4xx/5xx  an engine refused or aborted the request; its status is kept
+├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
     ├── WorkerUnreachable  503  no answer: another worker, or a later try, may help
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
@@ -70,6 +71,13 @@ class ModelNotFound(BadRequest):
 
 class EngineError(GatewayError):
     """An engine refused or aborted the request."""
+
+
+class NoWorker(GatewayError):
+    """No worker of a role can take the request now; a later try may help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=503, code="no_worker")
 
 
 class WorkerError(GatewayError):

@@ -6,11 +6,15 @@ from contextlib import aclosing
 
 from aiohttp import hdrs, web
 
-from ps_sglang.gateway import sse
+from ps_sglang.gateway import sse, timeline
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.legs import Call
-from ps_sglang.gateway.requests import GenerationRequest, Surface, parse
+from ps_sglang.gateway.requests import GenerationRequest, parse
+from ps_sglang.gateway.routing.sessions import Session
+from ps_sglang.gateway.said import Collector, in_answer
+from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.timeline import Timeline
 from ps_sglang.gateway.tracing import RECORD, Record
 
 _STREAM_HEADERS = {
@@ -27,16 +31,32 @@ def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamRes
         gateway = request.app[GATEWAY]
         record = request[RECORD]
         content = await request.read()
-        parsed = parse(surface, content, request.match_info.get("model"), gateway.config)
+        model = request.match_info.get("model")
+        parsed = parse(surface, content, model, request.headers, gateway.served)
         record.decoder = parsed.decoder
-        call = Call(surface, parsed.decoder, _worker_headers(request))
+        session = _session(gateway, parsed)
+        wanted: dict[int, Timeline] | None = (
+            {} if request.headers.get(timeline.HEADER) == "1" else None
+        )
+        call = Call(surface, parsed.decoder, _worker_headers(request), session, wanted)
         with gateway.metrics.pending(parsed.decoder):
             if not parsed.stream:
                 answer = await gateway.dispatcher.complete(parsed, call)
+                said = in_answer(surface, answer) if parsed.hints.next else None
+                gateway.turns.ended(parsed, call, said)
+                if call.timelines is not None:
+                    answer = await timeline.in_answer(surface, answer, call.timelines)
                 return web.Response(body=answer, content_type="application/json")
             return await _stream(request, gateway, parsed, call)
 
     return generate
+
+
+def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
+    if parsed.session is None:
+        return None
+    # A conversation without a name of its client's has this turn only.
+    return gateway.sessions.use(parsed.session) if parsed.named else Session(parsed.session)
 
 
 def _worker_headers(request: web.Request) -> dict[str, str]:
@@ -49,6 +69,7 @@ async def _stream(
     request: web.Request, gateway: Gateway, parsed: GenerationRequest, call: Call
 ) -> web.StreamResponse:
     record = request[RECORD]
+    collector = Collector(parsed.surface) if parsed.hints.next else None
     async with aclosing(gateway.dispatcher.stream(parsed, call)) as events:
         # An error before the first event still has a status of its own: it is raised here.
         first = await anext(events)
@@ -56,17 +77,37 @@ async def _stream(
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
         await response.prepare(request)
         await response.write(first)
-        await _forward(events, response, record)
+        if collector is not None:
+            collector.add(first)
+        if call.timelines is not None:
+            events = _with_timelines(events, call.surface, call.timelines)
+        await _forward(events, response, record, collector)
+    if record.error is None:
+        gateway.turns.ended(parsed, call, collector.said() if collector else None)
     await response.write_eof()
     return response
 
 
+async def _with_timelines(
+    events: AsyncGenerator[bytes, None], surface: Surface, timelines: dict[int, Timeline]
+) -> AsyncGenerator[bytes, None]:
+    async for event in events:
+        if event == sse.DONE:
+            yield sse.event(await timeline.last_chunk(surface, timelines))
+        yield event
+
+
 async def _forward(
-    events: AsyncGenerator[bytes, None], response: web.StreamResponse, record: Record
+    events: AsyncGenerator[bytes, None],
+    response: web.StreamResponse,
+    record: Record,
+    collector: Collector | None,
 ) -> None:
     try:
         async for event in events:
             await response.write(event)
+            if collector is not None:
+                collector.add(event)
     except GatewayError as error:
         record.failed(error)
         await response.write(sse.event(error.payload()))

@@ -22,7 +22,7 @@ async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models: every decoder, or the one in the path."""
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
-    names = gateway.config.decoders if name is None else (name,)
+    names = gateway.pool.decoders if name is None else (name,)
     return web.json_response({"object": "list", "data": [_card(gateway, one) for one in names]})
 
 
@@ -30,7 +30,7 @@ async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/<name>."""
     gateway = request.app[GATEWAY]
     in_path = model_in_path(request)
-    served = gateway.config.decoders if in_path is None else (in_path,)
+    served = gateway.pool.decoders if in_path is None else (in_path,)
     name = request.match_info["name"]
     if name not in served:
         raise ModelNotFound(name, served)
@@ -53,18 +53,20 @@ async def health(request: web.Request) -> web.Response:
     """GET /health: 200 if every decoder (or the one in the path) can be answered for."""
     gateway = request.app[GATEWAY]
     decoder = model_in_path(request)
-    workers = gateway.workers(decoder)
-    healthy = await asyncio.gather(*(_is_ready(gateway.session, one) for one in workers))
-    good = [worker for worker, ready in zip(workers, healthy, strict=True) if ready]
-    needed = {worker.decoder for worker in gateway.decode_workers(decoder)}
-    needed -= {worker.decoder for worker in good if isinstance(worker, DecodeWorker)}
-    able = not needed and any(isinstance(worker, PrefillWorker) for worker in good)
+    members = gateway.workers(decoder)
+    healthy = await asyncio.gather(*(_is_ready(gateway.session, one.worker) for one in members))
+    able = {
+        _decoder(member.worker)
+        for member, ready in zip(members, healthy, strict=True)
+        if ready and not member.draining
+    }
     listed = [
-        {**_identity(worker), "healthy": ready}
-        for worker, ready in zip(workers, healthy, strict=True)
+        {**_identity(member.worker), "healthy": ready, "state": member.state}
+        for member, ready in zip(members, healthy, strict=True)
     ]
-    body = {"status": "ok" if able else "unavailable", "workers": listed}
-    return web.json_response(body, status=200 if able else 503)
+    well = able >= {None, *(member.worker.decoder for member in gateway.pool.decode(decoder))}
+    body = {"status": "ok" if well else "unavailable", "workers": listed}
+    return web.json_response(body, status=200 if well else 503)
 
 
 async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:
@@ -79,14 +81,19 @@ async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:
 
 def _identity(worker: Worker) -> dict[str, Any]:
     role = "prefill" if isinstance(worker, PrefillWorker) else "decode"
-    decoder = worker.decoder if isinstance(worker, DecodeWorker) else None
-    return {"name": worker.name, "role": role, "decoder": decoder, "url": worker.url}
+    return {"name": worker.name, "role": role, "decoder": _decoder(worker), "url": worker.url}
+
+
+def _decoder(worker: Worker) -> str | None:
+    """The decoder that it serves; None for a prefill worker, which serves all."""
+    return worker.decoder if isinstance(worker, DecodeWorker) else None
 
 
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics: the gateway's own and all workers'."""
     gateway = request.app[GATEWAY]
-    workers = await scrape_workers(gateway.session, gateway.workers(model_in_path(request)))
+    members = gateway.workers(model_in_path(request))
+    workers = await scrape_workers(gateway.session, [member.worker for member in members])
     return web.Response(
         body=gateway.metrics.render() + workers, headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -98,7 +105,7 @@ async def from_decoder(request: web.Request) -> web.Response:
     resource = request.match_info.route.resource
     assert resource is not None, "this handler is registered by path"
     path = resource.canonical.removeprefix("/models/{model}")
-    workers = gateway.decode_workers(one_model(request))
+    workers = [member.worker for member in gateway.pool.decode(one_model(request))]
     return await _first_answer(gateway.session, workers, path, request)
 
 
@@ -126,12 +133,14 @@ async def flush_cache(request: web.Request) -> web.Response:
     """
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
-    workers = gateway.workers(None) if name is None else gateway.decode_workers(name)
-    problems = await asyncio.gather(*(_flush(gateway, worker, request) for worker in workers))
+    members = gateway.workers(None) if name is None else gateway.pool.decode(name)
+    problems = await asyncio.gather(
+        *(_flush(gateway, member.worker, request) for member in members)
+    )
     failed = [problem for problem in problems if problem]
     if failed:
         return web.Response(text="\n".join(failed) + "\n", status=400)
-    return web.Response(text=f"Cache flushed on {len(workers)} worker(s).\n")
+    return web.Response(text=f"Cache flushed on {len(members)} worker(s).\n")
 
 
 async def _flush(gateway: Gateway, worker: Worker, request: web.Request) -> str | None:
@@ -145,7 +154,7 @@ async def _flush(gateway: Gateway, worker: Worker, request: web.Request) -> str 
                 return f"{worker.title}: {text}"
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return f"{worker.title}: {str(error) or type(error).__name__}"
-    gateway.router.forget(worker.name)
+    gateway.holdings.forget(worker.name)
     return None
 
 

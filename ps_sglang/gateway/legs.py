@@ -7,22 +7,22 @@ SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 """
 
 import asyncio
-import io
-import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import aiohttp
 import msgspec
 
-from ps_sglang.gateway import sse
+from ps_sglang.gateway import ids, sse
 from ps_sglang.gateway.config import Worker
-from ps_sglang.gateway.errors import WorkerFailed, WorkerUnreachable, engine_error
+from ps_sglang.gateway.errors import GatewayError, WorkerFailed, WorkerUnreachable, engine_error
 from ps_sglang.gateway.findings import answer_error, event_error, is_preamble
-from ps_sglang.gateway.requests import Sample, Surface
-from ps_sglang.gateway.routing import Route
+from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.routing.sessions import Session
+from ps_sglang.gateway.samples import Sample, Surface
+from ps_sglang.gateway.timeline import Timeline
+from ps_sglang.gateway.worker_client import WorkerClient, WorkerResponse
 
 ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
@@ -45,8 +45,6 @@ _ABOUT_OUTPUT = frozenset(
         "return_flat_raw_top_logprobs_b64",
     )
 )
-
-_Result = TypeVar("_Result")
 
 
 class Background:
@@ -74,18 +72,21 @@ class Call:
     surface: Surface
     decoder: str
     headers: dict[str, str]
+    session: Session | None = None
+    # By the samples' places in the answer, where the client wants them.
+    timelines: dict[int, Timeline] | None = None
 
 
 class Pair:
     """The two legs of one sample; the prefill leg starts at once. `close` must be called.
 
     Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (another
-    pair may do), EngineError or WorkerFailed.
+    pair may do), EngineError, WorkerFailed, or what `fail` was given.
     """
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        client: WorkerClient,
         background: Background,
         call: Call,
         sample: Sample,
@@ -93,28 +94,33 @@ class Pair:
         attempt: int,
         on_prefilled: Callable[[], None],
     ) -> None:
-        self._session = session
+        self._client = client
         self._background = background
-        self._call = call
+        self.call = call
+        self.route = route
         # SGLang refuses an id that it still knows, from an attempt that it is just aborting.
-        self._rid = f"{sample.rid}-{attempt:02d}"
-        self._route = route
+        self.rid = f"{sample.rid}-{attempt:02d}"
         self._on_prefilled = on_prefilled
         self._body = {
             **sample.body,
-            "rid": self._rid,
-            "bootstrap_host": route.prefill.bootstrap_host,
-            "bootstrap_port": route.prefill.bootstrap_port,
-            "bootstrap_room": secrets.randbits(63),
+            "rid": self.rid,
+            "bootstrap_host": route.prefill.worker.bootstrap_host,
+            "bootstrap_port": route.prefill.worker.bootstrap_port,
+            "bootstrap_room": ids.room(),
         }
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: WorkerResponse | None = None
         self._events: AsyncIterator[bytes] | None = None
+        self._answering = False
         self._decode_ended = False
+        self._closed = False
+        self._failure: GatewayError | None = None
+        self._reader: asyncio.Task[Any] | None = None
         self._prefill = asyncio.create_task(self._run_prefill())
 
     async def answer(self) -> bytes:
         """The decode leg's whole JSON answer."""
-        return await self._unless_prefill_fails(self._read_answer())
+        with self._interruptible():
+            return await self._read_answer()
 
     async def open_stream(self) -> list[bytes]:
         """Start the decode leg's stream; returns its first events.
@@ -122,32 +128,77 @@ class Pair:
         They are more than one only where the first ones say nothing, see `is_preamble`: until
         then a failure can still be told by an HTTP status.
         """
-        return await self._unless_prefill_fails(self._read_first_events())
+        with self._interruptible():
+            return await self._read_first_events()
 
     async def events(self) -> AsyncIterator[bytes]:
         """The events after those of `open_stream`, up to and with `[DONE]`."""
         assert self._events is not None, "open_stream() comes first"
-        async for event in self._events:
+        while True:
+            with self._interruptible():
+                event = await anext(self._events, None)
+            if event is None:
+                return
             yield event
+
+    def fail(self, error: GatewayError) -> None:
+        """End the sample with `error`, unless it has ended: whoever reads its answer gets it."""
+        if self._failure is not None or self._decode_ended or self._closed:
+            return
+        self._failure = error
+        if self._reader is not None:
+            self._reader.cancel()
+        else:
+            # Nobody reads now, and perhaps never will: the client may have stopped reading.
+            self._background.start(self.close())
 
     async def close(self) -> None:
         """End both legs; one that has not given its whole answer is aborted."""
+        if self._closed:
+            return
+        self._closed = True
         if self._response is not None:
             self._response.close()
         if self._decode_ended and not self._prefill.done():
             self._background.start(self._finish_prefill())
             return
         if not self._decode_ended:
-            self._tell_abort(self._route.decode)
+            self._tell_abort(self.route.decode.worker)
         await self._end_prefill()
 
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """In this block `fail` interrupts the task that runs it, which raises the error."""
+        if self._failure is not None:
+            raise self._failure
+        task = asyncio.current_task()
+        assert task is not None, "a pair is read inside a task"
+        cancelled_before = task.cancelling()
+        self._reader = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            # As asyncio.timeout does: a cancellation by others is theirs, even at the same time.
+            if self._failure is not None and task.uncancel() <= cancelled_before:
+                raise self._failure from None
+            raise
+        finally:
+            self._reader = None
+
     async def _run_prefill(self) -> None:
-        worker = self._route.prefill
+        try:
+            await self._read_prefill()
+        except GatewayError as error:
+            # Once the answer has begun, the prefill leg has done its part.
+            if not self._answering:
+                self.fail(error)
+
+    async def _read_prefill(self) -> None:
+        worker = self.route.prefill.worker
         body = {name: value for name, value in self._body.items() if name not in _ABOUT_OUTPUT}
         response = await self._post(worker, body)
-        async with response:
-            with _reaching(worker):
-                content = await response.read()
+        with response, _reaching(worker):
+            content = await response.read()
         error = (
             engine_error(response.status, content)
             if response.status != 200
@@ -158,7 +209,7 @@ class Pair:
             raise WorkerFailed(worker, error.message, status=status) from error
         if error is not None:
             raise error
-        self._route.prefilled()
+        self.route.handed_over()
         self._on_prefilled()
 
     async def _finish_prefill(self) -> None:
@@ -169,24 +220,14 @@ class Pair:
 
     async def _end_prefill(self) -> None:
         # The caller may be cancelled at the `await`: everything that must happen comes first.
-        self._route.release()
+        self.route.release()
         if not self._prefill.done():
-            self._tell_abort(self._route.prefill)
+            self._tell_abort(self.route.prefill.worker)
         await cancel(self._prefill)
-
-    async def _unless_prefill_fails(self, decoding: Coroutine[Any, Any, _Result]) -> _Result:
-        task = asyncio.create_task(decoding)
-        try:
-            await asyncio.wait({task, self._prefill}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                self._prefill.result()
-            return await task
-        finally:
-            await cancel(task)
 
     async def _read_answer(self) -> bytes:
         response = await self._open_decode()
-        with _reaching(self._route.decode):
+        with _reaching(self.route.decode.worker):
             content = await response.read()
         if error := answer_error(content):
             raise error
@@ -200,13 +241,14 @@ class Pair:
         async for event in self._events:
             first.append(event)
             if not is_preamble(event):
+                self._answering = True
                 break
         return first
 
-    async def _read_events(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        worker = self._route.decode
+    async def _read_events(self, response: WorkerResponse) -> AsyncIterator[bytes]:
+        worker = self.route.decode.worker
         with _reaching(worker):
-            async for event in sse.read_events(response.content.iter_any()):
+            async for event in sse.read_events(response.pieces()):
                 if error := event_error(event):
                     raise error
                 self._decode_ended = event == sse.DONE
@@ -215,8 +257,8 @@ class Pair:
                     return
         raise WorkerUnreachable(worker, "it ended the stream before [DONE]")
 
-    async def _open_decode(self) -> aiohttp.ClientResponse:
-        worker = self._route.decode
+    async def _open_decode(self) -> WorkerResponse:
+        worker = self.route.decode.worker
         self._response = await self._post(worker, self._body)
         if self._response.status != 200:
             with _reaching(worker):
@@ -224,12 +266,10 @@ class Pair:
             raise engine_error(self._response.status, content)
         return self._response
 
-    async def _post(self, worker: Worker, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _post(self, worker: Worker, body: dict[str, Any]) -> WorkerResponse:
         with _reaching(worker):
-            return await self._session.post(
-                worker.url + self._call.surface.value,
-                data=io.BytesIO(msgspec.json.encode(body)),  # aiohttp writes it in pieces
-                headers={**self._call.headers, "Content-Type": "application/json"},
+            return await self._client.post(
+                worker.url, self.call.surface.value, msgspec.json.encode(body), self.call.headers
             )
 
     def _tell_abort(self, worker: Worker) -> None:
@@ -237,14 +277,13 @@ class Pair:
 
     async def _post_abort(self, worker: Worker) -> None:
         # If this fails, the closed connection still ends the request, later.
-        with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with self._session.post(
-                worker.url + "/abort_request",
-                json={"rid": self._rid},
-                headers=self._call.headers,
-                timeout=aiohttp.ClientTimeout(total=ABORT_SECONDS),
-            ):
-                pass
+        told = msgspec.json.encode({"rid": self.rid})
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                with await self._client.post(
+                    worker.url, "/abort_request", told, self.call.headers
+                ) as response:
+                    await response.read()
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
@@ -259,5 +298,5 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
 def _reaching(worker: Worker) -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except (OSError, TimeoutError) as error:
         raise WorkerUnreachable(worker, str(error) or type(error).__name__) from error

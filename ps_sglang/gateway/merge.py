@@ -7,7 +7,8 @@ import msgspec
 
 from ps_sglang.gateway import sse
 from ps_sglang.gateway.errors import EngineError
-from ps_sglang.gateway.requests import GenerationRequest, Sample, Surface
+from ps_sglang.gateway.requests import GenerationRequest
+from ps_sglang.gateway.samples import Sample, Surface
 
 Json = dict[str, Any]
 

@@ -1,11 +1,12 @@
 """The gateway's own metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.routing import Route
+from ps_sglang.gateway.routing.router import Route
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -41,12 +42,55 @@ class GatewayMetrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._characters = Counter(
-            "ps_sglang_gateway_prompt_characters",
-            "Characters of routed prompts; held: the prefill worker was believed to have them.",
+        self._tokens = Counter(
+            "ps_sglang_gateway_prompt_tokens",
+            "Tokens of routed prompts; held: the chosen workers were believed to have them.",
             ("worker", "held"),
             registry=self._registry,
         )
+        self._prefetches = Counter(
+            "ps_sglang_gateway_prefetches",
+            "Prompts brought to the decoder that a hint named as the next one.",
+            ("decoder", "outcome"),
+            registry=self._registry,
+        )
+
+        self._stages = Histogram(
+            "ps_sglang_gateway_stage_seconds",
+            "Where requests' time went, as their workers told.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._base_tokens = Counter(
+            "ps_sglang_gateway_base_tokens",
+            "Prompt tokens as the workers told: computed by the base or held by the prefill "
+            "worker's tree; held by the decode worker's own tree or pulled by it.",
+            ("decoder", "source"),
+            registry=self._registry,
+        )
+        self._pulled_bytes = Counter(
+            "ps_sglang_gateway_pulled_bytes",
+            "Bytes of KV that decode workers pulled.",
+            ("decoder",),
+            registry=self._registry,
+        )
+        self._saved_tokens = Counter(
+            "ps_sglang_gateway_saved_tokens",
+            "Prompt tokens not computed because another decoder's turn had brought them in.",
+            ("decoder",),
+            registry=self._registry,
+        )
+        self._cross_decoder = Gauge(
+            "ps_sglang_gateway_cross_decoder_hit_ratio",
+            "Of all prompt tokens so far, the part saved by another decoder's turn.",
+            registry=self._registry,
+        )
+        self._prompt_total = self._saved_total = 0
+
+    def register(self, collector: Collector) -> None:
+        """Render the metrics of `collector`, too."""
+        self._registry.register(collector)
 
     @contextmanager
     def pending(self, decoder: str) -> Iterator[None]:
@@ -57,8 +101,33 @@ class GatewayMetrics:
     def routed(self, route: Route) -> None:
         """A sample is sent to its workers."""
         worker = route.prefill.name
-        self._characters.labels(worker, "yes").inc(route.held_characters)
-        self._characters.labels(worker, "no").inc(route.new_characters)
+        self._tokens.labels(worker, "yes").inc(round(route.decision.tokens) - route.new_tokens)
+        self._tokens.labels(worker, "no").inc(route.new_tokens)
+
+    def timeline(
+        self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int
+    ) -> None:
+        """What a request's workers told, see `Timeline`.
+
+        `shared`: how much of what the prefill worker held another decoder's turn had brought in.
+        """
+        for stage, seconds in stages.items():
+            self._stages.labels(stage).observe(seconds)
+        for source in ("computed", "tree", "own", "pulled"):
+            if source in tokens:
+                self._base_tokens.labels(decoder, source).inc(tokens[source])
+        self._pulled_bytes.labels(decoder).inc(tokens.get("pulled_bytes", 0))
+        if "computed" in tokens and "pulled" in tokens:
+            prompt = tokens["own"] + tokens["pulled"]
+            saved = min(shared, prompt - tokens["computed"])
+            self._saved_tokens.labels(decoder).inc(saved)
+            self._prompt_total += prompt
+            self._saved_total += saved
+            self._cross_decoder.set(self._saved_total / max(self._prompt_total, 1))
+
+    def prefetched(self, decoder: str, outcome: str) -> None:
+        """A hint about the next decoder was acted on."""
+        self._prefetches.labels(decoder, outcome).inc()
 
     def first_token(self, decoder: str, seconds: float) -> None:
         """A stream gave its first event."""

@@ -1,56 +1,30 @@
-"""From a request body to single samples, each a body of its own for one pair of workers.
+"""A request for text, checked: whom it asks, for which samples, and what it tells besides."""
 
-SGLang shares one bootstrap room among the samples of `n > 1`, which a handoff cannot serve, so
-the gateway sends each sample of each prompt alone. Sample i of a prompt uses seed + i.
-"""
-
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
-from ps_sglang.gateway import validation
-from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway import ids, validation
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
-from ps_sglang.gateway.rendering import render_chat, render_prompt
-from ps_sglang.gateway.routing import Prompt
-from ps_sglang.gateway.validation import Body
-
-
-class Surface(Enum):
-    """The three ways to ask for text; the value is the engine's path."""
-
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    GENERATE = "/generate"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answer to one prompt.
-
-    `index` is its place in the client's answer, `leads` whether it is the first of its prompt,
-    `body` what its workers get, `rid` its id in their logs.
-    """
-
-    index: int
-    prompt_index: int
-    leads: bool
-    rid: str
-    body: Body
-    prompt: Prompt
+from ps_sglang.gateway.routing import hints, sessions
+from ps_sglang.gateway.routing.hints import Hints
+from ps_sglang.gateway.samples import Sample, Served, Surface, split
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A checked request. `listed`: the client of /generate expects a list of results."""
+    """A checked request. `listed`: the client of /generate expects a list of results.
+
+    `session` is the id that workers know the conversation by, `named` whether the client gave it.
+    """
 
     surface: Surface
     decoder: str
     stream: bool
     samples: tuple[Sample, ...]
     listed: bool
+    hints: Hints
+    session: str | None
+    named: bool
 
     @property
     def is_single(self) -> bool:
@@ -58,13 +32,13 @@ class GenerationRequest:
         return len(self.samples) == 1 and not self.listed
 
 
-def choose_decoder(named: object, in_path: str | None, config: GatewayConfig) -> str:
+def choose_decoder(named: object, in_path: str | None, decoders: Sequence[str]) -> str:
     """The decoder that a request is for: by its URL, else by its body, else the only one."""
     if named is not None and not isinstance(named, str):
         raise BadRequest(f"`model` must be a text, not {named!r}.", param="model")
     if in_path is not None:
-        if in_path not in config.decoders:
-            raise ModelNotFound(in_path, config.decoders)
+        if in_path not in decoders:
+            raise ModelNotFound(in_path, decoders)
         if named is not None and named != in_path:
             raise BadRequest(
                 f"The body's `model` is {named!r}, but the URL is that of model {in_path!r}: send "
@@ -74,222 +48,64 @@ def choose_decoder(named: object, in_path: str | None, config: GatewayConfig) ->
             )
         return in_path
     if named is not None:
-        if named not in config.decoders:
-            raise ModelNotFound(named, config.decoders)
+        if named not in decoders:
+            raise ModelNotFound(named, decoders)
         return named
-    if len(config.decoders) == 1:
-        return config.decoders[0]
-    raise BadRequest(
-        f"`model` is missing; served models: {', '.join(config.decoders)}.", param="model"
-    )
+    if len(decoders) == 1:
+        return decoders[0]
+    raise BadRequest(f"`model` is missing; served models: {', '.join(decoders)}.", param="model")
 
 
 def parse(
-    surface: Surface, content: bytes, in_path: str | None, config: GatewayConfig
+    surface: Surface,
+    content: bytes,
+    in_path: str | None,
+    headers: Mapping[str, str],
+    served: Served,
 ) -> GenerationRequest:
-    """Check a request body and split it into samples; raises BadRequest."""
+    """Check a request and split it into samples; raises BadRequest."""
     body = validation.decode_body(content)
-    decoder = choose_decoder(body.pop("model", None), in_path, config)
+    decoder = choose_decoder(body.pop("model", None), in_path, served.decoders)
     validation.refuse_unsupported(body)
     stream = validation.boolean(body, "stream")
     # SGLang does not take null for these, OpenAI does.
     for name in ("stream", "n"):
         if body.get(name, 0) is None:
             del body[name]
-    split = {
-        Surface.CHAT: _split_chat,
-        Surface.COMPLETIONS: _split_completions,
-        Surface.GENERATE: _split_generate,
-    }[surface]
+    told = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
+    named = sessions.session_id(body.pop("session_id", None), headers.get(sessions.HEADER))
+    session = _session_for_workers(named, told)
+    if session is not None:
+        body["session_id"] = session
+    if told.priority is not None:
+        body["priority"] = told.priority
     if surface is not Surface.GENERATE:
         body["model"] = decoder
-    samples, listed = split(body, config)
-    return GenerationRequest(surface, decoder, stream, samples, listed)
+    samples, listed = split(surface, body, served)
+    _check_next(told, samples, served)
+    return GenerationRequest(
+        surface, decoder, stream, samples, listed, told, session, named is not None
+    )
 
 
-def _split_chat(body: Body, config: GatewayConfig) -> tuple[tuple[Sample, ...], bool]:
-    chat = validation.messages(body)
-    ids = validation.token_ids(body, "input_ids")
-    validation.check_context(ids, config.context_length, "input_ids")
-    for name in ("max_tokens", "max_completion_tokens"):
-        validation.check_max_tokens(body, name)
-    text = render_prompt(ids) if ids else render_chat(chat, body.get("tools"))
-    n = validation.n_samples(body)
-    return _openai_samples(body, [body], [text], n), False
+def _session_for_workers(named: str | None, told: Hints) -> str | None:
+    """Workers pin and release what belongs to a session, so hints about pages need one."""
+    if named is None and (told.pin is not None or told.release):
+        return f"once-{ids.unique()}"
+    return named
 
 
-def _split_completions(body: Body, config: GatewayConfig) -> tuple[tuple[Sample, ...], bool]:
-    validation.refuse_echoed_logprobs(body)
-    validation.check_max_tokens(body, "max_tokens")
-    found, _ = validation.prompts(body, "prompt")
-    for prompt in found:
-        validation.check_context(prompt, config.context_length, "prompt")
-    n = validation.n_samples(body)
-    bodies = [{**body, "prompt": prompt} for prompt in found]
-    return _openai_samples(body, bodies, [render_prompt(prompt) for prompt in found], n), False
-
-
-def _openai_samples(
-    body: Body, bodies: Sequence[Body], texts: Sequence[str], n: int
-) -> tuple[Sample, ...]:
-    seed = validation.seed(body, "seed")
-
-    def for_sample(one: Body, number: int) -> Body:
-        own = {**one, "n": 1}
-        if seed is not None:
-            own["seed"] = _nth_seed(seed, number)
-        return own
-
-    return _samples(body, bodies, texts, n, for_sample)
-
-
-_PER_PROMPT = (
-    "sampling_params",
-    "return_logprob",
-    "logprob_start_len",
-    "top_logprobs_num",
-    "return_sampling_mask",
-    "sampling_logprobs_mode",
-    "custom_logit_processor",
-    "watermark",
-    "modalities",
-)
-
-
-def _split_generate(body: Body, config: GatewayConfig) -> tuple[tuple[Sample, ...], bool]:
-    validation.refuse_prompt_logprobs(body)
-    name = _generate_prompt_field(body)
-    found, listed = validation.prompts(body, name)
-    for prompt in found:
-        validation.check_context(prompt, config.context_length, name)
-    n = _generate_n(validation.objects(body, "sampling_params"))
-    bodies = [
-        {**_pick(body, number, len(found) if listed else None), name: prompt}
-        for number, prompt in enumerate(found)
-    ]
-    texts = [render_prompt(prompt) for prompt in found]
-    return _samples(body, bodies, texts, n, _generate_body), listed or n > 1
-
-
-def _generate_prompt_field(body: Body) -> str:
-    given = [name for name in ("text", "input_ids") if body.get(name) is not None]
-    if len(given) != 1:
+def _check_next(told: Hints, samples: Sequence[Sample], served: Served) -> None:
+    if told.next is None:
+        return
+    if told.next not in served.decoders:
         raise BadRequest(
-            f"Send either `text` or `input_ids`, not {'both' if given else 'neither'}.",
-            param="text",
+            f"`hints.next` names the model {told.next!r}, which does not exist; served models: "
+            f"{', '.join(served.decoders)}.",
+            param="hints",
         )
-    text = body.get("text")
-    if text is not None and not (
-        isinstance(text, str)
-        or (isinstance(text, list) and all(isinstance(one, str) for one in text))
-    ):
-        raise BadRequest("`text` must be a text or a list of texts.", param="text")
-    if isinstance(body.get("input_ids"), str):
-        raise BadRequest("`input_ids` must be a list of token ids.", param="input_ids")
-    return given[0]
-
-
-def _generate_n(params: list[Body] | Body) -> int:
-    every = params if isinstance(params, list) else [params]
-    for one in every:
-        # SGLang programs ask for no tokens to have a prefix cached, before they fork for one.
-        validation.check_max_tokens(
-            one, "max_new_tokens", "sampling_params.max_new_tokens", least=0
-        )
-        validation.seed(one, "sampling_seed", "sampling_params.sampling_seed")
-    counts = {validation.n_samples(one, "sampling_params.n") for one in every} or {1}
-    if len(counts) > 1:
+    if len(samples) > 1:
         raise BadRequest(
-            "`sampling_params.n` must be the same for all prompts of a request.",
-            param="sampling_params",
+            f"`hints.next` needs one answer to continue, but the request asks for {len(samples)}.",
+            param="hints",
         )
-    return counts.pop()
-
-
-def _generate_body(one: Body, number: int) -> Body:
-    params = {**(one.get("sampling_params") or {}), "n": 1}
-    if (seed := params.get("sampling_seed")) is not None:
-        params["sampling_seed"] = _nth_seed(seed, number)
-    return {**one, "sampling_params": params}
-
-
-def _pick(body: Body, number: int, batch: int | None) -> Body:
-    """The fields of `body` for its prompt `number`; a batch may give them as lists."""
-    picked = dict(body)
-    for name in _PER_PROMPT:
-        if isinstance(body.get(name), list):
-            picked[name] = _item(body[name], number, batch, name)
-    nested = body.get("token_ids_logprob")
-    if isinstance(nested, list) and nested and isinstance(nested[0], list):
-        picked["token_ids_logprob"] = _item(nested, number, batch, "token_ids_logprob")
-    return picked
-
-
-def _samples(
-    body: Body,
-    bodies: Sequence[Body],
-    texts: Sequence[str],
-    n: int,
-    for_sample: Callable[[Body, int], Body],
-) -> tuple[Sample, ...]:
-    if len(bodies) * n > validation.MAX_SAMPLES:
-        raise BadRequest(
-            f"{len(bodies)} prompts with {n} answers each are more than "
-            f"{validation.MAX_SAMPLES} answers; split the request.",
-            param="n",
-        )
-    rids = _rids(body, len(bodies), n)
-    batch = None if len(bodies) == 1 else len(bodies)
-    found = []
-    for number, (one, text) in enumerate(zip(bodies, texts, strict=True)):
-        tenant = {key: _tenant(body, key, number, batch) for key in ("cache_salt", "extra_key")}
-        prompt = Prompt(text, salt="\0".join(key or "" for key in tenant.values()))
-        for turn in range(n):
-            rid = next(rids)
-            own = {**for_sample(one, turn), **{k: v for k, v in tenant.items() if v}}
-            found.append(Sample(number * n + turn, number, turn == 0, rid, own, prompt))
-    return tuple(found)
-
-
-def _tenant(body: Body, name: str, number: int, batch: int | None) -> str | None:
-    value = body.get(name)
-    if isinstance(value, list):
-        value = _item(value, number, batch or 1, name)
-    if value is None or isinstance(value, str):
-        return value
-    raise BadRequest(f"`{name}` must be a text, not {value!r}.", param=name)
-
-
-def _item(values: list[Any], number: int, batch: int | None, name: str) -> Any:
-    if batch is None or len(values) != batch:
-        raise BadRequest(
-            f"`{name}` is a list of {len(values)}, but the request has {batch or 1} prompt(s).",
-            param=name,
-        )
-    return values[number]
-
-
-def _rids(body: Body, batch: int, n: int) -> Iterator[str]:
-    """Engine ids of all samples: the client's id, if it gave one, and a part that is unique.
-
-    SGLang aborts every request whose id starts with a given one, so no id may start another's:
-    a client that hangs up must not end the requests of others.
-    """
-    given = body.get("rid")
-    if given is None or _is_rid(given):
-        names = [given or "ps"] * batch
-    elif isinstance(given, list) and len(given) == batch and all(map(_is_rid, given)):
-        names = given
-    else:
-        raise BadRequest("`rid` must be a text, or a list with one text per prompt.", param="rid")
-    unique = uuid.uuid4().hex
-    samples = (name for name in names for _ in range(n))
-    return (f"{name}-{unique}-{number:04d}" for number, name in enumerate(samples))
-
-
-def _is_rid(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _nth_seed(seed: int, number: int) -> int:
-    return (seed + number + 2**63) % 2**64 - 2**63

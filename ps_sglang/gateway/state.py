@@ -6,11 +6,19 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, Worker
+from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.dispatch import Dispatcher
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
+from ps_sglang.gateway.health import HealthMonitor
+from ps_sglang.gateway.index.holdings import Holdings
+from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.legs import Background
 from ps_sglang.gateway.metrics import GatewayMetrics
-from ps_sglang.gateway.routing import Router
+from ps_sglang.gateway.routing.pool import AnyMember, WorkerPool
+from ps_sglang.gateway.routing.router import Router
+from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.samples import Served
+from ps_sglang.gateway.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -19,18 +27,26 @@ class Gateway:
 
     config: GatewayConfig
     session: aiohttp.ClientSession
+    background: Background
+    pool: WorkerPool
+    health: HealthMonitor
+    sessions: Sessions
+    holdings: Holdings
     router: Router
     dispatcher: Dispatcher
     metrics: GatewayMetrics
+    prompts: Prompts
+    turns: Turns
     started: int = field(default_factory=lambda: int(time.time()))
 
-    def workers(self, decoder: str | None) -> tuple[Worker, ...]:
-        """All workers, or the prefill workers and those of one decoder."""
-        return (*self.config.prefill, *self.decode_workers(decoder))
+    @property
+    def served(self) -> Served:
+        """What requests are checked against now."""
+        return Served(self.pool.decoders, self.config.context_length, self.prompts)
 
-    def decode_workers(self, decoder: str | None) -> tuple[DecodeWorker, ...]:
-        """All decode workers, or those of one decoder."""
-        return self.config.decode if decoder is None else self.config.decode_workers(decoder)
+    def workers(self, decoder: str | None) -> tuple[AnyMember, ...]:
+        """All workers, or the prefill workers and those of one decoder."""
+        return (*self.pool.prefill, *self.pool.decode(decoder))
 
 
 GATEWAY = web.AppKey("gateway", Gateway)
@@ -39,7 +55,7 @@ GATEWAY = web.AppKey("gateway", Gateway)
 def model_in_path(request: web.Request) -> str | None:
     """The decoder that a `/models/<name>/...` URL names; raises ModelNotFound."""
     name = request.match_info.get("model")
-    served = request.app[GATEWAY].config.decoders
+    served = request.app[GATEWAY].pool.decoders
     if name is not None and name not in served:
         raise ModelNotFound(name, served)
     return name
@@ -47,7 +63,7 @@ def model_in_path(request: web.Request) -> str | None:
 
 def one_model(request: web.Request) -> str:
     """The decoder of a request without a body: by its path, by `?model=`, or the only one."""
-    served = request.app[GATEWAY].config.decoders
+    served = request.app[GATEWAY].pool.decoders
     name = model_in_path(request) or request.query.get("model")
     if name is None and len(served) == 1:
         return served[0]

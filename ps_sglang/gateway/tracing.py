@@ -2,14 +2,14 @@
 
 import logging
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ps_sglang.gateway import ids
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.requests import Surface
+from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -91,7 +91,7 @@ def _request_id(request: web.Request) -> str:
     given = request.headers.get(REQUEST_ID, "")
     if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
         return given
-    return uuid.uuid4().hex
+    return ids.unique()
 
 
 def _route(request: web.Request) -> str:

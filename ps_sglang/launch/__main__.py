@@ -39,11 +39,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m ps_sglang.lau
 def ready_line(cluster: Cluster) -> str:
     """What a person needs to use the cluster, the request to copy included."""
     decoders = [worker.model for worker in cluster.workers if worker.role == "decode"]
+    ready = "joined" if cluster.plan.spec.join else "ready"
+    line = (
+        f"{ready} {cluster.url} after {cluster.ready_s:.1f} s, "
+        f"{cluster.memory_bytes / 1e9:.1f} GB; decoders: {', '.join(decoders) or 'none'}; "
+        f"logs: {cluster.plan.log_dir}"
+    )
+    if not decoders:
+        return line
     body = json.dumps({"model": decoders[0], "messages": [{"role": "user", "content": "Hello!"}]})
     return (
-        f"ready {cluster.url} after {cluster.ready_s:.1f} s, "
-        f"{cluster.memory_bytes / 1e9:.1f} GB; decoders: {', '.join(decoders)}; "
-        f"logs: {cluster.plan.log_dir}\n"
+        f"{line}\n"
         f"try: curl {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' "
         f"-d '{body}'"
     )

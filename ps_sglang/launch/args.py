@@ -35,7 +35,8 @@ examples:
   python -m ps_sglang.launch --prefill ./qwen3 --decoders math=./m1,code=./c1 --page-size 16
   python -m ps_sglang.launch --prefill base --decoders a --prefill-replicas 2 \\
       --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
-  python -m ps_sglang.launch --spec launch/demo.yaml --port 0"""
+  python -m ps_sglang.launch --spec launch/demo.yaml --port 0
+  python -m ps_sglang.launch --prefill base --decoders c --join http://127.0.0.1:8000"""
 
 _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
 
@@ -60,12 +61,28 @@ def parse_args(argv: Sequence[str], prog: str = "python -m ps_sglang.launch") ->
         chosen = read_spec(spec_file)
     engine_args = (*chosen.get("engine_args", ()), *rest)
     chosen |= given | {"engine_args": engine_args}
+    if "join" in chosen:
+        _as_guest(chosen)
     for flag in ("prefill", "decoders"):
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
     if "ready_timeout" in chosen:
         chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
     return ClusterSpec(**chosen)
+
+
+def _as_guest(chosen: dict[str, Any]) -> None:
+    """What differs for workers that join a cluster: they bring no gateway, and no base's worker.
+
+    Raises:
+        UsageError: an option is the gateway's.
+    """
+    for flag in ("host", "port"):
+        if flag in chosen:
+            raise UsageError(f"--{flag} is the gateway's, and --join starts none")
+    chosen.setdefault("prefill_replicas", 0)
+    if chosen["prefill_replicas"]:
+        chosen.setdefault("decoders", ())
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -103,6 +120,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help=f"number of prefill workers (default {default.prefill_replicas})",
+    )
+    add(
+        "--join",
+        metavar="URL",
+        help="start no gateway: have the decoders' workers (and prefill workers only as "
+        "--prefill-replicas says) join the running cluster behind the gateway at URL",
     )
     add(
         "--transfer-backend",

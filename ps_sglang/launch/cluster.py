@@ -13,12 +13,13 @@ from signal import Signals
 from types import TracebackType
 from typing import Final, Self
 
-from ps_sglang.engine.settings import BASE_FINGERPRINT
+from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import LaunchError
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import host_environment, worker_environment
 from ps_sglang.launch.link import HostLink
+from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Ending, Loaded, Start
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.readiness import Probe, gateway_url, read_ahead, tail
@@ -51,6 +52,8 @@ class Worker:
 class Cluster:
     """One prefill worker or more, one decode worker a decoder, and the gateway.
 
+    With `ClusterSpec.join` it is a part of another cluster, whose gateway `url` then names.
+
         with Cluster.start(ClusterSpec("base", ("a", "b"), port=0)) as cluster:
             openai.OpenAI(base_url=cluster.url + "/v1", api_key="none")
 
@@ -63,6 +66,13 @@ class Cluster:
         self.ready_s = 0.0
         self._say = say
         self._began = time.monotonic()
+        self._joined = (
+            Membership(plan.spec.join, allow_unverified=plan.spec.allow_unverified)
+            if plan.spec.join
+            else None
+        )
+        if self._joined is not None:
+            self._joined.require_gateway()
         for name in (HOST, GATEWAY, *(worker.name for worker in plan.workers)):
             self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
@@ -145,6 +155,8 @@ class Cluster:
 
     def stop(self) -> None:
         """End every process of the cluster; may be called again."""
+        if self._joined is not None:
+            self._joined.leave()
         self._link.stop(GATEWAY, _GATEWAY_GRACE_S)
         self._link.close(_WORKER_GRACE_S[self.plan.cpu])
         shutil.rmtree(self._runtime, ignore_errors=True)  # only if the host was killed
@@ -159,10 +171,15 @@ class Cluster:
         self._wait_until_imported(deadline)
         for index, worker in enumerate(self.plan.workers):
             self._start_worker(index, worker)
-        self._start_gateway()
+        if self._joined is None:
+            self._start_gateway()
         self._wait_until_ready(deadline)
         self._link.send(Loaded())
-        self.url = self._wait_for_gateway(deadline)
+        if self._joined is None:
+            self.url = self._wait_for_gateway(deadline)
+        else:
+            self._joined.join(self.plan.workers)
+            self.url = self._joined.url
         self.ready_s = time.monotonic() - self._began
 
     def _start_gateway(self) -> None:
@@ -188,7 +205,11 @@ class Cluster:
                 name=worker.name,
                 module="sglang.launch_server",
                 argv=worker.argv,
-                env=env | {BASE_FINGERPRINT: self.plan.fingerprint},
+                env=env
+                | {
+                    BASE_FINGERPRINT: self.plan.fingerprint,
+                    ALLOW_UNVERIFIED: "1" if self.plan.spec.allow_unverified else "0",
+                },
                 log=str(worker.log),
                 ending=Ending.FORK if self.plan.cpu else Ending.EXEC,
             )
@@ -263,13 +284,27 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         base=plan.base.name,
         context_length=plan.context_length,
         prefill=tuple(
-            PrefillWorker(worker.name, worker.url, "127.0.0.1", worker.bootstrap_port)
+            PrefillWorker(
+                worker.name,
+                worker.url,
+                "127.0.0.1",
+                worker.bootstrap_port,
+                worker.feed.publishes,
+                worker.feed.control,
+            )
             for worker in plan.workers
             if worker.bootstrap_port is not None
         ),
         decode=tuple(
-            DecodeWorker(worker.name, worker.url, worker.model_name)
+            DecodeWorker(
+                worker.name,
+                worker.url,
+                worker.model_name,
+                worker.feed.publishes,
+                worker.feed.control,
+            )
             for worker in plan.workers
             if worker.role is Role.DECODE
         ),
+        tokenizer=str(plan.base.path),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 from ps_sglang.errors import UsageError
-from ps_sglang.launch.spec import Role
+from ps_sglang.launch.spec import Feed, Role
 from ps_sglang.models.resolve import NamedModel
 
 Flags = Mapping[str, str | None]
@@ -37,6 +38,7 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--disaggregation-bootstrap-port": _ROLE,
         "--disaggregation-decode-enable-radix-cache": _ROLE,
         "--radix-cache-backend": _ROLE,
+        "--kv-events-config": "the launcher connects each worker's feed with the gateway",
         "--disaggregation-transfer-backend": "it is chosen with --transfer-backend",
         "--config": "put the flags on the command line or in a --spec file",
         "--api-key": "the gateway speaks to workers without one; they listen on the loopback only",
@@ -103,6 +105,7 @@ def owned(
     rendezvous_port: int,
     bootstrap_port: int | None,
     transfer_backend: str,
+    feed: Feed,
 ) -> tuple[str, ...]:
     """The part of a worker's command line that only the launcher can know."""
     flags: dict[str, str] = {
@@ -114,6 +117,14 @@ def owned(
         "--disaggregation-mode": role.value,
         "--disaggregation-transfer-backend": transfer_backend,
         "--radix-cache-backend": "base-token",
+        "--kv-events-config": json.dumps(
+            {
+                "publisher": "ps_sglang",
+                "endpoint": feed.publishes,
+                "replay_endpoint": feed.control,
+                "bind": True,
+            }
+        ),
     }
     if bootstrap_port is not None:
         flags["--disaggregation-bootstrap-port"] = str(bootstrap_port)

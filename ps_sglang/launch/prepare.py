@@ -19,7 +19,7 @@ from ps_sglang.home import home
 from ps_sglang.launch import flags
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.ports import free_ports, require_free
-from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
+from ps_sglang.launch.spec import ClusterSpec, Feed, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
 SGLANG_VERSION: Final = "0.5.23"
@@ -59,7 +59,7 @@ def prepare(spec: ClusterSpec) -> Plan:
     """
     require_sglang()
     check_flags(spec)
-    if spec.port:
+    if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
     log_dir = _log_dir(spec.log_dir)
     base, reports = check_models(spec)
@@ -154,12 +154,13 @@ def _workers(
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
-    ports = iter(free_ports(3 * len(models)))
+    ports = iter(free_ports(5 * len(models)))
     workers = []
     for name, role, model in models:
         port, rendezvous = next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
-        owned = flags.owned(role, model, port, rendezvous, bootstrap, backend)
+        feed = Feed(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
+        owned = flags.owned(role, model, port, rendezvous, bootstrap, backend, feed)
         workers.append(
             WorkerSpec(
                 name=name,
@@ -168,6 +169,7 @@ def _workers(
                 model_path=model.path,
                 port=port,
                 bootstrap_port=bootstrap,
+                feed=feed,
                 argv=(*owned, *command_lines[role]),
                 log=log_dir / f"{name}.log",
             )

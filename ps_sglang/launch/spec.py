@@ -24,6 +24,7 @@ class ClusterSpec:
         prefill: the base model, as :func:`ps_sglang.models.resolve.resolve` takes it.
         decoders: the decoders, in the same notation.
         prefill_replicas: how many prefill workers share the base's work.
+        join: URL of the gateway of a running cluster that the workers join; None starts one.
         host: address that the gateway listens on; workers listen on the loopback only.
         port: the gateway's port; 0 means any free one.
         transfer_backend: `zmq`, `mooncake` or `nixl`; None chooses by device.
@@ -38,6 +39,7 @@ class ClusterSpec:
     prefill: str
     decoders: tuple[str, ...]
     prefill_replicas: int = 1
+    join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     transfer_backend: str | None = None
@@ -60,15 +62,24 @@ class ClusterSpec:
 
 def _problems(spec: ClusterSpec) -> list[str]:
     problems = []
-    if not spec.decoders:
+    least = 0 if spec.join else 1
+    if not spec.decoders and not (spec.join and spec.prefill_replicas):
         problems.append("no decoder given: name at least one with --decoders")
-    if spec.prefill_replicas < 1:
-        problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least 1")
+    if spec.prefill_replicas < least:
+        problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least {least}")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
     if spec.ready_timeout_s <= 0:
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems
+
+
+@dataclass(frozen=True)
+class Feed:
+    """ZMQ addresses at which a worker publishes its news and answers the gateway's questions."""
+
+    publishes: str
+    control: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ class WorkerSpec:
     model_path: Path
     port: int
     bootstrap_port: int | None
+    feed: Feed
     argv: tuple[str, ...]
     log: Path
 

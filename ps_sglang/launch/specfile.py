@@ -16,6 +16,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill: str | None = None
     decoders: tuple[str, ...] | None = None
     prefill_replicas: int | None = None
+    join: str | None = None
     host: str | None = None
     port: int | None = None
     transfer_backend: str | None = None

@@ -47,6 +47,16 @@ def generate(
     return post(f"{cluster.url}/models/{decoder}/generate", body)
 
 
+def flush(cluster: Cluster) -> None:
+    """Empty the trees of all workers, once they are idle."""
+    assert_conserved(cluster)
+    for worker in cluster.workers:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{worker.url}/flush_cache", method="POST"), timeout=_DEADLINE_S
+        ):
+            pass
+
+
 def together(calls: Sequence[Any]) -> list[Any]:
     """Results of all calls, made at the same time."""
     with ThreadPoolExecutor(len(calls)) as pool:
@@ -66,6 +76,18 @@ def counters(cluster: Cluster) -> dict[str, dict[str, float]]:
                     source = sample.labels.get("source")
                     found[worker.name][f"{name}.{source}" if source else name] = sample.value
     return found
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The value of a worker's `ps_sglang_<name>_total` with these labels, 0 if it has none."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=_DEADLINE_S) as response:
+        text = response.read().decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"ps_sglang_{name}_total" and sample.labels.items() >= labels.items()
+    )
 
 
 def growth(

@@ -1,10 +1,14 @@
-"""Two hosts (network namespaces): pages cross the network, and a wrong base is refused by name."""
+"""Two hosts (network namespaces, each with a boot id): pages cross the network, over TCP.
+
+A wrong base is refused by name.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_client import RefusedError, post
+from engine_client import RefusedError, metric, post
 from hf_reference import expected
 from plain_server import sglang_server, wait_until_healthy
 from served import Models
@@ -87,10 +91,17 @@ def workers(
     )  # fmt: skip
 
     def on(name: str, host: str, model: Path, flags: tuple[str, ...], base: str) -> Any:
+        boot_id = logs / f"boot-id-{host}"
+        boot_id.write_text(f"{uuid.uuid4()}\n")
         return sglang_server(
             model, logs / f"{name}.log", *flags, host=host,
             env={**os.environ, BASE_FINGERPRINT: base},
-            prefix=("ip", "netns", "exec", "ps-prefill" if host == PREFILL else "ps-decode"),
+            prefix=(
+                "ip", "netns", "exec", "ps-prefill" if host == PREFILL else "ps-decode",
+                # A mount namespace of its own comes with the network's.
+                "sh", "-c", 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"',
+                str(boot_id),
+            ),
         )  # fmt: skip
 
     with ExitStack() as running:
@@ -128,6 +139,8 @@ def test_pages_cross_the_network(
     want = expected(llama.base, llama.decoders["a"], ids)
     for room in (1, 2):
         assert both_legs(workers, workers.decode, ids, room)["output_ids"] == want.tokens
+    assert metric(workers.decode, "transfer_bytes", path="tcp") > 0
+    assert metric(workers.decode, "transfer_bytes", path="shm") == 0
 
 
 def test_another_base_is_refused_by_name(

@@ -1,76 +1,127 @@
-"""The zmq backend's parts without an engine: messages and host memory."""
+"""The zmq backend in real engines: which way pages go, and what becomes of bad and dead ends."""
 
 from __future__ import annotations
 
-import numpy as np
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import pytest
+import spoil_pages
+from engine_client import RefusedError, assert_conserved, generate, in_work, metric, post
+from hf_reference import expected
+from served import Launch, Models, Served
 
 from ps_sglang.engine.compat.srt import KVClassType, TransferBackend
 from ps_sglang.engine.transfer import backend, endpoints
-from ps_sglang.engine.transfer.memory import HostRows
-from ps_sglang.engine.transfer.messages import (
-    TAG,
-    MalformedMessageError,
-    Message,
-    PageBatch,
-    Pull,
-    Register,
-    decode,
-    encode,
-)
 
-MESSAGES: list[Message] = [
-    Register(session="h:1", base_fingerprint="ps1:x", page_item_lens=[8, 8], aux_item_lens=[64]),
-    Pull(session="h:1", room=2**62, endpoint="10.0.0.1", port=5, prefix_tokens=16),
-    PageBatch(room=7, first=0, count=2, last=True),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+Served2 = tuple[Served, Path]
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_round_trip(message: Message) -> None:
-    assert decode([*encode(message), b"payload"]) == (message, [b"payload"])
+@pytest.fixture(scope="module")
+def served(llama: Models, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Served2:
+    """A cluster, and the file that says how many batches are to be spoiled."""
+    folder = tmp_path_factory.mktemp("plugin")
+    spoil_pages.install(folder)
+    left = folder / "left"
+    left.write_text("0")
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parent}", prepend=os.pathsep)
+        environ.setenv(spoil_pages.SPOIL_PAGES, str(left))
+        return launch(llama, "a", "b", engine_args=("--chunked-prefill-size", "64")), left
 
 
-@pytest.mark.parametrize(
-    "frames",
-    [[], [b""], [TAG], [b"PS_SGLANG/0", encode(MESSAGES[0])[1]], [TAG, b"\xff"], [TAG, b"\x80"]],
-)
-def test_garbage_is_refused(frames: list[bytes]) -> None:
-    with pytest.raises(MalformedMessageError):
-        decode(frames)
+def test_pages_are_copied_from_the_pool_on_one_host(served: Served2, prompts: Prompts) -> None:
+    cluster = served[0].cluster
+    decode = cluster.workers[1].url
+    (ids,) = prompts(1, 600)
+    want = expected(served[0].models.base, served[0].models.decoders["a"], ids)
+    assert generate(cluster, "a", ids)["output_ids"] == want.tokens
+    moved = metric(decode, "transfer_bytes", path="shm")
+    assert moved == metric(decode, "handoff_bytes") > 0
+    assert metric(decode, "transfer_batches", path="shm") >= 600 // 64
+    assert metric(decode, "transfer_bytes", path="tcp") == 0
+    assert metric(decode, "transfer_damaged") == 0
+    assert_conserved(cluster)
 
 
-def rows(*buffers: np.ndarray) -> HostRows:
-    """Views on the memory of `buffers`, each `[rows, bytes]`."""
-    return HostRows(
-        [b.ctypes.data for b in buffers], [b.nbytes for b in buffers], [b.shape[1] for b in buffers]
-    )
+def test_damaged_pages_are_pulled_again_once(served: Served2, prompts: Prompts) -> None:
+    cluster, left = served[0].cluster, served[1]
+    decode = cluster.workers[1].url
+    (ids,) = prompts(1, 300)
+    want = expected(served[0].models.base, served[0].models.decoders["a"], ids)
+    left.write_text("2")
+    assert generate(cluster, "a", ids)["output_ids"] == want.tokens
+    assert left.read_text() == "0"
+    assert metric(decode, "transfer_damaged", path="shm") == 2
+    assert metric(decode, "transfer_pulled_again", path="shm") == 2
+    assert metric(decode, "transfer_batches", path="tcp") == 2
+    assert_conserved(cluster)
 
 
-def test_pages_arrive_in_the_rows_asked_for() -> None:
-    random = np.random.default_rng(0)
-    source = [random.integers(0, 256, (10, width), dtype=np.uint8) for width in (4, 16)]
-    target = [np.zeros((6, width), dtype=np.uint8) for width in (4, 16)]
-    frames = rows(*source).gather(np.array([9, 0, 3], dtype=np.int32))
-    rows(*target).scatter(np.array([1, 5, 2], dtype=np.int32), [bytes(f.data) for f in frames])
-    for sent, got in zip(source, target, strict=True):
-        assert (got[[1, 5, 2]] == sent[[9, 0, 3]]).all()
-        assert not got[[0, 3, 4]].any()
+class Legs:
+    """Both legs of one request, sent to the workers without a gateway in between."""
+
+    def __init__(self, served: Served, room: int) -> None:
+        prefill = served.cluster.plan.workers[0]
+        self.urls = [spec.url for spec in served.cluster.plan.workers]
+        self._common = {
+            "sampling_params": {"max_new_tokens": 4, "temperature": 0},
+            "bootstrap_host": "127.0.0.1",
+            "bootstrap_port": prefill.bootstrap_port,
+            "bootstrap_room": room,
+        }
+        self._pool = ThreadPoolExecutor(2)
+
+    def send(self, worker: int, ids: list[int]) -> Future[Any]:
+        """Send the leg of the worker with this number in the plan."""
+        body = {"input_ids": ids, **self._common}
+        return self._pool.submit(post, f"{self.urls[worker]}/generate", body)
 
 
-def test_gathered_pages_are_copies() -> None:
-    buffer = np.ones((2, 4), dtype=np.uint8)
-    (frame,) = rows(buffer).gather(np.array([0], dtype=np.int32))
-    buffer[0] = 7
-    assert (frame == 1).all()
+def test_workers_that_tokenize_differently_are_caught(served: Served2, prompts: Prompts) -> None:
+    (ids,) = prompts(1, 40)
+    legs = Legs(served[0], 501)
+    both = [legs.send(0, ids), legs.send(1, [*ids[:-2], ids[-2] ^ 1, ids[-1]])]
+    for leg in both:
+        with pytest.raises(RefusedError, match="the workers disagree on the base prefix: 39 tok"):
+            leg.result()
+    # The boundary token is the decoder's own business.
+    want = expected(served[0].models.base, served[0].models.decoders["a"], ids)
+    legs = Legs(served[0], 502)
+    legs.send(0, [*ids[:-1], 11])
+    assert legs.send(1, ids).result()["output_ids"] == want.tokens[:4]
+    assert_conserved(served[0].cluster)
 
 
-@pytest.mark.parametrize("frames", [[], [bytes(8)], [bytes(8), bytes(7)], [bytes(8)] * 3])
-def test_truncated_batches_write_nothing(frames: list[bytes]) -> None:
-    target = [np.full((4, 4), 5, dtype=np.uint8) for _ in range(2)]
-    with pytest.raises(ValueError, match="frame"):
-        rows(*target).scatter(np.array([0, 1], dtype=np.int32), frames)
-    assert all((buffer == 5).all() for buffer in target)
+def test_lease_of_a_killed_decode_worker_expires(served: Served2, prompts: Prompts) -> None:
+    cluster = served[0].cluster
+    prefill, decode = cluster.workers[0], cluster.workers[2]
+    known, ids = prompts(2, 600)
+    generate(cluster, "b", known)
+    legs = Legs(served[0], 503)
+    dead = legs.send(2, ids)
+    while "decode_transfer_queue_reqs" not in in_work(decode.url):
+        assert not dead.done()
+    os.killpg(decode.pid, signal.SIGSTOP)  # it has asked, and will take nothing
+    leased = legs.send(0, ids)
+    while "prefill_inflight_queue_reqs" not in in_work(prefill.url):
+        assert not leased.done()
+    os.killpg(decode.pid, signal.SIGKILL)
+    with pytest.raises(OSError, match=r"."):
+        dead.result()
+    with pytest.raises(RefusedError, match=r"decode worker tcp://\S+ was not heard of for 15 s"):
+        leased.result()
+    assert metric(prefill.url, "transfer_expired") == 1
+    assert_conserved(cluster, decode.name)
+    want = expected(served[0].models.base, served[0].models.decoders["a"], ids)
+    assert generate(cluster, "a", ids)["output_ids"] == want.tokens
 
 
 def test_backend_is_selected_by_name_beside_sglangs_own() -> None:

@@ -39,6 +39,17 @@ def test_any_number_of_rings_is_one() -> None:
         assert time.monotonic() - started >= 0.05, "an old ring ended a later wait"
 
 
+def test_another_sleeper_hears_rings_until_the_bell_is_quiet() -> None:
+    with contextlib.closing(Doorbell([])) as bell:
+        poller = zmq.Poller()
+        poller.register(bell.fd, zmq.POLLIN)
+        assert not poller.poll(0)
+        bell.ring()
+        assert poller.poll(LONG_MS)
+        bell.quiet()
+        assert not poller.poll(0)
+
+
 def test_a_message_ends_the_wait() -> None:
     context = zmq.Context()
     receiver, sender = context.socket(zmq.PULL), context.socket(zmq.PUSH)

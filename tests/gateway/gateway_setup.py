@@ -10,6 +10,7 @@ from aiohttp import web
 from standin_engine import Cluster, Worker
 
 from ps_sglang.gateway.app import build_app, runner
+from ps_sglang.gateway.health import USUAL, Timing
 from ps_sglang.gateway.state import GATEWAY
 
 
@@ -31,8 +32,7 @@ class Setup:
 
     def pending(self) -> int:
         """Unfinished requests as the gateway's router counts them."""
-        router = self.app[GATEWAY].router
-        return sum(router.pending(worker.name) for worker in self.cluster.workers)
+        return sum(member.load.requests for member in self.app[GATEWAY].pool)
 
     async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
         async with self.http.post(self.url + path, json=body, **options) as response:
@@ -40,10 +40,10 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(**shape: Any) -> AsyncIterator[Setup]:
+async def running(timing: Timing = USUAL, **shape: Any) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with Cluster.running(**shape) as cluster:
-        app = build_app(cluster.config())
+        app = build_app(cluster.config(), timing)
         serving = runner(app)
         await serving.setup()
         try:

@@ -15,10 +15,14 @@ from typing import Any
 
 from aiohttp import web
 
+from ps_sglang.feed.messages import AllBlocksCleared, KvEventBatch, Snapshot
+from ps_sglang.feed.publisher import Command, FeedPublisher
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+BASE = "ps1:base"
+COMMON: Body = {"base fingerprint": BASE, "layers": 3, "page_size": 1, "dtype": "float32"}
 METRICS = """# HELP sglang:requests_total Requests.
 # TYPE sglang:requests_total counter
 sglang:requests_total{model_name="m"} 7.0
@@ -36,6 +40,7 @@ class Plan:
     refuse_from: int = 0  # ... but only from this request on, counted from 0
     hang: bool = False  # never answer
     hang_after_handoff: bool = False
+    lost_prefill: asyncio.Event | None = None  # when set, the handoff fails, as the engine says
     die: bool = False  # break the connection off instead of answering
     die_after: int | None = None  # ... after this many tokens
     abort: Body | None = None  # end with this finish reason instead of the first token
@@ -64,9 +69,20 @@ class Worker:
         self.hung_up: list[str] = []
         self.aborted: list[str] = []
         self.ready = True
+        self.silent = False  # as a stopped process: it takes connections and never answers
+        self.engine_silent = False  # ... and here only the engine behind the server is stopped
+        self.facts: Body = {"common": dict(COMMON), "trained_on": decoder and BASE, "problem": None}
+        self.told: Body = {}  # replaces fields of its /server_info
+        self.weights: list[str] = []  # what it was told to load
+        self.running = 0
+        self.running_at_load: list[int] = []  # how many requests it had then
+        self.refuse_weights: str | None = None
+        self.load: asyncio.Semaphore | None = None  # each load waits for a permit
         self.flushed = 0
         self.metrics = METRICS
         self.url = ""
+        self.publisher: FeedPublisher | None = None
+        self.commands: list[Command] = []  # what its feed was asked for
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -77,6 +93,8 @@ class Worker:
         app.router.add_post("/flush_cache", self._flush)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health", self._health)
+        app.router.add_post("/update_weights_from_disk", self._update_weights)
         for path in ("/get_model_info", "/model_info", "/get_server_info", "/server_info"):
             app.router.add_get(path, self._info)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -84,7 +102,28 @@ class Worker:
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
+    def publish(self) -> None:
+        """Have a feed. It tells that nothing is held here, when it is asked."""
+        loop = asyncio.get_running_loop()
+        self.publisher = FeedPublisher()
+        self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._take, one))
+
+    def _take(self, command: Command) -> None:
+        if isinstance(command, Snapshot):
+            assert self.publisher is not None
+            self.publisher.publish(KvEventBatch(0.0, [AllBlocksCleared()]))
+        else:
+            self.cluster.background(self._note(self.commands, command))
+
+    async def was_told(self, count: int) -> list[Command]:
+        """Wait until its feed was asked for this much; returns all of it."""
+        async with self.arrived:
+            await self.arrived.wait_for(lambda: len(self.commands) >= count)
+        return self.commands
+
     async def stop(self) -> None:
+        if self.publisher is not None:
+            self.publisher.shutdown()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -120,13 +159,43 @@ class Worker:
         return web.Response(text="Cache flushed.\n")
 
     async def _ready(self, request: web.Request) -> web.Response:
+        if self.silent:
+            await asyncio.Event().wait()
         return web.Response(status=200 if self.ready else 503)
+
+    async def _health(self, request: web.Request) -> web.Response:
+        if self.silent or self.engine_silent:
+            await asyncio.Event().wait()
+        return web.Response(status=200 if self.ready else 503)
+
+    async def _update_weights(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.running_at_load.append(self.running)
+        await self._note(self.weights, body["model_path"])
+        if self.load is not None:
+            await self.load.acquire()
+        assert not body["flush_cache"]
+        message = self.refuse_weights or "Succeeded to update model weights."
+        answer = {"success": self.refuse_weights is None, "message": message}
+        return web.json_response(answer, status=200 if answer["success"] else 400)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.metrics)
 
     async def _info(self, request: web.Request) -> web.Response:
-        return web.json_response({"model_path": f"/models/{self.name}", "path": request.path})
+        return web.json_response(
+            {
+                "model_path": f"/models/{self.name}",
+                "path": request.path,
+                "disaggregation_mode": "decode" if self.decoder else "prefill",
+                "served_model_name": self.decoder or "base",
+                "disaggregation_bootstrap_port": 9000,
+                "max_total_num_tokens": 1000,
+                "kv_events_config": None,
+                "ps_sglang": self.facts,
+                **self.told,
+            }
+        )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -135,12 +204,15 @@ class Worker:
             # As SGLang does with the id of a request that it has not finished aborting.
             return web.json_response({"error": {"message": "Duplicate request ID"}}, status=400)
         await self._note(self.requests, body)
+        self.running += 1
         try:
             return await self._run(request, body)
         except asyncio.CancelledError:
             self.hung_up.append(body["rid"])
             self.cluster.background(self._note_hang_up())
             raise
+        finally:
+            self.running -= 1
 
     async def _note_hang_up(self) -> None:
         async with self.arrived:
@@ -148,7 +220,7 @@ class Worker:
 
     async def _run(self, request: web.Request, body: Body) -> web.StreamResponse:
         plan = self.plan
-        if plan.hang:
+        if plan.hang or self.silent or self.engine_silent:
             await asyncio.Event().wait()
         if plan.die:
             assert request.transport is not None
@@ -158,6 +230,10 @@ class Worker:
             status, content = plan.refuse
             text = content if isinstance(content, str) else json.dumps(content)
             return web.Response(status=status, text=text, content_type="application/json")
+        if plan.lost_prefill is not None:
+            await plan.lost_prefill.wait()
+            problem = {"message": "Lost connection with prefill instance"}
+            return web.json_response({"error": problem}, status=500)
         await self._hand_off(body)
         if plan.hang_after_handoff:
             await asyncio.Event().wait()
@@ -288,7 +364,8 @@ class _Answer:
             "cached_tokens": 1,
             "finish_reason": finish_reason,
         }
-        return {"text": text, "meta_info": meta_info}
+        output_ids = list(range(100, 100 + self.length))
+        return {"text": text, "output_ids": output_ids, "meta_info": meta_info}
 
     def _head(self, chunk: bool) -> Body:
         kind = "text_completion" if self.path == COMPLETIONS else "chat.completion"
@@ -312,12 +389,24 @@ class Cluster:
         self.rooms: defaultdict[int, _Room] = defaultdict(_Room)
         self.prefill: list[Worker] = []
         self.decode: dict[str, list[Worker]] = {}
+        self.extra: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, name: str, decoder: str | None) -> Worker:
+        """One more worker, which the gateway has not been told of."""
+        worker = Worker(self, name, decoder)
+        await worker.start()
+        self.extra.append(worker)
+        return worker
 
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, prefill: int = 1, decoders: Iterable[str] = ("a", "b"), replicas: int = 1
+        cls,
+        prefill: int = 1,
+        decoders: Iterable[str] = ("a", "b"),
+        replicas: int = 1,
+        feeds: bool = False,
     ) -> AsyncIterator["Cluster"]:
         cluster = cls()
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
@@ -328,9 +417,11 @@ class Cluster:
         try:
             for worker in cluster.workers:
                 await worker.start()
+                if feeds:
+                    worker.publish()
             yield cluster
         finally:
-            await asyncio.gather(*(worker.stop() for worker in cluster.workers))
+            await asyncio.gather(*(one.stop() for one in [*cluster.workers, *cluster.extra]))
 
     @property
     def workers(self) -> list[Worker]:
@@ -349,12 +440,19 @@ class Cluster:
             base="base",
             context_length=100,
             prefill=tuple(
-                PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number)
+                PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number, *_feed(worker))
                 for number, worker in enumerate(self.prefill)
             ),
             decode=tuple(
-                DecodeWorker(worker.name, worker.url, name)
+                DecodeWorker(worker.name, worker.url, name, *_feed(worker))
                 for name, workers in self.decode.items()
                 for worker in workers
             ),
         )
+
+
+def _feed(worker: Worker) -> tuple[str | None, str | None]:
+    """Where a worker publishes, and where it can be asked."""
+    if worker.publisher is None:
+        return None, None
+    return worker.publisher.endpoint, worker.publisher.control

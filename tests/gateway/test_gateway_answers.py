@@ -182,9 +182,9 @@ async def test_a_prompt_that_is_prefilled_is_no_load_any_more(gateway: Setup) ->
         gateway.post("/v1/completions", {"model": "a", "prompt": "x", "n": 2})
     )
     await gateway.prefill.saw(2)  # so the first sample is prefilled, but not answered
-    router = gateway.app[GATEWAY].router
-    assert router.pending("prefill-0") <= 1
-    assert router.pending("a-0") == 2
+    prefill, decode = list(gateway.app[GATEWAY].pool)[:2]
+    assert prefill.load.requests <= 1
+    assert decode.load.requests == 2
     request.cancel()
     await gateway.decode().saw_hang_up()
 

@@ -8,6 +8,9 @@ import pytest
 from gateway_setup import Setup, running
 from standin_engine import Plan
 
+from ps_sglang.gateway.breaker import FAILURES
+from ps_sglang.gateway.state import GATEWAY
+
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "model": "a"},
     "/v1/completions": {"prompt": "one", "model": "a"},
@@ -126,6 +129,17 @@ async def test_a_prefill_legs_refusal_is_the_clients_error(gateway: Setup) -> No
     gateway.decode().plan.hang = True
     status, error = await fails(gateway, "/v1/completions", False)
     assert (status, error["message"]) == (400, "the prompt is too long")
+
+
+async def test_a_prefill_worker_that_fails_now_and_then_is_not_broken(gateway: Setup) -> None:
+    member = gateway.app[GATEWAY].pool.prefill[0]
+    for _ in range(2):
+        gateway.prefill.plan.refuse = (500, {"error": "now and then"})
+        for _ in range(FAILURES - 1):
+            await fails(gateway, "/generate", False)
+        gateway.prefill.plan.refuse = None
+        assert (await gateway.post("/generate", {"model": "a", "text": "x"}))[0] == 200
+        assert member.state == "good"
 
 
 async def test_an_aborted_prefill_leg_is_a_failure(gateway: Setup) -> None:
@@ -250,6 +264,23 @@ async def test_a_failure_after_the_first_byte_ends_the_stream_with_an_error(
     assert gateway.pending() == 0
 
 
+async def test_a_prefill_leg_that_fails_after_the_first_byte_changes_nothing(
+    gateway: Setup,
+) -> None:
+    gateway.prefill.plan = Plan(step=asyncio.Semaphore(0), abort={"type": "abort"})
+    tokens = gateway.decode().plan.step = asyncio.Semaphore(1)
+    body = {"model": "a", "prompt": "x", "stream": True}
+    async with gateway.http.post(gateway.url + "/v1/completions", json=body) as response:
+        await response.content.readuntil(b"\n\n")
+        (pair,) = gateway.app[GATEWAY].dispatcher._running
+        for permits in (gateway.prefill.plan.step, tokens):
+            assert permits is not None
+            for _ in range(3):
+                permits.release()
+            await asyncio.wait({pair._prefill})
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
 async def test_one_failing_sample_ends_the_others(gateway: Setup) -> None:
     gateway.decode().plan = Plan(
         refuse=(400, {"error": "no third"}), refuse_from=2, hang_after_handoff=True
@@ -295,6 +326,19 @@ async def test_another_worker_is_tried_for_one_that_dies(replicated: Setup, plan
     assert (len(first.requests), len(second.requests)) == (1, 1)
     rooms = {worker.requests[0]["bootstrap_room"] for worker in (first, second)}
     assert len(rooms) == 2
+
+
+async def test_a_lost_worker_is_believed_to_hold_nothing(replicated: Setup) -> None:
+    inside = replicated.app[GATEWAY]
+    text = "word " * 400
+    prompt = inside.prompts.prompt(text)
+    await replicated.post("/v1/completions", {"model": "a", "prompt": text})
+    home = next(worker for worker in replicated.cluster.prefill if worker.requests)
+    assert home.name in inside.holdings.held(prompt)
+    await home.stop()
+    longer = {"model": "a", "prompt": text + text}
+    assert (await replicated.post("/v1/completions", longer))[0] == 200
+    assert home.name not in inside.holdings.held(prompt)
 
 
 async def test_each_attempt_has_an_id_of_its_own() -> None:

@@ -119,9 +119,10 @@ async def test_own_metrics(gateway: Setup) -> None:
     assert found["ps_sglang_gateway_pending_requests", "a"] == 0
     async with gateway.http.get(gateway.url + "/metrics") as response:
         text = await response.text()
-    name = "ps_sglang_gateway_prompt_characters_total"
-    assert f'{name}{{held="yes",worker="prefill-0"}} 1024.0' in text
-    assert f'{name}{{held="no",worker="prefill-0"}} 1024.0' in text
+    name = "ps_sglang_gateway_prompt_tokens_total"
+    # 1024 characters are taken for 256 tokens, the last of which the base does not compute.
+    assert f'{name}{{held="yes",worker="prefill-0"}} 255.0' in text
+    assert f'{name}{{held="no",worker="prefill-0"}} 255.0' in text
 
 
 async def test_failures_are_counted_and_logged(
@@ -170,9 +171,9 @@ async def test_a_client_that_hangs_up_is_logged_and_counted(gateway: Setup) -> N
 async def test_sglangs_information_comes_from_the_decoders_worker(
     gateway: Setup, path: str
 ) -> None:
-    expected = {"model_path": "/models/b-0", "path": path}
-    assert await get(gateway, f"/models/b{path}") == (200, expected)
-    assert await get(gateway, f"{path}?model=b") == (200, expected)
+    for asked in (f"/models/b{path}", f"{path}?model=b"):
+        status, answer = await get(gateway, asked)
+        assert (status, answer["model_path"], answer["path"]) == (200, "/models/b-0", path)
     status, answer = await get(gateway, path)
     assert status == 400
     assert "a, b" in answer["error"]["message"]
@@ -199,7 +200,7 @@ async def test_flush_cache(gateway: Setup) -> None:
     assert [worker.flushed for worker in gateway.cluster.workers] == [1, 2, 1]
     await gateway.post("/v1/completions", body)
     async with gateway.http.get(gateway.url + "/metrics") as response:
-        assert 'characters_total{held="no",worker="prefill-0"} 2048.0' in await response.text()
+        assert 'prompt_tokens_total{held="no",worker="prefill-0"} 510.0' in await response.text()
     await gateway.decode("b").stop()
     async with gateway.http.post(gateway.url + "/flush_cache") as response:
         assert response.status == 400

@@ -1,197 +1,354 @@
-"""Choice of workers, without HTTP."""
+"""Choice of workers, without HTTP: real pool, holdings and router, a clock that stands still."""
 
 import pytest
 
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
-from ps_sglang.gateway.rendering import render_chat, render_prompt
-from ps_sglang.gateway.routing import (
-    BLOCK_CHARACTERS,
-    UNREACHABLE_SECONDS,
-    PrefixIndex,
-    Prompt,
-    Router,
-)
+from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
+from ps_sglang.gateway.errors import NoWorker
+from ps_sglang.gateway.index.estimate import SECONDS
+from ps_sglang.gateway.index.holdings import Holdings
+from ps_sglang.gateway.index.prompt import Prompt
+from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.routing import cost
+from ps_sglang.gateway.routing.pool import Health, WorkerPool
+from ps_sglang.gateway.routing.router import Route, Router
+from ps_sglang.gateway.routing.sessions import Session
+
+BLOCK = 128  # tokens of a block of the estimate, 4 bytes each
 
 
-def config(prefill: int = 2, replicas: int = 2) -> GatewayConfig:
-    return GatewayConfig(
-        host="127.0.0.1",
-        port=0,
-        base="base",
-        context_length=100,
-        prefill=tuple(PrefillWorker(f"p{i}", f"http://p{i}", "h", i) for i in range(prefill)),
-        decode=tuple(
-            DecodeWorker(f"{name}{i}", f"http://{name}{i}", name)
-            for name in "ab"
-            for i in range(replicas)
-        ),
-    )
+class Setup:
+    """A router before `prefill` prefill workers and `replicas` decode workers of `a` and `b`."""
+
+    def __init__(self, prefill: int = 2, replicas: int = 2, hosts: int = 1) -> None:
+        self.now = 0.0
+        self.holdings = Holdings(Prompts(problem="no tokenizer"), clock=lambda: self.now)
+        workers = [
+            PrefillWorker(f"p{i}", f"http://host{i % hosts}:1", "h", i) for i in range(prefill)
+        ]
+        self.pool = WorkerPool(workers)
+        for decoder in "ab":
+            for i in range(replicas):
+                url = f"http://host{i % hosts}:2"
+                self.pool.add(DecodeWorker(f"{decoder}{i}", url, decoder))
+        for member in self.pool:
+            self.holdings.add(member.worker)
+        self.router = Router(self.pool, self.holdings, clock=lambda: self.now)
+
+    def choose(
+        self, prompt: Prompt, decoder: str = "a", *tried: str, session: Session | None = None
+    ) -> Route:
+        return self.router.choose(prompt, decoder, tried, session)
+
+    def run(self, prompt: Prompt, decoder: str = "a", *tried: str) -> Route:
+        """A request that has ended."""
+        route = self.choose(prompt, decoder, *tried)
+        route.handed_over()
+        route.release()
+        return route
+
+    def load(self, name: str) -> tuple[int, float, float]:
+        member = self.pool.get(name)
+        assert member is not None
+        return member.load.requests, member.load.queued_tokens, member.load.moving_tokens
 
 
-def prompt(blocks: int, letter: str = "x", salt: str = "") -> Prompt:
-    return Prompt(letter * (blocks * BLOCK_CHARACTERS), salt)
+def prompt(blocks: float, letter: str = "x", salt: str = "") -> Prompt:
+    """A prompt of that many blocks and the boundary token."""
+    tokens = int(blocks * BLOCK)
+    text = (letter * 4 * (tokens + 1)).encode()
+    return Prompt(text, salt, tokens + 1)
+
+
+def pair(route: Route) -> tuple[str, str]:
+    return route.prefill.name, route.decode.name
 
 
 def test_a_longer_prompt_goes_where_its_prefix_is() -> None:
-    router = Router(config())
-    first = router.choose(prompt(4), "a")
-    first.release()
-    other = router.choose(prompt(4, "y"), "a")
-    other.release()
-    assert other.prefill != first.prefill
-    for longer in (prompt(5), prompt(9)):
-        route = router.choose(longer, "a")
-        route.release()
-        assert route.prefill == first.prefill
-    assert (route.held_characters, route.new_characters) == (
-        5 * BLOCK_CHARACTERS,
-        4 * BLOCK_CHARACTERS,
-    )
+    setup = Setup()
+    first = setup.run(prompt(8))
+    assert (first.new_tokens, first.moved_tokens) == (8 * BLOCK, 8 * BLOCK)
+    other = setup.run(prompt(8, "y"))
+    assert other.prefill is not first.prefill
+    for longer in (10, 20):
+        route = setup.run(prompt(longer))
+        assert pair(route) == pair(first)
+    assert (route.new_tokens, route.moved_tokens) == (10 * BLOCK, 10 * BLOCK)
 
 
 def test_the_prefix_is_shared_by_all_decoders() -> None:
-    router = Router(config())
-    first = router.choose(prompt(4), "a")
-    first.release()
-    second = router.choose(prompt(4), "b")
-    assert second.prefill == first.prefill
-    assert second.new_characters == 0
-    assert second.decode.decoder == "b"
+    setup = Setup()
+    first = setup.run(prompt(8))
+    assert first.shared_tokens == 0
+    second = setup.run(prompt(8), "b")
+    assert second.prefill is first.prefill
+    assert (second.new_tokens, second.moved_tokens) == (0, 8 * BLOCK)
+    assert second.shared_tokens == 8 * BLOCK, "the turn of `a` brought it in"
+    assert second.decode.worker.decoder == "b"
+
+
+def test_a_decoder_that_holds_all_needs_neither_prefill_nor_pages() -> None:
+    setup = Setup(replicas=1)
+    setup.run(prompt(8))
+    setup.pool.remove("p0")
+    setup.holdings.remove("p0")
+    setup.holdings.forget("p1")
+    route = setup.choose(prompt(8))
+    assert (route.new_tokens, route.moved_tokens) == (0, 0)
+    terms = route.decision.explain()["candidates"][0]["terms"]
+    assert (terms["new"], terms["move"]) == (0, 0)
+
+
+def test_a_prefill_worker_that_had_nothing_to_do_holds_nothing() -> None:
+    setup = Setup(replicas=1)
+    setup.run(prompt(8))
+    for name in ("p0", "p1"):
+        setup.holdings.forget(name)
+    waiting = setup.choose(prompt(8))
+    assert waiting.moved_tokens == 0
+    waiting.handed_over()
+    assert setup.choose(prompt(8), "b").new_tokens == 8 * BLOCK
 
 
 def test_tenants_share_nothing() -> None:
-    router = Router(config())
-    router.choose(prompt(4, salt="s"), "a").release()
-    assert router.choose(prompt(4, salt="t"), "a").held_characters == 0
-    assert router.choose(prompt(4, salt="s"), "a").new_characters == 0
+    setup = Setup()
+    setup.run(prompt(8, salt="s"))
+    assert setup.run(prompt(8, salt="t")).new_tokens == 8 * BLOCK
+    assert setup.run(prompt(8, salt="s")).new_tokens == 0
 
 
 def test_a_burst_of_different_prompts_spreads() -> None:
-    router = Router(config(prefill=3))
-    chosen = [router.choose(prompt(4, letter), "a").prefill.name for letter in "uvwxyz"]
-    assert sorted(chosen) == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    setup = Setup(prefill=3, replicas=3)
+    chosen = [pair(setup.choose(prompt(8, letter))) for letter in "uvwxyz"]
+    assert sorted(one for one, _ in chosen) == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert sorted(one for _, one in chosen) == ["a0", "a0", "a1", "a1", "a2", "a2"]
 
 
 def test_a_burst_of_short_prompts_spreads() -> None:
-    router = Router(config())
-    chosen = [router.choose(Prompt("hi"), "a").prefill.name for _ in range(4)]
+    setup = Setup()
+    chosen = [setup.choose(prompt(0.1, letter)).prefill.name for letter in "wxyz"]
     assert sorted(chosen) == ["p0", "p0", "p1", "p1"]
 
 
 def test_a_burst_of_one_long_prompt_stays_together() -> None:
-    router = Router(config())
-    chosen = {router.choose(prompt(40), "a").prefill.name for _ in range(10)}
-    assert len(chosen) == 1
+    setup = Setup()
+    routes = [setup.choose(prompt(40)) for _ in range(10)]
+    assert {route.prefill.name for route in routes} == {"p0"}
+    assert [route.new_tokens for route in routes] == [40 * BLOCK] + [0] * 9
 
 
-def test_a_queue_longer_than_the_prefix_drives_a_prompt_away() -> None:
-    router = Router(config())
-    router.choose(prompt(2), "a").release()
-    busy = router.choose(Prompt(prompt(2).text + "y" * 9000), "a")
-    away = router.choose(prompt(3), "a")
-    assert away.prefill != busy.prefill
-    busy.prefilled()
-    away.release()
-    back = router.choose(Prompt(prompt(2).text + "y" * 9000), "a")
-    assert back.prefill == busy.prefill
+def test_the_load_window_keeps_a_prefix_while_the_queue_is_short() -> None:
+    """The window is 2 S tokens of queue for S tokens saved: here 20 blocks for 10."""
+    for queue, stays in ((18, True), (22, False)):
+        setup = Setup()
+        home = setup.run(prompt(10)).prefill
+        setup.now += 15 * cost.RECENT_HALF_LIFE  # what it has done is long ago
+        home.load.queued_tokens += queue * BLOCK
+        assert (setup.choose(prompt(12)).prefill is home) == stays, queue
+
+
+def test_misses_go_to_the_worker_that_did_less() -> None:
+    """However little less, and however often it was chosen."""
+    setup = Setup()
+    assert setup.run(prompt(80)).prefill.name == "p0"
+    assert setup.run(prompt(76, "y")).prefill.name == "p1"
+    setup.pool.prefill[1].load.chosen += 10
+    assert setup.run(prompt(1, "z")).prefill.name == "p1"
+
+
+def test_unfinished_prefills_count_also_when_there_is_nothing_to_compute() -> None:
+    setup = Setup(replicas=1)
+    assert setup.run(prompt(8), "a", "p1").new_tokens == 8 * BLOCK
+    assert setup.run(prompt(8), "b", "p0").new_tokens == 8 * BLOCK
+    setup.holdings.forget("a0")
+    assert setup.choose(prompt(8), "a").prefill.name == "p0"
+    setup.pool.prefill[1].load.chosen += 10
+    assert setup.choose(prompt(8), "a").prefill.name == "p1"
+
+
+def test_misses_go_by_load_whatever_is_shared_by_chance() -> None:
+    setup = Setup()
+    first = setup.run(prompt(40))
+    few = Prompt(b"x" * 40 + b"y" * 4000, tokens=1011)
+    assert setup.choose(few).prefill is not first.prefill
+
+
+def test_recent_work_spreads_prompts_of_which_no_queue_is_seen() -> None:
+    setup = Setup()
+    work = {"p0": 0.0, "p1": 0.0}
+    shared = b"s" * 4 * 10 * BLOCK
+    for number in range(40):
+        own = f"{number:04d}".encode() * (20 * BLOCK)
+        route = setup.run(Prompt(shared + own, tokens=30 * BLOCK + 1))
+        work[route.prefill.name] += route.new_tokens
+        setup.now += 0.5
+    assert max(work.values()) / (sum(work.values()) / 2) < 1.2
+    assert sum(work.values()) == 40 * 20 * BLOCK + 2 * 10 * BLOCK, "one more copy of what is shared"
+
+
+def test_recent_work_is_forgotten() -> None:
+    setup = Setup()
+    home = setup.run(prompt(100)).prefill
+    setup.now += 20 * cost.RECENT_HALF_LIFE
+    for letter in "uvwxyz":  # equal loads: in turns, and not all to the other one
+        setup.run(prompt(0.1, letter))
+    assert home.load.chosen == 4
+
+
+def test_pages_move_within_a_host_rather_than_between_hosts() -> None:
+    setup = Setup(hosts=2)
+    setup.pool.prefill[0].load.queued_tokens = 2 * BLOCK
+    route = setup.choose(prompt(20))
+    assert pair(route) == ("p1", "a1"), "the older a0 is as idle, but on the busy one's host"
+    setup = Setup(hosts=2)
+    setup.pool.prefill[0].load.queued_tokens = 8 * BLOCK
+    setup.pool.decode("a")[1].load.requests = 10
+    assert pair(setup.choose(prompt(20))) == ("p1", "a0"), "a busy worker costs more"
+
+
+def test_a_decode_worker_is_left_when_its_requests_outweigh_the_pages() -> None:
+    """A conversation of 4,000 tokens stays while there are at most three requests more."""
+    for more, stays in ((3, True), (4, False)):
+        setup = Setup(prefill=1)
+        home = setup.run(prompt(4000 / BLOCK)).decode
+        for _ in range(more):
+            home.begin()
+        assert (setup.choose(prompt(4100 / BLOCK)).decode is home) == stays, more
 
 
 def test_idle_workers_take_turns() -> None:
-    router = Router(config())
+    setup = Setup()
     for _ in range(2):
-        turns = []
-        for _ in range(2):
-            route = router.choose(Prompt("hi"), "a")
-            route.release()
-            turns.append((route.prefill.name, route.decode.name))
+        turns = [pair(setup.run(prompt(0.1, letter))) for letter in "yz"]
         assert sorted(turns) == [("p0", "a0"), ("p1", "a1")]
+        for name in ("p0", "p1", "a0", "a1"):
+            setup.holdings.forget(name)
 
 
-def test_the_decode_worker_with_the_least_pending_requests() -> None:
-    router = Router(config())
-    first = router.choose(Prompt("hi"), "a")
-    second = router.choose(Prompt("hi"), "a")
-    assert {first.decode.name, second.decode.name} == {"a0", "a1"}
-    second.release()
-    assert router.choose(Prompt("hi"), "a").decode == second.decode
-
-
-def test_release_counts_once() -> None:
-    router = Router(config(prefill=1, replicas=1))
-    route, other = router.choose(prompt(2), "a"), router.choose(prompt(2, "y"), "a")
-    assert (router.pending("p0"), router.pending("a0")) == (2, 2)
-    route.prefilled()
-    assert (router.pending("p0"), router.pending("a0")) == (1, 2)
+def test_what_is_counted_is_taken_back_once() -> None:
+    setup = Setup(prefill=1, replicas=1)
+    route, other = setup.choose(prompt(8)), setup.choose(prompt(8, "y"))
+    tokens = 8 * BLOCK
+    assert setup.load("p0") == (2, 2 * tokens, 0)
+    assert setup.load("a0") == (2, 0, 2 * tokens)
+    assert route.needs(route.prefill)
+    route.handed_over()
+    route.handed_over()
+    assert not route.needs(route.prefill)
+    assert route.needs(route.decode)
+    assert not route.needs(setup.pool.decode("b")[0])
+    assert setup.load("p0") == (1, tokens, 0)
+    assert setup.load("a0") == (2, 0, tokens)
     route.release()
     route.release()
-    assert (router.pending("p0"), router.pending("a0")) == (1, 1)
     other.release()
-    assert (router.pending("p0"), router.pending("a0")) == (0, 0)
+    assert setup.load("p0") == (0, 0, 0)
+    assert setup.load("a0") == (0, 0, 0)
+
+
+def test_a_worker_that_was_lost_is_believed_empty() -> None:
+    setup = Setup(prefill=1, replicas=1)
+    route = setup.run(prompt(8))
+    setup.router.lost(route.prefill)
+    setup.router.lost(route.decode)
+    assert setup.choose(prompt(8)).new_tokens == 8 * BLOCK
+
+
+def test_a_prompt_that_never_arrived_is_not_held() -> None:
+    setup = Setup()
+    route = setup.choose(prompt(8))
+    route.release()
+    assert setup.choose(prompt(8)).new_tokens == 8 * BLOCK
+
+
+def test_an_estimate_is_believed_for_a_while() -> None:
+    setup = Setup(prefill=1, replicas=1)
+    setup.run(prompt(8))
+    setup.now = SECONDS + 1
+    assert setup.choose(prompt(8)).new_tokens == 8 * BLOCK
 
 
 def test_tried_workers_are_left_out() -> None:
-    router = Router(config())
-    route = router.choose(Prompt("hi"), "a", {"p0", "a1"})
-    assert (route.prefill.name, route.decode.name) == ("p1", "a0")
-    assert router.can_choose("a", {"p0", "a0"})
-    assert not router.can_choose("a", {"p0", "p1"})
-    assert not router.can_choose("a", {"a0", "a1"})
-    assert router.can_choose("b", {"a0", "a1"})
-    with pytest.raises(LookupError):
-        router.choose(Prompt("hi"), "a", {"p0", "p1"})
+    setup = Setup()
+    assert pair(setup.choose(prompt(1), "a", "p0", "a1")) == ("p1", "a0")
+    assert setup.router.can_choose("a", {"p0", "a0"})
+    assert not setup.router.can_choose("a", {"p0", "p1"})
+    assert not setup.router.can_choose("a", {"a0", "a1"})
+    assert setup.router.can_choose("b", {"a0", "a1"})
+    before = setup.load("a0")
+    with pytest.raises(NoWorker):
+        setup.choose(prompt(1), "a", "p0", "p1")
+    assert setup.load("a0") == before
 
 
-def test_an_unreachable_worker_is_avoided_for_a_while() -> None:
-    now = 0.0
-    router = Router(config(), clock=lambda: now)
-    router.choose(prompt(4), "a", {"p1"}).release()
-    router.mark_unreachable("p0")
-    router.mark_unreachable("a0")
-    for _ in range(3):
-        route = router.choose(prompt(4), "a")
-        assert (route.prefill.name, route.decode.name) == ("p1", "a1")
+def test_draining_workers_get_nothing() -> None:
+    setup = Setup(prefill=1)
+    setup.pool.decode("a")[0].draining = True
+    assert {setup.choose(prompt(1, x)).decode.name for x in "uvwxyz"} == {"a1"}
+    setup.pool.prefill[0].draining = True
+    assert not setup.router.can_choose("a", ())
+
+
+def test_a_conversation_stays_with_its_workers() -> None:
+    """Also when nothing tells that they hold it."""
+    setup = Setup()
+    session = Session("s")
+    first = setup.choose(prompt(8), session=session)
+    first.release()
+    for name in ("p0", "p1", "a0", "a1"):
+        setup.holdings.forget(name)
+    for number in range(5):
+        route = setup.choose(prompt(8, str(number)), session=session)
+        assert pair(route) == pair(first)
         route.release()
-    now = UNREACHABLE_SECONDS
-    router.forget("p1")
-    again = router.choose(prompt(4), "a", {"p1"})
-    assert again.held_characters == 0, "it lost its cache when it went away"
+    other = setup.choose(prompt(8), "b", session=session)
+    assert other.prefill is first.prefill
+    assert session.decode == {"a": first.decode, "b": other.decode}
+    assert session.visited == {first.prefill, first.decode, other.decode}
 
 
-def test_unreachable_workers_are_tried_when_there_is_no_other() -> None:
-    router = Router(config(prefill=1, replicas=1))
-    router.mark_unreachable("p0")
-    router.mark_unreachable("a0")
-    assert router.choose(Prompt("hi"), "a").prefill.name == "p0"
+def test_a_conversation_leaves_a_worker_whose_queue_is_too_long() -> None:
+    for queue, stays in ((2 * cost.LEAVE_TOKENS - 200, True), (2 * cost.LEAVE_TOKENS + 200, False)):
+        setup = Setup(replicas=1)
+        session = Session("s")
+        first = setup.choose(prompt(8), session=session)
+        first.release()
+        first.prefill.load.queued_tokens += queue
+        second = setup.choose(prompt(8, "y"), session=session)
+        assert (second.prefill is first.prefill) == stays, queue
+        assert session.prefill is second.prefill
 
 
-def test_the_index_drops_the_least_recently_used_blocks_ends_first() -> None:
-    index = PrefixIndex(capacity=4)
-    old, new = prompt(3).blocks, prompt(3, "y").blocks
-    index.add(old)
-    index.add(new)
-    assert len(index) == 4
-    assert (index.held(new), index.held(old)) == (3, 1)
-    index.clear()
-    assert index.held(new) == 0
+def test_a_conversation_leaves_a_broken_or_draining_worker() -> None:
+    setup = Setup()
+    session = Session("s")
+    first = setup.choose(prompt(8), session=session)
+    first.release()
+    first.prefill.health = Health.BROKEN
+    first.decode.draining = True
+    second = setup.choose(prompt(9), session=session)
+    assert second.prefill is not first.prefill
+    assert second.decode is not first.decode
 
 
-def test_block_hashes_are_chained_and_salted() -> None:
-    whole = Prompt("a" * BLOCK_CHARACTERS + "b" * BLOCK_CHARACTERS + "c" * 10)
-    assert len(whole.blocks) == 2
-    assert prompt(2).blocks[0] != prompt(2).blocks[1]
-    assert whole.blocks[0] == prompt(1, "a").blocks[0]
-    assert whole.blocks[1] != prompt(2, "b").blocks[1]
-    assert prompt(1, salt="s").blocks != prompt(1).blocks
-
-
-def test_a_continued_prompt_renders_as_a_continuation() -> None:
-    chat = [{"role": "user", "content": "x"}, {"content": "y", "role": "assistant"}]
-    tools = [{"type": "function"}]
-    assert render_chat(chat, tools).startswith(render_chat(chat[:1], tools))
-    assert not render_chat(chat, tools).startswith(render_chat(chat[:1], None))
-    assert render_chat([{"role": "user", "content": "x"}], None) == render_chat(
-        [{"content": "x", "role": "user"}], None
-    )
-    assert render_prompt([1, 23, 4]).startswith(render_prompt([1, 23]))
-    assert not render_prompt([1, 23]).startswith(render_prompt([1, 2]))
-    assert render_prompt("text") == "text"
+def test_a_decision_is_explained_and_changes_nothing() -> None:
+    setup = Setup(prefill=2, replicas=1)
+    setup.run(prompt(18))
+    session = Session("s")
+    setup.choose(prompt(1, "y"), session=session).release()
+    before = [setup.load(member.name) for member in setup.pool]
+    told = setup.router.decide(prompt(20), "a", session=session).explain()
+    assert [setup.load(member.name) for member in setup.pool] == before
+    assert told["prompt_tokens"] == 20 * BLOCK
+    assert told["chosen"] == {"prefill": "p0", "decode": "a0"}
+    best, second = told["candidates"]
+    assert best["prefill"] == "p0"
+    assert best["held"] == {"prefill": 18 * BLOCK, "decode": 18 * BLOCK}
+    assert best["terms"]["new"] == 2 * BLOCK
+    assert best["terms"]["move"] == round(2 * BLOCK * cost.MOVE_SAME_HOST, 1)
+    assert best["terms"]["leaves"] == cost.LEAVE_TOKENS, "its conversation began on p1"
+    assert second["terms"]["new"] == 20 * BLOCK
+    for candidate in (best, second):
+        assert candidate["cost"] == pytest.approx(sum(candidate["terms"].values()), abs=0.3)
+    assert best["cost"] <= second["cost"]
+    again = setup.router.decide(prompt(20), "a", session=session).explain()
+    assert again == told, "deterministic"

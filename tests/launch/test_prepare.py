@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -37,7 +38,9 @@ def test_the_plan_has_every_worker_on_ports_of_its_own(spec: ClusterSpec) -> Non
         ("decode-b", Role.DECODE, "b"),
     ]
     ports = [w.port for w in plan.workers] + [w.bootstrap_port for w in plan.workers[:2]]
-    assert len(set(ports)) == 6
+    feeds = [urlsplit(address) for w in plan.workers for address in astuple(w.feed)]
+    assert {(one.scheme, one.hostname) for one in feeds} == {("tcp", "127.0.0.1")}
+    assert len({*ports, *(one.port for one in feeds)}) == 6 + 8
     assert plan.context_length == 2048
     assert plan.fingerprint.startswith("ps1:")
     assert plan.log_dir.is_dir()

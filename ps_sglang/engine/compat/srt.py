@@ -11,6 +11,7 @@ from sglang.srt.disaggregation.common.conn import (
     CommonKVReceiver,
     CommonKVSender,
 )
+from sglang.srt.disaggregation.kv_events import EventPublisherFactory
 from sglang.srt.disaggregation.utils import (
     FAKE_BOOTSTRAP_HOST,
     DisaggregationMode,
@@ -47,6 +48,7 @@ __all__ = [
     "CommonKVReceiver",
     "CommonKVSender",
     "DisaggregationMode",
+    "EventPublisherFactory",
     "HookRegistry",
     "HookType",
     "KVArgs",

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, SamplingParams
+from ps_sglang.engine.handoff.moments import Moments
+
+_TURNS = count(1)
 
 Request = Any  # sglang.srt.managers.schedule_batch.Req, which ships no types
 
@@ -34,6 +38,21 @@ def create_generation_req(
     original: Any, scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
 ) -> Request:
     """Around ``Scheduler._create_generation_req``: give the request its base prefix."""
+    req = _create(original, scheduler, recv_req, args, kwargs)
+    req.turn = next_turn()
+    req.fan_out = None
+    req.moments = Moments()
+    return req
+
+
+def next_turn() -> int:
+    """A number above those of all requests that this worker has begun."""
+    return next(_TURNS)
+
+
+def _create(
+    original: Any, scheduler: Any, recv_req: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Request:
     mode = scheduler.disaggregation_mode
     if mode is DisaggregationMode.NULL:
         return _whole_prompt(original(scheduler, recv_req, *args, **kwargs))

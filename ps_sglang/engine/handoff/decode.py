@@ -9,6 +9,7 @@ sampling, grammars and logprobs are stock.
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from ps_sglang.engine.handoff.base_prefix import (
     base_prefix_len,
 )
 from ps_sglang.engine.sampling.penalties import count_outputs, recount_outputs
+from ps_sglang.engine.timeline import tell_decoded
+from ps_sglang.engine.transfer.endpoints import ZmqKVReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,19 +78,22 @@ def send_kv_metadata(
     state_indices: Any = None, **kwargs: Any,
 ) -> None:  # fmt: skip
     """Around ``DecodePreallocQueue._send_kv_metadata``: ask for the delta, or for nothing."""
-    original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
     req = decode_req.req
+    if isinstance(decode_req.kv_receiver, ZmqKVReceiver):
+        decode_req.kv_receiver.expect(req.origin_input_ids[: base_prefix_len(req)])
+    original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
     if req.bootstrap_host == FAKE_BOOTSTRAP_HOST:
         return
     held = kwargs["decode_prefix_len"]
-    req.own_tree_tokens = held
+    req.own_tree_tokens = req.moments.held = held
     if len(kv_indices) == 0 and getattr(decode_req.kv_receiver, "holds_everything", False):
         _fill_metadata(queue.metadata_buffers, decode_req, cached=held)
         metrics.handoff_skipped(tokens=held)
     else:
         pages = -(-len(kv_indices) // page_size)
-        item_bytes = queue.kv_manager.kv_item_lens_sum
-        metrics.handoff_started(pulled=len(kv_indices), held=held, size=pages * item_bytes)
+        size = pages * queue.kv_manager.kv_item_lens_sum
+        req.moments.pulled, req.moments.pulled_bytes = len(kv_indices), size
+        metrics.handoff_started(pulled=len(kv_indices), held=held, size=size)
 
 
 def _fill_metadata(buffers: Any, decode_req: Any, *, cached: int) -> None:
@@ -107,6 +113,7 @@ def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
     req = decode_req.req
     with _without_first_output(req):
         original(queue, decode_req)
+    req.moments.landed = time.perf_counter()
     _account_cached_tokens(req)
 
 
@@ -181,6 +188,7 @@ def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> 
             original(processor, batch)
     finally:
         batch.reqs = everyone
+    tell_decoded(everyone)
 
 
 def _starts_decoding(req: Any) -> bool:

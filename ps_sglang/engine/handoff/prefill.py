@@ -13,7 +13,17 @@ import numpy as np
 import torch
 
 from ps_sglang.engine import metrics
-from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, match_kv_cache
+from ps_sglang.engine.handoff import fan_out
+from ps_sglang.engine.transfer.endpoints import ZmqKVSender
+
+
+def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> bool:
+    """Around ``PrefillBootstrapQueue.create_sender``: both workers must mean the same tokens."""
+    created = bool(original(queue, req, num_kv_heads))
+    if created and isinstance(req.disagg_kv_sender, ZmqKVSender):
+        req.disagg_kv_sender.open(req.origin_input_ids)
+    return created
 
 
 def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
@@ -27,6 +37,26 @@ def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
     return waiting
 
 
+def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> Any:
+    """Around ``Scheduler.get_new_batch_prefill``: one prefill for all who want it now."""
+    if scheduler.disaggregation_mode is not DisaggregationMode.PREFILL:
+        return original(scheduler, running_batch)
+    waits = fan_out.who_waits(scheduler)
+    for req in fan_out.pass_over(scheduler, waits):
+        if _served_without_forward(scheduler, req):
+            scheduler.waiting_queue.remove(req)
+    passed, everyone = set(map(id, waits)), scheduler.waiting_queue
+    scheduler.waiting_queue = [req for req in everyone if id(req) not in passed]
+    try:
+        return original(scheduler, running_batch)
+    finally:
+        # In the order of their arrival, as whoever comes first is to compute first.
+        left = scheduler.waiting_queue
+        stay, known = passed.union(map(id, left)), set(map(id, everyone))
+        scheduler.waiting_queue = [req for req in everyone if id(req) in stay]
+        scheduler.waiting_queue += [req for req in left if id(req) not in known]
+
+
 def _takes_stock_path(req: Any) -> bool:
     return bool(req.pending_bootstrap or req.bootstrap_host == FAKE_BOOTSTRAP_HOST)
 
@@ -37,6 +67,7 @@ def _served_without_forward(scheduler: Any, req: Any) -> bool:
         metrics.prefill_skipped(cached=0)
         return True
     if _adopt_cached_prefix(scheduler, req):
+        req.moments.held = len(req.origin_input_ids)
         _send_pages(scheduler, req)
         metrics.prefill_skipped(cached=len(req.origin_input_ids))
         return True
@@ -104,4 +135,5 @@ def process_batch_result(original: Any, scheduler: Any, batch: Any, result: Any)
     for req in finishing:
         if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
             computed = len(req.origin_input_ids) - req.cached_tokens
+            req.moments.held = req.cached_tokens
             metrics.prefilled(computed=computed, cached=req.cached_tokens)

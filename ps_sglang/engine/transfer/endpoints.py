@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from ps_sglang.engine.compat.srt import (
@@ -9,71 +11,102 @@ from ps_sglang.engine.compat.srt import (
     CommonKVReceiver,
     CommonKVSender,
     KVPoll,
+    NetworkAddress,
 )
-from ps_sglang.engine.transfer.manager import PendingPull, ZmqKVManager
 from ps_sglang.engine.transfer.memory import Indices
+from ps_sglang.engine.transfer.prefix import BasePrefix
 
 
 class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
     """A prefill worker's end of one handoff."""
 
-    def __init__(
-        self, mgr: ZmqKVManager, bootstrap_addr: str, bootstrap_room: int, *args: Any, **kwargs: Any
-    ) -> None:
-        mgr.rooms_with_sender.add(bootstrap_room)
-        super().__init__(mgr, bootstrap_addr, bootstrap_room, *args, **kwargs)
-        mgr.record_refusal(bootstrap_room)
+    _closed = False
+
+    def open(self, base_prefix: Sequence[int]) -> None:
+        """Wait for the decode worker, which must have found the same token ids."""
+        self.kv_mgr.lender.open(self.bootstrap_room, BasePrefix.of(base_prefix))
 
     def abort(self) -> None:
         """Give up, and tell the decode worker, now or when it asks; it would wait for pages."""
-        self.kv_mgr.refuse(self.bootstrap_room, "the prefill worker aborted the request")
+        self._close("the prefill worker aborted the request")
         self.conclude_state = KVPoll.Failed
         self.clear()
 
     def clear(self) -> None:
         """Forget the room."""
-        self.kv_mgr.rooms_with_sender.discard(self.bootstrap_room)
+        with self.kv_mgr.failure_lock:
+            reason = self.kv_mgr.failure_records.get(self.bootstrap_room)
+        self._close(reason or "the prefill worker gave the request up")
         super().clear()
+
+    def _close(self, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self.kv_mgr.lender.close(self.bootstrap_room, reason)
 
 
 class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     """A decode worker's end of one handoff."""
 
     holds_everything = False
+    base_prefix: BasePrefix
 
     def init(self, prefill_dp_rank: int) -> None:
         """Resolve the prefill rank that serves this worker; there must be exactly one."""
         super().init(prefill_dp_rank)
         if self.conclude_state is None and self.required_prefill_response_num != 1:
-            self.kv_mgr.record_failure(
+            self.kv_mgr.fail(
                 self.bootstrap_room,
                 f"transfer backend zmq takes pages from one prefill rank, but "
                 f"{self.required_prefill_response_num} share this worker's KV heads or layers: "
                 "give both roles the same --tp-size and no --pp-size, or use mooncake or nixl",
             )
-            self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Failed)
+
+    def expect(self, base_prefix: Sequence[int]) -> None:
+        """The token ids whose KV is wanted; the prefill worker must have found the same."""
+        self.base_prefix = BasePrefix.of(base_prefix)
 
     def send_metadata(
-        self, kv_indices: Indices, aux_index: int | None = None, *args: Any, **kwargs: Any
-    ) -> None:
+        self, kv_indices: Indices, aux_index: int | None = None, *_args: Any,
+        decode_prefix_len: int | None = None, **_kwargs: Any,
+    ) -> None:  # fmt: skip
         """Ask for the pages of ``kv_indices`` (int32 page numbers of this worker's pool).
 
         With none to ask for, the prefill worker is told so and the handoff ends here.
         """
         assert aux_index is not None, "a handoff needs a metadata slot"
-        self.kv_mgr.pulls[self.bootstrap_room] = PendingPull(kv_indices, aux_index)
-        super().send_metadata(kv_indices, aux_index, *args, **kwargs)
-        if len(kv_indices) == 0 and self.conclude_state is None:
-            self.holds_everything = True
-            self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Success)
+        if self.bootstrap_infos is None:
+            self.kv_mgr.fail(
+                self.bootstrap_room, f"prefill worker {self.bootstrap_addr} cannot be found"
+            )
+            return
+        (info,) = self.bootstrap_infos
+        self.kv_mgr.reader.pull(
+            self.bootstrap_room,
+            NetworkAddress(info["rank_ip"], info["rank_port"]).to_tcp(),
+            rows=kv_indices,
+            aux_slot=aux_index,
+            prefix_tokens=decode_prefix_len or 0,
+            prefix=self.base_prefix,
+        )
+        self.init_time = time.time()
+        self.holds_everything = len(kv_indices) == 0
+
+    def _register_kv_args(self) -> bool:
+        return True  # the reader registers by itself, again where that got lost
 
     def _poll(self) -> KVPoll:
         if self.conclude_state is None:
-            self.kv_mgr.land(self.bootstrap_room)
+            outcome = self.kv_mgr.reader.land(self.bootstrap_room)
+            if outcome is not None and outcome.failure is not None:
+                self.kv_mgr.fail(self.bootstrap_room, outcome.failure)
+                self.invalidate_cached_bootstrap_infos()  # it may have moved
+            elif outcome is not None:
+                self.kv_mgr.update_status(self.bootstrap_room, KVPoll.Success)
         return super()._poll()
 
     def _clear(self) -> None:
-        self.kv_mgr.pulls.pop(self.bootstrap_room, None)
+        self.kv_mgr.reader.close(self.bootstrap_room)
         super()._clear()
 
 

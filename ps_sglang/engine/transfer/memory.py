@@ -3,28 +3,40 @@
 ``KVArgs`` names each KV buffer (one for K and one for V of every layer) by address, byte length
 and bytes per page, and each metadata buffer by address, length and bytes per request slot. The
 pools own that memory for the life of the process.
+
+Rows travel packed: those of the first buffer in the order asked for, then of the next. The digest
+covers the bytes in that order, so it is the same whether rows were copied, packed, unpacked or
+only read.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-Rows = npt.NDArray[np.uint8]  # [rows, bytes of a row]
-Indices = npt.NDArray[np.int32]
+from ps_sglang.engine.transfer import row_kernels
+
+Indices = npt.NDArray[np.integer[Any]]
+Packed = npt.NDArray[np.uint8]  # [bytes]
+
+_Int64s = npt.NDArray[np.int64]
 
 
 class HostRows:
-    """Several host buffers whose equally numbered rows belong together."""
+    """Several host buffers whose equally numbered rows belong together.
+
+    Every method takes row numbers as an integer array in any order, and raises ``ValueError``
+    if one is outside the buffers, before anything is read or written. Threads may share it.
+    """
 
     def __init__(
         self, addresses: Sequence[int], lengths: Sequence[int], row_bytes: Sequence[int]
     ) -> None:
-        """Views on memory that someone else owns.
+        """Work on memory that someone else owns and keeps.
 
         Args:
             addresses: start of each buffer.
@@ -32,34 +44,97 @@ class HostRows:
             row_bytes: bytes of one row in each buffer.
         """
         self.row_bytes = list(row_bytes)
-        self._buffers: list[Rows] = [
-            _view(address, length, width)
-            for address, length, width in zip(addresses, lengths, row_bytes, strict=True)
-        ]
+        self.row_total = sum(row_bytes)  # bytes of one row over all buffers
+        sizes = zip(lengths, row_bytes, strict=True)
+        self._rows = min((length // width for length, width in sizes), default=0)
+        self._bases = np.array(addresses, dtype=np.int64)
+        self._widths = np.array(row_bytes, dtype=np.int64)
+        aligned = not np.any(self._bases % row_kernels.LINE) and not np.any(
+            self._widths % row_kernels.LINE
+        )
+        self._write = row_kernels.stream if aligned else row_kernels.copy
+        self._at = _address(self._bases)
+        self._widths_at = _address(self._widths)
+        self._before = np.cumsum(self._widths) - self._widths  # bytes of a row in earlier buffers
 
-    def gather(self, rows: Indices) -> list[Rows]:
-        """Copies of the rows, one contiguous ``[len(rows), row_bytes]`` array per buffer."""
-        return [buffer[rows] for buffer in self._buffers]
+    def gather(self, rows: Indices) -> Packed:
+        """A packed copy of the rows, ``[len(rows) * row_total]`` bytes."""
+        numbers = self._checked(rows)
+        packed = np.empty(len(numbers) * self.row_total, dtype=np.uint8)
+        bases, packed_rows = self._packed(packed, len(numbers))
+        self._run(row_kernels.copy, self._at, numbers, _address(bases), packed_rows)
+        return packed
 
-    def scatter(self, rows: Indices, frames: Sequence[Any]) -> None:
-        """Write one frame per buffer into the rows.
+    def scatter(self, rows: Indices, packed: Any) -> bytes:
+        """Write a packed copy (any buffer of bytes) into the rows.
+
+        Returns:
+            The digest of what was written, 16 bytes.
 
         Raises:
-            ValueError: the frames are not as many, or not as long, as the rows need.
+            ValueError: also if the copy is not as long as the rows need.
         """
-        if len(frames) != len(self._buffers):
-            raise ValueError(f"{len(frames)} frames for {len(self._buffers)} buffers")
-        sources = [np.frombuffer(frame, dtype=np.uint8) for frame in frames]
-        for number, (source, width) in enumerate(zip(sources, self.row_bytes, strict=True)):
-            if source.size != len(rows) * width:
-                raise ValueError(
-                    f"frame {number} has {source.size} bytes, not {len(rows)} x {width}"
-                )
-        for buffer, source, width in zip(self._buffers, sources, self.row_bytes, strict=True):
-            buffer[rows] = source.reshape(len(rows), width)
+        numbers = self._checked(rows)
+        bytes_ = np.frombuffer(packed, dtype=np.uint8)
+        if bytes_.size != len(numbers) * self.row_total:
+            raise ValueError(f"{bytes_.size} bytes, not {len(numbers)} rows x {self.row_total}")
+        bases, packed_rows = self._packed(bytes_, len(numbers))
+        return self._run(self._write, _address(bases), packed_rows, self._at, numbers)
+
+    def digest(self, rows: Indices) -> bytes:
+        """The digest of the rows as they are now, 16 bytes."""
+        numbers = self._checked(rows)
+        return self._run(row_kernels.digest, self._at, numbers, self._at, numbers)
+
+    def copy_from(self, source: HostRows, source_rows: Indices, rows: Indices) -> bytes:
+        """Copy rows of another pool of the same layout into the rows.
+
+        Returns:
+            The digest of what was written, 16 bytes.
+
+        Raises:
+            ValueError: also if the layouts or the numbers of rows differ.
+        """
+        numbers, source_numbers = self._checked(rows), source._checked(source_rows)
+        if len(numbers) != len(source_numbers):
+            raise ValueError(f"{len(source_numbers)} rows to copy into {len(numbers)}")
+        if self.row_bytes != source.row_bytes:
+            raise ValueError("rows of one layout to copy into another")
+        return self._run(self._write, source._at, source_numbers, self._at, numbers)
+
+    def _run(
+        self, kernel: row_kernels.Kernel, sources: int, source_rows: _Int64s, targets: int,
+        target_rows: _Int64s,
+    ) -> bytes:  # fmt: skip
+        state = _INITIAL_STATE.copy()
+        kernel(
+            sources, _address(source_rows), targets, _address(target_rows), self._widths_at,
+            len(self._widths), len(source_rows), _address(state),
+        )  # fmt: skip
+        # The last key tells how much was added.
+        return xxhash.xxh3_128_digest(state.data)
+
+    def _checked(self, rows: Indices) -> _Int64s:
+        numbers = np.ascontiguousarray(rows, dtype=np.int64)
+        # As unsigned numbers, negative ones are far too large.
+        if len(numbers) and numbers.view(np.uint64).max() >= self._rows:
+            raise ValueError(f"rows {numbers.min()}..{numbers.max()} of {self._rows}")
+        return numbers
+
+    def _packed(self, packed: Packed, count: int) -> tuple[_Int64s, _Int64s]:
+        """A packed copy as buffers of ``count`` rows: their addresses, and their row numbers."""
+        return _address(packed) + self._before * count, np.arange(count, dtype=np.int64)
 
 
-def _view(address: int, length: int, width: int) -> Rows:
-    memory = memoryview((ctypes.c_uint8 * length).from_address(address))
-    rows = length // width
-    return np.frombuffer(memory, dtype=np.uint8, count=rows * width).reshape(rows, width)
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _initial_state() -> Packed:
+    words = row_kernels.LINE // 8
+    keys = b"".join(xxhash.xxh3_64_digest(bytes([word])) for word in range(words))
+    return np.frombuffer(bytes(row_kernels.LINE) + keys, dtype=np.uint8)
+
+
+_INITIAL_STATE: Final = _initial_state()

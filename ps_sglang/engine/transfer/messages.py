@@ -1,8 +1,12 @@
 """Messages between the KV managers of a decode worker and a prefill worker.
 
-They travel on the sockets that SGLang's common manager opens (disaggregation/common/conn.py),
-beside SGLang's own ABORT and status messages. The first frame is :data:`TAG`, the second a
-msgpack header, the rest is payload.
+A message is one frame: :data:`TAG`, a seal, and msgpack. The seal is a digest of what follows
+it, so a message that was damaged or cut off is refused and the timers send it again. Pages
+follow in a frame of their own, which the digest of their batch covers.
+
+A *session* is one decode worker process, named ``<zmq endpoint for answers>#<random>``. A *pull*
+is one handoff as that process numbers it, so what still travels for an earlier use of a room is
+never taken for the present one.
 """
 
 from __future__ import annotations
@@ -11,66 +15,164 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+import xxhash
 
-TAG: Final = b"PS_SGLANG/1"
+from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
+
+TAG: Final = b"PS_SGLANG/2"
+_BODY: Final = len(TAG) + 8
 
 
 class Register(msgspec.Struct, frozen=True, tag=True):
-    """Decode -> prefill, once per connection: who asks, and how its memory is laid out."""
+    """Decode -> prefill, before the first pull: who asks, and how its memory is laid out."""
 
     session: str
+    peer: str  # what the decode worker calls this prefill worker; answers repeat it
     base_fingerprint: str
     page_item_lens: list[int]  # bytes of one page in each KV buffer, layer by layer
     aux_item_lens: list[int]  # bytes of one metadata slot in each buffer
 
 
-class Pull(msgspec.Struct, frozen=True, tag=True):
-    """Decode -> prefill, per request: the delta that the decode worker lacks."""
+class Memory(msgspec.Struct, frozen=True, tag=True):
+    """Prefill -> decode, answers Register: which process this is, and how to map its pool."""
 
     session: str
+    peer: str
+    incarnation: str  # random, one per prefill worker process
+    pool: PoolDescriptor | None  # how a process of its host maps its KV pool
+
+
+class Unregistered(msgspec.Struct, frozen=True, tag=True):
+    """Prefill -> decode: a message came from a session that this process does not know."""
+
+    session: str
+    peer: str
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Both ways, decode asks and prefill answers: this process is there."""
+
+    session: str
+    peer: str
+
+
+class Pull(msgspec.Struct, frozen=True, tag=True):
+    """Decode -> prefill: the delta that a request lacks. Repeated until it is offered."""
+
+    session: str
+    peer: str
+    incarnation: str  # of the prefill worker process that was asked first
+    pull: int
     room: int
-    endpoint: str  # where the pages go
-    port: int
-    prefix_tokens: int  # tokens of the prompt the decode worker holds already
+    pages: int  # how many the decode worker lacks
+    prefix_tokens: int  # tokens of the prompt it holds already
+    token_count: int  # tokens of the base prefix
+    token_digest: bytes  # as BasePrefix.of() computes it
 
 
-class PageBatch(msgspec.Struct, frozen=True, tag=True):
-    """Prefill -> decode: pages ``[first, first + count)`` of the delta.
+class Offer(msgspec.Struct, frozen=True, tag=True):
+    """Prefill -> decode: pages ``[first, first + count)`` of the delta are ready.
 
-    Payload: one frame per KV buffer with ``count`` pages; the last batch of a request also
-    brings one frame per metadata buffer.
+    Sent twice: at once, so that the pages can be copied, and again with their digest.
     """
 
-    room: int
+    session: str
+    peer: str
+    pull: int
+    seq: int
     first: int
     count: int
     last: bool
+    digest: bytes  # of the pages, as HostRows computes it; empty if it follows
+    rows: bytes  # the prefill worker's page numbers, int32
+    metadata: bytes  # with the last batch: a row of the metadata buffers, packed
 
 
-Message = Register | Pull | PageBatch
+class Fetch(msgspec.Struct, frozen=True, tag=True):
+    """Decode -> prefill: send the pages of an offered batch."""
+
+    session: str
+    peer: str
+    pull: int
+    seq: int
+
+
+class Pages(msgspec.Struct, frozen=True, tag=True):
+    """Prefill -> decode: the pages of a batch, in a frame of their own, packed."""
+
+    session: str
+    pull: int
+    seq: int
+
+
+class Landed(msgspec.Struct, frozen=True, tag=True):
+    """Decode -> prefill: batches are in the decode worker's pool, and their digests fit."""
+
+    session: str
+    peer: str
+    pull: int
+    seqs: list[int]
+
+
+class Gone(msgspec.Struct, frozen=True, tag=True):
+    """Decode -> prefill: nobody waits for this pull (any more)."""
+
+    session: str
+    peer: str
+    pull: int
+    room: int | None  # None if the decode worker does not remember the pull
+    reason: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """Prefill -> decode: nothing (more) will come for this pull."""
+
+    session: str
+    pull: int
+    reason: str
+
+
+FromDecode = Register | Alive | Pull | Fetch | Landed | Gone
+FromPrefill = Memory | Unregistered | Alive | Offer | Pages | Refused
+Message = FromDecode | FromPrefill
+Frames = list[Any]  # bytes-like objects
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
 class MalformedMessageError(ValueError):
-    """A peer sent frames that are no message of this protocol version."""
+    """Frames that are no message of this protocol version, or were damaged on the way."""
 
 
-def encode(message: Message) -> list[bytes]:
-    """The frames of a message without its payload."""
-    return [TAG, _encoder.encode(message)]
+def encode(message: Message, pages: Any = None) -> Frames:
+    """The frames of a message; ``pages`` come with :class:`Pages` alone."""
+    body = _encoder.encode(message)
+    head = TAG + xxhash.xxh3_64_digest(body) + body
+    return [head] if pages is None else [head, pages]
 
 
-def decode(frames: Sequence[Any]) -> tuple[Message, Sequence[Any]]:
-    """A message and its payload frames.
+def decode(frames: Sequence[Any]) -> tuple[Message, Any]:
+    """A message, and the frame with its pages if it is one of :class:`Pages`.
 
     Raises:
-        MalformedMessageError: the frames are not of this protocol version.
+        MalformedMessageError: the frames are not of this protocol version, or are damaged.
     """
-    if len(frames) < 2 or bytes(frames[0]) != TAG:
+    head = bytes(frames[0]) if frames else b""
+    if not head.startswith(TAG):
         raise MalformedMessageError(f"{len(frames)} frames do not start with {TAG!r}")
+    seal, body = head[len(TAG) : _BODY], head[_BODY:]
+    if seal != xxhash.xxh3_64_digest(body):
+        raise MalformedMessageError("a message was damaged on the way")
     try:
-        return _decoder.decode(frames[1]), frames[2:]
+        message = _decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise MalformedMessageError(f"bad header: {error}") from error
+        raise MalformedMessageError(f"not a message: {error}") from error
+    if len(frames) != 1 + isinstance(message, Pages):
+        raise MalformedMessageError(f"{len(frames)} frames of {type(message).__name__}")
+    return message, frames[1] if len(frames) == 2 else None
+
+
+def reply_endpoint(session: str) -> str:
+    """The zmq endpoint where a session hears answers."""
+    return session.partition("#")[0]

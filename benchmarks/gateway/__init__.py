@@ -1,0 +1,1 @@
+"""The gateway beside `sglang-router`, both before the same stand-in engines."""

@@ -1,0 +1,109 @@
+"""The KV events of a stand-in engine, over the product's own publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ps_sglang.feed.messages import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    KvEventBatch,
+    Snapshot,
+)
+from ps_sglang.feed.publisher import Command, FeedPublisher
+
+STEP_SECONDS: Final = 0.01
+"""A forward pass of a small model."""
+
+
+class NoFeed:
+    """An engine that publishes nothing."""
+
+    endpoint = ""
+    control = ""
+
+    def changed(
+        self,
+        gone: Sequence[int],
+        new: Sequence[int],
+        parent: int | None,
+        tokens: Sequence[int],
+        salt: str,
+    ) -> None:
+        """Pages went, then pages of one prompt came, the first after `parent`."""
+
+    def cleared(self) -> None:
+        """All pages went."""
+
+    def close(self) -> None:
+        """Stop publishing."""
+
+
+class Feed(NoFeed):
+    """Publishes what changes; for the thread of the running event loop.
+
+    As SGLang's scheduler does, it publishes once a step what happened during the step.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size: Final = page_size
+        self._waiting: list[KvEvent] = []
+        self._held: dict[int, BlockStored] = {}  # parents always came before their children
+        self._publisher = FeedPublisher()
+        self.endpoint = self._publisher.endpoint
+        self.control = self._publisher.control
+        self._loop = asyncio.get_running_loop()
+        self._step: asyncio.TimerHandle | None = None
+        self._publisher.on_command(self._pass_on)
+
+    def changed(
+        self,
+        gone: Sequence[int],
+        new: Sequence[int],
+        parent: int | None,
+        tokens: Sequence[int],
+        salt: str,
+    ) -> None:
+        events = self._waiting
+        if gone:
+            events.append(BlockRemoved(list(gone)))
+            for page in gone:
+                del self._held[page]
+        if new:
+            size, name = self._page_size, salt or None
+            events.append(BlockStored(list(new), parent, list(tokens), size, cache_salt=name))
+            for number, page in enumerate(new):
+                content = list(tokens[number * size : (number + 1) * size])
+                self._held[page] = BlockStored([page], parent, content, size, cache_salt=name)
+                parent = page
+        self._publish_soon()
+
+    def cleared(self) -> None:
+        self._held.clear()
+        self._waiting.append(AllBlocksCleared())
+        self._publish_soon()
+
+    def close(self) -> None:
+        self._publisher.shutdown()
+
+    def _publish_soon(self) -> None:
+        if self._step is None and self._waiting:
+            self._step = self._loop.call_later(STEP_SECONDS, self._end_step)
+
+    def _end_step(self) -> None:
+        self._step = None
+        events, self._waiting = self._waiting, []
+        self._publisher.publish(KvEventBatch(time.time(), events))
+
+    def _pass_on(self, command: Command) -> None:
+        if isinstance(command, Snapshot):
+            self._loop.call_soon_threadsafe(self._publish_all)
+
+    def _publish_all(self) -> None:
+        self._waiting += [AllBlocksCleared(), *self._held.values()]
+        self._publish_soon()

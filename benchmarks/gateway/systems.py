@@ -1,0 +1,236 @@
+"""Starts and stops what is compared: engines, our gateway, `sglang-router`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from benchmarks.gateway.messages import EngineConfig, Totals
+from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+
+_START_S: Final = 60.0
+_STOP_S: Final = 10.0
+CONTEXT_LENGTH: Final = 32768
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    """An engine that listens."""
+
+    config: EngineConfig
+    pid: int
+    port: int
+    bootstrap_port: int
+    feed: str | None
+    feed_control: str | None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The engines of one run."""
+
+    tokenizer: Path
+    prefill: tuple[RunningEngine, ...]
+    decode: tuple[RunningEngine, ...]
+
+    @property
+    def all(self) -> tuple[RunningEngine, ...]:
+        """All engines."""
+        return (*self.prefill, *self.decode)
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """The decoders' names."""
+        return tuple(engine.config.decoder or "" for engine in self.decode)
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where clients find each decoder, and the processes that answer there."""
+
+    urls: dict[str, str]
+    pids: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def fleet(tokenizer: Path, configs: Sequence[EngineConfig]) -> Iterator[Fleet]:
+    """Run engines until the block ends."""
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-m", "benchmarks.gateway.engine"]
+        processes = [
+            stack.enter_context(
+                process([*command, msgspec.json.encode(config).decode()], output=subprocess.PIPE)
+            )
+            for config in configs
+        ]
+        engines = []
+        for config, started in zip(configs, processes, strict=True):
+            _, port, bootstrap, *feed = _ready_line(started).split()
+            published = feed if config.events else (None, None)
+            engines.append(
+                RunningEngine(config, started.pid, int(port), int(bootstrap), *published)
+            )
+        yield Fleet(
+            tokenizer,
+            tuple(engine for engine in engines if engine.config.decoder is None),
+            tuple(engine for engine in engines if engine.config.decoder is not None),
+        )
+
+
+def forget(engines: Fleet) -> None:
+    """Empty all trees and totals."""
+    for engine in engines.all:
+        _get(f"{engine.url}/forget")
+
+
+def totals(engines: Sequence[RunningEngine]) -> list[Totals]:
+    """What each engine has done."""
+    return [msgspec.json.decode(_get(f"{one.url}/totals"), type=Totals) for one in engines]
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        content: bytes = response.read()
+    return content
+
+
+@contextlib.contextmanager
+def gateway(engines: Fleet, folder: Path) -> Iterator[Served]:
+    """Our gateway, one for all decoders."""
+    config = GatewayConfig(
+        host="127.0.0.1",
+        port=0,
+        base="base",
+        context_length=CONTEXT_LENGTH,
+        prefill=tuple(
+            PrefillWorker(
+                engine.config.name,
+                engine.url,
+                "127.0.0.1",
+                engine.bootstrap_port,
+                engine.feed,
+                engine.feed_control,
+            )
+            for engine in engines.prefill
+        ),
+        decode=tuple(
+            DecodeWorker(
+                engine.config.name,
+                engine.url,
+                engine.config.decoder or "",
+                engine.feed,
+                engine.feed_control,
+            )
+            for engine in engines.decode
+        ),
+        tokenizer=str(engines.tokenizer),
+    )
+    path = folder / "gateway.json"
+    path.write_bytes(config.to_json())
+    command = [sys.executable, "-m", "ps_sglang.gateway", "--config", str(path)]
+    with (
+        (folder / "gateway.log").open("wb") as log,
+        process(command, output=subprocess.PIPE, errors=log) as started,
+    ):
+        url = _ready_line(started).split()[1]
+        yield Served(dict.fromkeys(engines.decoders, url), (started.pid,))
+
+
+@contextlib.contextmanager
+def routers(engines: Fleet, folder: Path, options: Sequence[str] = ()) -> Iterator[Served]:
+    """`sglang-router`, one for each decoder: it cannot tell decoders of one port apart."""
+    with contextlib.ExitStack() as stack:
+        urls, pids = {}, []
+        for engine in engines.decode:
+            port, metrics = _free_port(), _free_port()
+            command = [sys.executable, "-m", "benchmarks.gateway.start_router"]
+            command += ["--host", "127.0.0.1", "--port", str(port)]
+            command += ["--prometheus-port", str(metrics), "--pd-disaggregation"]
+            for worker in engines.prefill:
+                command += ["--prefill", worker.url, str(worker.bootstrap_port)]
+            command += ["--decode", engine.url, "--policy", "cache_aware"]
+            command += ["--log-level", "warn", "--worker-startup-check-interval", "1", *options]
+            log = stack.enter_context((folder / f"router-{engine.config.name}.log").open("wb"))
+            # It waits for its clients for seconds when it is asked to end.
+            started = stack.enter_context(process(command, log, log, signal.SIGKILL))
+            urls[engine.config.decoder or ""] = f"http://127.0.0.1:{port}"
+            pids.append(started.pid)
+        for url in urls.values():
+            _wait_until_healthy(url)
+        yield Served(urls, tuple(pids))
+
+
+@contextlib.contextmanager
+def process(
+    command: Sequence[str],
+    output: object,
+    errors: object = None,
+    end: signal.Signals = signal.SIGTERM,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process in a group of its own; end it with the block, by signal `end`."""
+    started = subprocess.Popen(
+        list(command),
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,  # type: ignore[call-overload]
+    )
+    try:
+        yield started
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, end)
+        try:
+            started.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+        if started.stdout is not None:
+            started.stdout.close()
+
+
+def _ready_line(started: subprocess.Popen[bytes]) -> str:
+    assert started.stdout is not None
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(started.stdout, selectors.EVENT_READ)
+        if not waiting.select(_START_S):
+            raise SystemExit(f"{started.args!r} was not ready in {_START_S:.0f} s")
+    line = started.stdout.readline().decode()
+    if not line.startswith("ready"):
+        raise SystemExit(f"{started.args!r} did not start: {line!r}")
+    return line
+
+
+def _wait_until_healthy(url: str) -> None:
+    limit = time.monotonic() + _START_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            if time.monotonic() > limit:
+                raise SystemExit(f"{url} was not ready in {_START_S:.0f} s") from None
+            time.sleep(0.1)  # between polls of a process that has no other way to say so
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

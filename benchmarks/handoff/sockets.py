@@ -1,0 +1,43 @@
+"""The socket and the thread that a worker's KV manager gives a Lender or a Reader."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import zmq
+
+from ps_sglang.engine.transfer.lender import Lender
+from ps_sglang.engine.transfer.outbox import Outbox
+from ps_sglang.engine.transfer.reader import Reader
+from ps_sglang.engine.transfer.serving import serve
+
+
+class Port:
+    """A port of the loopback interface; what is sent goes out by :attr:`outbox`."""
+
+    def __init__(self) -> None:
+        context: zmq.Context[Any] = zmq.Context.instance()
+        self.outbox = Outbox(context)
+        self._socket = context.socket(zmq.PULL)
+        self._socket.bind("tcp://127.0.0.1:*")
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def listen(self, side: Lender | Reader) -> None:
+        """Hand every message to ``side``, in a thread of its own."""
+
+        def receive() -> None:
+            serve(self._socket, side.receive, side.tick, until=self._closing.is_set)
+
+        self._thread = threading.Thread(target=receive, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and give back the sockets."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._socket.close(linger=0)
+        self.outbox.close()

@@ -1,0 +1,150 @@
+"""The base-token index with a million blocks: how long a lookup takes, how much a block costs.
+
+`python -m benchmarks.index` prints the figures of conversations of random tokens in pages of one
+token, the worst size for an index. `measured` gives them to another benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psutil
+
+from ps_sglang.gateway.index.base_index import BaseIndex
+from ps_sglang.gateway.index.texts import TokenTexts
+
+BLOCKS: Final = 1_000_000
+PROMPT_TOKENS: Final = 8_000
+WORKERS: Final = 8
+LOOKUPS: Final = 400
+_VOCABULARY: Final = 49_152
+_SYSTEM_TOKENS: Final = 500
+_LETTERS: Final = b"abcdefghijklmnopqrstuvwxyz ,.\n"
+
+
+def measured(blocks: int = BLOCKS) -> dict[str, Any]:
+    """The figures, from a process of their own: memory that others have freed would hide theirs."""
+    command = [sys.executable, "-m", "benchmarks.index", "--blocks", str(blocks), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+class _Conversations:
+    """Makes conversations: a shared beginning, then turns; and the events that they cause."""
+
+    def __init__(self) -> None:
+        self._source = random.Random(0)
+        self.table = [
+            bytes(self._source.choices(_LETTERS, k=self._source.randrange(1, 8)))
+            for _ in range(_VOCABULARY)
+        ]
+        self.system = self.tokens(_SYSTEM_TOKENS)
+
+    def tokens(self, count: int) -> list[int]:
+        """Random tokens."""
+        return [self._source.randrange(_VOCABULARY) for _ in range(count)]
+
+    def prompt(self) -> list[int]:
+        """A prompt that only its beginning shares with others."""
+        return self.system + self.tokens(PROMPT_TOKENS - _SYSTEM_TOKENS)
+
+    def workers(self) -> list[str]:
+        """The prefill and the decode worker of a conversation."""
+        return self._source.sample([f"w{number}" for number in range(WORKERS)], 2)
+
+    def turns(self) -> Iterator[tuple[list[int], list[int], int]]:
+        """Tokens and hashes so far, and how many of them are not new."""
+        tokens = self.system[: self._source.choice((200, 350, 500))]
+        hashes: list[int] = []
+        for _ in range(self._source.randrange(3, 30)):
+            tokens = tokens + self.tokens(self._source.randrange(50, 300))
+            old = len(hashes)
+            hashes += hashed(tokens, hashes)
+            yield tokens, hashes, old
+
+
+def hashed(tokens: list[int], before: list[int]) -> list[int]:
+    """Hashes of content for the tokens behind those that have one."""
+    last = before[-1] if before else 0
+    hashes = []
+    for token in tokens[len(before) :]:
+        last = hash((last, token))
+        hashes.append(last)
+    return hashes
+
+
+def _measure(blocks: int) -> dict[str, Any]:
+    conversations = _Conversations()
+    texts = TokenTexts(conversations.table)
+    index = BaseIndex(texts)
+    for number in range(WORKERS):
+        index.add_worker(f"w{number}", "prefill" if number < 2 else "decode")
+    known = conversations.prompt()
+    for number in range(WORKERS):
+        index.stored(f"w{number}", hashed(known, []), None, known, 1)
+    gc.collect()
+    memory, before = psutil.Process().memory_info().rss, len(index)
+    events = applied = 0
+    seconds = 0.0
+    while len(index) < blocks:
+        workers = conversations.workers()
+        for tokens, hashes, old in conversations.turns():
+            parent = hashes[old - 1] if old else None
+            for worker in workers:
+                began = time.perf_counter()
+                index.stored(worker, hashes[old:], parent, tokens[old:], 1)
+                seconds += time.perf_counter() - began
+                events += 1
+                applied += len(hashes) - old
+    gc.collect()
+    memory = psutil.Process().memory_info().rss - memory
+    return {
+        "blocks": len(index),
+        "workers": WORKERS,
+        "bytes_per_block": round(memory / (len(index) - before), 1),
+        "events_per_second": round(events / seconds),
+        "blocks_applied_per_second": round(applied / seconds),
+        "lookup_ms": {
+            "held by all workers": _lookups(index, texts, [known] * LOOKUPS),
+            "mostly new": _lookups(index, texts, [conversations.prompt() for _ in range(LOOKUPS)]),
+        },
+    }
+
+
+def _lookups(index: BaseIndex, texts: TokenTexts, prompts: list[list[int]]) -> dict[str, float]:
+    taken = []
+    for prompt in prompts:
+        text = b"".join(texts.of(prompt))
+        began = time.perf_counter()
+        index.held(text)
+        taken.append((time.perf_counter() - began) * 1000)
+    p99 = statistics.quantiles(taken, n=100)[98]
+    return {"median": round(statistics.median(taken), 4), "p99": round(p99, 4)}
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=__doc__)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    arguments = parser.parse_args()
+    figures = _measure(arguments.blocks)
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
+if __name__ == "__main__":
+    main()

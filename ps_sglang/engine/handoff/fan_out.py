@@ -1,0 +1,160 @@
+"""Fan-out: requests that want one prefix at the same time cost one prefill.
+
+Several decoders of an agent program often ask for the same prompt at once. A request whose missing
+prefix another one is about to compute, or is half way through, stays in the waiting queue and is
+passed over; as soon as the tree holds what the two share it is matched again and goes its way. It
+waits for somebody only as long as that one waits or runs, so the end of a request, whatever its
+reason, makes another one of those who wait the next to compute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final
+
+from xxhash import xxh3_64_intdigest
+
+from ps_sglang.engine import metrics
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
+from ps_sglang.engine.handoff.priority import rank
+
+_WORTH_WAITING: Final = 32
+"""Tokens; computing fewer once more costs less than waiting for a pass of somebody else's."""
+
+_LOOKED_AT: Final = 128
+"""Waiting requests that are compared in a pass, as many as SGLang itself orders by prefix."""
+
+
+class FanOut:
+    """A request's part in the fan-out.
+
+    Attributes:
+        blocks: hashes of its prefixes of 1, 2, ... blocks.
+        waited: seconds for which it was passed over so far, up to `since`.
+        since: when it was first passed over (`time.perf_counter`), None while it is not.
+    """
+
+    __slots__ = ("blocks", "since", "waited")
+
+    def __init__(self, req: Any, block: int) -> None:
+        self.blocks = list(_prefixes(req, block))
+        self.waited = 0.0
+        self.since: float | None = None
+
+    def passed_over(self, now: float) -> None:
+        """It waits for another request from now on."""
+        if self.since is None:
+            self.since = now
+
+    def goes_on(self, now: float) -> bool:
+        """It waits no more; whether it did."""
+        if self.since is None:
+            return False
+        metrics.prefill_waited()
+        self.waited += now - self.since
+        self.since = None
+        return True
+
+
+def who_waits(scheduler: Any) -> list[Any]:
+    """The waiting requests to pass over now: what they lack is being computed."""
+    under_way = list(_under_way(scheduler))
+    if not scheduler.waiting_queue or len(scheduler.waiting_queue) + len(under_way) == 1:
+        return []
+    page = scheduler.tree_cache.page_size
+    block = -(-_WORTH_WAITING // page) * page
+    computing: dict[int, Any] = {}
+    for req in under_way:
+        _computes(computing, req, block)
+    waits = []
+    # In the order of priority, else who matters would wait for who does not.
+    ordered = sorted(scheduler.waiting_queue, key=rank)
+    for req in islice(filter(_takes_part, ordered), _LOOKED_AT):
+        if _waits(scheduler, req, computing, block, page):
+            waits.append(req)
+        else:
+            _computes(computing, req, block)
+    return waits
+
+
+def pass_over(scheduler: Any, waits: Iterable[Any]) -> list[Any]:
+    """Note who waits; the requests that waited and can go on now."""
+    now = time.perf_counter()
+    passed = set(map(id, waits))
+    for req in waits:
+        req.fan_out.passed_over(now)
+    return [
+        req
+        for req in scheduler.waiting_queue
+        if id(req) not in passed and req.fan_out is not None and req.fan_out.goes_on(now)
+    ]
+
+
+def _waits(scheduler: Any, req: Any, computing: dict[int, Any], block: int, page: int) -> bool:
+    part = _part(req, block)
+    blocks = _leading(part.blocks, computing)
+    if not blocks:
+        return False
+    prompt, other = req.origin_input_ids, computing[part.blocks[blocks - 1]].origin_input_ids
+    shared = blocks * block
+    while shared < min(len(prompt), len(other)) and prompt[shared] == other[shared]:
+        shared += 1
+    shared = shared // page * page
+    lacks = shared - _held_by_tree(scheduler, req)
+    # Whoever waits already waits for all of it; who needs nothing else is spared a pass.
+    needs_nothing_else = shared == len(prompt) // page * page
+    return lacks >= block or (lacks > 0 and (part.since is not None or needs_nothing_else))
+
+
+def _computes(computing: dict[int, Any], req: Any, block: int) -> None:
+    for prefix in _part(req, block).blocks:
+        computing.setdefault(prefix, req)
+
+
+def _takes_part(req: Any) -> bool:
+    # One that awaits its handshake may never run: nobody should wait for it.
+    return not req.pending_bootstrap and req.bootstrap_host != FAKE_BOOTSTRAP_HOST
+
+
+def _under_way(scheduler: Any) -> Iterator[Any]:
+    """Requests with tokens yet to come into the tree that are not in the waiting queue."""
+    if scheduler.chunked_req is not None:
+        yield scheduler.chunked_req
+    if scheduler.enable_overlap:
+        for batch, _ in scheduler.result_queue:
+            yield from batch.reqs
+
+
+def _held_by_tree(scheduler: Any, req: Any) -> int:
+    match_kv_cache(req, scheduler.tree_cache, req.origin_input_ids)
+    return int(req.prefix_len)
+
+
+def _part(req: Any, block: int) -> FanOut:
+    if req.fan_out is None:
+        req.fan_out = FanOut(req, block)
+    part: FanOut = req.fan_out
+    return part
+
+
+def _prefixes(req: Any, block: int) -> Iterator[int]:
+    chained = xxh3_64_intdigest(repr((req.cache_salt, req.extra_key)).encode())
+    tokens = memoryview(req.origin_input_ids).cast("B")
+    step = block * req.origin_input_ids.itemsize
+    for end in range(step, len(tokens) + 1, step):
+        chained = xxh3_64_intdigest(tokens[end - step : end], chained)
+        yield chained
+
+
+def _leading(blocks: list[int], computing: dict[int, Any]) -> int:
+    """How many of the first blocks are being computed; those before each are as well."""
+    low, high = 0, len(blocks)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if blocks[middle - 1] in computing:
+            low = middle
+        else:
+            high = middle - 1
+    return low

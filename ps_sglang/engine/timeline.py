@@ -1,0 +1,80 @@
+"""Where a request's time went on this worker, told over the feed when it ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ps_sglang.engine import feed
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST
+from ps_sglang.feed.messages import TimelineRecord
+
+
+def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -> None:
+    """After ``process_disagg_prefill_inflight_queue``: a prefill worker's part has ended."""
+    for req in done:
+        if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
+            feed.record(_of_prefill(req))
+
+
+def process_batch_result_decode(_result: None, _processor: Any, batch: Any, *_: Any) -> None:
+    """After ``process_batch_result_decode``: a decode worker's first and last outputs."""
+    tell_decoded(batch.reqs)
+
+
+def tell_decoded(reqs: list[Any]) -> None:
+    """Note first outputs, and tell the feed of requests that have ended."""
+    now = time.perf_counter()
+    for req in reqs:
+        moments = req.moments
+        if not moments.first_output and req.output_ids:
+            moments.first_output = now
+        # Under overlap scheduling an ended request is in the next batch as well.
+        if req.finished() and not moments.is_told and moments.landed:
+            moments.is_told = True
+            feed.record(_of_decode(req, now))
+
+
+def _of_prefill(req: Any) -> TimelineRecord:
+    moments, stats = req.moments, req.time_stats
+    waited = 0.0 if req.fan_out is None else req.fan_out.waited
+    computed_at = stats.prefill_finished_time
+    started = stats.forward_entry_time or computed_at  # no forward pass: it took no time
+    computed = len(req.origin_input_ids) - req.cached_tokens
+    return TimelineRecord(
+        rid=req.rid,
+        role="prefill",
+        began=_unix(moments.began),
+        queue=_between(moments.began + waited, started),
+        wait=waited,
+        prefill=_between(started, computed_at),
+        send=_between(computed_at, stats.completion_time),
+        computed=computed,
+        held=moments.held,
+    )
+
+
+def _of_decode(req: Any, now: float) -> TimelineRecord:
+    moments, asked = req.moments, req.time_stats.decode_transfer_queue_entry_time
+    first_output = moments.first_output or moments.landed  # ended without any output
+    return TimelineRecord(
+        rid=req.rid,
+        role="decode",
+        began=_unix(moments.began),
+        queue=_between(moments.began, asked),
+        pull=_between(asked, moments.landed),
+        first_step=_between(moments.landed, first_output),
+        decode=_between(first_output, now) if moments.first_output else 0.0,
+        held=moments.held,
+        pulled=moments.pulled,
+        pulled_bytes=moments.pulled_bytes,
+    )
+
+
+def _between(start: float, end: float) -> float:
+    # A request that fails skips stages, whose times then stay 0.
+    return round(max(end - start, 0.0), 6)
+
+
+def _unix(moment: float) -> float:
+    return round(time.time() - time.perf_counter() + moment, 6)

@@ -1,0 +1,66 @@
+"""What a prefill worker knows of each handoff."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ps_sglang.engine.transfer.memory import Indices
+from ps_sglang.engine.transfer.messages import Offer, Pull, reply_endpoint
+from ps_sglang.engine.transfer.prefix import BasePrefix
+
+PullKey = tuple[str, int]  # session, pull
+
+
+@dataclass(eq=False)
+class LentBatch:
+    """Pages that were offered."""
+
+    offer: Offer
+    rows: Indices
+    landed: bool = False
+
+
+@dataclass(eq=False)
+class Lease:
+    """One room: its request, the pull that asks for its pages, and what was offered."""
+
+    room: int
+    prefix: BasePrefix | None = None  # once the request is here
+    pull: Pull | None = None  # once the decode worker asked
+    heard_at: float = 0.0
+    batches: list[LentBatch] = field(default_factory=list)
+    pages: int = 0  # offered so far
+    complete: bool = False  # the last page is offered
+    over: bool = False  # landed or failed
+    attempts: int = 0
+    again_at: float = 0.0
+
+    @property
+    def key(self) -> PullKey | None:
+        return None if self.pull is None else (self.pull.session, self.pull.pull)
+
+    @property
+    def unlanded(self) -> list[LentBatch]:
+        return [batch for batch in self.batches if not batch.landed]
+
+    def disagreement(self, pull: Pull) -> str | None:
+        """Why this request is not the one that the pull means, or None."""
+        asked = BasePrefix(pull.token_count, pull.token_digest)
+        if self.prefix == asked:
+            return None
+        return (
+            f"the workers disagree on the base prefix: {asked} on decode worker "
+            f"{reply_endpoint(pull.session)}, {self.prefix} here. Give both the same tokenizer "
+            "and chat template"
+        )
+
+    def overdraft(self, pull: Pull, *, last: bool) -> str | None:
+        """Why the pages offered so far are not those that the pull waits for, or None."""
+        if self.pages < pull.pages and not last:
+            return None
+        if self.pages == pull.pages:
+            return None
+        return (
+            f"decode worker {reply_endpoint(pull.session)} asked for {pull.pages} pages, but the "
+            f"request has {self.pages}{'' if last else ' or more'}"
+        )

@@ -1,0 +1,364 @@
+"""The prefill side of a handoff: pages are offered, lent, and given back once they landed.
+
+``Lender`` does no IO of its own: :meth:`Lender.receive` takes the frames of a message that a
+:class:`~ps_sglang.engine.transfer.reader.Reader` sent, ``send(endpoint, frames)`` delivers
+answers, ``clock`` tells the time, and :meth:`Lender.tick` is to be called about twice a second.
+It needs neither torch nor SGLang::
+
+    lender = Lender(pages, aux, base_fingerprint=base, incarnation=random,
+                    pool=describe(addresses, lengths), send=outbox.send, events=events,
+                    clock=time.monotonic)
+    lender.open(room, BasePrefix.of(ids))       # a request is here; events.pulled() follows
+    lender.offer(room, rows)                    # pages of a finished chunk
+    lender.offer(room, rows, aux_slot=slot)     # the last ones; events.landed() follows
+    lender.close(room, "why, if it is not done")
+
+The owner must neither free nor write offered pages before ``events.landed`` or
+``events.failed``: that is the lease. It ends with the decode worker's last Landed, by a failure,
+or alone when the decode worker is not heard of any more.
+
+Thread-safe. ``open``, ``offer`` and ``close`` are the scheduler's; after ``close`` has returned
+no page of the room is read any more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec.structs import replace
+
+from ps_sglang.engine.transfer.heap import keep_freed_frames
+from ps_sglang.engine.transfer.leases import Lease, LentBatch, PullKey
+from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, Limits, count_nothing
+from ps_sglang.engine.transfer.memory import HostRows, Indices
+from ps_sglang.engine.transfer.messages import (
+    Alive,
+    Fetch,
+    Frames,
+    Gone,
+    Landed,
+    MalformedMessageError,
+    Memory,
+    Message,
+    Offer,
+    Pages,
+    Pull,
+    Refused,
+    Register,
+    Unregistered,
+    decode,
+    encode,
+    reply_endpoint,
+)
+from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.remembered import Remembered
+from ps_sglang.engine.transfer.sessions import Session, Sessions
+from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
+
+
+class LenderEvents(Protocol):
+    """What the owner of a :class:`Lender` hears, at most one of ``landed`` and ``failed`` a room.
+
+    Called with the lender's lock held, from either thread: they must not block.
+    """
+
+    def pulled(self, room: int, prefix_tokens: int) -> None:
+        """A decode worker waits for the room's pages and holds the first ``prefix_tokens``."""
+
+    def landed(self, room: int) -> None:
+        """Every page is in the decode worker's pool."""
+
+    def failed(self, room: int, reason: str) -> None:
+        """The handoff is over; nobody reads the room's pages any more."""
+
+
+class Lender:
+    """Leases of one prefill worker, one per room."""
+
+    def __init__(
+        self, pages: HostRows, aux: HostRows, *, base_fingerprint: str, incarnation: str,
+        pool: PoolDescriptor | None, send: Callable[[str, Frames], None], events: LenderEvents,
+        clock: Callable[[], float], limits: Limits = DEFAULT_LIMITS, count: Count = count_nothing,
+    ) -> None:  # fmt: skip
+        """A lender with no lease.
+
+        Args:
+            pages: the KV pool, one row a page.
+            aux: the metadata buffers, one row a slot.
+            base_fingerprint: whose KV the pages hold; a decode worker must expect the same.
+            incarnation: random name of this process.
+            pool: by which a process of this host maps ``pages``; None if it cannot.
+            send: delivers frames to a zmq endpoint, or drops them; never blocks.
+            events: told what becomes of rooms.
+            clock: seconds, monotonic.
+            limits: sizes and times.
+            count: counts expired leases.
+        """
+        self._pages, self._aux = pages, aux
+        self._incarnation = incarnation
+        self._pool = pool
+        self._send_frames = send
+        self._events = events
+        self._clock = clock
+        self._limits = limits
+        self._count = count
+        self._lock = threading.RLock()
+        self._sessions = Sessions(
+            base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
+            aux_bytes=aux.row_bytes, clock=clock, limits=limits,
+        )  # fmt: skip
+        self._leases: dict[int, Lease] = {}
+        self._by_pull: dict[PullKey, Lease] = {}
+        self._refused: Remembered[int, str] = Remembered()  # rooms whose other half may come late
+        self._finished: Remembered[PullKey, str] = Remembered()
+
+    @property
+    def rooms(self) -> int:
+        """Rooms whose request or whose decode worker is waited for, or that are not closed."""
+        return len(self._leases)
+
+    # The request's side (scheduler thread)
+
+    def open(self, room: int, prefix: BasePrefix) -> None:
+        """A request with this base prefix is here; its decode worker may have asked already."""
+        with self._lock:
+            lease = self._leases.setdefault(room, Lease(room))
+            lease.prefix = prefix
+            if (reason := self._refused.get(room)) is not None:
+                self._fail(lease, reason)
+            elif lease.pull is not None:
+                self._match(lease, lease.pull)
+
+    def offer(self, room: int, rows: Indices, aux_slot: int | None = None) -> None:
+        """Lend the next pages of a room; with ``aux_slot`` they are the last.
+
+        Does nothing if the room's handoff is over.
+        """
+        if len(rows) == 0 and aux_slot is None:
+            return
+        metadata = b""
+        if aux_slot is not None:
+            metadata = self._aux.gather(np.array([aux_slot])).tobytes()
+        with self._lock:
+            lease = self._leases.get(room)
+            if lease is None or lease.over or lease.pull is None:
+                return
+            lent = self._lend(lease, lease.pull, rows, metadata, last=aux_slot is not None)
+        for batch in lent:
+            # Outside the lock: the pages are leased. The decode worker copies them meanwhile.
+            digest = self._pages.digest(batch.rows)
+            with self._lock:
+                if lease.over:
+                    return
+                batch.offer = replace(batch.offer, digest=digest)
+                self._send(batch.offer.session, batch.offer)
+
+    def close(self, room: int, reason: str) -> None:
+        """Forget a room; its decode worker is told ``reason`` unless its pages have landed."""
+        with self._lock:
+            lease = self._leases.get(room)
+            if lease is None:
+                return
+            if not lease.over:
+                self._end(lease, reason)
+            self._drop(lease)
+            if lease.key is not None:
+                self._finished.add(lease.key, "the handoff is over")
+
+    def refuse(self, room: int, reason: str) -> None:
+        """Fail a room from outside, also one whose request comes later or never."""
+        with self._lock:
+            lease = self._leases.get(room)
+            if lease is None:
+                self._refused.add(room, reason)
+            elif not lease.over:
+                self._fail(lease, reason)
+
+    # The decode workers' side (socket thread)
+
+    def receive(self, frames: Sequence[Any]) -> None:
+        """Act on a message.
+
+        Raises:
+            MalformedMessageError: it is none, or was damaged, or is not for a prefill worker.
+        """
+        message, _ = decode(frames)
+        with self._lock:
+            if isinstance(message, Register):
+                self._on_register(message)
+            elif isinstance(message, (Alive, Pull, Fetch, Landed, Gone)):
+                session = self._sessions.heard(message.session)
+                if session is None:
+                    self._send(message.session, Unregistered(message.session, message.peer))
+                else:
+                    self._handle(session, message)
+            else:
+                raise MalformedMessageError(f"{type(message).__name__} is for a decode worker")
+
+    def tick(self) -> None:
+        """End the leases of dead decode workers; offer again what was not answered."""
+        with self._lock:
+            for name in self._sessions.bury():
+                self._expire(name)
+            now = self._clock()
+            for lease in list(self._leases.values()):
+                self._tend(lease, now)
+
+    def _tend(self, lease: Lease, now: float) -> None:
+        if lease.prefix is None:
+            # The request never came, and its decode worker has stopped asking.
+            if now - lease.heard_at > self._limits.lease_s:
+                self._drop(lease)
+        elif not lease.over and now >= lease.again_at and (unlanded := lease.unlanded):
+            for batch in unlanded:
+                self._send(batch.offer.session, batch.offer)
+            lease.attempts += 1
+            lease.again_at = now + self._limits.backoff(lease.attempts)
+
+    def _on_register(self, message: Register) -> None:
+        self._sessions.register(message)
+        self._send(
+            message.session,
+            Memory(message.session, message.peer, self._incarnation, self._pool),
+        )
+
+    def _handle(self, session: Session, message: Alive | Pull | Fetch | Landed | Gone) -> None:
+        if isinstance(message, Alive):
+            self._send(message.session, message)
+        elif isinstance(message, Pull):
+            self._on_pull(session, message)
+        elif isinstance(message, Gone):
+            self._on_gone(message)
+        else:
+            lease = self._by_pull.get((message.session, message.pull))
+            if lease is None or lease.over:
+                self._refuse_pull(message.session, message.pull)
+                return
+            lease.attempts = 0
+            lease.again_at = self._clock() + self._limits.backoff(0)
+            if isinstance(message, Landed):
+                self._on_landed(lease, message)
+            elif message.seq < len(lease.batches):
+                self._on_fetch(message, lease.batches[message.seq])
+
+    def _on_pull(self, session: Session, pull: Pull) -> None:
+        key = (pull.session, pull.pull)
+        if key in self._finished:
+            self._refuse_pull(*key)
+            return
+        lease = self._by_pull.get(key)
+        if lease is not None:  # asked again
+            lease.heard_at = self._clock()
+            return
+        lease = self._leases.get(pull.room)
+        reason = session.misfit or self._refused.get(pull.room)
+        if lease is None and pull.incarnation != self._incarnation:
+            reason = reason or f"prefill worker {session.peer} restarted"
+        if lease is not None and lease.pull is not None:
+            reason = f"room {pull.room} is being pulled already"
+        elif reason is not None:
+            self.refuse(pull.room, reason)
+        if reason is not None:
+            self._finished.add(key, reason)
+            self._refuse_pull(*key)
+            return
+        if lease is None:
+            lease = self._leases[pull.room] = Lease(pull.room)
+        lease.pull, lease.heard_at = pull, self._clock()
+        self._by_pull[key] = lease
+        if lease.prefix is not None:
+            self._match(lease, pull)
+
+    def _on_fetch(self, fetch: Fetch, batch: LentBatch) -> None:
+        keep_freed_frames()
+        # Under the lock, so that no page is read once close() has returned.
+        frame = self._pages.gather(batch.rows)
+        self._send(fetch.session, Pages(fetch.session, fetch.pull, fetch.seq), frame)
+
+    def _on_landed(self, lease: Lease, landed: Landed) -> None:
+        for seq in landed.seqs:
+            if seq < len(lease.batches):
+                lease.batches[seq].landed = True
+        if lease.complete and not lease.unlanded:
+            lease.over = True
+            self._events.landed(lease.room)
+
+    def _on_gone(self, gone: Gone) -> None:
+        lease = self._by_pull.get((gone.session, gone.pull))
+        if lease is not None and not lease.over:
+            self._fail(lease, gone.reason)
+        elif lease is None and gone.room is not None:
+            waiting = self._leases.get(gone.room)
+            if waiting is None or waiting.pull is None:
+                self.refuse(gone.room, gone.reason)
+        self._refuse_pull(gone.session, gone.pull)  # so that it is not said again
+
+    # Leases
+
+    def _match(self, lease: Lease, pull: Pull) -> None:
+        if (reason := lease.disagreement(pull)) is not None:
+            self._fail(lease, reason)
+        else:
+            self._events.pulled(lease.room, pull.prefix_tokens)
+
+    def _lend(
+        self, lease: Lease, pull: Pull, rows: Indices, metadata: bytes, *, last: bool
+    ) -> list[LentBatch]:
+        """Offer pages in batches, whose digests follow."""
+        first = lease.pages
+        lease.pages += len(rows)
+        if (reason := lease.overdraft(pull, last=last)) is not None:
+            self._fail(lease, reason)
+            return []
+        lent = []
+        for part in self._limits.batches(len(rows), self._pages.row_total):
+            ends = last and part.stop == len(rows)
+            piece = rows[part].astype(np.int32)
+            offer = Offer(
+                pull.session, pull.peer, pull.pull, len(lease.batches), first + part.start,
+                len(piece), ends, b"", piece.tobytes(), metadata if ends else b"",
+            )  # fmt: skip
+            lent.append(LentBatch(offer, piece))
+            lease.batches.append(lent[-1])
+            self._send(pull.session, offer)
+        lease.complete = last
+        lease.again_at = self._clock() + self._limits.backoff(lease.attempts)
+        return lent
+
+    def _fail(self, lease: Lease, reason: str) -> None:
+        self._end(lease, reason)
+        if lease.prefix is not None:
+            self._events.failed(lease.room, reason)
+        else:
+            self._drop(lease)
+
+    def _end(self, lease: Lease, reason: str) -> None:
+        """Refuse a lease's pull, now and whenever it is asked for again."""
+        lease.over = True
+        lease.batches.clear()
+        self._refused.add(lease.room, reason)
+        if lease.key is not None:
+            self._finished.add(lease.key, reason)
+            self._refuse_pull(*lease.key)
+
+    def _drop(self, lease: Lease) -> None:
+        del self._leases[lease.room]
+        if lease.key is not None:
+            del self._by_pull[lease.key]
+
+    def _expire(self, session: str) -> None:
+        silence = f"was not heard of for {self._limits.lease_s:g} s"
+        for lease in list(self._leases.values()):
+            if lease.pull is not None and lease.pull.session == session and not lease.over:
+                self._count("expired", "", 1)
+                self._fail(lease, f"decode worker {reply_endpoint(session)} {silence}")
+
+    def _refuse_pull(self, session: str, pull: int) -> None:
+        reason = self._finished.get((session, pull)) or "no such lease"
+        self._send(session, Refused(session, pull, reason))
+
+    def _send(self, session: str, message: Message, pages: Any = None) -> None:
+        self._send_frames(reply_endpoint(session), encode(message, pages))

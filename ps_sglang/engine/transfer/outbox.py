@@ -1,0 +1,65 @@
+"""Sending frames to zmq endpoints without ever waiting for one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import zmq
+
+logger = logging.getLogger(__name__)
+
+_IDLE_S: Final = 60.0
+
+
+class Outbox:
+    """A PUSH socket per endpoint.
+
+    What a full queue cannot take is dropped, and the protocol asks again.
+    """
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        """Nothing is connected yet; ``context`` stays the caller's."""
+        self._context = context
+        self._lock = threading.Lock()
+        self._sockets: dict[str, tuple[zmq.Socket[Any], float]] = {}
+
+    def send(self, endpoint: str, frames: Sequence[Any]) -> None:
+        """Queue a message, from any thread. Pages are not copied: leave them as they are."""
+        with self._lock:
+            socket, _ = self._sockets.get(endpoint) or (self._connect(endpoint), 0.0)
+            self._sockets[endpoint] = (socket, time.monotonic())
+            try:
+                if len(frames) == 1:
+                    socket.send(frames[0], zmq.NOBLOCK)
+                else:
+                    socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                logger.debug("Dropped a message to %s: its queue is full", endpoint)
+
+    def _connect(self, endpoint: str) -> zmq.Socket[Any]:
+        socket: zmq.Socket[Any] = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        socket.connect(endpoint)
+        return socket
+
+    def close_idle(self) -> None:
+        """Hang up on endpoints that nothing was sent to for a minute."""
+        with self._lock:
+            limit = time.monotonic() - _IDLE_S
+            for endpoint, (socket, used) in list(self._sockets.items()):
+                if used < limit:
+                    socket.close()
+                    del self._sockets[endpoint]
+
+    def close(self) -> None:
+        """Hang up on everyone; what is still queued is dropped."""
+        with self._lock:
+            for socket, _ in self._sockets.values():
+                socket.close()
+            self._sockets.clear()

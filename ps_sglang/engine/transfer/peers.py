@@ -1,0 +1,138 @@
+"""Prefill workers that a decode worker pulls from: who they are, and where their pages are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ps_sglang.engine.transfer.heap import keep_freed_frames
+from ps_sglang.engine.transfer.limits import Limits
+from ps_sglang.engine.transfer.memory import HostRows
+from ps_sglang.engine.transfer.messages import Alive, Memory, Message, Register
+from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Source:
+    """A prefill worker's pool, mapped for as long as somebody holds this."""
+
+    pool: AttachedPool
+    pages: HostRows
+
+
+@dataclass(eq=False)
+class Peer:
+    """One prefill worker."""
+
+    endpoint: str
+    heard_at: float
+    incarnation: str | None = None  # of its process, once it answered Register
+    source: Source | None = None  # None: pages come over TCP
+    register_at: float = 0.0
+    beat_at: float = 0.0
+    progress_at: float = 0.0  # when pages came last
+
+
+class Peers:
+    """Registers with prefill workers, maps their pools, and asks whether they are there."""
+
+    def __init__(
+        self, *, session: str, base_fingerprint: str, page_bytes: list[int], aux_bytes: list[int],
+        send: Callable[[str, Message], None], open_pool: Callable[[PoolDescriptor], AttachedPool],
+        clock: Callable[[], float], limits: Limits,
+    ) -> None:  # fmt: skip
+        """Nobody is known yet. See :class:`~.reader.Reader` for the arguments."""
+        self._session = session
+        self._base_fingerprint = base_fingerprint
+        self._page_bytes, self._aux_bytes = page_bytes, aux_bytes
+        self._send = send
+        self._open_pool = open_pool
+        self._clock = clock
+        self._limits = limits
+        self._peers: dict[str, Peer] = {}
+        self._looked_at = clock()
+
+    def find(self, endpoint: str, now: float) -> Peer:
+        """A peer by its endpoint; a new one is registered with."""
+        peer = self._peers.get(endpoint)
+        if peer is None:
+            peer = self._peers[endpoint] = Peer(endpoint, heard_at=now)
+            self.register(peer, now)
+        return peer
+
+    def get(self, endpoint: str) -> Peer | None:
+        """A peer that is known."""
+        return self._peers.get(endpoint)
+
+    def forget(self, peer: Peer) -> None:
+        """Talk to a peer no more."""
+        del self._peers[peer.endpoint]
+
+    def register(self, peer: Peer, now: float) -> None:
+        """Say who this decode worker is, unless that was said a moment ago."""
+        if now < peer.register_at:
+            return
+        peer.register_at = now + self._limits.retry_s
+        self._send(
+            peer.endpoint,
+            Register(
+                session=self._session,
+                peer=peer.endpoint,
+                base_fingerprint=self._base_fingerprint,
+                page_item_lens=self._page_bytes,
+                aux_item_lens=self._aux_bytes,
+            ),
+        )
+
+    def admit(self, peer: Peer, memory: Memory) -> bool:
+        """Take in what a peer answers to Register.
+
+        Returns:
+            Whether it is another process than the one that was known.
+        """
+        if memory.incarnation == peer.incarnation:
+            return False
+        restarted = peer.incarnation is not None
+        peer.incarnation = memory.incarnation
+        peer.source = self._map(peer.endpoint, memory.pool)
+        return restarted
+
+    def _map(self, endpoint: str, descriptor: PoolDescriptor | None) -> Source | None:
+        try:
+            if descriptor is None:
+                raise OSError("it is not in shared memory")
+            pool = self._open_pool(descriptor)
+            pages = HostRows(pool.addresses, pool.lengths, self._page_bytes)
+        except (OSError, ValueError) as error:  # ValueError: another layout
+            keep_freed_frames()
+            logger.info("KV pages of prefill worker %s come over TCP: %s", endpoint, error)
+            return None
+        logger.info("KV pages of prefill worker %s are copied from its pool: same host", endpoint)
+        return Source(pool, pages)
+
+    def tend(self) -> list[Peer]:
+        """Send what is due.
+
+        Returns:
+            Peers that must be taken for dead: as if they were unknown from then on.
+        """
+        now = self._clock()
+        if (gap := now - self._looked_at) > self._limits.beat_s:
+            for peer in self._peers.values():  # this process stood still, not they
+                peer.heard_at += gap
+        self._looked_at = now
+        limit = now - self._limits.lease_s
+        dead = [peer for peer in self._peers.values() if peer.heard_at < limit]
+        for peer in dead:
+            peer.incarnation = peer.source = None
+            peer.heard_at = now
+        for peer in self._peers.values():
+            if peer.incarnation is None:
+                self.register(peer, now)
+            elif now >= peer.beat_at:
+                peer.beat_at = now + self._limits.beat_s
+                self._send(peer.endpoint, Alive(self._session, peer.endpoint))
+        return dead

@@ -1,0 +1,150 @@
+"""What a decode worker knows of each handoff that it waits for."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from ps_sglang.engine.transfer.memory import HostRows, Indices
+from ps_sglang.engine.transfer.messages import Offer, Pull
+from ps_sglang.engine.transfer.peers import Peer
+from ps_sglang.engine.transfer.prefix import BasePrefix
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a pull ended: with every page (``failure`` is None), or by name."""
+
+    failure: str | None = None
+
+
+class Step(Enum):
+    """What is to be done with an offered batch."""
+
+    COPY = "copied from the prefill worker's pool"
+    WANT = "fetched, once fewer are on their way"
+    FETCH = "waited for, or copied from its frame"
+    LANDED = "nothing more"
+
+
+@dataclass(eq=False)
+class OfferedBatch:
+    """Pages that a prefill worker lends."""
+
+    offer: Offer
+    source_rows: Indices
+    step: Step = Step.COPY
+    frame: Any = None  # packed pages that came over TCP
+    copied: bytes | None = None  # digest of what is in the pool, once it is there
+    damaged: bool = False
+    attempts: int = 0
+    sent_at: float = 0.0
+
+
+@dataclass(eq=False)
+class PendingPull:
+    """One handoff."""
+
+    id: int
+    room: int
+    peer: Peer
+    rows: Indices
+    aux_slot: int
+    prefix_tokens: int
+    prefix: BasePrefix
+    incarnation: str | None = None  # of the process that was asked first
+    batches: dict[int, OfferedBatch] = field(default_factory=dict)
+    ready: deque[OfferedBatch] = field(default_factory=deque)  # for land() to copy
+    landed_batches: int = 0
+    landed_pages: int = 0
+    landed_unsaid: list[int] = field(default_factory=list)
+    attempts: int = 0
+    ask_at: float = 0.0
+    outcome: Outcome | None = None
+    ended_at: float = 0.0
+    settled: bool = False  # the prefill worker knows how it ended, or need not
+
+    @property
+    def failure(self) -> str | None:
+        return None if self.outcome is None else self.outcome.failure
+
+    @property
+    def fetching(self) -> list[OfferedBatch]:
+        """Batches that were asked for and are not in the pool yet."""
+        if self.outcome is not None:
+            return []
+        return [batch for batch in self.batches.values() if batch.step is Step.FETCH]
+
+    @property
+    def awaits_pages(self) -> bool:
+        """Whether there are pages to copy, or on their way."""
+        if self.outcome is not None:
+            return False
+        return bool(self.ready) or any(batch.copied is None for batch in self.fetching)
+
+    @property
+    def last_batch(self) -> OfferedBatch | None:
+        """The last batch, once all batches have landed."""
+        last = self.batches.get(self.landed_batches - 1)
+        return last if last is not None and last.offer.last else None
+
+    def end(self, outcome: Outcome, now: float) -> None:
+        """It is over; what is still to say of it is said from the first attempt on."""
+        self.outcome, self.ended_at, self.attempts = outcome, now, 0
+
+    def message(self, session: str) -> Pull:
+        """What asks the prefill worker for this."""
+        return Pull(
+            session=session,
+            peer=self.peer.endpoint,
+            incarnation=self.incarnation or "",
+            pull=self.id,
+            room=self.room,
+            pages=len(self.rows),
+            prefix_tokens=self.prefix_tokens,
+            token_count=self.prefix.tokens,
+            token_digest=self.prefix.digest,
+        )
+
+    def accept(self, offer: Offer) -> OfferedBatch:
+        """Take in an offer.
+
+        Raises:
+            ValueError: it does not fit this pull.
+        """
+        end = offer.first + offer.count
+        if len(offer.rows) != 4 * offer.count or end > len(self.rows):
+            raise ValueError(f"pages {offer.first}..{end} were offered for {len(self.rows)}")
+        source_rows = np.frombuffer(offer.rows, dtype=np.int32)
+        batch = self.batches[offer.seq] = OfferedBatch(offer, source_rows)
+        return batch
+
+    def copy(self, batch: OfferedBatch, pages: HostRows) -> bytes:
+        """Write a batch into this worker's pool.
+
+        Returns:
+            The digest of what was written.
+
+        Raises:
+            ValueError: what came is not what was offered.
+        """
+        first, count = batch.offer.first, batch.offer.count
+        rows, source = self.rows[first : first + count], self.peer.source
+        if batch.frame is not None:
+            return pages.scatter(rows, batch.frame)
+        if count == 0:
+            return pages.digest(rows)
+        if source is None:
+            raise ValueError("its prefill worker has just gone")
+        return pages.copy_from(source.pages, batch.source_rows, rows)
+
+    def landed(self, batch: OfferedBatch) -> None:
+        """A batch is in the pool."""
+        batch.step = Step.LANDED
+        self.landed_batches += 1
+        self.landed_pages += batch.offer.count
+        self.landed_unsaid.append(batch.offer.seq)

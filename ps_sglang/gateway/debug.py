@@ -1,0 +1,43 @@
+"""POST /debug/route: where a request would go, and why; nothing is sent."""
+
+from aiohttp import web
+
+from ps_sglang.gateway.errors import BadRequest
+from ps_sglang.gateway.requests import parse
+from ps_sglang.gateway.samples import Surface
+from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.validation import Body, decode_body
+
+
+async def route(request: web.Request) -> web.Response:
+    """Take the body of a generation request; answer with candidates, terms and the choice.
+
+    The route that the body is meant for is told by its prompt: `messages`, `prompt`, or else
+    /generate. Of several prompts each is explained.
+    """
+    gateway = request.app[GATEWAY]
+    content = await request.read()
+    surface = _surface(decode_body(content))
+    model = request.match_info.get("model")
+    parsed = parse(surface, content, model, request.headers, gateway.served)
+    session = gateway.sessions.get(parsed.session) if parsed.session else None
+    decisions = [
+        gateway.router.decide(sample.prompt, parsed.decoder, session=session).explain()
+        for sample in parsed.samples
+        if sample.leads
+    ]
+    return web.json_response(
+        {
+            "route": surface.value,
+            "decoder": parsed.decoder,
+            "session": session.id if session else None,
+            "decisions": decisions,
+        }
+    )
+
+
+def _surface(body: Body) -> Surface:
+    given = [name for name in ("messages", "prompt", "text", "input_ids") if name in body]
+    if not given:
+        raise BadRequest("Send the body of a generation request: `messages`, `prompt` or `text`.")
+    return {"messages": Surface.CHAT, "prompt": Surface.COMPLETIONS}.get(given[0], Surface.GENERATE)

@@ -1,0 +1,233 @@
+"""Which workers can be relied on: asks them, learns from their requests, keeps their breakers.
+
+Two questions are asked of each worker. `/ready` is cheap and asked all the time; it finds a server
+that died, hangs or was stopped. `/health` has SGLang's scheduler answer; it is asked of a worker
+that has unfinished requests, seldom, and of a broken one before it gets a request again. A broken
+worker gets no requests (see `breaker`). Those it has already are taken from it once it has been
+silent for long: a connection to a stopped process stays open for ever, and so would they.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiohttp
+
+from ps_sglang.gateway.breaker import Breaker
+from ps_sglang.gateway.errors import WorkerError, WorkerUnreachable
+from ps_sglang.gateway.legs import Pair, cancel
+from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
+
+log = logging.getLogger("ps_sglang.gateway")
+
+Interrupt = Callable[[WorkerError, Callable[[Pair], bool]], int]
+"""Ends the running samples that the function picks with the error; returns how many."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How often workers are asked, and how long they may take, in seconds.
+
+    `silence` without an answer from the server, or `engine_silence` without one from the engine,
+    takes a worker's unfinished requests away. The second must be longer than any forward pass:
+    between the chunks of a long prompt the engine answers, inside one it does not.
+    """
+
+    every: float = 1.0
+    deadline: float = 2.0
+    silence: float = 15.0
+    engine_every: float = 15.0
+    engine_deadline: float = 25.0  # SGLang itself gives up after 20
+    engine_silence: float = 120.0
+
+
+USUAL: Final = Timing()
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a question was not answered well. `silent`: not at all, before the deadline."""
+
+    text: str
+    silent: bool = False
+    refused: bool = False
+
+
+@dataclass
+class _Record:
+    """What is known of one member."""
+
+    breaker: Breaker
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    silent_since: float | None = None
+    engine_silent_since: float | None = None
+
+
+class HealthMonitor:
+    """Watches every member of a pool and sets its `health` and `problem`."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        pool: WorkerPool,
+        timing: Timing,
+        clock: Callable[[], float] = time.monotonic,
+        randomly: Callable[[], float] = random.random,
+    ) -> None:
+        self.broken: Counter[str] = Counter()
+        """How often each worker was found broken."""
+        self._session = session
+        self._pool = pool
+        self._timing = timing
+        self._clock = clock
+        self._random = randomly
+        self._records: dict[AnyMember, _Record] = {}
+        self._busy: set[AnyMember] = set()
+        self._interrupt: Interrupt | None = None
+
+    def start(self, interrupt: Interrupt) -> None:
+        """Watch all members, and those that join, from now on. `close` must be called."""
+        self._interrupt = interrupt
+        for member in self._pool:
+            self._watch(member)
+        self._pool.joined.append(self._watch)
+        self._pool.left.append(self._forget)
+
+    async def close(self) -> None:
+        """Stop watching."""
+        self._pool.joined.remove(self._watch)
+        self._pool.left.remove(self._forget)
+        await cancel(*(task for record in self._records.values() for task in record.tasks))
+        self._records.clear()
+
+    def succeeded(self, member: AnyMember) -> None:
+        """The worker did its part of a request, or began to answer."""
+        if (record := self._records.get(member)) is not None:
+            record.breaker.request_succeeded()
+            self._show(member, record)
+
+    def failed(self, member: AnyMember, error: WorkerError) -> None:
+        """The worker could not be reached (WorkerUnreachable), or failed at a request."""
+        if (record := self._records.get(member)) is None:
+            return
+        if isinstance(error, WorkerUnreachable):
+            record.breaker.unreachable(error.message)
+        else:
+            record.breaker.request_failed(error.message)
+        self._show(member, record)
+
+    def take_requests_from(self, member: AnyMember, reason: str) -> int:
+        """End what the worker has unfinished; what has sent nothing yet goes to another.
+
+        `reason` completes "worker x is unreachable: ...". Returns how many requests it had.
+        """
+        assert self._interrupt is not None, "start() comes first"
+        error = WorkerUnreachable(member.worker, reason)
+        return self._interrupt(error, lambda pair: pair.route.needs(member))
+
+    @contextmanager
+    def engine_busy(self, member: AnyMember) -> Iterator[None]:
+        """In this block the worker's engine may be silent: it loads weights."""
+        self._busy.add(member)
+        try:
+            yield
+        finally:
+            self._busy.discard(member)
+
+    def _watch(self, member: AnyMember) -> None:
+        record = self._records[member] = _Record(Breaker(self._clock, self._random))
+        for work in (self._ask_server(member, record), self._ask_engine(member, record)):
+            record.tasks.append(asyncio.create_task(work))
+
+    def _forget(self, member: AnyMember) -> None:
+        for task in self._records.pop(member).tasks:
+            task.cancel()
+
+    async def _ask_server(self, member: AnyMember, record: _Record) -> None:
+        # Not all at once: a start, or a spell of load, would keep them in step for ever.
+        await asyncio.sleep(self._timing.every * self._random())
+        while True:
+            began = self._clock()
+            problem = await self._ask(member, "/ready", self._timing.deadline)
+            silent = problem is not None and problem.silent
+            if problem is None and record.breaker.health is Health.BROKEN:
+                problem = await self._ask(member, "/health", self._timing.engine_deadline)
+            self._note(record, problem)
+            self._show(member, record)
+            record.silent_since = _since(record.silent_since, began, silent)
+            if problem is not None and self._too_long(record.silent_since, self._timing.silence):
+                self._take_requests(member, problem)
+            await asyncio.sleep(record.breaker.seconds_to_retry or self._timing.every)
+
+    async def _ask_engine(self, member: AnyMember, record: _Record) -> None:
+        while True:
+            await asyncio.sleep(self._timing.engine_every)
+            broken = record.breaker.health is Health.BROKEN
+            if broken or member in self._busy or member.load.requests == 0:
+                record.engine_silent_since = None
+                continue
+            began = self._clock()
+            problem = await self._ask(member, "/health", self._timing.engine_deadline)
+            silent = problem is not None and not problem.refused
+            record.engine_silent_since = _since(record.engine_silent_since, began, silent)
+            limit = self._timing.engine_silence
+            if problem is not None and self._too_long(record.engine_silent_since, limit):
+                record.breaker.unreachable(problem.text)
+                self._show(member, record)
+                self._take_requests(member, problem)
+
+    async def _ask(self, member: AnyMember, path: str, deadline: float) -> _Problem | None:
+        timeout = aiohttp.ClientTimeout(total=deadline)
+        try:
+            async with self._session.get(member.worker.url + path, timeout=timeout) as response:
+                if response.status == 200:
+                    return None
+                return _Problem(f"it answers {path} with status {response.status}")
+        except TimeoutError:
+            return _Problem(f"it did not answer {path} within {deadline:g} s", silent=True)
+        except (aiohttp.ClientError, OSError) as error:
+            return _Problem(str(error) or type(error).__name__, refused=True)
+
+    def _note(self, record: _Record, problem: _Problem | None) -> None:
+        if problem is None:
+            record.breaker.probe_succeeded()
+        elif problem.refused:
+            record.breaker.unreachable(problem.text)
+        else:
+            record.breaker.probe_missed(problem.text)
+
+    def _show(self, member: AnyMember, record: _Record) -> None:
+        """Bring what the breaker says to the pool, and to people."""
+        before, now = member.health, record.breaker.health
+        member.health = now
+        member.problem = record.breaker.reason or None
+        if now is before:
+            return
+        if now is Health.BROKEN:
+            self.broken[member.name] += 1
+            log.warning("%s is broken: %s", member.worker.title, member.problem)
+        else:
+            log.info("%s is %s", member.worker.title, _SAID[now])
+
+    def _too_long(self, since: float | None, limit: float) -> bool:
+        return since is not None and self._clock() - since >= limit
+
+    def _take_requests(self, member: AnyMember, problem: _Problem) -> None:
+        if count := self.take_requests_from(member, problem.text):
+            log.warning("%s is silent; took %d requests from it", member.worker.title, count)
+
+
+_SAID = {Health.TRIAL: "on trial: it gets one request at a time", Health.GOOD: "good again"}
+
+
+def _since(before: float | None, began: float, silent: bool) -> float | None:
+    """Since when a worker has been silent, given the outcome of a question asked at `began`."""
+    if not silent:
+        return None
+    return began if before is None else before

@@ -1,0 +1,16 @@
+"""Ids that no two requests share. They are no secrets, so the system is not asked for each one."""
+
+import random
+from typing import Final
+
+_numbers: Final = random.Random(random.SystemRandom().getrandbits(256))
+
+
+def unique() -> str:
+    """32 hexadecimal digits."""
+    return f"{_numbers.getrandbits(128):032x}"
+
+
+def room() -> int:
+    """A bootstrap room, in which the two legs of a sample find each other."""
+    return _numbers.getrandbits(63)

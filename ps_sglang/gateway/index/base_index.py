@@ -1,0 +1,283 @@
+"""The base-token index: what every worker's tree holds, mirrored from their KV events.
+
+One radix tree for all workers, keyed on base tokens and the tenant's salt, never on a decoder.
+SGLang's block hashes are hashes of content (all tokens up to the block's end, and the salt): equal
+blocks of two workers have equal hashes, so one map from hash to segment serves every event.
+
+A worker's tree takes in blocks behind their parent and evicts leaves, so what a worker holds is
+closed under prefixes, and per segment a count of leading blocks says it all. Events that break
+this are refused (`OutOfStep`) or, for removals, taken at their word: what lies behind a removed
+block cannot be matched any more, so it is dropped as well.
+
+Blocks are addressed by the text that their tokens stand for: prompts need not be tokenized to be
+looked up. What nobody holds leaves the index at once.
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Protocol
+
+from ps_sglang.gateway.index.lookup import HeldPrefix, held_by_all
+from ps_sglang.gateway.index.segment import LONGEST, Root, Segment
+
+BYTES_PER_TOKEN = 4.0
+"""Until something has been stored."""
+
+
+class OutOfStep(ValueError):
+    """An event does not fit what its worker held before: an event is missing."""
+
+
+class Texts(Protocol):
+    """What tokens stand for."""
+
+    def of(self, token_ids: Sequence[int], block: int) -> list[bytes]:
+        """The bytes of each `block` consecutive tokens."""
+        ...
+
+
+class BaseIndex:
+    """Which blocks each worker holds; see the module's docstring. For one thread."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._roots: dict[str, Root] = {}
+        self._numbers: dict[int, int] = {}
+        self._segments: dict[int, Segment] = {}
+        self._fresh = count()
+        self._roles: dict[str, str] = {}
+        self._tokens: dict[str, int] = {}
+        self._distinct: dict[str, int] = {}
+        self._seen = HeldPrefix(0, 0)
+
+    def __len__(self) -> int:
+        """Blocks held by anybody."""
+        return len(self._numbers)
+
+    def add_worker(self, worker: str, role: str) -> None:
+        """Make a worker known; workers of one role are counted together by `duplicated`."""
+        self._roles[worker] = role
+        self._tokens[worker] = 0
+        self._distinct.setdefault(role, 0)
+
+    def drop_worker(self, worker: str) -> None:
+        """Forget a worker and all it holds."""
+        self.cleared(worker)
+        del self._roles[worker], self._tokens[worker]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """How many bytes a token stands for, on average over what has been stored so far."""
+        tokens, length = self._seen
+        return length / tokens if length else BYTES_PER_TOKEN
+
+    def held_tokens(self, worker: str) -> int:
+        """Tokens that a worker holds."""
+        return self._tokens[worker]
+
+    def duplicated(self, role: str) -> int:
+        """Tokens that workers of a role hold beyond the first copy among them."""
+        copies = sum(self._tokens[one] for one, its in self._roles.items() if its == role)
+        return copies - self._distinct.get(role, 0)
+
+    def held(self, text: bytes, salt: str = "") -> Mapping[str, HeldPrefix]:
+        """The longest prefix of `text` that each worker holds, in whole blocks.
+
+        Workers that hold nothing of it are left out. One walk serves all workers; it costs by the
+        length of the prompt, not by what the index holds.
+        """
+        root = self._roots.get(salt)
+        return {} if root is None else held_by_all(root, text)
+
+    def stored(
+        self,
+        worker: str,
+        hashes: Sequence[int],
+        parent: int | None,
+        token_ids: Sequence[int],
+        block_size: int,
+        salt: str = "",
+    ) -> None:
+        """A worker took in consecutive blocks behind `parent`, or at the start if that is None.
+
+        Raises OutOfStep if the worker does not hold `parent`, or if the event contradicts itself.
+        """
+        if not hashes or len(token_ids) != len(hashes) * block_size:
+            raise OutOfStep(
+                f"{len(hashes)} blocks of {block_size} tokens came with {len(token_ids)} tokens"
+            )
+        try:
+            given = array("q", hashes)
+        except OverflowError as error:
+            raise OutOfStep(f"a block's hash has more than 64 bits: {error}") from error
+        segment, position = self._parent(worker, parent, salt)
+        known = self._known(hashes)
+        done = 0
+        while done < known:
+            found = self._segments[self._numbers[hashes[done]]]
+            start = found.hashes.index(hashes[done])
+            if found is segment:
+                follows = start == position
+            else:
+                follows = found.parent is segment and start == len(segment.hashes) - position == 0
+            end = min(len(found.hashes), start + known - done)
+            after = done + end - start
+            same = found.hashes[start:end].tobytes() == given[done:after].tobytes()
+            if not (follows and same):
+                raise OutOfStep(
+                    f"{worker} stored block {hashes[done]} in another place than before"
+                )
+            segment, position = found, end
+            if segment.held.get(worker, 0) < position:
+                self._set(segment, worker, position)
+            done = after
+        if known < len(hashes):
+            texts = self._texts.of(token_ids[known * block_size :], block_size)
+            if position < len(segment.hashes):
+                segment = self._split(segment, position)
+            tokens, length = self._seen
+            self._seen = HeldPrefix(tokens + len(texts) * block_size, length + sum(map(len, texts)))
+            self._grow(worker, segment, given[known:], texts, block_size)
+
+    def removed(self, worker: str, hashes: list[int]) -> None:
+        """A worker dropped blocks. Blocks that it does not hold are skipped."""
+        done = 0
+        while done < len(hashes):
+            segment = self._find(hashes[done])
+            held = segment.held.get(worker, 0) if segment is not None else 0
+            first = done
+            done += 1
+            if segment is None or not held:
+                continue
+            position = segment.hashes.index(hashes[first])
+            if position >= held:
+                continue
+            # The rest of an evicted run needs no look of its own.
+            run = segment.hashes[position:held].tolist()
+            if run == hashes[first : first + len(run)]:
+                done = first + len(run)
+            self._lower(segment, worker, position)
+
+    def cleared(self, worker: str) -> None:
+        """A worker holds nothing any more."""
+        for root in list(self._roots.values()):
+            for child in root.all_children():
+                if worker in child.held:
+                    self._lower(child, worker, 0)
+
+    # -- storing ---------------------------------------------------------------------------------
+
+    def _parent(self, worker: str, parent: int | None, salt: str) -> tuple[Segment, int]:
+        """The segment of the parent block, and how many of its blocks the parent ends."""
+        if parent is None:
+            return self._roots.get(salt) or Root(salt), 0
+        segment = self._find(parent)
+        if segment is not None:
+            position = segment.hashes.index(parent) + 1
+            if segment.held.get(worker, 0) >= position:
+                return segment, position
+        raise OutOfStep(f"{worker} stored blocks behind block {parent}, which it does not hold")
+
+    def _find(self, block: int) -> Segment | None:
+        number = self._numbers.get(block)
+        return None if number is None else self._segments[number]
+
+    def _known(self, hashes: Sequence[int]) -> int:
+        """How many leading blocks the index has: they come first, as each needs its parent."""
+        low, high = 0, len(hashes)
+        while low < high:
+            middle = (low + high) // 2
+            if hashes[middle] in self._numbers:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _grow(
+        self, worker: str, segment: Segment, hashes: "array[int]", texts: list[bytes], size: int
+    ) -> None:
+        """Add new blocks behind a segment."""
+        room = 0
+        if isinstance(segment, Root):
+            self._roots[segment.salt] = segment
+        elif segment.children is None and segment.size == size:
+            room = min(LONGEST - len(segment.hashes), len(hashes))
+        if room:
+            self._append(worker, segment, hashes[:room], texts[:room])
+        for start in range(room, len(hashes), LONGEST):
+            child = Segment(next(self._fresh), segment, size)
+            stop = start + LONGEST
+            self._append(worker, child, hashes[start:stop], texts[start:stop])
+            self._segments[child.number] = child
+            segment.add_child(child)
+            segment = child
+
+    def _append(
+        self, worker: str, segment: Segment, hashes: "array[int]", texts: list[bytes]
+    ) -> None:
+        segment.append(hashes, texts)
+        self._numbers.update(dict.fromkeys(hashes, segment.number))
+        self._set(segment, worker, len(segment.hashes))
+
+    def _split(self, segment: Segment, at: int) -> Segment:
+        """Split before block `at`; returns the new first part."""
+        head = segment.split(at, next(self._fresh))
+        self._segments[head.number] = head
+        self._numbers.update(dict.fromkeys(head.hashes, head.number))
+        return head
+
+    # -- removing --------------------------------------------------------------------------------
+
+    def _lower(self, segment: Segment, worker: str, blocks: int) -> None:
+        """The worker holds `blocks` blocks of this segment at most, and nothing behind them."""
+        subtree = [segment]
+        for one in subtree:
+            subtree += [child for child in one.all_children() if worker in child.held]
+        lost_a_child = []
+        for one in reversed(subtree):
+            self._set(one, worker, blocks if one is segment else 0)
+            most = max(one.held.values(), default=0)
+            if not most and one.parent is not None:
+                one.parent.remove_child(one)
+                lost_a_child.append(one.parent)
+                del self._segments[one.number]
+            if most < len(one.hashes):
+                for forgotten in one.cut(most):
+                    del self._numbers[forgotten]
+        # Only now, as joining segments takes away some of those above.
+        for one in lost_a_child:
+            self._tidy(one)
+
+    def _tidy(self, segment: Segment) -> None:
+        """A child left: a root without children goes, a branch that is none any more is joined."""
+        if isinstance(segment, Root):
+            if segment.children is None:
+                self._roots.pop(segment.salt, None)
+            return
+        child = segment.only_child()
+        gone = not segment.held
+        if gone or child is None or child.size != segment.size:
+            return
+        if len(child.hashes) + len(segment.hashes) <= LONGEST:
+            joined = child.join(segment)
+            self._numbers.update(dict.fromkeys(joined, child.number))
+            del self._segments[segment.number]
+
+    # -- counting --------------------------------------------------------------------------------
+
+    def _set(self, segment: Segment, worker: str, blocks: int) -> None:
+        """Set how many blocks of a segment the worker holds, and keep the counters."""
+        role = self._roles[worker]
+        before = segment.held.get(worker, 0)
+        others = max(
+            (n for one, n in segment.held.items() if one != worker and self._roles[one] == role),
+            default=0,
+        )
+        if blocks:
+            segment.held[worker] = blocks
+        else:
+            segment.held.pop(worker, None)
+        self._tokens[worker] += (blocks - before) * segment.size
+        distinct = max(blocks, others) - max(before, others)
+        self._distinct[role] += distinct * segment.size

@@ -1,0 +1,276 @@
+"""A chat as the text that the engine makes of it: the base's chat template, filled as SGLang does.
+
+A mistake here costs routing quality, never an answer: the workers render for themselves.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import msgspec
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Message = dict[str, Any]
+
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# What the engine reads of a message, in its order; a user's has the first two only.
+_FIELDS = (
+    "role",
+    "content",
+    "tool_call_id",
+    "name",
+    "phase",
+    "reasoning_content",
+    "tool_calls",
+    "tools",
+    "prefix",
+)
+_MEDIA = ("image", "audio", "video", "vision")
+
+
+class NoChatText(ValueError):
+    """A chat has no text that is known here; the message says why."""
+
+
+class ChatTemplate:
+    """The base's chat template."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises NoChatText if the template has an error."""
+        environment = _environment()
+        try:
+            self._template = environment.from_string(source)
+            self._in_parts = _takes_parts(source, environment)
+        except jinja2.TemplateError as error:
+            raise NoChatText(f"the chat template has an error: {error}") from error
+        self._special = dict(special_tokens)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChatTemplate":
+        """The template of the tokenizer in `folder`; raises NoChatText."""
+        try:
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            beside = folder / "chat_template.jinja"
+            source = beside.read_text(encoding="utf-8") if beside.exists() else None
+        except (OSError, ValueError) as error:
+            raise NoChatText(f"no chat template can be read from {folder}: {error}") from error
+        source = source if source is not None else _named(config.get("chat_template"))
+        if source is None:
+            raise NoChatText(f"{folder} has no chat template")
+        special = {name: _content(config[name]) for name in _SPECIAL if config.get(name)}
+        return cls(source, special)
+
+    def render(self, body: Mapping[str, Any]) -> tuple[str, str]:
+        """The text of a chat completion's body, and what it continues of an assistant's message.
+
+        The engine encodes the two one by one. Raises NoChatText if the template refuses the chat,
+        as the engine will as well.
+        """
+        try:
+            messages = [_message(one, self._in_parts) for one in body["messages"]]
+            continued = ""
+            last = messages[-1]
+            if last["role"] == "assistant" and isinstance(last["content"], str):
+                if body.get("continue_final_message"):
+                    continued = last["content"]
+                    del messages[-1]
+                else:
+                    messages[-1] = {"role": "user", "content": last["content"]}
+            variables = {**self._special, **_variables(body)}
+            tools = _tools(body)
+            try:
+                return self._fill(messages, tools, variables), continued
+            except Exception:
+                # Some templates take functions without their wrapper; the engine tries both, too.
+                flat = [tool["function"] for tool in tools] if tools else None
+                return self._fill(messages, flat, variables), continued
+        except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise NoChatText(f"the chat template refuses it: {error}") from error
+
+    def _fill(
+        self, messages: Sequence[Message], tools: object, variables: Mapping[str, Any]
+    ) -> str:
+        return self._template.render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            **{"add_generation_prompt": True, **variables},
+        )
+
+
+def _named(templates: object) -> str | None:
+    """A tokenizer may have several templates."""
+    if isinstance(templates, list):
+        templates = {one["name"]: one["template"] for one in templates}
+    if isinstance(templates, dict):
+        templates = templates.get("default") or next(iter(templates.values()), None)
+    return templates if isinstance(templates, str) else None
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _variables(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request adds to the template's variables."""
+    given = body.get("chat_template_kwargs")
+    variables = dict(given) if isinstance(given, dict) else {}
+    reasoning = body.get("reasoning")
+    effort, thinking = body.get("reasoning_effort"), None
+    if isinstance(reasoning, dict):
+        asked = reasoning.get("effort", reasoning.get("reasoning_effort"))
+        effort = effort if asked is None else asked
+        thinking = True if reasoning.get("enabled", reasoning.get("enable")) else None
+    if effort is not None:
+        thinking = effort != "none"
+    if thinking is not None:
+        variables.setdefault("thinking", thinking)
+        variables.setdefault("enable_thinking", thinking)
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+    return variables
+
+
+def _message(given: Mapping[str, Any], in_parts: bool) -> Message:
+    role = str(given["role"]).lower()
+    fields = _FIELDS[:2] if role == "user" else _FIELDS
+    message = {name: given[name] for name in fields if given.get(name) is not None}
+    message["role"] = role
+    content = message.get("content", "")
+    if isinstance(content, list):
+        content = _parts(content, in_parts)
+        if role == "tool" and isinstance(content, list):
+            content = " ".join(part["text"] for part in content)
+        if in_parts:  # the engine puts a list of parts behind all other fields
+            message.pop("content")
+    message["content"] = content
+    if role == "assistant" and message.get("tool_calls"):
+        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    return message
+
+
+def _parts(content: Sequence[Any], in_parts: bool) -> list[Message] | str:
+    texts = [part["text"] for part in content if part.get("type") == "text"]
+    return [{"type": "text", "text": text} for text in texts] if in_parts else " ".join(texts)
+
+
+def _tool_call(given: Mapping[str, Any]) -> Message:
+    function = given["function"]
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = msgspec.json.decode(arguments)
+    return {
+        "id": given.get("id"),
+        "index": given.get("index"),
+        "type": "function",
+        "function": {"name": function.get("name"), "arguments": arguments},
+    }
+
+
+def _tools(body: Mapping[str, Any]) -> list[Message] | None:
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if not tools or choice == "none":
+        return None
+    if isinstance(choice, dict):
+        wanted = choice["function"].get("name")
+        tools = [tool for tool in tools if tool["function"]["name"] == wanted]
+    return [_tool(tool) for tool in tools] or None
+
+
+def _tool(given: Mapping[str, Any]) -> Message:
+    deferred = given.get("defer_loading")
+    function = {
+        name: value
+        for name, value in given["function"].items()
+        if name in ("description", "name", "parameters")
+        or (name in ("strict", "defer_loading") and value is not None)
+    }
+    for name in ("description", "parameters"):
+        function.setdefault(name, None)
+    if deferred is not None:
+        function.setdefault("defer_loading", deferred)
+    return {
+        "type": given.get("type", "function"),
+        "function": function,
+        "defer_loading": deferred,
+    }
+
+
+def _takes_parts(source: str, environment: jinja2.Environment) -> bool:
+    """Whether the template goes through the parts of a message's content, as the engine judges."""
+    if any(word in source for word in _MEDIA):
+        return True
+    loops = environment.parse(source).find_all(jinja2.nodes.For)
+    return any(
+        _reads(loop.iter, name, "content") for loop in loops for name in ("message", "msg", "m")
+    )
+
+
+def _reads(node: jinja2.nodes.Node | None, name: str, key: str) -> bool:
+    """Whether an expression is `name.key`, or `name['key']`, filtered, tested or sliced."""
+    while isinstance(node, jinja2.nodes.Filter | jinja2.nodes.Test) or (
+        isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice)
+    ):
+        node = node.node
+    if isinstance(node, jinja2.nodes.Getitem):
+        read: object = node.arg.value if isinstance(node.arg, jinja2.nodes.Const) else None
+    elif isinstance(node, jinja2.nodes.Getattr):
+        read = node.attr
+    else:
+        return False
+    return read == key and isinstance(node.node, jinja2.nodes.Name) and node.node.name == name
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what an assistant says, for training; here it shows its inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """As `transformers` sets up chat templates."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
+    return environment
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,57 @@
+"""What the gateway knows about its workers' caches, as Prometheus metrics."""
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ps_sglang.gateway.index.holdings import Holdings
+from ps_sglang.gateway.index.prompt import KINDS
+
+
+class IndexMetrics(Collector):
+    """Metrics of the index, read off when they are asked for."""
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics now."""
+        live = GaugeMetricFamily(
+            "ps_sglang_gateway_index_live",
+            "1 if what a worker holds is known by its events, 0 if it is an estimate.",
+            labels=("worker",),
+        )
+        tokens = GaugeMetricFamily(
+            "ps_sglang_gateway_index_tokens",
+            "Base tokens that a worker holds, by its events.",
+            labels=("worker",),
+        )
+        feed = CounterMetricFamily(
+            "ps_sglang_gateway_feed",
+            "What became of a worker's feed: batches, replays, snapshots, losses.",
+            labels=("worker", "what"),
+        )
+        for name in self._holdings.workers:
+            source = self._holdings.source(name)
+            live.add_metric((name,), float(source.kind == "events"))
+            tokens.add_metric((name,), source.tokens)
+            for what in ("batches", "replays", "snapshots", "losses"):
+                feed.add_metric((name, what), source.counts.get(what, 0))
+        yield from (live, tokens, feed)
+        yield self._addressed()
+        yield GaugeMetricFamily(
+            "ps_sglang_gateway_duplicated_tokens",
+            "Base tokens that decode workers hold beyond the first copy among them.",
+            value=self._holdings.duplicated(),
+        )
+
+    def _addressed(self) -> Metric:
+        addressed = GaugeMetricFamily(
+            "ps_sglang_gateway_index_addressed",
+            "1 if prompts of this kind find what workers hold, 0 if that is estimated.",
+            labels=("prompts",),
+        )
+        for kind in KINDS:
+            addressed.add_metric((kind,), float(self._holdings.problem(kind) is None))
+        return addressed

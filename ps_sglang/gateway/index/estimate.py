@@ -1,0 +1,94 @@
+"""What a worker is believed to hold, from what was sent to it.
+
+Used where a worker's events cannot tell: for prompts in flight, whose events are yet to come, for
+workers without a live feed, and for prompts whose bytes are not those of their tokens.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+CAPACITY: Final = 65_536
+"""Blocks remembered of a worker: 32 MiB of text, about 10 MB of memory."""
+SECONDS: Final = 600.0
+"""How long a worker without events is believed to keep a prompt that nobody asks for again."""
+SETTLING_SECONDS: Final = 0.5
+"""How long after a prefill its events may take: they follow the step that ended it.
+
+Longer would hide what a full pool evicts meanwhile.
+"""
+
+
+class Estimate:
+    """The blocks that one worker is believed to hold, least recently used first."""
+
+    def __init__(self, clock: Callable[[], float], capacity: int = CAPACITY) -> None:
+        self._clock = clock
+        self._capacity = capacity
+        self._coming: Counter[int] = Counter()
+        self._arrived: OrderedDict[int, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Blocks that have arrived."""
+        return len(self._arrived)
+
+    def sent(self, blocks: Sequence[int]) -> None:
+        """The worker is about to hold these blocks; `settled` must follow."""
+        self._coming.update(blocks)
+
+    def settled(self, blocks: Sequence[int], arrived: bool) -> None:
+        """What was `sent` has arrived, or never will."""
+        for block in blocks:
+            if self._coming[block] > 1:
+                self._coming[block] -= 1
+            else:
+                del self._coming[block]
+        if arrived:
+            now = self._clock()
+            # Last block first: a prefix must outlive what continues it.
+            for block in reversed(blocks):
+                self._arrived[block] = now
+                self._arrived.move_to_end(block)
+            while len(self._arrived) > self._capacity:
+                self._arrived.popitem(last=False)
+
+    def held(self, blocks: Sequence[int], seconds: float) -> int:
+        """How many leading blocks are held: on their way, or arrived within `seconds`."""
+        oldest = self._clock() - seconds
+        never = float("-inf")
+        # Whoever holds a block holds those before it.
+        low, high = 0, len(blocks)
+        while low < high:
+            middle = (low + high) // 2
+            block = blocks[middle]
+            if block in self._coming or self._arrived.get(block, never) >= oldest:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def forget(self) -> None:
+        """The worker's cache is empty; what is on its way still comes."""
+        self._arrived.clear()
+
+
+class FirstSenders:
+    """Which decoder's turn brought a block in first: what the others need not prefill again."""
+
+    def __init__(self, capacity: int = 2 * CAPACITY) -> None:
+        self._capacity = capacity
+        self._first: OrderedDict[int, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def turn(self, blocks: Sequence[int], decoder: str) -> list[bool]:
+        """A decoder sends blocks; returns which of them another decoder sent first."""
+        others = []
+        for block in reversed(blocks):
+            first = self._first.setdefault(block, decoder)
+            self._first.move_to_end(block)
+            others.append(first != decoder)
+        while len(self._first) > self._capacity:
+            self._first.popitem(last=False)
+        return others[::-1]

@@ -1,0 +1,65 @@
+"""Looking up a prompt in the base-token index: one walk for all workers."""
+
+from typing import NamedTuple
+
+from ps_sglang.gateway.index.segment import Segment
+
+SPARE_STEPS = 256
+"""Segments that a lookup may visit beyond one for each byte of the prompt."""
+
+
+class HeldPrefix(NamedTuple):
+    """The prefix of a prompt that a worker holds, in tokens and in bytes of the prompt's text."""
+
+    tokens: int
+    bytes: int
+
+
+NOTHING = HeldPrefix(0, 0)
+
+
+def held_by_all(root: Segment, text: bytes) -> dict[str, HeldPrefix]:
+    """The longest prefix of `text` that each worker holds below `root`."""
+    best: dict[str, HeldPrefix] = {}
+    # Equal text in other tokens branches the walk; the budget keeps hostile prompts linear.
+    budget = len(text) + SPARE_STEPS
+    ahead: list[tuple[Segment, HeldPrefix]] = [(root, NOTHING)]
+    while ahead and budget:
+        segment, before = ahead.pop()
+        budget -= 1
+        blocks = segment.matching(text, before.bytes)
+        if blocks == len(segment.hashes) and segment.children is not None:
+            at = before.bytes + len(segment.text)
+            after = HeldPrefix(before.tokens + blocks * segment.size, at)
+            children = segment.children
+            found = [
+                (child, after)
+                for length in segment.lengths
+                for child in children.get(text[at : at + length], ())
+            ]
+            if found:
+                ahead += found
+                continue
+        _credit(best, segment, blocks, before)
+    return best
+
+
+def _credit(best: dict[str, HeldPrefix], segment: Segment, blocks: int, before: HeldPrefix) -> None:
+    """Note what each worker holds of the path that ends after `blocks` blocks of `segment`."""
+    done: set[str] = set()
+    tokens, start = before
+    while True:
+        # Whoever holds a block holds all before it, so more holders mean new ones.
+        for worker, held in segment.held.items() if len(segment.held) > len(done) else ():
+            if worker not in done:
+                done.add(worker)
+                common = min(held, blocks)
+                found = HeldPrefix(tokens + common * segment.size, start + segment.text_end(common))
+                if found > best.get(worker, NOTHING):
+                    best[worker] = found
+        parent = segment.parent
+        if parent is None or parent.parent is None:
+            return
+        segment, blocks = parent, len(parent.hashes)
+        tokens -= blocks * segment.size
+        start -= len(segment.text)

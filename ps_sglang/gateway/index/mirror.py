@@ -1,0 +1,96 @@
+"""One worker as the gateway knows it: its feed told to the index, and an estimate."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ps_sglang.feed.messages import AllBlocksCleared, BlockRemoved, KvEvent, TimelineRecord
+from ps_sglang.feed.subscriber import Feed, Timing
+from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.index.base_index import BaseIndex
+from ps_sglang.gateway.index.estimate import Estimate
+
+log = logging.getLogger("ps_sglang.gateway")
+
+TellTimeline = Callable[[str, TimelineRecord], None]
+"""Takes a worker's name and what it tells of a request."""
+
+
+class Mirror:
+    """One worker's part of the index, kept by its feed if it has one, and its estimate.
+
+    `problem` says why the index does not have what the worker holds, None if it has.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        index: BaseIndex,
+        tell_timeline: TellTimeline,
+        clock: Callable[[], float],
+        timing: Timing | None,
+    ) -> None:
+        self._name = worker.name
+        self._index = index
+        self._tell_timeline = tell_timeline
+        self._task: asyncio.Task[None] | None = None
+        self.estimate = Estimate(clock)
+        self.feed: Feed | None = None
+        self.problem: str | None = "it has no feed"
+        if worker.feed is not None and worker.feed_control is not None:
+            self.feed = Feed(worker.feed, worker.feed_control, self, timing)
+            self.problem = "its feed has not been heard yet"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the index has what the worker holds."""
+        return self.problem is None
+
+    def start(self) -> None:
+        """Follow the feed."""
+        if self.feed is not None and self._task is None:
+            self._task = asyncio.create_task(self.feed.run(), name=f"feed of {self._name}")
+            self._task.add_done_callback(self._ended)
+
+    def stop(self) -> "asyncio.Task[None] | None":
+        """Leave the feed; the task that ends, if there is one."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task is self._task and not task.cancelled():
+            self.lost(f"its feed failed: {task.exception()}")
+            log.error("worker %s: the feed failed", self._name, exc_info=task.exception())
+
+    def kv(self, event: KvEvent) -> None:
+        """The worker's tree changed; raises OutOfStep."""
+        if isinstance(event, AllBlocksCleared):
+            self._index.cleared(self._name)
+        elif event.medium not in (None, "GPU"):
+            return  # a lower tier of the cache; no request is served from there
+        elif isinstance(event, BlockRemoved):
+            self._index.removed(self._name, event.block_hashes)
+        else:
+            self._index.stored(
+                self._name,
+                event.block_hashes,
+                event.parent_block_hash,
+                event.token_ids,
+                event.block_size,
+                event.cache_salt or "",
+            )
+
+    def timeline(self, record: TimelineRecord) -> None:
+        """The worker told where a request's time went."""
+        self._tell_timeline(self._name, record)
+
+    def live(self) -> None:
+        """The index has what the worker holds."""
+        self.problem = None
+
+    def lost(self, reason: str) -> None:
+        """The index does not have it any more."""
+        self.problem = reason
+        self._index.cleared(self._name)

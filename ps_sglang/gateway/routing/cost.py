@@ -1,0 +1,162 @@
+"""What it costs to send a prompt to a pair of workers, in tokens of prefill work.
+
+    cost = new                      prompt tokens that the prefill worker would compute
+         + queue                    QUEUE_WEIGHT * (new tokens queued there
+                                                    + REQUEST_TOKENS for each unfinished prefill)
+         + balance                  LEVEL_WEIGHT * its recent work, and
+                                    EXCESS_WEIGHT * what of it is above TOLERANCE times the mean
+         + move                     prompt tokens whose pages the decode worker lacks, times
+                                    MOVE_SAME_HOST or MOVE_OTHER_HOST
+         + load                     DECODE_REQUEST_TOKENS for each unfinished request there, and
+                                    the pages that are still on their way to it
+         + leaves                   LEAVE_TOKENS if the conversation leaves its prefill worker,
+                                    as many moved tokens if it leaves its decode worker
+
+A decode worker that holds the whole base prefix needs neither a prefill nor pages: `new` and
+`move` are 0 for its pairs. Equal costs go to the worker chosen least often, then to the older one.
+
+Why these weights:
+
+- A queued token only delays, whereas a token computed twice delays and takes capacity from all.
+  So it weighs half, which makes the *load window*: a worker that saves a prompt S new tokens keeps
+  it while its queue is at most 2 S longer than another's. What saves nothing goes by load alone.
+- REQUEST_TOKENS is what a prefill costs whatever its length: scheduling, handshake, first pages.
+- Recent work, computed tokens that halve in RECENT_HALF_LIFE seconds, spreads prompts although no
+  queue is seen, as when conversations come slowly but long. Within the tolerance it only settles
+  near ties. Above it, it is worth a second copy of a shared prompt: the worker that has it is left
+  for another when its excess is four times as long as that prompt.
+- Pages against prefill: a token's pages of an 8B model take about 0.1 MB, some 5 us over the
+  memory of one host and 10 to 20 us over a network of 100 Gbit/s, where computing them takes 50 to
+  100 us on a GPU. On a CPU computing is dearer still.
+- An unfinished request makes each decode step a little longer. DECODE_REQUEST_TOKENS weighs that
+  against pages: a conversation of 4,000 tokens stays while its decode worker has at most three
+  requests more than another on the same host.
+- A conversation that goes on saves what neither events nor estimates have told yet, and what its
+  next turns will share: LEAVE_TOKENS widens its load window to 2 * (S + LEAVE_TOKENS).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ps_sglang.gateway.routing.pool import Decode, Prefill
+
+QUEUE_WEIGHT = 0.5
+REQUEST_TOKENS = 128
+LEVEL_WEIGHT = 0.01
+EXCESS_WEIGHT = 0.25
+TOLERANCE = 1.1
+RECENT_HALF_LIFE = 30.0
+MOVE_SAME_HOST = 0.05
+MOVE_OTHER_HOST = 0.2
+DECODE_REQUEST_TOKENS = 64
+LEAVE_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTerms:
+    """A prefill worker's part of the cost; `held` is how much of the prompt it holds already."""
+
+    member: Prefill
+    held: float
+    new: float
+    queue: float
+    balance: float
+    leaves: float
+
+    @property
+    def cost(self) -> float:
+        """All terms but `new`, which depends on the decode worker as well."""
+        return self.queue + self.balance + self.leaves
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTerms:
+    """A decode worker's part of the cost; `moved` is how many tokens' pages it lacks."""
+
+    member: Decode
+    held: float
+    moved: float
+    load: float
+    leaves: float
+
+    @property
+    def cost(self) -> float:
+        """All terms but that of moving, which depends on the prefill worker as well."""
+        return self.load + self.leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why a pair was chosen. `tokens` is the prompt's length, estimated unless given as ids."""
+
+    tokens: float
+    prefill: tuple[PrefillTerms, ...]
+    decode: tuple[DecodeTerms, ...]
+    chosen: tuple[PrefillTerms, DecodeTerms]
+
+    @property
+    def new(self) -> float:
+        """Prompt tokens that the chosen pair has to compute."""
+        return _pair_terms(*self.chosen)[0]
+
+    @property
+    def moved(self) -> float:
+        """Prompt tokens whose pages have to go to the chosen decode worker."""
+        return self.chosen[1].moved
+
+    def explain(self) -> dict[str, Any]:
+        """The decision as JSON: every pair with its terms, the cheapest first."""
+        pairs = [_explain(p, d) for p in self.prefill for d in self.decode]
+        pairs.sort(key=lambda pair: float(pair["cost"]))
+        prefill, decode = self.chosen
+        return {
+            "prompt_tokens": round(self.tokens),
+            "chosen": {"prefill": prefill.member.name, "decode": decode.member.name},
+            "candidates": pairs,
+        }
+
+
+def decide(
+    tokens: float, prefill: Sequence[PrefillTerms], decode: Sequence[DecodeTerms]
+) -> Decision:
+    """The cheapest pair; neither list may be empty."""
+    chosen = min(((p, d) for p in prefill for d in decode), key=_order)
+    return Decision(tokens, tuple(prefill), tuple(decode), chosen)
+
+
+def _order(pair: tuple[PrefillTerms, DecodeTerms]) -> tuple[float, int, int]:
+    # `min` keeps the first of equal ones, and both lists are in the order of joining.
+    prefill, decode = pair
+    return _pair_cost(prefill, decode), prefill.member.load.chosen, decode.member.load.chosen
+
+
+def _pair_cost(prefill: PrefillTerms, decode: DecodeTerms) -> float:
+    return sum(_pair_terms(prefill, decode)) + prefill.cost + decode.cost
+
+
+def _pair_terms(prefill: PrefillTerms, decode: DecodeTerms) -> tuple[float, float]:
+    """What to compute, and the cost of moving, where both workers have a say."""
+    if decode.moved < 1:  # the estimate of a length may be off by a fraction
+        return 0.0, 0.0
+    same = prefill.member.host == decode.member.host
+    return prefill.new, decode.moved * (MOVE_SAME_HOST if same else MOVE_OTHER_HOST)
+
+
+def _explain(prefill: PrefillTerms, decode: DecodeTerms) -> dict[str, Any]:
+    new, move = _pair_terms(prefill, decode)
+    terms = {
+        "new": new,
+        "queue": prefill.queue,
+        "balance": prefill.balance,
+        "move": move,
+        "load": decode.load,
+        "leaves": prefill.leaves + decode.leaves,
+    }
+    return {
+        "prefill": prefill.member.name,
+        "decode": decode.member.name,
+        "held": {"prefill": round(prefill.held), "decode": round(decode.held)},
+        "terms": {name: round(value, 1) for name, value in terms.items()},
+        "cost": round(sum(terms.values()), 1),
+    }

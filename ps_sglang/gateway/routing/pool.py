@@ -1,0 +1,202 @@
+"""The workers that the gateway knows now: their state and their unfinished work.
+
+The configuration gives the first ones; others join and leave at run time. Everything here belongs
+to the thread of the event loop. A member is a worker from its joining to its leaving: one that
+comes back under its old name is another member, so nothing can be counted on the wrong one.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
+from ps_sglang.gateway.errors import NoWorker
+
+
+class Health(Enum):
+    """What the circuit breaker says of a worker."""
+
+    GOOD = "good"
+    TRIAL = "trial"  # half-open: gets one request at a time, to see whether it answers again
+    BROKEN = "broken"  # open: gets requests only where there is no other worker
+
+
+@dataclass(slots=True)
+class Load:
+    """Unfinished work of one worker, and how often it was chosen.
+
+    `requests` have not ended. `queued_tokens` are new tokens of prompts that a prefill worker has
+    not yet prefilled. `moving_tokens` are the tokens of pages that are yet to arrive at a decode
+    worker. `recent_tokens` is what a prefill worker has computed of late, as it stood at
+    `recent_at`, a monotonic time.
+    """
+
+    requests: int = 0
+    queued_tokens: int = 0
+    moving_tokens: int = 0
+    chosen: int = 0
+    recent_tokens: float = 0.0
+    recent_at: float = 0.0
+
+
+W = TypeVar("W", bound=Worker)
+
+
+@dataclass(eq=False, slots=True)
+class Member(Generic[W]):
+    """A worker in the pool.
+
+    `draining`: it finishes what it has and gets nothing new (it leaves, or is being swapped).
+    `problem` says why it is not good, for people. `host` is where it runs, as its URL says.
+    """
+
+    worker: W
+    health: Health = Health.GOOD
+    draining: bool = False
+    problem: str | None = None
+    load: Load = field(default_factory=Load)
+    host: str = field(init=False)
+    _idle: list[asyncio.Future[None]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.host = urlsplit(self.worker.url).hostname or ""
+
+    @property
+    def name(self) -> str:
+        """The worker's name, unique in the pool."""
+        return self.worker.name
+
+    @property
+    def state(self) -> str:
+        """`draining`, or else its health: `good`, `trial` or `broken`."""
+        return "draining" if self.draining else self.health.value
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether a new request may go here as long as any other may."""
+        if self.draining or self.health is Health.BROKEN:
+            return False
+        return self.health is Health.GOOD or self.load.requests == 0
+
+    def begin(self) -> None:
+        """A request was sent here."""
+        self.load.requests += 1
+        self.load.chosen += 1
+
+    def end(self) -> None:
+        """A request that began here has ended."""
+        self.load.requests -= 1
+        if self.load.requests == 0:
+            waiting, self._idle = self._idle, []
+            for one in waiting:
+                if not one.done():
+                    one.set_result(None)
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is unfinished here; at once if none is."""
+        while self.load.requests:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(ended)
+            await ended
+
+
+Prefill = Member[PrefillWorker]
+Decode = Member[DecodeWorker]
+AnyMember = Prefill | Decode
+
+
+class WorkerPool:
+    """The workers by name and by role, in the order in which they joined.
+
+    Register functions in `joined` and `left` to be told about members that come and go.
+    """
+
+    def __init__(self, workers: Iterable[Worker] = ()) -> None:
+        self.joined: list[Callable[[AnyMember], None]] = []
+        self.left: list[Callable[[AnyMember], None]] = []
+        self._members: dict[str, AnyMember] = {}
+        self._prefill: tuple[Prefill, ...] = ()
+        self._decode: dict[str, tuple[Decode, ...]] = {}
+        for worker in workers:
+            self.add(worker)
+
+    def __iter__(self) -> Iterator[AnyMember]:
+        return iter((*self._prefill, *(one for group in self._decode.values() for one in group)))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def get(self, name: str) -> AnyMember | None:
+        """The member of that name, if there is one."""
+        return self._members.get(name)
+
+    @property
+    def prefill(self) -> tuple[Prefill, ...]:
+        """All prefill workers."""
+        return self._prefill
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """The decoders that have at least one worker, in whatever state."""
+        return tuple(self._decode)
+
+    def decode(self, decoder: str | None = None) -> tuple[Decode, ...]:
+        """The decode workers of one decoder, or all of them."""
+        if decoder is not None:
+            return self._decode.get(decoder, ())
+        return tuple(one for group in self._decode.values() for one in group)
+
+    def add(self, worker: Worker) -> AnyMember:
+        """A worker joins; raises ValueError if its name is taken."""
+        if worker.name in self._members:
+            raise ValueError(f"there is a worker {worker.name!r} already")
+        member: AnyMember
+        if isinstance(worker, PrefillWorker):
+            member = Member(worker)
+            self._prefill = (*self._prefill, member)
+        else:
+            member = Member(worker)
+            self._decode[worker.decoder] = (*self.decode(worker.decoder), member)
+        self._members[worker.name] = member
+        for tell in self.joined:
+            tell(member)
+        return member
+
+    def remove(self, name: str) -> AnyMember:
+        """A worker leaves, whatever it still works on; raises KeyError if there is none."""
+        member = self._members.pop(name)
+        self._prefill = tuple(one for one in self._prefill if one is not member)
+        for decoder, group in list(self._decode.items()):
+            self._decode[decoder] = tuple(one for one in group if one is not member)
+            if not self._decode[decoder]:
+                del self._decode[decoder]
+        for tell in self.left:
+            tell(member)
+        return member
+
+    def prefill_candidates(self, tried: Collection[str] = ()) -> Sequence[Prefill]:
+        """The prefill workers that a request may go to; raises NoWorker if there is none."""
+        return _candidates(self._prefill, tried, "prefill worker")
+
+    def decode_candidates(self, decoder: str, tried: Collection[str] = ()) -> Sequence[Decode]:
+        """The decode workers of `decoder` that a request may go to; raises NoWorker."""
+        return _candidates(self.decode(decoder), tried, f"decode worker of {decoder!r}")
+
+
+def _candidates(
+    members: Sequence[Member[W]], tried: Collection[str], wanted: str
+) -> Sequence[Member[W]]:
+    """Those that take requests, else broken ones; never one that drains or was tried."""
+    good = [one for one in members if one.takes_requests and one.name not in tried]
+    if good:
+        return good
+    left = [one for one in members if not one.draining and one.name not in tried]
+    if left:
+        return left
+    states = ", ".join(
+        f"{one.name} is {'not answering' if one.name in tried else one.state}" for one in members
+    )
+    raise NoWorker(f"No {wanted} is available: {states or 'there is none'}.")

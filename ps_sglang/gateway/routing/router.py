@@ -1,0 +1,226 @@
+"""Chooses a pair of workers for a prompt, and counts what is on its way to each worker.
+
+A choice counts as load at once, and its prefill worker as a holder of the prompt, so that a burst
+neither herds (all on the worker that was idle) nor scatters (each on another, computing the same
+prefix).
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+
+from ps_sglang.gateway.index.holdings import Holdings
+from ps_sglang.gateway.index.lookup import NOTHING, HeldPrefix
+from ps_sglang.gateway.index.prompt import Prompt
+from ps_sglang.gateway.routing import cost
+from ps_sglang.gateway.routing.cost import Decision, DecodeTerms, PrefillTerms
+from ps_sglang.gateway.routing.pool import AnyMember, Decode, Load, Prefill, WorkerPool
+from ps_sglang.gateway.routing.sessions import Session
+
+
+class Route:
+    """A chosen pair. Its holder calls `release` exactly when the request has ended.
+
+    `shared_tokens`: how much of what the prefill worker holds another decoder's turn brought in.
+    """
+
+    def __init__(
+        self, router: "Router", prompt: Prompt, decision: Decision, shared_tokens: int
+    ) -> None:
+        prefill, decode = decision.chosen
+        self.prefill: Prefill = prefill.member
+        self.decode: Decode = decode.member
+        self.decision = decision
+        # Whole numbers, which leave nothing behind when they are subtracted again.
+        self.new_tokens = round(decision.new)
+        self.moved_tokens = round(decision.moved)
+        self.shared_tokens = shared_tokens
+        self._router = router
+        self._prompt = prompt
+        self._moving = True
+        self._decoding = True
+
+    def needs(self, member: AnyMember) -> bool:
+        """Whether the worker still has something to do for this request."""
+        return (member is self.prefill and self._moving) or (
+            member is self.decode and self._decoding
+        )
+
+    def handed_over(self) -> None:
+        """The prompt is prefilled and its pages have moved. May be called more than once."""
+        self._settle(arrived=True)
+
+    def release(self) -> None:
+        """Neither worker works on this request any more. May be called more than once."""
+        self._settle(arrived=False)
+        if self._decoding:
+            self._decoding = False
+            self.decode.end()
+
+    def _settle(self, arrived: bool) -> None:
+        if self._moving:
+            self._moving = False
+            self._router.settle(self, self._prompt, arrived)
+
+
+class Router:
+    """Chooses workers by cost, see `cost`; for the thread of the event loop."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        holdings: Holdings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._holdings = holdings
+        self._clock = clock
+
+    def choose(
+        self,
+        prompt: Prompt,
+        decoder: str,
+        tried: Collection[str] = (),
+        session: Session | None = None,
+    ) -> Route:
+        """Choose a pair for `prompt`, leaving out the workers named in `tried`.
+
+        Raises NoWorker if no worker of a role is left.
+        """
+        held = self._holdings.held(prompt)
+        decision = self._decide(prompt, held, decoder, tried, session)
+        by_prefill = held.get(decision.chosen[0].member.name, NOTHING)
+        shared = self._holdings.turn(prompt, decoder, by_prefill)
+        route = Route(self, prompt, decision, min(shared, int(decision.tokens)))
+        route.prefill.begin()
+        route.decode.begin()
+        route.prefill.load.queued_tokens += route.new_tokens
+        route.decode.load.moving_tokens += route.moved_tokens
+        if route.moved_tokens:
+            self._holdings.sent(route.prefill.name, prompt)
+        if session is not None:
+            session.goes_to(route.prefill, route.decode)
+        return route
+
+    def decide(
+        self,
+        prompt: Prompt,
+        decoder: str,
+        tried: Collection[str] = (),
+        session: Session | None = None,
+    ) -> Decision:
+        """The decision that `choose` would make; changes nothing. Raises NoWorker."""
+        return self._decide(prompt, self._holdings.held(prompt), decoder, tried, session)
+
+    def _decide(
+        self,
+        prompt: Prompt,
+        held: Mapping[str, HeldPrefix],
+        decoder: str,
+        tried: Collection[str],
+        session: Session | None,
+    ) -> Decision:
+        prefill = self._pool.prefill_candidates(tried)
+        decode = self._pool.decode_candidates(decoder, tried)
+        tokens = self._base_prefix(prompt, held)
+        now = self._clock()
+        recent = [_recent(member.load, now) for member in prefill]
+        bearable = cost.TOLERANCE * sum(recent) / len(recent)
+        own_prefill = session.prefill if session is not None else None
+        own_decode = session.decode.get(decoder) if session is not None else None
+        return cost.decide(
+            tokens,
+            [
+                _prefill_terms(
+                    member,
+                    min(held.get(member.name, NOTHING).tokens, tokens),
+                    tokens,
+                    cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
+                    own_prefill,
+                )
+                for member, work in zip(prefill, recent, strict=True)
+            ],
+            [
+                _decode_terms(
+                    member, min(held.get(member.name, NOTHING).tokens, tokens), tokens, own_decode
+                )
+                for member in decode
+            ],
+        )
+
+    def _base_prefix(self, prompt: Prompt, held: Mapping[str, HeldPrefix]) -> float:
+        """Tokens of the prompt but the boundary token, which the decoder alone reads."""
+        tokens = max(self._holdings.tokens(prompt, held) - 1, 0.0)
+        if prompt.tokens is not None:
+            return tokens
+        best = max(held.values(), default=NOTHING)
+        # Of a text whose length is estimated, what is held and does not reach its end is sure.
+        return max(tokens, best.tokens) if best.bytes < len(prompt.text) else tokens
+
+    def can_choose(self, decoder: str, tried: Collection[str]) -> bool:
+        """Whether a pair is left for `decoder` without the workers named in `tried`."""
+        return all(
+            any(member.name not in tried and not member.draining for member in members)
+            for members in (self._pool.prefill, self._pool.decode(decoder))
+        )
+
+    def lost(self, member: AnyMember) -> None:
+        """The worker could not be reached: it may have restarted, with an empty cache."""
+        self._holdings.forget(member.name)
+
+    def settle(self, route: Route, prompt: Prompt, arrived: bool) -> None:
+        """A route's prompt has been prefilled and moved (`arrived`), or never will be."""
+        route.prefill.end()
+        route.prefill.load.queued_tokens -= route.new_tokens
+        route.decode.load.moving_tokens -= route.moved_tokens
+        if route.moved_tokens:  # else the prefill worker has nothing to do with the prompt
+            self._holdings.settled(route.prefill.name, prompt, arrived)
+        if arrived:
+            _add_recent(route.prefill.load, route.new_tokens, self._clock())
+            # Not before: a second request for it would pull the same pages again.
+            self._holdings.sent(route.decode.name, prompt)
+            self._holdings.settled(route.decode.name, prompt, arrived)
+
+
+def _prefill_terms(
+    member: Prefill, held: float, tokens: float, balance: float, own: Prefill | None
+) -> PrefillTerms:
+    load = member.load
+    queued = load.queued_tokens + cost.REQUEST_TOKENS * load.requests
+    return PrefillTerms(
+        member,
+        held=held,
+        new=tokens - held,
+        queue=cost.QUEUE_WEIGHT * queued,
+        balance=balance,
+        leaves=0.0 if own is None or own is member else cost.LEAVE_TOKENS,
+    )
+
+
+def _decode_terms(member: Decode, held: float, tokens: float, own: Decode | None) -> DecodeTerms:
+    load = member.load
+    waiting = cost.MOVE_SAME_HOST * load.moving_tokens
+    return DecodeTerms(
+        member,
+        held=held,
+        moved=tokens - held,
+        load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
+        leaves=0.0 if own is None or own is member else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
+    )
+
+
+def _recent(load: Load, now: float) -> float:
+    """Prefill work of late; what still waits counts as queue."""
+    age = now - load.recent_at
+    return load.recent_tokens * _left(age)
+
+
+def _add_recent(load: Load, tokens: float, now: float) -> None:
+    age = now - load.recent_at
+    load.recent_tokens = load.recent_tokens * _left(age) + tokens
+    load.recent_at = now
+
+
+def _left(age: float) -> float:
+    return math.exp2(-age / cost.RECENT_HALF_LIFE)

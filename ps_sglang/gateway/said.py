@@ -1,0 +1,68 @@
+"""What the model said, read from its answer: for prompts that continue it."""
+
+from typing import Any
+
+import msgspec
+
+from ps_sglang.gateway import sse
+from ps_sglang.gateway.samples import Surface
+
+Said = dict[str, Any]
+"""`message` of a chat, `text` of a completion, `text` and maybe `output_ids` of /generate."""
+
+
+def in_answer(surface: Surface, content: bytes) -> Said | None:
+    """What a whole JSON answer to one sample says."""
+    try:
+        answer = msgspec.json.decode(content, type=Said)
+        said = answer if surface is Surface.GENERATE else answer["choices"][0]
+    except (msgspec.DecodeError, KeyError, IndexError, TypeError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+class Collector:
+    """Puts together what the events of one sample's stream say."""
+
+    def __init__(self, surface: Surface) -> None:
+        self._surface = surface
+        self._texts: list[str] = []
+        self._calls: dict[int, Said] = {}
+        self._last: Said = {}
+
+    def add(self, event: bytes) -> None:
+        """Read one event."""
+        chunk = sse.payload(event)
+        if chunk is None:
+            return
+        if self._surface is Surface.GENERATE:
+            self._last = chunk  # each event of /generate has the whole text so far
+            return
+        for choice in chunk.get("choices") or ():
+            if self._surface is Surface.COMPLETIONS:
+                self._texts.append(choice.get("text") or "")
+            else:
+                self._add_delta(choice.get("delta") or {})
+
+    def said(self) -> Said:
+        """What was said, as `in_answer` gives it."""
+        if self._surface is Surface.GENERATE:
+            return self._last
+        text = "".join(self._texts)
+        if self._surface is Surface.COMPLETIONS:
+            return {"text": text}
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        return {"message": {"role": "assistant", "content": text, "tool_calls": calls or None}}
+
+    def _add_delta(self, delta: Said) -> None:
+        self._texts.append(delta.get("content") or "")
+        for part in delta.get("tool_calls") or ():
+            call = self._calls.setdefault(
+                part.get("index") or 0, {"type": "function", "function": {"arguments": ""}}
+            )
+            if part.get("id"):
+                call["id"] = part["id"]
+            function = part.get("function") or {}
+            if function.get("name"):
+                call["function"]["name"] = function["name"]
+            call["function"]["arguments"] += function.get("arguments") or ""

@@ -1,0 +1,271 @@
+"""From a request body to single samples, each a body of its own for one pair of workers.
+
+SGLang shares one bootstrap room among the samples of `n > 1`, which a handoff cannot serve, so
+the gateway sends each sample of each prompt alone. Sample i of a prompt uses seed + i.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from ps_sglang.gateway import ids, validation
+from ps_sglang.gateway.errors import BadRequest
+from ps_sglang.gateway.index.prompt import Prompt
+from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.validation import Body
+
+
+class Surface(Enum):
+    """The three ways to ask for text; the value is the engine's path."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    GENERATE = "/generate"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What requests are checked against: decoders by name, the context's length in tokens."""
+
+    decoders: tuple[str, ...]
+    context_length: int
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to one prompt.
+
+    `index` is its place in the client's answer, `leads` whether it is the first of its prompt,
+    `body` what its workers get, `rid` its id in their logs.
+    """
+
+    index: int
+    prompt_index: int
+    leads: bool
+    rid: str
+    body: Body
+    prompt: Prompt
+
+
+_PromptOf = Callable[[str], Prompt]
+"""Makes a prompt of the tenant whose salt it is given."""
+
+
+def split(surface: Surface, body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
+    """The samples of a request, and whether a client of /generate expects a list of results.
+
+    Raises BadRequest.
+    """
+    return _SPLIT[surface](body, served)
+
+
+def _split_chat(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
+    validation.messages(body)
+    ids = validation.token_ids(body, "input_ids")
+    validation.check_context(ids, served.context_length, "input_ids")
+    for name in ("max_tokens", "max_completion_tokens"):
+        validation.check_max_tokens(body, name)
+    n = validation.n_samples(body)
+    return _openai_samples(body, [body], [partial(served.prompts.chat, body)], n), False
+
+
+def _split_completions(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
+    validation.refuse_echoed_logprobs(body)
+    validation.check_max_tokens(body, "max_tokens")
+    found, _ = validation.prompts(body, "prompt")
+    for prompt in found:
+        validation.check_context(prompt, served.context_length, "prompt")
+    n = validation.n_samples(body)
+    bodies = [{**body, "prompt": prompt} for prompt in found]
+    prompts = [partial(served.prompts.prompt, prompt) for prompt in found]
+    return _openai_samples(body, bodies, prompts, n), False
+
+
+def _openai_samples(
+    body: Body, bodies: Sequence[Body], prompts: Sequence[_PromptOf], n: int
+) -> tuple[Sample, ...]:
+    seed = validation.seed(body, "seed")
+
+    def for_sample(one: Body, number: int) -> Body:
+        own = {**one, "n": 1}
+        if seed is not None:
+            own["seed"] = _nth_seed(seed, number)
+        return own
+
+    return _samples(body, bodies, prompts, n, for_sample)
+
+
+_PER_PROMPT = (
+    "sampling_params",
+    "return_logprob",
+    "logprob_start_len",
+    "top_logprobs_num",
+    "return_sampling_mask",
+    "sampling_logprobs_mode",
+    "custom_logit_processor",
+    "watermark",
+    "modalities",
+)
+
+
+def _split_generate(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
+    validation.refuse_prompt_logprobs(body)
+    name = _generate_prompt_field(body)
+    found, listed = validation.prompts(body, name)
+    for prompt in found:
+        validation.check_context(prompt, served.context_length, name)
+    n = _generate_n(validation.objects(body, "sampling_params"))
+    bodies = [
+        {**_pick(body, number, len(found) if listed else None), name: prompt}
+        for number, prompt in enumerate(found)
+    ]
+    prompts = [partial(served.prompts.prompt, prompt) for prompt in found]
+    return _samples(body, bodies, prompts, n, _generate_body), listed or n > 1
+
+
+def _generate_prompt_field(body: Body) -> str:
+    given = [name for name in ("text", "input_ids") if body.get(name) is not None]
+    if len(given) != 1:
+        raise BadRequest(
+            f"Send either `text` or `input_ids`, not {'both' if given else 'neither'}.",
+            param="text",
+        )
+    text = body.get("text")
+    if text is not None and not (
+        isinstance(text, str)
+        or (isinstance(text, list) and all(isinstance(one, str) for one in text))
+    ):
+        raise BadRequest("`text` must be a text or a list of texts.", param="text")
+    if isinstance(body.get("input_ids"), str):
+        raise BadRequest("`input_ids` must be a list of token ids.", param="input_ids")
+    return given[0]
+
+
+def _generate_n(params: list[Body] | Body) -> int:
+    every = params if isinstance(params, list) else [params]
+    for one in every:
+        # SGLang programs ask for no tokens to have a prefix cached, before they fork for one.
+        validation.check_max_tokens(
+            one, "max_new_tokens", "sampling_params.max_new_tokens", least=0
+        )
+        validation.seed(one, "sampling_seed", "sampling_params.sampling_seed")
+    counts = {validation.n_samples(one, "sampling_params.n") for one in every} or {1}
+    if len(counts) > 1:
+        raise BadRequest(
+            "`sampling_params.n` must be the same for all prompts of a request.",
+            param="sampling_params",
+        )
+    return counts.pop()
+
+
+def _generate_body(one: Body, number: int) -> Body:
+    params = {**(one.get("sampling_params") or {}), "n": 1}
+    if (seed := params.get("sampling_seed")) is not None:
+        params["sampling_seed"] = _nth_seed(seed, number)
+    return {**one, "sampling_params": params}
+
+
+def _pick(body: Body, number: int, batch: int | None) -> Body:
+    """The fields of `body` for its prompt `number`; a batch may give them as lists."""
+    picked = dict(body)
+    for name in _PER_PROMPT:
+        if isinstance(body.get(name), list):
+            picked[name] = _item(body[name], number, batch, name)
+    nested = body.get("token_ids_logprob")
+    if isinstance(nested, list) and nested and isinstance(nested[0], list):
+        picked["token_ids_logprob"] = _item(nested, number, batch, "token_ids_logprob")
+    return picked
+
+
+def _samples(
+    body: Body,
+    bodies: Sequence[Body],
+    prompts: Sequence[_PromptOf],
+    n: int,
+    for_sample: Callable[[Body, int], Body],
+) -> tuple[Sample, ...]:
+    if len(bodies) * n > validation.MAX_SAMPLES:
+        raise BadRequest(
+            f"{len(bodies)} prompts with {n} answers each are more than "
+            f"{validation.MAX_SAMPLES} answers; split the request.",
+            param="n",
+        )
+    rids = _rids(body, len(bodies), n)
+    batch = None if len(bodies) == 1 else len(bodies)
+    found = []
+    for number, (one, prompt_of) in enumerate(zip(bodies, prompts, strict=True)):
+        salt = _salt(body, number, batch)
+        prompt = prompt_of(salt)
+        for turn in range(n):
+            own = for_sample(one, turn)
+            own.pop("extra_key", None)
+            own.pop("cache_salt", None)
+            if salt:
+                own["cache_salt"] = salt
+            found.append(Sample(number * n + turn, number, turn == 0, next(rids), own, prompt))
+    return tuple(found)
+
+
+def _salt(body: Body, number: int, batch: int | None) -> str:
+    """The tenant: SGLang's two ways to name one, folded into one salt.
+
+    Workers' events tell the salt only. Neither way may hold NUL, so no two tenants fold alike.
+    """
+    salt, key = (_tenant(body, name, number, batch) for name in ("cache_salt", "extra_key"))
+    return f"{salt}\0{key}" if key else salt
+
+
+def _tenant(body: Body, name: str, number: int, batch: int | None) -> str:
+    value = body.get(name)
+    if isinstance(value, list):
+        value = _item(value, number, batch or 1, name)
+    if value is None:
+        return ""
+    if isinstance(value, str) and "\0" not in value:
+        return value
+    raise BadRequest(f"`{name}` must be a text without NUL, not {value!r}.", param=name)
+
+
+def _item(values: list[Any], number: int, batch: int | None, name: str) -> Any:
+    if batch is None or len(values) != batch:
+        raise BadRequest(
+            f"`{name}` is a list of {len(values)}, but the request has {batch or 1} prompt(s).",
+            param=name,
+        )
+    return values[number]
+
+
+def _rids(body: Body, batch: int, n: int) -> Iterator[str]:
+    """Engine ids of all samples: the client's id, if it gave one, and a part that is unique.
+
+    SGLang aborts every request whose id starts with a given one, so no id may start another's:
+    a client that hangs up must not end the requests of others.
+    """
+    given = body.get("rid")
+    if given is None or _is_rid(given):
+        names = [given or "ps"] * batch
+    elif isinstance(given, list) and len(given) == batch and all(map(_is_rid, given)):
+        names = given
+    else:
+        raise BadRequest("`rid` must be a text, or a list with one text per prompt.", param="rid")
+    unique = ids.unique()
+    samples = (name for name in names for _ in range(n))
+    return (f"{name}-{unique}-{number:04d}" for number, name in enumerate(samples))
+
+
+def _is_rid(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _nth_seed(seed: int, number: int) -> int:
+    return (seed + number + 2**63) % 2**64 - 2**63
+
+
+_SPLIT = {
+    Surface.CHAT: _split_chat,
+    Surface.COMPLETIONS: _split_completions,
+    Surface.GENERATE: _split_generate,
+}

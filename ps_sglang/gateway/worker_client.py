@@ -1,0 +1,315 @@
+"""The HTTP/1.1 client for workers: kept connections, one write per request, no tasks of its own.
+
+A kept connection may be closed by the worker just when a request is sent on it. Two rules make
+that invisible: a connection idle for longer than KEEP_SECONDS is not used again, which is well
+below the time after which SGLang's server closes one; and a request on a used connection that is
+closed before the first byte of its answer is sent once more, on a new connection. A worker that
+died refuses that one, so what its users see is the truth.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+CONNECT_SECONDS = 5.0
+KEEP_SECONDS = 2.0  # uvicorn, SGLang's server, closes an idle connection after 5
+# What a stream may have unread before its worker must wait.
+UNREAD_BYTES = 256 * 1024
+
+
+class Disconnected(ConnectionError):
+    """The worker closed the connection before its answer was complete."""
+
+
+class WorkerClient:
+    """Sends requests to any worker. Errors are OSError (Disconnected is one) or TimeoutError."""
+
+    def __init__(self) -> None:
+        self._idle: dict[_Origin, deque[_Connection]] = {}
+        self._origins: dict[str, _Origin] = {}
+
+    async def post(
+        self, url: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> "WorkerResponse":
+        """Send JSON; returns when the head of the answer is there. The response must be closed."""
+        origin = self._origin(url)
+        lines = [
+            f"POST {origin.path}{path} HTTP/1.1\r\nHost: {origin.authority}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        ]
+        lines += [f"{name}: {value}\r\n" for name, value in (headers or {}).items()]
+        head = "".join(lines).encode("latin-1") + b"\r\n"
+        if (connection := self._kept(origin)) is not None:
+            try:
+                return await connection.exchange(head, body)
+            except Disconnected:
+                if connection.answered:
+                    raise
+        connection = await self._connect(origin)
+        return await connection.exchange(head, body)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
+
+    def _origin(self, url: str) -> "_Origin":
+        origin = self._origins.get(url)
+        if origin is None:
+            origin = self._origins[url] = _Origin.of(url)
+        return origin
+
+    def _kept(self, origin: "_Origin") -> "_Connection | None":
+        connections = self._idle.get(origin)
+        if not connections:
+            return None
+        oldest = time.monotonic() - KEEP_SECONDS
+        while connections and connections[0].idle_since < oldest:
+            connections.popleft().abort()
+        while connections:
+            connection = connections.pop()  # the one that was used last
+            if not connection.is_closed:
+                return connection
+        return None
+
+    async def _connect(self, origin: "_Origin") -> "_Connection":
+        idle = self._idle.setdefault(origin, deque())
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, connection = await loop.create_connection(
+                lambda: _Connection(idle), origin.host, origin.port, ssl=origin.tls or None
+            )
+        return connection
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A worker's URL in parts."""
+
+    host: str
+    port: int
+    authority: str
+    path: str
+    tls: bool
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        port = parts.port or (443 if tls else 80)
+        return cls(parts.hostname or "", port, parts.netloc, parts.path.rstrip("/"), tls)
+
+
+class WorkerResponse:
+    """An answer whose head has come. Read it with `read`, or piece by piece with `pieces`.
+
+    `close`, or leaving the `with` block, breaks the connection off unless the answer is complete.
+    """
+
+    def __init__(self, connection: "_Connection", status: int) -> None:
+        self.status = status
+        self._connection: _Connection | None = connection
+        self._pieces: list[bytes] = []
+        self._unread = 0
+        self._complete = False
+        self._failure: Disconnected | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def read(self) -> bytes:
+        """All of the body that has not been read yet."""
+        while not self._complete:
+            if self._unread > UNREAD_BYTES and self._connection is not None:
+                self._connection.resume()
+            await self._wait()
+        return self._take()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+        while True:
+            if self._pieces:
+                yield self._take()
+            elif self._complete:
+                return
+            else:
+                await self._wait()
+
+    def close(self) -> None:
+        """Be done with it. May be called more than once."""
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+    def _take(self) -> bytes:
+        pieces = self._pieces
+        taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._unread = 0
+        if self._connection is not None:
+            self._connection.resume()
+        return taken
+
+    async def _wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # What the connection tells.
+
+    def _received(self, data: bytes) -> bool:
+        """Returns whether that is enough for now."""
+        self._pieces.append(data)
+        self._unread += len(data)
+        self._wake()
+        return self._unread > UNREAD_BYTES
+
+    def _ended(self) -> None:
+        self._complete = True
+        self._connection = None
+        self._wake()
+
+    def _failed(self, error: Disconnected) -> None:
+        self._failure = error
+        self._connection = None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; serves one request at a time and joins `idle` when the answer is complete."""
+
+    def __init__(self, idle: "deque[_Connection]") -> None:
+        self.idle_since = 0.0
+        self.answered = False
+        self.is_closed = False
+        self._idle = idle
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._head: asyncio.Future[WorkerResponse] | None = None
+        self._response: WorkerResponse | None = None
+        self._paused = False
+        self._reusable = True
+        self._framed = False  # the answer says where it ends; otherwise the connection's end does
+
+    async def exchange(self, head: bytes, body: bytes) -> WorkerResponse:
+        """Send a request; returns when the head of the answer is there."""
+        if self.is_closed or self._transport is None:
+            raise Disconnected("the worker closed the connection")
+        self.answered = False
+        answer: asyncio.Future[WorkerResponse] = asyncio.get_running_loop().create_future()
+        self._head = answer
+        self._transport.writelines((head, body))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            # The head may have come meanwhile, and another request may even use the connection.
+            if not answer.done() or answer.cancelled():
+                self.abort()
+            else:
+                answer.result().close()
+            raise
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self.is_closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def resume(self) -> None:
+        """The response wants more."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
+        self._transport = None
+        self._fail(str(exc) if exc else "the worker closed the connection")
+
+    def eof_received(self) -> bool | None:
+        if self._response is not None and not self._framed:
+            self.on_message_complete()
+        return None
+
+    def data_received(self, data: bytes) -> None:
+        self.answered = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"it does not speak HTTP/1.1: {error}")
+            self.abort()
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        self._framed = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+
+    def on_headers_complete(self) -> None:
+        head, self._head = self._head, None
+        if head is None or head.done():  # an answer to nothing, or nobody waits any more
+            self.abort()
+            return
+        self._reusable = self._parser.should_keep_alive()
+        self._response = WorkerResponse(self, self._parser.get_status_code())
+        head.set_result(self._response)
+
+    def on_body(self, body: bytes) -> None:
+        if self._response is not None and self._response._received(body) and not self._paused:
+            assert self._transport is not None
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        response, self._response = self._response, None
+        if response is None:
+            return
+        if self._reusable and not self.is_closed:
+            self.resume()
+            self.idle_since = time.monotonic()
+            self._idle.append(self)
+        else:
+            self.abort()
+        response._ended()
+
+    def _fail(self, reason: str) -> None:
+        error = Disconnected(reason)
+        head, self._head = self._head, None
+        if head is not None and not head.done():
+            head.set_exception(error)
+        if self._response is not None:
+            self._response._failed(error)
+            self._response = None

@@ -1,0 +1,42 @@
+"""The states of workers as Prometheus metrics, read off the pool when it is asked for them."""
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ps_sglang.gateway.config import DecodeWorker
+from ps_sglang.gateway.health import HealthMonitor
+from ps_sglang.gateway.routing.pool import Health, WorkerPool
+
+_STATES = (*(health.value for health in Health), "draining")
+
+
+class WorkerStates(Collector):
+    """One gauge per worker and state, 1 for the state that it is in."""
+
+    def __init__(self, pool: WorkerPool, health: HealthMonitor) -> None:
+        self._pool = pool
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics now."""
+        states = GaugeMetricFamily(
+            "ps_sglang_gateway_worker_state",
+            "1 for the state that the gateway sees a worker in.",
+            labels=("worker", "role", "decoder", "state"),
+        )
+        broken = CounterMetricFamily(
+            "ps_sglang_gateway_worker_broken",
+            "How often a worker was found broken.",
+            labels=("worker",),
+        )
+        for member in self._pool:
+            worker = member.worker
+            decoder = worker.decoder if isinstance(worker, DecodeWorker) else ""
+            labels = (worker.name, "decode" if decoder else "prefill", decoder)
+            for state in _STATES:
+                states.add_metric((*labels, state), float(member.state == state))
+            broken.add_metric((worker.name,), self._health.broken[worker.name])
+        yield states
+        yield broken

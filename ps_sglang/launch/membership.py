@@ -1,0 +1,60 @@
+"""Workers of this launcher in the cluster of another: they join when ready, and leave first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Final
+
+from ps_sglang.errors import LaunchError, UsageError
+from ps_sglang.launch.spec import WorkerSpec
+from ps_sglang.workers.client import RefusedError, WorkersClient
+
+_DRAIN_S: Final = 30.0
+
+
+class Membership:
+    """What has joined the gateway at `url`, under the names that the gateway gave."""
+
+    def __init__(self, url: str, *, allow_unverified: bool) -> None:
+        self.url = url.rstrip("/")
+        self._allow_unverified = allow_unverified
+        self._names: list[str] = []
+
+    def require_gateway(self) -> None:
+        """Refuse an address where no gateway answers, before anything is started.
+
+        Raises:
+            UsageError: naming the address.
+        """
+        WorkersClient(self.url).list()
+
+    def join(self, workers: Iterable[WorkerSpec]) -> None:
+        """Have ready workers join.
+
+        Raises:
+            LaunchError: the gateway refuses one, with all differences, or answers no more.
+        """
+        client = WorkersClient(self.url)
+        for worker in workers:
+            joining = {"url": worker.url, "allow_unverified": self._allow_unverified}
+            try:
+                self._names.append(client.add(joining)["name"])
+            except UsageError as error:
+                raise LaunchError(f"{worker.name}: {error}", worker=worker.name) from error
+
+    def leave(self) -> None:
+        """Have all leave: their requests end, or after 30 s go to others. Never fails."""
+        names, self._names = self._names, []
+        patient, urgent = WorkersClient(self.url, _DRAIN_S), WorkersClient(self.url, _DRAIN_S)
+        for name in names:  # none gets anything new while another still has requests
+            with contextlib.suppress(UsageError):
+                patient.drain(name)
+        for name in names:
+            try:
+                patient.remove(name, now=False)
+            except RefusedError:
+                continue  # the last prefill worker, or one that has left already
+            except UsageError:
+                with contextlib.suppress(UsageError):
+                    urgent.remove(name, now=True)

@@ -1,0 +1,117 @@
+"""The command line of the trainer. Must stay light: `--help` imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Final, NoReturn, get_args
+
+from ps_sglang.errors import UsageError
+from ps_sglang.train.settings import Dtype, Method, Schedule, TrainSettings
+
+_DESCRIPTION: Final = """\
+Train a decoder on the KV cache of a frozen base, so that it can decode from the base's prefill.
+
+Per batch the base prefills the prompts without gradients; the decoder reads each prompt's last
+token and the answer on that cache; the loss is on answer tokens only."""
+
+_EPILOG: Final = """\
+data: one JSON object a line, or a Hugging Face data set by name (org/name or org/name:split)
+  {"prompt": "2 + 2 =", "completion": " 4"}
+  {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+  Every assistant message is trained, each on the base's cache of all that came before it.
+  "tools" beside "messages" goes to the chat template, as a server's tools field does.
+
+result: a checkpoint folder with its prefillshare.json, to launch as a decoder of this base; with
+  --lora-rank also the adapter alone in OUT/adapter. Log and checkpoints are in OUT/training.
+
+several processes or machines:
+  accelerate launch --num_processes 2 -m ps_sglang.train --base B --data D --out O
+
+examples:
+  python -m ps_sglang.train --base base --data train.jsonl --eval-data dev.jsonl --out ./math
+  python -m ps_sglang.train --base ./qwen3 --data train.jsonl --out ./code --lora-rank 16 \\
+      --dtype bfloat16 --batch-size 4 --accumulation 8 --gradient-checkpointing
+  python -m ps_sglang.train --base base --data train.jsonl --out ./math --resume"""
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+# Flag -> (type, metavar, help); `%(default)s` is filled in from TrainSettings.
+_FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
+    "base": (str, "MODEL", "the base: a checkpoint folder, a demo model or a hub id"),
+    "data": (str, "DATA", "what to train on"),
+    "out": (_path, "DIR", "where the decoder goes; new, or that of the run to resume"),
+    "eval_data": (str, "DATA", "measure the loss on it; the best checkpoint becomes the decoder"),
+    "lora_rank": (int, "N", "train LoRA adapters of this rank; 0 trains all weights"),
+    "lora_alpha": (int, "N", "LoRA's scale times its rank; 0 means twice the rank"),
+    "max_length": (int, "TOKENS", "longest prompt and answer; 0 means the base's context"),
+    "epochs": (float, "N", "passes over the data"),
+    "steps": (int, "N", "optimizer steps; wins over --epochs unless 0"),
+    "batch_size": (int, "N", "examples a step and process"),
+    "accumulation": (int, "N", "batches whose gradients make one step"),
+    "learning_rate": (float, "X", "its peak"),
+    "warmup": (float, "PART", "part of the steps in which the learning rate rises"),
+    "weight_decay": (float, "X", "of AdamW"),
+    "max_grad_norm": (float, "X", "gradients are clipped to it"),
+    "seed": (int, "N", "of the order of the data and of LoRA's start"),
+    "keep_kv_gb": (
+        float,
+        "GB",
+        "keep so much base KV between epochs, in each process; 0: none",
+    ),
+    "keep_kv_dir": (_path, "DIR", "keep it on disk, for later runs too, instead of in memory"),
+    "checkpoint_steps": (int, "N", "steps between checkpoints (and evaluations); 0: each epoch"),
+    "keep_checkpoints": (int, "N", "how many of the last checkpoints stay, beside the best"),
+    "log_steps": (int, "N", "steps between lines of progress"),
+}
+_CHOICES: Final[dict[str, tuple[Any, str]]] = {
+    "method": (Method, "`full` is the baseline: ordinary fine-tuning on the model's own KV"),
+    "schedule": (Schedule, "of the learning rate after the warmup"),
+    "dtype": (Dtype, "what the base and the decoder compute in; weights stay float32"),
+}
+_SWITCHES: Final = {
+    "skip_long": "leave out answers that do not fit, instead of cutting them or refusing",
+    "gradient_checkpointing": "compute activations twice instead of keeping them",
+    "resume": "go on from the last checkpoint in OUT",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parse_args(argv: Sequence[str] | None, prog: str) -> TrainSettings:
+    """Raises UsageError that says what is wrong with which argument."""
+    return TrainSettings(**vars(_parser(prog).parse_args(argv)))
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for field in fields(TrainSettings):
+        flag = f"--{field.name.replace('_', '-')}"
+        required = field.default is MISSING
+        shown = "" if required or field.default in ("", None) else f" (default {field.default})"
+        if field.name in _SWITCHES:
+            parser.add_argument(flag, action="store_true", help=_SWITCHES[field.name])
+        elif field.name in _CHOICES:
+            choices, text = _CHOICES[field.name]
+            parser.add_argument(flag, choices=get_args(choices), help=text + shown)
+        else:
+            kind, metavar, text = _FLAGS[field.name]
+            parser.add_argument(
+                flag, type=kind, metavar=metavar, required=required, help=text + shown
+            )
+    return parser

@@ -1,0 +1,1 @@
+"""`ps-sglang workers`: see and change who serves in a running cluster."""

@@ -1,0 +1,166 @@
+"""`ps-sglang workers`, `python -m ps_sglang.workers`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.workers.client import Json, RefusedError, WorkersClient
+
+_DESCRIPTION: Final = """\
+See and change who serves in a running cluster: workers join, drain and leave, and a decode worker
+gets new weights, while the others serve on. No process is started or ended."""
+
+_EPILOG: Final = """\
+A worker that joins runs already, on any machine: an SGLang server with the ps_sglang plugin, in
+disaggregation mode, with the flags of the cluster's other workers (their logs begin with them).
+What does not fit the cluster is refused, all differences in one message.
+
+examples:
+  ps-sglang workers list
+  ps-sglang workers add http://10.0.0.2:30000
+  ps-sglang workers swap math ./math-v2         every worker of decoder math, one after another
+  ps-sglang workers remove decode-math --now"""
+
+_GATEWAY: Final = "http://127.0.0.1:8000"
+_COLUMNS: Final = ("NAME", "ROLE", "DECODER", "STATE", "REQUESTS", "URL")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang workers") -> int:
+    """Run one command. Exit status: 0 done, 1 the gateway refused it, 2 wrong arguments."""
+    args = _parser(prog).parse_args(argv)
+    run: Callable[[WorkersClient, argparse.Namespace], None] = args.run
+    try:
+        run(WorkersClient(args.gateway), args)
+    except RefusedError as error:
+        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        return 1
+    except PsSglangError as error:
+        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--gateway",
+        metavar="URL",
+        default=_GATEWAY,
+        help=f"the gateway, as in the launcher's ready line (default {_GATEWAY})",
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(
+        name: str, run: Callable[[WorkersClient, argparse.Namespace], None], help_text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help_text, description=help_text)
+        added.set_defaults(run=run)
+        return added
+
+    command("list", _list, "list the workers")
+    add = command("add", _add, "have a running worker join")
+    add.add_argument("url", metavar="URL", help="the worker's address")
+    add.add_argument("--name", help="its name in the cluster (default: its role and address)")
+    add.add_argument("--decoder", help="what clients call it (default: its served model name)")
+    add.add_argument(
+        "--bootstrap-host", metavar="HOST", help="a prefill worker's (default: that of URL)"
+    )
+    add.add_argument(
+        "--allow-unverified", action="store_true", help="admit a decoder without a manifest"
+    )
+    for name, run, help_text in (
+        ("drain", _drain, "let a worker finish what it has, and send it nothing new"),
+        ("resume", _resume, "send a drained worker requests again"),
+        ("remove", _remove, "have a worker leave, when it has finished what it has"),
+        ("swap", _swap, "give a decode worker other weights; its cache stays warm"),
+    ):
+        one = command(name, run, help_text)
+        one.add_argument(
+            "name", metavar="NAME", help="a worker" + (" or a decoder" if name == "swap" else "")
+        )
+        if name == "remove":
+            one.add_argument(
+                "--now", action="store_true", help="at once: its requests go to others or end"
+            )
+        if name == "swap":
+            one.add_argument(
+                "model_path", metavar="PATH", help="a checkpoint folder, on the worker's machine"
+            )
+    return parser
+
+
+def _list(client: WorkersClient, args: argparse.Namespace) -> None:
+    rows = [_COLUMNS, *map(_row, client.list())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _row(worker: Json) -> tuple[str, ...]:
+    state = worker["state"] + (f" ({worker['problem']})" if worker["problem"] else "")
+    requests = str(worker["load"]["requests"])
+    decoder = worker["decoder"] or "-"
+    return worker["name"], worker["role"], decoder, state, requests, worker["url"]
+
+
+def _add(client: WorkersClient, args: argparse.Namespace) -> None:
+    fields = ("url", "name", "decoder", "bootstrap_host", "allow_unverified")
+    joining = {name: value for name in fields if (value := getattr(args, name))}
+    worker = client.add(joining)
+    print(f"{worker['name']} joined as a {worker['role']} worker")
+
+
+def _drain(client: WorkersClient, args: argparse.Namespace) -> None:
+    worker = client.drain(args.name)
+    print(f"{worker['name']} is draining; {worker['load']['requests']} requests left")
+
+
+def _resume(client: WorkersClient, args: argparse.Namespace) -> None:
+    worker = client.resume(args.name)
+    print(f"{worker['name']} is {worker['state']}")
+
+
+def _remove(client: WorkersClient, args: argparse.Namespace) -> None:
+    client.remove(args.name, now=args.now)
+    print(f"{args.name} left")
+
+
+def _swap(client: WorkersClient, args: argparse.Namespace) -> None:
+    """Swap the named worker, or one after another all workers of the named decoder."""
+    workers = client.list()
+    names = [worker["name"] for worker in workers if worker["name"] == args.name] or [
+        worker["name"] for worker in workers if worker["decoder"] == args.name
+    ]
+    if not names:
+        known = [worker["name"] for worker in workers]
+        raise UsageError(f"there is no worker or decoder {args.name!r}; workers: {known}")
+    # A relative path means this folder; one that starts elsewhere is the worker's own business.
+    path = str(Path(args.model_path).expanduser())
+    path = os.path.abspath(path) if Path(path).exists() else path
+    for done, name in enumerate(names):
+        try:
+            client.swap(name, path)
+        except RefusedError as error:
+            if not done:
+                raise
+            raise RefusedError(
+                f"{error} ({', '.join(names[:done])} got the new weights, "
+                f"{', '.join(names[done:])} did not)"
+            ) from error
+        print(f"{name} serves {path}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m ps_sglang.workers"))

@@ -1,0 +1,88 @@
+"""The gateway's /workers, through the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any, Final
+from urllib.parse import quote
+
+from ps_sglang.errors import UsageError
+
+Json = dict[str, Any]
+
+# A drained worker finishes its requests first, and a swap reads a whole checkpoint.
+_TIMEOUT_S: Final = 3600.0
+
+
+class RefusedError(UsageError):
+    """The gateway refused a change; the message is its reason."""
+
+
+class WorkersClient:
+    """The workers of the gateway at `url`. All methods raise UsageError, at last after `timeout_s`.
+
+    By then a call that changes something may have succeeded, or may yet.
+    """
+
+    def __init__(self, url: str, timeout_s: float = _TIMEOUT_S) -> None:
+        self._url = url.rstrip("/")
+        self._timeout_s = timeout_s
+
+    def list(self) -> list[Json]:
+        """Every worker: `name`, `role`, `decoder`, `url`, `state`, `problem`, `load`."""
+        workers: list[Json] = self._call("GET", "/workers")["workers"]
+        return workers
+
+    def add(self, joining: Json) -> Json:
+        """Have a running worker join; `joining` holds its `url` and what else is to be said."""
+        return self._call("POST", "/workers", joining)
+
+    def drain(self, name: str) -> Json:
+        """Send a worker nothing new."""
+        return self._call("POST", f"{_path(name)}/drain")
+
+    def resume(self, name: str) -> Json:
+        """Send a drained worker requests again."""
+        return self._call("POST", f"{_path(name)}/resume")
+
+    def remove(self, name: str, *, now: bool) -> Json:
+        """Returns when the worker has left: with its last request, or `now`."""
+        return self._call("DELETE", f"{_path(name)}?now={int(now)}")
+
+    def swap(self, name: str, model_path: str) -> Json:
+        """Returns when the worker serves the weights in `model_path`, a folder on its machine."""
+        return self._call("POST", f"{_path(name)}/swap", {"model_path": model_path})
+
+    def _call(self, method: str, path: str, body: Json | None = None) -> Json:
+        request = urllib.request.Request(
+            self._url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                answer: Json = json.load(response)
+                return answer
+        except urllib.error.HTTPError as error:
+            raise RefusedError(_reason(error)) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise UsageError(
+                f"no ps_sglang gateway answers at {self._url} ({error}); "
+                "is the cluster running, and is this the address of its ready line?"
+            ) from error
+
+
+def _path(name: str) -> str:
+    return f"/workers/{quote(name, safe='')}"
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    content = error.read()
+    try:
+        return str(json.loads(content)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {error.code}: {content.decode(errors='replace').strip()}"

@@ -1,0 +1,34 @@
+"""A request's two legs, sent to the workers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+from engine_client import post, together
+
+from ps_sglang.launch import Cluster
+
+_ROOMS = count(10_000)
+
+
+def ask(
+    cluster: Cluster, decoder: str, ids: Sequence[int], tokens: int = 8, **options: Any
+) -> tuple[str, Any]:
+    """The request's id and the decoder's answer."""
+    prefill, *decode = cluster.plan.workers
+    (worker,) = [one for one in decode if one.model_name == decoder]
+    room = next(_ROOMS)
+    body = {
+        "input_ids": list(ids),
+        "rid": f"request-{room}",
+        "sampling_params": {"max_new_tokens": tokens, "temperature": 0},
+        "bootstrap_host": "127.0.0.1",
+        "bootstrap_port": prefill.bootstrap_port,
+        "bootstrap_room": room,
+        **options,
+    }
+    _, answer = together([partial(post, f"{one.url}/generate", body) for one in (prefill, worker)])
+    return str(body["rid"]), answer

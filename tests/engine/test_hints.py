@@ -1,0 +1,181 @@
+"""What agent programs say of a conversation decides what is evicted first, and what runs first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from both_legs import ask
+from engine_client import assert_conserved, flush, in_work
+from served import Launch, Models, Served
+from tree_mirror import Mirror
+
+from ps_sglang.feed.messages import Pin, Release
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+POOL = 1536
+LENGTH = 400
+
+
+@pytest.fixture(scope="module")
+def served(llama: Models, launch: Launch) -> Served:
+    flags = ("--page-size", "16", "--max-total-tokens", str(POOL))
+    return launch(llama, "a", engine_args=(*flags, "--chunked-prefill-size", "16"))
+
+
+@pytest.fixture(scope="module", params=["prefill-0", "decode-a"])
+def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[Mirror]:
+    (worker,) = [one for one in served.cluster.plan.workers if one.name == request.param]
+    mirror = Mirror(worker.feed)
+    yield mirror
+    mirror.close()
+
+
+@pytest.fixture
+def conversations(served: Served, tree: Mirror, prompts: Prompts) -> Iterator[dict[str, list[int]]]:
+    """Three conversations, the oldest first, in trees that hold nothing else."""
+    flush(served.cluster)
+    found = dict(zip(("old", "middle", "new"), prompts(3, LENGTH + 1), strict=True))
+    for session, ids in found.items():
+        ask(served.cluster, "a", ids, session_id=session)
+    yield found
+    assert_conserved(served.cluster)
+
+
+def held(tree: Mirror, ids: list[int]) -> int:
+    """Leading tokens of a prompt that the worker's tree holds."""
+    tree.resynchronize()
+    there = [tokens for _, tokens in tree.prefixes() if list(tokens) == ids[: len(tokens)]]
+    return max(map(len, there), default=0)
+
+
+def crowd(served: Served, prompts: Prompts, length: int) -> None:
+    ask(served.cluster, "a", prompts(1, length + 1)[0], 1)
+
+
+def test_without_hints_the_oldest_goes(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    crowd(served, prompts, LENGTH)
+    kept = [held(tree, ids) for ids in conversations.values()]
+    assert kept[0] < LENGTH
+    assert kept[1:] == [LENGTH, LENGTH]
+
+
+def test_a_released_conversation_goes_first(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    tree.ask(Release("new"))
+    crowd(served, prompts, LENGTH)
+    kept = [held(tree, ids) for ids in conversations.values()]
+    assert kept[:2] == [LENGTH, LENGTH]
+    assert kept[2] < LENGTH
+
+
+def test_a_release_spares_what_others_go_on_from(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    """The new conversation branches off the middle one; only its own turn is released."""
+    stem = conversations["middle"][: LENGTH // 2]
+    branch = stem + prompts(1, 97)[0]
+    ask(served.cluster, "a", branch, session_id="branch")
+    assert held(tree, branch) == len(branch) // 16 * 16
+    tree.ask(Release("branch"))
+    crowd(served, prompts, POOL - 3 * LENGTH - 32)
+    kept = [held(tree, ids) for ids in (*conversations.values(), branch)]
+    assert kept[:3] == [LENGTH, LENGTH, LENGTH]
+    assert LENGTH // 2 // 16 * 16 <= kept[3] < len(branch) // 16 * 16
+
+
+def test_a_released_conversation_that_goes_on_stays(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    tree.ask(Release("new"))
+    longer = conversations["new"] + prompts(1, 32)[0]
+    ask(served.cluster, "a", longer, session_id="new")
+    crowd(served, prompts, LENGTH)
+    assert held(tree, conversations["new"]) == LENGTH
+    assert held(tree, conversations["old"]) < LENGTH
+
+
+def test_a_pinned_conversation_goes_last(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    tree.ask(Pin("old", 600))
+    for _ in range(4):
+        crowd(served, prompts, LENGTH)
+    assert held(tree, conversations["old"]) == LENGTH
+    assert held(tree, conversations["new"]) < LENGTH
+    tree.ask(Release("old"))
+    crowd(served, prompts, LENGTH)
+    assert held(tree, conversations["old"]) < LENGTH
+
+
+def test_a_pin_holds_what_the_conversation_adds(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    tree.ask(Pin("old", 600))
+    longer = conversations["old"] + prompts(1, 64)[0]
+    ask(served.cluster, "a", longer, session_id="old")
+    for _ in range(4):
+        crowd(served, prompts, LENGTH)
+    assert held(tree, longer) == len(longer) // 16 * 16
+    tree.ask(Release("old"))
+
+
+def test_a_full_pool_evicts_what_is_pinned(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    for session in conversations:
+        tree.ask(Pin(session, 600))
+    crowd(served, prompts, POOL - LENGTH)
+    assert sum(held(tree, ids) for ids in conversations.values()) <= LENGTH
+    for session in conversations:
+        tree.ask(Release(session))
+
+
+def test_a_pin_ends_by_itself(
+    served: Served, tree: Mirror, conversations: dict[str, list[int]], prompts: Prompts
+) -> None:
+    """However long that takes; the test's own limit ends one that never does."""
+    tree.ask(Pin("old", 0.001))
+    while held(tree, conversations["old"]) == LENGTH:
+        crowd(served, prompts, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("worker", "queue", "ahead", "length"),
+    [(0, "num_waiting_reqs", 800, 200), (1, "decode_prealloc_queue_reqs", 1200, 1200)],
+    ids=["waiting for the prefill worker", "waiting for room on the decode worker"],
+)
+def test_a_higher_priority_runs_first(
+    served: Served,
+    conversations: dict[str, list[int]],
+    prompts: Prompts,
+    worker: int,
+    queue: str,
+    ahead: int,
+    length: int,
+) -> None:
+    """Three come while another one is being prefilled; the last one goes first."""
+    flush(served.cluster)
+    workers = served.cluster.plan.workers
+    first = prompts(1, ahead + 1)[0]
+    ended: list[str] = []
+    tree = Mirror(workers[0].feed)
+    with closing(tree), ThreadPoolExecutor(4) as pool:
+        leader = pool.submit(ask, served.cluster, "a", first, 1)
+        tree.wait_for(first[:16])
+        for number, (name, options) in enumerate(
+            (("low", {"priority": -1}), ("none", {}), ("high", {"priority": 5})), start=1
+        ):
+            ids = prompts(1, length + 1)[0]
+            asked = pool.submit(ask, served.cluster, "a", ids, 1, **options)
+            asked.add_done_callback(lambda _, name=name: ended.append(name))
+            while in_work(workers[worker].url).get(queue) != number:
+                assert not leader.done()
+    assert ended == ["high", "none", "low"]

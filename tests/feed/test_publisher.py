@@ -1,0 +1,246 @@
+"""The publisher over real sockets: numbers without gaps, replays, requests, and overload."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import zmq
+
+from ps_sglang.feed.messages import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    Gone,
+    KvEventBatch,
+    Pin,
+    Refused,
+    Release,
+    Replay,
+    Replayed,
+    Reply,
+    Request,
+    Snapshot,
+    Standing,
+    Status,
+    TimelineRecord,
+    read_topic,
+    topic,
+)
+from ps_sglang.feed.publisher import FeedPublisher
+
+TIMELINE = TimelineRecord(rid="r", role="decode", began=1.5, queue=0.25, pulled=7)
+
+
+@pytest.fixture
+def publisher() -> Iterator[FeedPublisher]:
+    publisher = FeedPublisher(buffer_steps=4)
+    yield publisher
+    publisher.shutdown()
+
+
+class Peer:
+    """A subscriber and asker."""
+
+    def __init__(self, publisher: FeedPublisher) -> None:
+        self._context = zmq.Context()
+        self.news = self._context.socket(zmq.SUB)
+        self.control = self._context.socket(zmq.REQ)
+        for socket in (self.news, self.control):
+            socket.rcvtimeo = 20_000
+        self._publisher = publisher
+        self.news.connect(publisher.endpoint)
+        self.control.connect(publisher.control)
+
+    def subscribe(self) -> None:
+        """Subscribe to everything; published batches arrive from now on."""
+        self.news.subscribe(b"")
+        while not self.news.poll(1):  # a subscription takes effect at some time
+            self._publisher.record(TIMELINE)
+        self._publisher.record(msgspec.structs.replace(TIMELINE, rid="last"))
+        while self.record().rid != "last":
+            pass
+
+    def unsubscribe(self) -> None:
+        self.news.unsubscribe(b"")
+
+    def ask(self, request: Request) -> tuple[Reply, list[bytes]]:
+        return self.ask_raw(msgspec.msgpack.encode(request))
+
+    def ask_raw(self, content: bytes) -> tuple[Reply, list[bytes]]:
+        self.control.send(content)
+        reply, *batches = self.control.recv_multipart()
+        return msgspec.msgpack.decode(reply, type=Reply), batches
+
+    def batch(self) -> tuple[int, KvEventBatch]:
+        name, number, content = self.news.recv_multipart()
+        assert name == topic("kv", self._publisher.incarnation)
+        return int.from_bytes(number, "big"), msgspec.msgpack.decode(content, type=KvEventBatch)
+
+    def record(self) -> TimelineRecord:
+        name, _, content = self.news.recv_multipart()
+        assert name == topic("timeline", self._publisher.incarnation)
+        return msgspec.msgpack.decode(content, type=TimelineRecord)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def peer(publisher: FeedPublisher) -> Iterator[Peer]:
+    peer = Peer(publisher)
+    yield peer
+    peer.close()
+
+
+def batch(number: int) -> KvEventBatch:
+    return KvEventBatch(float(number), [BlockRemoved([number])])
+
+
+def test_batches_arrive_whole_and_in_order(publisher: FeedPublisher, peer: Peer) -> None:
+    peer.subscribe()
+    stored = BlockStored([1, -2], None, [5, 6], 1, medium="GPU", cache_salt="t")
+    sent = [KvEventBatch(0.5, [AllBlocksCleared(), stored]), *map(batch, range(1, 20))]
+    for one in sent:
+        publisher.publish(one)
+    assert [peer.batch() for _ in sent] == list(enumerate(sent))
+    publisher.record(TIMELINE)
+    assert peer.record() == TIMELINE
+
+
+def test_the_wire_is_sglangs(publisher: FeedPublisher, peer: Peer) -> None:
+    """Events are tagged maps without the fields that are not set, batches are arrays."""
+    peer.subscribe()
+    publisher.publish(KvEventBatch(0.5, [BlockStored([1], None, [5], 1), AllBlocksCleared()]))
+    _, number, content = peer.news.recv_multipart()
+    assert number == b"\0" * 8
+    stored = {
+        "type": "BlockStored",
+        "block_hashes": [1],
+        "parent_block_hash": None,
+        "token_ids": [5],
+        "block_size": 1,
+    }
+    assert msgspec.msgpack.decode(content) == [0.5, [stored, {"type": "AllBlocksCleared"}], None]
+
+
+def test_replay_has_what_is_kept_and_says_what_is_gone(
+    publisher: FeedPublisher, peer: Peer
+) -> None:
+    peer.subscribe()
+    for number in range(6):
+        publisher.publish(batch(number))
+        peer.batch()
+    mine = publisher.incarnation
+    assert peer.ask(Status()) == (Standing(mine, 6), [])
+    for first, kept in ((2, [2, 3, 4, 5]), (5, [5]), (6, [])):
+        reply, batches = peer.ask(Replay(mine, first))
+        assert reply == Replayed(mine, first, len(kept))
+        decoded = [msgspec.msgpack.decode(one, type=KvEventBatch) for one in batches]
+        assert decoded == [batch(number) for number in kept]
+    for gone in (Replay(mine, 1), Replay(mine, 7), Replay("another", 5)):
+        assert peer.ask(gone) == (Gone(mine, 6), [])
+
+
+def test_what_nobody_heard_is_not_claimed_to_be_kept(publisher: FeedPublisher, peer: Peer) -> None:
+    peer.subscribe()
+    publisher.publish(batch(0))
+    assert peer.batch()[0] == 0
+    peer.unsubscribe()
+    published = 1
+    # Until the publisher has noticed that nobody listens, it keeps batches.
+    while isinstance(peer.ask(Replay(publisher.incarnation, published - 1))[0], Replayed):
+        publisher.publish(batch(published))
+        published += 1
+    publisher.publish(batch(published))
+    reply, _ = peer.ask(Replay(publisher.incarnation, published))
+    assert reply == Gone(publisher.incarnation, published + 1)
+
+
+def test_overload_is_a_gap_not_a_wait(peer: Peer, publisher: FeedPublisher) -> None:
+    """The sender's thread is held up by a command; the queue takes two, the rest is dropped."""
+    small = FeedPublisher(max_queue_size=2)
+    other = Peer(small)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        held.set()
+        go_on.wait(20)
+
+    try:
+        other.subscribe()
+        small.on_command(hold)
+        other.control.send(msgspec.msgpack.encode(Snapshot()))
+        assert held.wait(20)
+        for number in range(5):
+            small.publish(batch(number))
+        go_on.set()
+        other.control.recv()
+        other.ask(Status())  # answered after the queue has been sent
+        small.publish(batch(5))
+        assert [other.batch()[0] for _ in range(3)] == [0, 1, 5]
+        assert other.ask(Replay(small.incarnation, 2))[0] == Gone(small.incarnation, 6)
+        assert other.ask(Replay(small.incarnation, 5))[0] == Replayed(small.incarnation, 5, 1)
+    finally:
+        go_on.set()
+        other.close()
+        small.shutdown()
+
+
+def test_commands_reach_the_owner_in_order(publisher: FeedPublisher, peer: Peer) -> None:
+    taken: list[object] = []
+    publisher.on_command(taken.append)
+    commands = [Release("s"), Pin("s", 2.5), Snapshot()]
+    for command in commands:
+        assert peer.ask(command) == (Standing(publisher.incarnation, 0), [])
+    assert taken == commands
+
+
+def test_nonsense_is_refused_by_name(publisher: FeedPublisher, peer: Peer) -> None:
+    for content in (b"", b"\xc1", msgspec.msgpack.encode({"type": "Bake"}), b"\0" * 8):
+        reply, _ = peer.ask_raw(content)
+        assert isinstance(reply, Refused)
+        assert reply.reason.startswith("not a request of the feed: ")
+    assert peer.ask(Status())[0] == Standing(publisher.incarnation, 0)
+
+
+def test_each_publisher_is_another_incarnation(publisher: FeedPublisher) -> None:
+    other = FeedPublisher()
+    assert other.incarnation != publisher.incarnation
+    other.shutdown()
+    other.shutdown()
+
+
+def test_an_address_in_use_is_an_error(publisher: FeedPublisher) -> None:
+    with pytest.raises(zmq.ZMQError, match="Address already in use"):
+        FeedPublisher(endpoint=publisher.endpoint)
+    with pytest.raises(zmq.ZMQError, match="Address already in use"):
+        FeedPublisher(replay_endpoint=publisher.control)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"attn_dp_rank": 1}, {"topic": "t"}, {"replay_endpoint": None}, {"bind": False}]
+)
+def test_settings_without_a_meaning_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"leave out --dp-size|set both addresses"):
+        FeedPublisher(**wrong)
+
+
+def test_topics() -> None:
+    assert read_topic(topic("kv", "0a")) == ("kv", "0a")
+    with pytest.raises(ValueError, match="no topic of a feed"):
+        read_topic(b"kv")
+
+
+def test_the_feed_knows_no_engine() -> None:
+    """The gateway and stand-in engines use it."""
+    program = (
+        "import sys, ps_sglang.feed.publisher, ps_sglang.feed.messages; "
+        "print(sorted({'torch', 'sglang', 'transformers'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert run.stdout == b"[]\n"

@@ -1,0 +1,359 @@
+"""A feed against the real publisher over real sockets, with a relay that disturbs it."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+from feed_parts import Frames, Mirror, Relay, Tree, running, stored
+
+from ps_sglang.feed.control import FeedError
+from ps_sglang.feed.messages import Pin, Refused, Release, Standing, Status, TimelineRecord
+from ps_sglang.feed.publisher import FeedPublisher
+from ps_sglang.feed.subscriber import Feed, Timing
+
+FAST = Timing(heartbeat=0.05, answer=2.0, lost=0.2)
+
+
+@pytest.fixture
+async def tree() -> AsyncIterator[Tree]:
+    made = Tree()
+    yield made
+    made.publisher.shutdown()
+
+
+def _feed(tree: Tree, mirror: Mirror, relay: Relay | None = None, timing: Timing = FAST) -> Feed:
+    publish = tree.publisher.endpoint if relay is None else relay.address
+    return Feed(publish, tree.publisher.control, mirror, timing)
+
+
+async def test_what_was_stored_before_and_after_it_came_is_told(tree: Tree) -> None:
+    tree.store(1)
+    tree.store(2, 1)
+    mirror = Mirror()
+    feed = _feed(tree, mirror)
+    assert not feed.is_live
+    async with running(feed):
+        await mirror.until(lambda: mirror.is_live)
+        assert mirror.parents == {1: None, 2: 1}
+        tree.store(3, 2)
+        tree.remove(3)
+        tree.store(4, 2)
+        await mirror.until(lambda: mirror.parents == tree.parents)
+        assert feed.is_live
+        assert mirror.losses == []
+
+
+async def test_news_before_the_whole_tree_has_come_are_left_out(tree: Tree) -> None:
+    mirror = Mirror()
+    feed = _feed(tree, mirror)
+    tree.snapshots_wait = True
+    async with running(feed):
+        await tree.until(lambda: bool(tree.commands))
+        while not mirror.records:  # until the subscription is there as well
+            tree.store(len(tree.parents))
+            tree.publisher.record(TimelineRecord(rid="r", role="decode", began=0.0))
+            await mirror.soon()
+        assert mirror.parents == {}
+        assert not mirror.is_live
+        tree.tell_all()
+        await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+
+
+async def test_a_batch_that_comes_twice_is_told_once(tree: Tree) -> None:
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    async with running(relay, feed):
+        await mirror.until(lambda: mirror.is_live)
+        relay.disturb = lambda frames: [frames, frames]
+        told, replays = mirror.told, feed.counts["replays"]
+        for block in range(5):
+            tree.store(block)
+        await mirror.until(lambda: mirror.parents == tree.parents)
+        tree.publisher.record(TimelineRecord(rid="r", role="decode", began=0.0))
+        await mirror.until(lambda: bool(mirror.records))
+        assert mirror.told == told + 5
+        assert feed.counts["replays"] == replays
+
+
+async def test_records_of_requests_are_told(tree: Tree) -> None:
+    mirror = Mirror()
+    record = TimelineRecord(rid="r", role="decode", began=1.5, pull=0.25, pulled=7)
+    async with running(_feed(tree, mirror)):
+        await mirror.until(lambda: mirror.is_live)
+        tree.publisher.record(record)
+        await mirror.until(lambda: bool(mirror.records))
+    assert mirror.records == [record]
+
+
+async def _live_through_relay(tree: Tree, mirror: Mirror) -> tuple[Relay, Feed]:
+    relay = Relay(tree.publisher.endpoint)
+    return relay, _feed(tree, mirror, relay)
+
+
+async def test_a_batch_that_is_missing_is_asked_for_again(tree: Tree) -> None:
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    async with running(relay, feed):
+        await mirror.until(lambda: mirror.is_live)
+        snapshots = feed.counts["snapshots"]
+        relay.disturb = lambda frames: []
+        tree.store(1)
+        tree.store(2, 1)
+        await relay.saw(relay.seen + 2)
+        relay.disturb = lambda frames: [frames]
+        tree.store(3, 2)
+        await mirror.until(lambda: mirror.parents == tree.parents)
+        assert feed.counts["replays"] >= 1
+        assert feed.counts["snapshots"] == snapshots
+
+
+async def test_a_missing_batch_that_nothing_follows_is_noticed(tree: Tree) -> None:
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    async with running(relay, feed):
+        await mirror.until(lambda: mirror.is_live)
+        snapshots = feed.counts["snapshots"]
+        relay.disturb = lambda frames: []
+        tree.store(1)
+        await mirror.until(lambda: mirror.parents == {1: None})
+        assert feed.counts["snapshots"] == snapshots
+
+
+async def test_batches_that_are_gone_are_replaced_by_the_whole_tree() -> None:
+    tree = Tree(buffer_steps=1)
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    try:
+        async with running(relay, feed):
+            await mirror.until(lambda: mirror.is_live)
+            relay.disturb = lambda frames: []
+            for block in range(5):
+                tree.store(block)
+            await relay.saw(relay.seen + 5)
+            relay.disturb = lambda frames: [frames]
+            tree.store(9)
+            await mirror.until(lambda: mirror.parents == tree.parents)
+            assert feed.counts["snapshots"] > 1
+            assert mirror.losses == []
+    finally:
+        tree.publisher.shutdown()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda frames: frames[:2],
+        lambda frames: [b"kv", *frames[1:]],
+        lambda frames: [frames[0], b"\0", frames[2]],
+        lambda frames: [b"news:" + frames[0][3:], *frames[1:]],
+    ],
+    ids=["truncated", "no topic", "short number", "unknown kind"],
+)
+async def test_a_damaged_message_is_asked_for_again(damage: object, tree: Tree) -> None:
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    async with running(relay, feed):
+        await mirror.until(lambda: mirror.is_live)
+        relay.disturb = lambda frames: [damage(frames)]  # type: ignore[operator]
+        tree.store(1)
+        await mirror.until(lambda: mirror.parents == tree.parents)
+    if "news" not in str(damage):
+        assert feed.counts["replays"] >= 1
+
+
+async def test_a_batch_with_damaged_content_leads_to_the_whole_tree(
+    tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    async with running(relay, feed):
+        await mirror.until(lambda: mirror.is_live)
+        relay.disturb = lambda frames: [[*frames[:2], frames[2][:-1]]]
+        tree.store(1)
+        await relay.saw(relay.seen + 1)
+        relay.disturb = lambda frames: [frames]
+        await mirror.until(lambda: mirror.parents == tree.parents)
+        assert feed.counts["snapshots"] > 1
+    assert "its events do not fit" in caplog.text
+
+
+async def test_an_event_that_does_not_fit_leads_to_the_whole_tree(
+    tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror()
+    async with running(_feed(tree, mirror)):
+        await mirror.until(lambda: mirror.is_live)
+        tree.parents[7] = None
+        tree.publish(stored(8, 7))
+        tree.parents[8] = 7
+        await mirror.until(lambda: mirror.parents == {7: None, 8: 7})
+    assert "block 7 is not here" in caplog.text
+
+
+async def test_a_tree_that_does_not_add_up_is_asked_for_until_it_does(tree: Tree) -> None:
+    mirror = Mirror()
+    feed = _feed(tree, mirror)
+    tree.parents[8] = 7
+    async with running(feed):
+        await mirror.until(lambda: len(mirror.losses) > 1)
+        assert not mirror.is_live
+        assert not feed.is_live
+        assert mirror.losses[0] == "its events do not fit: block 7 is not here"
+        tree.parents = {7: None, 8: 7}
+        await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+
+
+async def test_a_worker_that_has_restarted_is_told_anew(tree: Tree) -> None:
+    mirror = Mirror()
+    feed = _feed(tree, mirror)
+    async with running(feed):
+        tree.store(1)
+        await mirror.until(lambda: mirror.parents == {1: None})
+        tree.publisher.shutdown()
+        again = Tree(endpoint=tree.publisher.endpoint, replay_endpoint=tree.publisher.control)
+        try:
+            again.store(2)
+            await mirror.until(lambda: mirror.is_live and mirror.parents == {2: None})
+        finally:
+            again.publisher.shutdown()
+    assert mirror.losses[-1] == "it has restarted"
+
+
+async def test_last_words_of_a_worker_that_has_restarted_are_ignored(tree: Tree) -> None:
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    async with running(relay, feed):
+        await mirror.until(lambda: mirror.is_live)
+        snapshots = feed.counts["snapshots"]
+        relay.disturb = lambda frames: [[b"kv:former", *frames[1:]]] * 3 + [frames]
+        tree.store(1)
+        tree.store(2)
+        await mirror.until(lambda: mirror.parents == tree.parents)
+        # One question settles who speaks; it makes the worker tell its whole tree.
+        assert feed.counts["snapshots"] == snapshots + 1
+        assert mirror.losses == []
+
+
+async def test_a_silent_worker_is_lost(tree: Tree) -> None:
+    mirror = Mirror()
+    feed = _feed(tree, mirror, timing=Timing(heartbeat=0.05, answer=0.1, lost=0.2))
+    async with running(feed):
+        tree.store(1)
+        await mirror.until(lambda: mirror.is_live and bool(mirror.parents))
+        tree.publisher.shutdown()
+        await mirror.until(lambda: not mirror.is_live)
+        assert mirror.losses == ["it has not answered for 0.1 s"]
+        assert not feed.is_live
+        assert feed.counts["losses"] == 1
+
+
+async def test_commands_reach_the_worker(tree: Tree) -> None:
+    feed = _feed(tree, Mirror())
+    assert isinstance(await feed.ask(Release("s")), Standing)
+    await feed.ask(Pin("s", 2.5))
+    feed.close()
+    await asyncio.sleep(0)
+    assert tree.commands == [Release("s"), Pin("s", 2.5)]
+
+
+async def test_a_late_answer_is_not_taken_for_the_next_ones() -> None:
+    router = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+    router.linger = 0
+    router.bind("tcp://127.0.0.1:*")
+    timing = Timing(heartbeat=1, answer=0.2, lost=1)
+    feed = Feed("tcp://127.0.0.1:1", router.get_string(zmq.LAST_ENDPOINT), Mirror(), timing)
+    try:
+        with pytest.raises(FeedError, match=r"has not answered for 0\.2 s"):
+            await feed.ask(Status())
+        late = await router.recv_multipart()
+        second = asyncio.create_task(feed.ask(Status()))
+        now = await router.recv_multipart()
+        for frames, incarnation in ((late, "late"), (now, "now")):
+            reply = msgspec.msgpack.encode(Standing(incarnation, 0))
+            await router.send_multipart([frames[0], b"", reply])
+        assert await second == Standing("now", 0)
+    finally:
+        feed.close()
+        router.close()
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([b"", msgspec.msgpack.encode(Refused("no"))], "refused Status.*: no"),
+        ([b"", b"\xc1"], "not understood"),
+        ([b""], "not understood"),
+    ],
+)
+async def test_an_answer_that_is_none_is_an_error(frames: Frames, message: str) -> None:
+    router = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+    router.linger = 0
+    router.bind("tcp://127.0.0.1:*")
+    feed = Feed("tcp://127.0.0.1:1", router.get_string(zmq.LAST_ENDPOINT), Mirror())
+    try:
+        answer = asyncio.create_task(feed.ask(Status()))
+        peer, *_ = await router.recv_multipart()
+        await router.send_multipart([peer, *frames])
+        with pytest.raises(FeedError, match=message):
+            await answer
+    finally:
+        feed.close()
+        router.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_disturbance_ends_with_the_tree(seed: int) -> None:
+    source = random.Random(seed)
+    tree = Tree(buffer_steps=source.choice((2, 8, 1000)))
+    held_back: list[Frames] = []
+    past: list[Frames] = []
+
+    def disturb(frames: Frames) -> list[Frames]:
+        fate = source.random()
+        if fate < 0.15:
+            return []
+        if fate < 0.3:
+            return [frames, frames]
+        past.append(frames)
+        if fate < 0.4:
+            return [source.choice(past), frames]
+        if fate < 0.5:
+            held_back.append(frames)
+            return []
+        out = [frames, *held_back]
+        held_back.clear()
+        return out
+
+    mirror = Mirror()
+    relay, feed = await _live_through_relay(tree, mirror)
+    try:
+        async with running(relay, feed):
+            relay.disturb = disturb
+            for number in range(300):
+                leaves = sorted(set(tree.parents) - set(tree.parents.values()))
+                if leaves and source.random() < 0.4:
+                    tree.remove(source.choice(leaves))
+                else:
+                    tree.store(number, source.choice([None, *tree.parents]))
+                if number % 10 == 0:
+                    await asyncio.sleep(0)
+            await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+    finally:
+        tree.publisher.shutdown()
+
+
+async def test_an_address_where_nobody_is_is_no_error_but_never_live() -> None:
+    publisher = FeedPublisher()
+    publisher.shutdown()
+    mirror = Mirror()
+    timing = Timing(heartbeat=0.01, answer=0.05, lost=0.05)
+    feed = Feed(publisher.endpoint, publisher.control, mirror, timing)
+    async with running(feed):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await mirror.until(lambda: mirror.is_live)
+    assert mirror.losses == []

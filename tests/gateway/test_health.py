@@ -1,0 +1,243 @@
+"""Workers that stop answering: found, left alone, tried again; requests stuck on them go on."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from gateway_setup import Setup, running
+from standin_engine import Plan, Worker
+
+from ps_sglang.gateway.breaker import FAILURES
+from ps_sglang.gateway.health import Timing
+from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.state import GATEWAY
+
+ROUTE = "/v1/completions"
+BODY = {"prompt": "one two", "model": "a"}
+# Much is asked, so that no test waits; answers may take long, so that none is missed by chance.
+SERVERS = Timing(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
+ENGINES = Timing(every=0.02, engine_every=0.02, engine_deadline=0.5, engine_silence=0.5)
+
+
+@pytest.fixture
+async def quick() -> AsyncIterator[Setup]:
+    """One prefill worker, decoders `a` and `b`; servers are asked all the time."""
+    async with running(SERVERS) as setup:
+        yield setup
+
+
+def member(gateway: Setup, worker: Worker) -> AnyMember:
+    found = gateway.app[GATEWAY].pool.get(worker.name)
+    assert found is not None
+    return found
+
+
+async def becomes(gateway: Setup, worker: Worker, health: Health) -> None:
+    """Ask until the gateway sees `worker` so; the test's own time limit ends a vain wait."""
+    while await state(gateway, worker) != health.value:
+        pass
+
+
+async def state(gateway: Setup, worker: Worker) -> str:
+    """The worker's state as /workers tells it."""
+    listed = (await get(gateway, "/workers"))["workers"]
+    return str(next(one["state"] for one in listed if one["name"] == worker.name))
+
+
+async def get(gateway: Setup, path: str) -> Any:
+    async with gateway.http.get(gateway.url + path) as response:
+        return await response.text() if path == "/metrics" else await response.json()
+
+
+timing_and_silence = pytest.mark.parametrize(
+    ("timing", "silent"),
+    [(SERVERS, "silent"), (ENGINES, "engine_silent")],
+    ids=["server", "engine"],
+)
+REPLICATED: dict[str, Any] = {"prefill": 2, "decoders": ("a",), "replicas": 2}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("stream", [False, True])
+@timing_and_silence
+async def test_requests_stuck_on_a_silent_worker_go_to_another(
+    timing: Timing, silent: str, stream: bool, role: str
+) -> None:
+    """It accepts them and never answers, as a stopped process does."""
+    async with running(timing, **REPLICATED) as gateway:
+        cluster = gateway.cluster
+        first, second = cluster.prefill if role == "prefill" else cluster.decode["a"]
+        setattr(first, silent, True)
+
+        async def ask() -> tuple[int, str]:
+            async with gateway.http.post(
+                gateway.url + ROUTE, json={**BODY, "stream": stream}
+            ) as response:
+                return response.status, await response.text()
+
+        answers = await asyncio.gather(*(ask() for _ in range(4)))
+        assert all(status == 200 and "a-x-2" in text for status, text in answers)
+        assert first.requests
+        assert len(second.requests) == 4
+        assert gateway.pending() == 0
+        assert member(gateway, first).health is Health.BROKEN
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@timing_and_silence
+async def test_no_other_worker_is_a_clear_error(timing: Timing, silent: str, role: str) -> None:
+    async with running(timing) as gateway:
+        worker = gateway.prefill if role == "prefill" else gateway.decode()
+        setattr(worker, silent, True)
+        status, answer = await gateway.post(ROUTE, BODY)
+        assert (status, answer["error"]["code"]) == (503, "worker_unreachable")
+        path = "/ready" if timing is SERVERS else "/health"
+        assert answer["error"]["message"] == (
+            f"{role} worker '{worker.name}' is unreachable: it did not answer {path} within 0.5 s"
+        )
+        assert gateway.pending() == 0
+
+
+async def test_a_decode_worker_that_notices_first_is_not_to_blame() -> None:
+    """It fails the handoff from a prefill worker that the gateway is still giving time."""
+    patient = dataclasses.replace(SERVERS, silence=1000.0)
+    async with running(patient, prefill=2, decoders=("a",)) as gateway:
+        first, second = gateway.cluster.prefill
+        first.silent = True
+        lost = asyncio.Event()
+        gateway.decode().plan = Plan(lost_prefill=lost)
+        request = asyncio.create_task(gateway.post(ROUTE, BODY))
+        await gateway.decode().saw(1)
+        await becomes(gateway, first, Health.BROKEN)
+        assert first.requests
+        gateway.decode().plan = Plan()
+        lost.set()
+        assert (await request)[0] == 200
+        assert len(second.requests) == 1
+        assert member(gateway, gateway.decode()).health is Health.GOOD
+
+
+async def test_a_stream_that_has_begun_ends_with_an_error(quick: Setup) -> None:
+    quick.decode().plan.step = asyncio.Semaphore(1)
+    async with quick.http.post(quick.url + ROUTE, json={**BODY, "stream": True}) as response:
+        assert response.status == 200
+        await response.content.readuntil(b"\n\n")
+        quick.decode().silent = True
+        last = (await response.text()).strip().split("\n\n")[-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert "is unreachable: it did not answer /ready within 0.5 s" in error["message"]
+
+
+async def test_a_stream_outlives_its_prefill_worker(quick: Setup) -> None:
+    """After the handoff nothing of it is needed any more."""
+    step = quick.decode().plan.step = asyncio.Semaphore(1)
+    async with quick.http.post(quick.url + ROUTE, json={**BODY, "stream": True}) as response:
+        await response.content.readuntil(b"\n\n")
+        await member(quick, quick.prefill).wait_idle()
+        quick.prefill.silent = True
+        await becomes(quick, quick.prefill, Health.BROKEN)
+        for _ in range(2):
+            step.release()
+        assert (await response.text()).strip().endswith("data: [DONE]")
+
+
+async def test_only_engines_at_work_are_asked() -> None:
+    """Of an idle one the question would make a forward pass; of one that loads, an alarm."""
+    async with running(ENGINES, decoders=("a", "b", "c")) as gateway:
+        idle, loading, working = (gateway.decode(name) for name in "abc")
+        requests = []
+        for worker in (loading, working):
+            worker.plan.step = asyncio.Semaphore(0)
+            body = {**BODY, "model": worker.decoder}
+            requests.append(asyncio.create_task(gateway.post(ROUTE, body)))
+            await worker.saw(1)
+        with gateway.app[GATEWAY].health.engine_busy(member(gateway, loading)):
+            for worker in (idle, loading, working):
+                worker.engine_silent = True
+            await becomes(gateway, working, Health.BROKEN)
+            assert member(gateway, idle).health is member(gateway, loading).health is Health.GOOD
+            assert loading.plan.step is not None
+            for _ in range(3):
+                loading.plan.step.release()
+            assert [status for status, _ in await asyncio.gather(*requests)] == [200, 503]
+
+
+async def test_a_broken_worker_is_left_alone_and_tried_again() -> None:
+    async with running(SERVERS, **REPLICATED) as gateway:
+        first, second = gateway.cluster.decode["a"]
+        first.ready = False
+        await becomes(gateway, first, Health.BROKEN)
+        for _ in range(4):
+            assert (await gateway.post(ROUTE, BODY))[0] == 200
+        assert (len(first.requests), len(second.requests)) == (0, 4)
+        first.ready = True
+        await becomes(gateway, first, Health.GOOD)
+        while not first.requests:
+            assert (await gateway.post(ROUTE, BODY))[0] == 200
+
+
+async def test_a_worker_whose_engine_stays_silent_stays_broken(quick: Setup) -> None:
+    """Its server answers; that is not enough for one that was broken."""
+    worker = quick.decode()
+    worker.ready = False
+    await becomes(quick, worker, Health.BROKEN)
+    worker.engine_silent = True
+    worker.ready = True
+    reason = member(quick, worker).problem
+    while member(quick, worker).problem == reason:
+        assert await state(quick, worker) == "broken"
+    assert member(quick, worker).problem == "it did not answer /health within 0.5 s"
+    assert quick.app[GATEWAY].health.broken["a-0"] == 1
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_lost_connection_breaks_at_once(quick: Setup, role: str) -> None:
+    worker = quick.prefill if role == "prefill" else quick.decode()
+    await worker.stop()
+    await becomes(quick, worker, Health.BROKEN)
+    problem = member(quick, worker).problem
+    assert problem is not None
+    assert "Connect call failed" in problem
+
+
+async def test_a_worker_that_fails_every_request_breaks() -> None:
+    """Its probes all succeed. Nothing is probed here, so that it stays broken."""
+    rarely = Timing(every=1000.0, engine_every=1000.0)
+    async with running(rarely, prefill=2, decoders=("a",)) as gateway:
+        bad, good = gateway.cluster.prefill
+        bad.plan = Plan(refuse=(500, {"message": "out of pages"}))
+        statuses = [(await gateway.post(ROUTE, BODY))[0] for _ in range(4 * FAILURES)]
+        assert statuses.count(502) == FAILURES == len(bad.requests)
+        assert member(gateway, bad).health is Health.BROKEN
+        assert len(good.requests) == 3 * FAILURES
+
+
+async def test_workers_that_join_are_watched_and_those_that_leave_are_not(quick: Setup) -> None:
+    worker = await quick.cluster.start("c-0", "c")
+    async with quick.http.post(
+        quick.url + "/workers", json={"url": worker.url, "name": "c-0"}
+    ) as response:
+        assert response.status == 201
+    joined = member(quick, worker)
+    worker.silent = True
+    await becomes(quick, worker, Health.BROKEN)
+    async with quick.http.delete(quick.url + "/workers/c-0") as response:
+        assert response.status == 200
+    quick.app[GATEWAY].health.succeeded(joined)
+    assert joined.health is Health.BROKEN
+
+
+async def test_states_are_shown(quick: Setup) -> None:
+    quick.decode().silent = True
+    await becomes(quick, quick.decode(), Health.BROKEN)
+    listed = (await get(quick, "/workers"))["workers"][1]
+    assert (listed["state"], listed["times_broken"]) == ("broken", 1)
+    assert listed["problem"] == "it did not answer /ready within 0.5 s"
+    text = await get(quick, "/metrics")
+    state = 'ps_sglang_gateway_worker_state{decoder="a",role="decode",state="%s",worker="a-0"} %d.0'
+    assert state % ("broken", 1) in text
+    assert state % ("good", 0) in text
+    assert 'ps_sglang_gateway_worker_broken_total{worker="a-0"} 1.0' in text

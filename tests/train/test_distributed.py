@@ -1,0 +1,98 @@
+"""Two processes through accelerate, on the CPU (gloo)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_setup import Run, conversations, write_rows
+from transformers import AutoModelForCausalLM
+
+from ps_sglang.train.attention import ATTENTION
+from ps_sglang.train.base import BaseReader, FrozenBase
+from ps_sglang.train.batches import Answer, Example, conditioned_batch
+from ps_sglang.train.steps import CacheConditioned
+
+# Several processes that import torch and transformers, on as few cores as there are.
+pytestmark = pytest.mark.timeout(300)
+
+STEPS = 9
+SHARDED_STEP = Path(__file__).parent / "programs" / "sharded_step.py"
+
+
+@pytest.mark.parametrize("flags", [(), ("--lora-rank", "4")], ids=["all weights", "lora"])
+def test_two_processes_have_the_loss_of_one(
+    tiny: dict[str, Path], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """Half of the batch each; 9 steps of 8 rows in a second epoch, 7 evaluation rows."""
+    dev = write_rows(tmp_path / "dev.jsonl", conversations(7, seed=2))
+    one, two = (Run(tmp_path / name, tiny["base"]) for name in ("one", "two"))
+    one.train(
+        steps=STEPS, batch_size=8, eval_data=str(dev), lora_rank=int(flags[1]) if flags else 0
+    )
+    launched(two, "--eval-data", str(dev), *flags)
+    for key in ("loss", "grad_norm", "eval_loss"):
+        wanted = one.log(key)
+        assert two.log(key) == pytest.approx(wanted, rel=1e-4), key
+        assert wanted
+    other = load_file(two.out / "model.safetensors")
+    for name, weights in load_file(one.out / "model.safetensors").items():
+        # AdamW divides small gradients by their size: rounding moves a weight by up to its step.
+        torch.testing.assert_close(other[name], weights, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def launched(run: Run, *flags: str) -> None:
+    settings = {**run.settings, "batch_size": 4, "steps": STEPS}
+    arguments = [x for k, v in settings.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    said = processes("-m", "ps_sglang.train", *arguments, *flags).stderr
+    # Only the first process speaks.
+    assert said.count("done: decoder in") == 1, said[-3000:]
+
+
+def processes(*program: str) -> subprocess.CompletedProcess[str]:
+    """Two of them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *program]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_sharded_weights_have_the_gradients_of_whole_ones(tiny: dict[str, Path]) -> None:
+    """FSDP itself: accelerate does not turn it on without a GPU. With gradient checkpointing."""
+    chance = random.Random(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(chance.randrange(3, 400) for _ in range(count))
+
+    rows = [Example(tokens(n), (Answer(n, tokens(m)),)) for n, m in ((10, 5), (12, 8), (4, 6))]
+    rows.append(Example(tokens(30), (Answer(3, tokens(4)), Answer(30, tokens(9)))))
+    base, decoder = (
+        AutoModelForCausalLM.from_pretrained(
+            tiny[name], dtype=torch.float64, attn_implementation=ATTENTION
+        )
+        for name in ("base", "a")
+    )
+    loss = CacheConditioned(BaseReader(FrozenBase(base))).losses(decoder, conditioned_batch(rows))
+    loss.sum().backward()
+    folders = (str(tiny["base"]), str(tiny["a"]))
+    sharded = json.loads(
+        processes(str(SHARDED_STEP), *folders, json.dumps([asdict(row) for row in rows])).stdout
+    )
+    assert sharded["loss"] == pytest.approx(loss.sum().item(), rel=1e-9)
+    wanted = {name: value.grad.norm().item() for name, value in decoder.named_parameters()}
+    assert sharded["gradients"] == pytest.approx(wanted, rel=1e-9)

@@ -1,0 +1,372 @@
+"""Prefill and decode workers in one process: the real protocol, a network and a clock to bend.
+
+The engines are stand-ins that do with pages what SGLang does: a prefill worker fills pages chunk
+by chunk, keeps them until their lease ends, and overwrites them from then on; a decode worker
+polls, checks every byte of what it was told is there, and overwrites its pages once it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ps_sglang.engine.transfer.lender import Lender
+from ps_sglang.engine.transfer.limits import Limits
+from ps_sglang.engine.transfer.memory import HostRows, Indices
+from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.reader import Outcome, Reader
+from ps_sglang.engine.transfer.shared_pool import (
+    AttachedPool,
+    PoolDescriptor,
+    SharedMemory,
+    UnreachablePoolError,
+    describe,
+)
+
+PAGES, BUFFERS, WIDTH = 96, 3, 64
+AUX_SLOTS, AUX_WIDTH = 32, 40
+TICK_S = 0.5
+FOUR_PAGES = 4 * BUFFERS * WIDTH
+LIMITS = Limits(batch_bytes=FOUR_PAGES, fetches=2, linger_s=90.0)
+
+Carry = Callable[[Frames], list[tuple[float, Frames]]]  # frames -> copies, each with its delay
+
+
+class World:
+    """A clock, and a network that carries messages between endpoints."""
+
+    def __init__(self, carry: Carry | None = None) -> None:
+        self.now = 0.0
+        self.carry: Carry = carry or (lambda frames: [(0.001, frames)])
+        self.nodes: dict[str, Prefill | Decode] = {}
+        self.sent: list[tuple[str, Frames]] = []
+        self._mail: list[tuple[float, int, str, Frames]] = []
+        self._letters = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def send(self, endpoint: str, frames: Frames) -> None:
+        self.sent.append((endpoint, frames))
+        for delay, copy in self.carry(frames):
+            # What is on its way does not change with the sender's memory: TCP has copied it.
+            letter = [bytes(frame) for frame in copy]
+            self._letters += 1
+            heapq.heappush(self._mail, (self.now + delay, self._letters, endpoint, letter))
+
+    def deliver_until(self, time: float) -> None:
+        """Deliver all that arrives before `time`."""
+        while self._mail and self._mail[0][0] <= time:
+            self.now, _, endpoint, frames = heapq.heappop(self._mail)
+            node = self.nodes.get(endpoint)
+            if node is not None and not node.stopped:
+                node.receive(frames)
+        self.now = time
+
+    def run(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass: messages, ticks and polls."""
+        end = self.now + seconds
+        while self.now < end and not until():
+            self.deliver_until(self.now + 0.01)
+            for node in list(self.nodes.values()):
+                node.step()
+
+
+@dataclass
+class PrefillRequest:
+    """A request on a prefill worker: pages it fills, and how the handoff ended."""
+
+    content: np.ndarray  # [buffers, pages, width]
+    metadata: bytes
+    rows: Indices
+    slot: int
+    chunks: list[int]  # pages of each chunk that is still to be computed
+    next_chunk_at: float
+    pace_s: float
+    held: int = 0  # pages that the decode worker has already
+    sent: int = 0
+    pulled: bool = False
+    outcome: Outcome | None = None
+    released: bool = False
+
+
+@dataclass
+class Prefill:
+    """A prefill worker process."""
+
+    world: World
+    endpoint: str
+    incarnation: str
+    source: random.Random
+    fingerprint: str = "base"
+    stopped: bool = False
+    requests: dict[int, PrefillRequest] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shared = SharedMemory(BUFFERS * PAGES * WIDTH)
+        self.memory = np.frombuffer(self.shared.buffer, dtype=np.uint8)
+        self.memory = self.memory[: BUFFERS * PAGES * WIDTH].reshape(BUFFERS, PAGES, WIDTH)
+        self.aux = np.zeros((AUX_SLOTS, AUX_WIDTH), dtype=np.uint8)
+        addresses = [buffer.ctypes.data for buffer in self.memory]
+        lengths = [PAGES * WIDTH] * BUFFERS
+        self.free = set(range(PAGES))
+        self.slots = set(range(AUX_SLOTS))
+        self.lender = Lender(
+            HostRows(addresses, lengths, [WIDTH] * BUFFERS),
+            aux_rows(self.aux),
+            base_fingerprint=self.fingerprint,
+            incarnation=self.incarnation,
+            pool=describe(addresses, lengths),
+            send=self._send,
+            events=self,
+            clock=self.world.clock,
+            limits=LIMITS,
+            count=lambda what, path, n: count(self.counts, what, path, n),
+        )
+        self.ticked_at = 0.0
+        self.world.nodes[self.endpoint] = self
+
+    def _send(self, endpoint: str, frames: Frames) -> None:
+        if self.world.nodes.get(self.endpoint) is self:
+            self.world.send(endpoint, frames)
+
+    def start(
+        self, room: int, tokens: list[int], content: np.ndarray, metadata: bytes, *, held: int = 0,
+        chunks: list[int] | None = None, pace_s: float = 0.05,
+    ) -> None:  # fmt: skip
+        """A request comes whose pages have this content."""
+        pages = content.shape[1]
+        rows = self.source.sample(sorted(self.free), pages)
+        self.free -= set(rows)
+        slot = self.source.choice(sorted(self.slots))
+        self.slots.remove(slot)
+        self.requests[room] = PrefillRequest(
+            content, metadata, np.array(rows, dtype=np.int32), slot, chunks or [pages],
+            self.world.now, pace_s,
+        )  # fmt: skip
+        self.lender.open(room, BasePrefix.of(tokens))
+
+    def pulled(self, room: int, prefix_tokens: int) -> None:
+        request = self.requests[room]
+        request.pulled, request.held = True, prefix_tokens
+        request.sent = prefix_tokens  # a page is a token here
+
+    def landed(self, room: int) -> None:
+        self._ended(room, Outcome())
+
+    def failed(self, room: int, reason: str) -> None:
+        self._ended(room, Outcome(reason))
+
+    def _ended(self, room: int, outcome: Outcome) -> None:
+        assert self.requests[room].outcome is None, "a request ends once"
+        self.requests[room].outcome = outcome
+
+    def receive(self, frames: Frames) -> None:
+        receive(self.lender, frames)
+
+    def step(self) -> None:
+        """What the scheduler does: compute chunks, offer them, free what is over."""
+        if self.stopped:
+            return
+        if self.world.now - self.ticked_at >= TICK_S:
+            self.ticked_at = self.world.now
+            self.lender.tick()
+        for room, request in self.requests.items():
+            if request.outcome is None and request.pulled:
+                self._compute(room, request)
+            if request.outcome is not None and not request.released:
+                self.release(room, "over")
+
+    def _compute(self, room: int, request: PrefillRequest) -> None:
+        if not request.chunks or self.world.now < request.next_chunk_at:
+            return
+        end = request.content.shape[1] - sum(request.chunks[1:])
+        request.chunks.pop(0)
+        request.next_chunk_at = self.world.now + request.pace_s
+        self.memory[:, request.rows[:end]] = request.content[:, :end]
+        self.aux[request.slot] = np.frombuffer(request.metadata, dtype=np.uint8)
+        last = not request.chunks
+        rows = request.rows[request.sent : end] if end > request.sent else request.rows[:0]
+        request.sent = max(end, request.sent)
+        if len(rows) or last:
+            self.lender.offer(room, rows, request.slot if last else None)
+
+    def abort(self, room: int) -> None:
+        """The client hangs up."""
+        request = self.requests[room]
+        if request.outcome is None:
+            request.outcome = Outcome("the prefill worker aborted the request")
+            self.release(room, request.outcome.failure or "")
+
+    def release(self, room: int, reason: str) -> None:
+        """Free a request's pages; somebody else writes them at once."""
+        request = self.requests[room]
+        request.released = True
+        self.lender.close(room, reason)
+        self.memory[:, request.rows] = 0xEE
+        self.aux[request.slot] = 0xEE
+        self.free |= set(request.rows.tolist())
+        self.slots.add(request.slot)
+        request.rows = request.rows[:0]
+
+    def idle(self) -> bool:
+        return len(self.free) == PAGES and len(self.slots) == AUX_SLOTS
+
+
+@dataclass
+class DecodeRequest:
+    """A request on a decode worker."""
+
+    peer: str
+    content: np.ndarray
+    metadata: bytes
+    rows: Indices
+    slot: int
+    outcome: Outcome | None = None
+
+
+@dataclass
+class Decode:
+    """A decode worker process."""
+
+    world: World
+    endpoint: str
+    nonce: str
+    source: random.Random
+    same_host: bool = True
+    fingerprint: str = "base"
+    poll_s: float = 0.01
+    buffers: int = BUFFERS
+    land_batches: int = 8
+    news: int = 0
+    stopped: bool = False
+    requests: dict[int, DecodeRequest] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.memory = np.full((BUFFERS, PAGES, WIDTH), 0xDD, dtype=np.uint8)
+        self.aux = np.full((AUX_SLOTS, AUX_WIDTH), 0xDD, dtype=np.uint8)
+        self.free = set(range(PAGES))
+        self.slots = set(range(AUX_SLOTS))
+        self.reader = Reader(
+            HostRows(
+                [buffer.ctypes.data for buffer in self.memory[: self.buffers]],
+                [PAGES * WIDTH] * self.buffers,
+                [WIDTH] * self.buffers,
+            ),
+            aux_rows(self.aux),
+            session=f"{self.endpoint}#{self.nonce}",
+            base_fingerprint=self.fingerprint,
+            send=self._send,
+            clock=self.world.clock,
+            open_pool=self._open_pool,
+            news=self._ring,
+            limits=replace(LIMITS, land_batches=self.land_batches),
+            count=lambda what, path, n: count(self.counts, what, path, n),
+        )
+        self.ticked_at = self.polled_at = 0.0
+        self.world.nodes[self.endpoint] = self
+
+    def _ring(self) -> None:
+        self.news += 1
+
+    def _open_pool(self, descriptor: PoolDescriptor) -> AttachedPool:
+        if not self.same_host:
+            raise UnreachablePoolError("it is on another host")
+        return AttachedPool(descriptor)
+
+    def _send(self, endpoint: str, frames: Frames) -> None:
+        if self.world.nodes.get(self.endpoint) is self:
+            self.world.send(endpoint, frames)
+
+    def start(
+        self, room: int, peer: str, tokens: list[int], content: np.ndarray, metadata: bytes,
+        *, held: int = 0,
+    ) -> None:  # fmt: skip
+        """A request comes that holds the first `held` pages of `content` already."""
+        rows = self.source.sample(sorted(self.free), content.shape[1] - held)
+        self.free -= set(rows)
+        slot = self.source.choice(sorted(self.slots))
+        self.slots.remove(slot)
+        self.requests[room] = DecodeRequest(
+            peer, content[:, held:], metadata, np.array(rows, dtype=np.int32), slot
+        )
+        self.reader.pull(
+            room, peer, rows=self.requests[room].rows, aux_slot=slot, prefix_tokens=held,
+            prefix=BasePrefix.of(tokens),
+        )  # fmt: skip
+
+    def receive(self, frames: Frames) -> None:
+        receive(self.reader, frames)
+
+    def step(self) -> None:
+        """What the scheduler does: poll, check what came, free it."""
+        if self.stopped:
+            return
+        if self.world.now - self.ticked_at >= TICK_S:
+            self.ticked_at = self.world.now
+            self.reader.tick()
+        if self.world.now - self.polled_at < self.poll_s:
+            return
+        self.polled_at = self.world.now
+        for room, request in self.requests.items():
+            if request.outcome is None and (outcome := self.reader.land(room)) is not None:
+                if outcome.failure is None:
+                    self._check(request)
+                self._end(room, outcome)
+
+    def _check(self, request: DecodeRequest) -> None:
+        assert (self.memory[:, request.rows] == request.content).all(), "a wrong page was accepted"
+        if len(request.rows):
+            assert self.aux[request.slot].tobytes() == request.metadata, "wrong metadata"
+
+    def abort(self, room: int) -> None:
+        """The client hangs up."""
+        if self.requests[room].outcome is None:
+            self._end(room, Outcome("the decode worker aborted the request"))
+
+    def _end(self, room: int, outcome: Outcome) -> None:
+        request = self.requests[room]
+        request.outcome = outcome
+        self.reader.close(room)
+        self.memory[:, request.rows] = 0xDD
+        self.aux[request.slot] = 0xDD
+        self.free |= set(request.rows.tolist())
+        self.slots.add(request.slot)
+
+    def untouched(self) -> bool:
+        """Whether nothing was written into pages that no request owns."""
+        free = sorted(self.free)
+        return bool((self.memory[:, free] == 0xDD).all() and len(free) == PAGES)
+
+
+def aux_rows(aux: np.ndarray) -> HostRows:
+    return HostRows([aux.ctypes.data], [aux.nbytes], [aux.shape[1]])
+
+
+def receive(side: Lender | Reader, frames: Frames) -> None:
+    with contextlib.suppress(MalformedMessageError):  # dropped, as the socket thread does
+        side.receive(frames)
+
+
+def count(counts: dict[str, int], what: str, path: str, amount: int) -> None:
+    name = f"{what}.{path}" if path else what
+    counts[name] = counts.get(name, 0) + amount
+
+
+def contents(source: random.Random) -> Iterator[tuple[list[int], np.ndarray, bytes]]:
+    """Token ids, the pages of their KV, and metadata: of one new request after the other."""
+    while True:
+        pages = source.choice((0, 1, 3, 4, 9, 14))
+        tokens = [source.randrange(50_000) for _ in range(pages)]
+        noise: Any = source.randbytes(BUFFERS * pages * WIDTH)
+        content = np.frombuffer(noise, dtype=np.uint8).reshape(BUFFERS, pages, WIDTH)
+        yield tokens, content, source.randbytes(AUX_WIDTH)

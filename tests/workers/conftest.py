@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from workers_server import Gateway, serving
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with serving() as found:
+        yield found
