@@ -6,7 +6,6 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import msgspec
 
 from benchmarks.gateway.messages import EngineConfig, Totals
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.launch.ports import free_ports
 
 _START_S: Final = 60.0
 _STOP_S: Final = 10.0
@@ -160,7 +160,7 @@ def routers(engines: Fleet, folder: Path, options: Sequence[str] = ()) -> Iterat
     with contextlib.ExitStack() as stack:
         urls, pids = {}, []
         for engine in engines.decode:
-            port, metrics = _free_port(), _free_port()
+            port, metrics = free_ports(2)
             command = [sys.executable, "-m", "benchmarks.gateway.start_router"]
             command += ["--host", "127.0.0.1", "--port", str(port)]
             command += ["--prometheus-port", str(metrics), "--pd-disaggregation"]
@@ -228,9 +228,3 @@ def _wait_until_healthy(url: str) -> None:
             if time.monotonic() > limit:
                 raise SystemExit(f"{url} was not ready in {_START_S:.0f} s") from None
             time.sleep(0.1)  # between polls of a process that has no other way to say so
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,6 +10,7 @@ from ps_sglang.contract.check import Checkpoint, compare
 from ps_sglang.contract.differences import Difference, report, shape_rows
 from ps_sglang.contract.files import read_object
 from ps_sglang.contract.shape import read_shape
+from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
 from ps_sglang.errors import ContractError
 
@@ -67,7 +68,7 @@ def _fixed(folder: Path) -> dict[str, Any]:
     found = {item: config.get(item) for item in _CONFIG_ITEMS}
     # A tied head is the embedding, whether the file stores it again or not.
     if not config.get("tie_word_embeddings"):
-        found[_HEAD] = "stored" if _HEAD in Checkpoint.read(folder).tensors else "not stored"
+        found[_HEAD] = "stored" if _HEAD in read_tensors(folder) else "not stored"
     generation = folder / "generation_config.json"
     if generation.exists():
         found |= {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -18,10 +18,8 @@ from ps_sglang.engine import waiting
 from ps_sglang.engine.compat.srt import EventPublisherFactory
 from ps_sglang.engine.handoff.base_prefix import next_turn
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
-from ps_sglang.feed.messages import Pin, Release, TimelineRecord
+from ps_sglang.feed.messages import PUBLISHER, Pin, Release, TimelineRecord
 from ps_sglang.feed.publisher import Command, FeedPublisher
-
-PUBLISHER: Final = "ps_sglang"
 
 
 class Unpin(msgspec.Struct, frozen=True):

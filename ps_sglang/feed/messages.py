@@ -24,6 +24,8 @@ from typing import Final, Literal
 
 import msgspec
 
+PUBLISHER: Final = "ps_sglang"
+"""What the feed is called among SGLang's publishers of KV events."""
 KV: Final = "kv"
 TIMELINE: Final = "timeline"
 NUMBER_BYTES: Final = 8

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from ps_sglang.feed.messages import PUBLISHER
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import BadRequest, GatewayError
 
@@ -183,7 +184,7 @@ def _feed(report: Report, host: str) -> tuple[str | None, str | None]:
         events = msgspec.json.decode(report.kv_events_config or "{}")
     except msgspec.DecodeError:
         return None, None
-    if not isinstance(events, dict) or events.get("publisher") != "ps_sglang":
+    if not isinstance(events, dict) or events.get("publisher") != PUBLISHER:
         return None, None
     return _reachable(events.get("endpoint"), host), _reachable(events.get("replay_endpoint"), host)
 

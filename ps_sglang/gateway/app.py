@@ -22,11 +22,10 @@ from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.timeline import Timelines
 from ps_sglang.gateway.tracing import trace
 from ps_sglang.gateway.turns import Turns
-from ps_sglang.gateway.worker_client import WorkerClient
+from ps_sglang.gateway.worker_client import CONNECT_SECONDS, WorkerClient
 from ps_sglang.gateway.worker_states import WorkerStates
 
 MAX_BODY_BYTES = 64 * 2**20
-CONNECT_SECONDS = 5.0
 # aiohttp waits this long twice: for requests to end, and for cancelled ones to end.
 SHUTDOWN_SECONDS = 2.0
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
@@ -68,9 +67,8 @@ def _gateway(
     timing: Timing,
 ) -> Gateway:
     pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
-    prompts = Prompts.load(config.tokenizer)
     timelines = Timelines(metrics)
-    holdings = Holdings(prompts, tell_timeline=timelines.tell)
+    holdings = Holdings(Prompts.load(config.tokenizer), tell_timeline=timelines.tell)
     for member in pool:
         holdings.add(member.worker)
     pool.joined.append(lambda member: holdings.add(member.worker))
@@ -82,7 +80,7 @@ def _gateway(
     metrics.register(IndexMetrics(holdings))
     dispatcher = Dispatcher(client, router, background, metrics, health, timelines)
     health.start(dispatcher.interrupt)
-    turns = Turns(dispatcher, background, sessions, holdings, prompts, metrics)
+    turns = Turns(dispatcher, background, sessions, holdings, metrics)
     return Gateway(
         config=config,
         session=session,
@@ -94,7 +92,6 @@ def _gateway(
         router=router,
         dispatcher=dispatcher,
         metrics=metrics,
-        prompts=prompts,
         turns=turns,
     )
 

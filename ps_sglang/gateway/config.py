@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -25,6 +25,8 @@ class PrefillWorker:
     bootstrap_port: int
     feed: str | None = None
     feed_control: str | None = None
+    role: ClassVar[str] = "prefill"
+    decoder: ClassVar[None] = None
 
     @property
     def title(self) -> str:
@@ -45,6 +47,7 @@ class DecodeWorker:
     decoder: str
     feed: str | None = None
     feed_control: str | None = None
+    role: ClassVar[str] = "decode"
 
     @property
     def title(self) -> str:

@@ -12,9 +12,11 @@ GatewayError
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 import msgspec
 
 from ps_sglang.gateway.config import Worker
@@ -100,6 +102,15 @@ class WorkerFailed(WorkerError):
 
     def __init__(self, worker: Worker, reason: str, *, status: int = 502) -> None:
         super().__init__(worker, f"failed: {reason}", status=status, code="worker_failed")
+
+
+@contextmanager
+def reaching(worker: Worker) -> Iterator[None]:
+    """In this block a connection that fails raises WorkerUnreachable, whatever client made it."""
+    try:
+        yield
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise WorkerUnreachable(worker, str(error) or type(error).__name__) from error
 
 
 def engine_error(status: int, body: bytes) -> EngineError:

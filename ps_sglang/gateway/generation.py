@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from ps_sglang.gateway import sse, timeline
 from ps_sglang.gateway.errors import GatewayError
@@ -13,7 +13,7 @@ from ps_sglang.gateway.requests import GenerationRequest, parse
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.said import Collector, in_answer
 from ps_sglang.gateway.samples import Surface
-from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.state import GATEWAY, Gateway, worker_headers
 from ps_sglang.gateway.timeline import Timeline
 from ps_sglang.gateway.tracing import RECORD, Record
 
@@ -38,7 +38,7 @@ def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamRes
         wanted: dict[int, Timeline] | None = (
             {} if request.headers.get(timeline.HEADER) == "1" else None
         )
-        call = Call(surface, parsed.decoder, _worker_headers(request), session, wanted)
+        call = Call(surface, parsed.decoder, worker_headers(request), session, wanted)
         with gateway.metrics.pending(parsed.decoder):
             if not parsed.stream:
                 answer = await gateway.dispatcher.complete(parsed, call)
@@ -57,12 +57,6 @@ def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
         return None
     # A conversation without a name of its client's has this turn only.
     return gateway.sessions.use(parsed.session) if parsed.named else Session(parsed.session)
-
-
-def _worker_headers(request: web.Request) -> dict[str, str]:
-    # Workers may have been started with an API key, which then is the clients' too.
-    authorization = request.headers.get(hdrs.AUTHORIZATION)
-    return {} if authorization is None else {hdrs.AUTHORIZATION: authorization}
 
 
 async def _stream(

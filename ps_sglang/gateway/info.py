@@ -8,10 +8,10 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
-from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable
+from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching
 from ps_sglang.gateway.scrape import scrape_workers
-from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model
+from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 
 HEALTH_SECONDS = 3.0
 INFO_SECONDS = 10.0
@@ -56,7 +56,7 @@ async def health(request: web.Request) -> web.Response:
     members = gateway.workers(decoder)
     healthy = await asyncio.gather(*(_is_ready(gateway.session, one.worker) for one in members))
     able = {
-        _decoder(member.worker)
+        member.worker.decoder
         for member, ready in zip(members, healthy, strict=True)
         if ready and not member.draining
     }
@@ -80,13 +80,12 @@ async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:
 
 
 def _identity(worker: Worker) -> dict[str, Any]:
-    role = "prefill" if isinstance(worker, PrefillWorker) else "decode"
-    return {"name": worker.name, "role": role, "decoder": _decoder(worker), "url": worker.url}
-
-
-def _decoder(worker: Worker) -> str | None:
-    """The decoder that it serves; None for a prefill worker, which serves all."""
-    return worker.decoder if isinstance(worker, DecodeWorker) else None
+    return {
+        "name": worker.name,
+        "role": worker.role,
+        "decoder": worker.decoder,
+        "url": worker.url,
+    }
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -116,13 +115,14 @@ async def _first_answer(
     failures: list[WorkerUnreachable] = []
     for worker in workers:
         try:
-            async with session.get(
-                worker.url + path, headers=_headers(request), timeout=deadline
-            ) as response:
-                body, kind = await response.read(), response.content_type
-                return web.Response(body=body, status=response.status, content_type=kind)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            failures.append(WorkerUnreachable(worker, str(error) or type(error).__name__))
+            with reaching(worker):
+                async with session.get(
+                    worker.url + path, headers=worker_headers(request), timeout=deadline
+                ) as response:
+                    body, kind = await response.read(), response.content_type
+                    return web.Response(body=body, status=response.status, content_type=kind)
+        except WorkerUnreachable as error:
+            failures.append(error)
     raise failures[-1]
 
 
@@ -147,7 +147,7 @@ async def _flush(gateway: Gateway, worker: Worker, request: web.Request) -> str 
     deadline = aiohttp.ClientTimeout(total=FLUSH_SECONDS)
     try:
         async with gateway.session.post(
-            worker.url + "/flush_cache", headers=_headers(request), timeout=deadline
+            worker.url + "/flush_cache", headers=worker_headers(request), timeout=deadline
         ) as response:
             text = (await response.text()).strip()
             if response.status != 200:
@@ -156,8 +156,3 @@ async def _flush(gateway: Gateway, worker: Worker, request: web.Request) -> str 
         return f"{worker.title}: {str(error) or type(error).__name__}"
     gateway.holdings.forget(worker.name)
     return None
-
-
-def _headers(request: web.Request) -> dict[str, str]:
-    authorization = request.headers.get("Authorization")
-    return {} if authorization is None else {"Authorization": authorization}

@@ -16,7 +16,13 @@ import msgspec
 
 from ps_sglang.gateway import ids, sse
 from ps_sglang.gateway.config import Worker
-from ps_sglang.gateway.errors import GatewayError, WorkerFailed, WorkerUnreachable, engine_error
+from ps_sglang.gateway.errors import (
+    GatewayError,
+    WorkerFailed,
+    WorkerUnreachable,
+    engine_error,
+    reaching,
+)
 from ps_sglang.gateway.findings import answer_error, event_error, is_preamble
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.routing.sessions import Session
@@ -197,7 +203,7 @@ class Pair:
         worker = self.route.prefill.worker
         body = {name: value for name, value in self._body.items() if name not in _ABOUT_OUTPUT}
         response = await self._post(worker, body)
-        with response, _reaching(worker):
+        with response, reaching(worker):
             content = await response.read()
         error = (
             engine_error(response.status, content)
@@ -227,7 +233,7 @@ class Pair:
 
     async def _read_answer(self) -> bytes:
         response = await self._open_decode()
-        with _reaching(self.route.decode.worker):
+        with reaching(self.route.decode.worker):
             content = await response.read()
         if error := answer_error(content):
             raise error
@@ -247,7 +253,7 @@ class Pair:
 
     async def _read_events(self, response: WorkerResponse) -> AsyncIterator[bytes]:
         worker = self.route.decode.worker
-        with _reaching(worker):
+        with reaching(worker):
             async for event in sse.read_events(response.pieces()):
                 if error := event_error(event):
                     raise error
@@ -261,13 +267,13 @@ class Pair:
         worker = self.route.decode.worker
         self._response = await self._post(worker, self._body)
         if self._response.status != 200:
-            with _reaching(worker):
+            with reaching(worker):
                 content = await self._response.read()
             raise engine_error(self._response.status, content)
         return self._response
 
     async def _post(self, worker: Worker, body: dict[str, Any]) -> WorkerResponse:
-        with _reaching(worker):
+        with reaching(worker):
             return await self._client.post(
                 worker.url, self.call.surface.value, msgspec.json.encode(body), self.call.headers
             )
@@ -292,11 +298,3 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
         task.cancel()
     # gather() also marks their exceptions as seen.
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextmanager
-def _reaching(worker: Worker) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, TimeoutError) as error:
-        raise WorkerUnreachable(worker, str(error) or type(error).__name__) from error

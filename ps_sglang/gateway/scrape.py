@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.config import PrefillWorker, Worker
+from ps_sglang.gateway.config import Worker
 
 SCRAPE_SECONDS = 2.0
 
@@ -79,6 +79,4 @@ def _add(merged: dict[str, Metric], family: Metric, worker: Worker) -> None:
 
 
 def _identity(worker: Worker) -> tuple[str, str, str]:
-    if isinstance(worker, PrefillWorker):
-        return worker.name, "prefill", ""
-    return worker.name, "decode", worker.decoder
+    return worker.name, worker.role, worker.decoder or ""

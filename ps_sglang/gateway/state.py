@@ -4,14 +4,13 @@ import time
 from dataclasses import dataclass, field
 
 import aiohttp
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.dispatch import Dispatcher
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.health import HealthMonitor
 from ps_sglang.gateway.index.holdings import Holdings
-from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.legs import Background
 from ps_sglang.gateway.metrics import GatewayMetrics
 from ps_sglang.gateway.routing.pool import AnyMember, WorkerPool
@@ -35,14 +34,13 @@ class Gateway:
     router: Router
     dispatcher: Dispatcher
     metrics: GatewayMetrics
-    prompts: Prompts
     turns: Turns
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def served(self) -> Served:
         """What requests are checked against now."""
-        return Served(self.pool.decoders, self.config.context_length, self.prompts)
+        return Served(self.pool.decoders, self.config.context_length, self.holdings.prompts)
 
     def workers(self, decoder: str | None) -> tuple[AnyMember, ...]:
         """All workers, or the prefill workers and those of one decoder."""
@@ -59,6 +57,12 @@ def model_in_path(request: web.Request) -> str | None:
     if name is not None and name not in served:
         raise ModelNotFound(name, served)
     return name
+
+
+def worker_headers(request: web.Request) -> dict[str, str]:
+    """What of a client's headers goes to workers: their API key, if any, is the clients' too."""
+    authorization = request.headers.get(hdrs.AUTHORIZATION)
+    return {} if authorization is None else {hdrs.AUTHORIZATION: authorization}
 
 
 def one_model(request: web.Request) -> str:

@@ -53,14 +53,12 @@ class Turns:
         background: Background,
         sessions: Sessions,
         holdings: Holdings,
-        prompts: Prompts,
         metrics: GatewayMetrics,
     ) -> None:
         self._dispatcher = dispatcher
         self._background = background
         self._sessions = sessions
         self._holdings = holdings
-        self._prompts = prompts
         self._metrics = metrics
 
     def ended(self, request: GenerationRequest, call: Call, said: Said | None) -> None:
@@ -102,7 +100,7 @@ class Turns:
                 raise outcome
 
     async def _prefetch(self, request: GenerationRequest, call: Call, said: Said) -> None:
-        sample = _continuation(request.samples[0], call, said, self._prompts)
+        sample = _continuation(request.samples[0], call, said, self._holdings.prompts)
         following = replace(
             request, decoder=call.decoder, stream=False, samples=(sample,), hints=hints.NONE
         )

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.config import DecodeWorker
 from ps_sglang.gateway.health import HealthMonitor
 from ps_sglang.gateway.routing.pool import Health, WorkerPool
 
@@ -33,8 +32,7 @@ class WorkerStates(Collector):
         )
         for member in self._pool:
             worker = member.worker
-            decoder = worker.decoder if isinstance(worker, DecodeWorker) else ""
-            labels = (worker.name, "decode" if decoder else "prefill", decoder)
+            labels = (worker.name, worker.role, worker.decoder or "")
             for state in _STATES:
                 states.add_metric((*labels, state), float(member.state == state))
             broken.add_metric((worker.name,), self._health.broken[worker.name])

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from ps_sglang.gateway import admission
 from ps_sglang.gateway.config import PrefillWorker
-from ps_sglang.gateway.errors import BadRequest, GatewayError, WorkerUnreachable, engine_error
+from ps_sglang.gateway.errors import BadRequest, GatewayError, engine_error, reaching
 from ps_sglang.gateway.routing.pool import AnyMember
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.validation import decode_body
@@ -220,15 +220,13 @@ async def _to_its_end(
 
 async def _load(gateway: Gateway, member: AnyMember, path: str) -> None:
     deadline = aiohttp.ClientTimeout(total=LOAD_SECONDS)
-    try:
+    with reaching(member.worker):
         async with gateway.session.post(
             member.worker.url + "/update_weights_from_disk",
             json={"model_path": path, "flush_cache": False},
             timeout=deadline,
         ) as response:
             content = await response.read()
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise WorkerUnreachable(member.worker, str(error) or type(error).__name__) from error
     if response.status != 200:
         problem = engine_error(response.status, content)
         raise GatewayError(
@@ -241,11 +239,10 @@ async def _load(gateway: Gateway, member: AnyMember, path: str) -> None:
 def _entry(gateway: Gateway, member: AnyMember) -> dict[str, Any]:
     worker, load = member.worker, member.load
     cache = gateway.holdings.source(worker.name)
-    prefill = isinstance(worker, PrefillWorker)
     return {
         "name": worker.name,
-        "role": "prefill" if prefill else "decode",
-        "decoder": None if isinstance(worker, PrefillWorker) else worker.decoder,
+        "role": worker.role,
+        "decoder": worker.decoder,
         "url": worker.url,
         "state": member.state,
         "problem": member.problem,

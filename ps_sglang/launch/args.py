@@ -6,10 +6,11 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.spec import ClusterSpec
+from ps_sglang.parser import SettingsParser
 
 _DESCRIPTION: Final = """\
 Serve several fine-tuned decoders from one shared prefill.
@@ -39,11 +40,6 @@ examples:
   python -m ps_sglang.launch --prefill base --decoders c --join http://127.0.0.1:8000"""
 
 _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def parse_args(argv: Sequence[str], prog: str = "python -m ps_sglang.launch") -> ClusterSpec:
@@ -86,14 +82,10 @@ def _as_guest(chosen: dict[str, Any]) -> None:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    # Only what is given appears in the result; defaults live in ClusterSpec alone.
-    parser = _Parser(
-        prog=prog,
+    parser = SettingsParser(
+        prog,
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
         usage=f"{prog} --prefill MODEL --decoders MODEL,... [options] [engine flags]",
     )
     default = ClusterSpec("", ("",))

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.feed.messages import PUBLISHER
 from ps_sglang.launch.spec import Feed, Role
 from ps_sglang.models.resolve import NamedModel
 
@@ -119,7 +120,7 @@ def owned(
         "--radix-cache-backend": "base-token",
         "--kv-events-config": json.dumps(
             {
-                "publisher": "ps_sglang",
+                "publisher": PUBLISHER,
                 "endpoint": feed.publishes,
                 "replay_endpoint": feed.control,
                 "bind": True,

@@ -46,15 +46,15 @@ class Membership:
     def leave(self) -> None:
         """Have all leave: their requests end, or after 30 s go to others. Never fails."""
         names, self._names = self._names, []
-        patient, urgent = WorkersClient(self.url, _DRAIN_S), WorkersClient(self.url, _DRAIN_S)
+        client = WorkersClient(self.url, _DRAIN_S)
         for name in names:  # none gets anything new while another still has requests
             with contextlib.suppress(UsageError):
-                patient.drain(name)
+                client.drain(name)
         for name in names:
             try:
-                patient.remove(name, now=False)
+                client.remove(name, now=False)
             except RefusedError:
                 continue  # the last prefill worker, or one that has left already
             except UsageError:
                 with contextlib.suppress(UsageError):
-                    urgent.remove(name, now=True)
+                    client.remove(name, now=True)

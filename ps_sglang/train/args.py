@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Final, NoReturn, get_args
+from typing import Any, Final, get_args
 
-from ps_sglang.errors import UsageError
+from ps_sglang.parser import SettingsParser
 from ps_sglang.train.settings import Dtype, Method, Schedule, TrainSettings
 
 _DESCRIPTION: Final = """\
@@ -81,25 +81,13 @@ _SWITCHES: Final = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 def parse_args(argv: Sequence[str] | None, prog: str) -> TrainSettings:
     """Raises UsageError that says what is wrong with which argument."""
     return TrainSettings(**vars(_parser(prog).parse_args(argv)))
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=prog,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
     for field in fields(TrainSettings):
         flag = f"--{field.name.replace('_', '-')}"
         required = field.default is MISSING

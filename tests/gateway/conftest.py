@@ -2,6 +2,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from gateway_setup import Setup, running
+from hand_clock import Clock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The circuit breaker alone, under a clock that the tests move."""
 
 import pytest
+from hand_clock import Clock
 
 from ps_sglang.gateway.breaker import (
     FAILURES,
@@ -12,19 +13,6 @@ from ps_sglang.gateway.breaker import (
     Breaker,
 )
 from ps_sglang.gateway.routing.pool import Health
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -331,7 +331,7 @@ async def test_another_worker_is_tried_for_one_that_dies(replicated: Setup, plan
 async def test_a_lost_worker_is_believed_to_hold_nothing(replicated: Setup) -> None:
     inside = replicated.app[GATEWAY]
     text = "word " * 400
-    prompt = inside.prompts.prompt(text)
+    prompt = inside.holdings.prompts.prompt(text)
     await replicated.post("/v1/completions", {"model": "a", "prompt": text})
     home = next(worker for worker in replicated.cluster.prefill if worker.requests)
     assert home.name in inside.holdings.held(prompt)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hand_clock import Clock
 from prometheus_client import CollectorRegistry
 from tokenizer_kinds import byte_level, with_bos, word_piece
 
@@ -30,19 +31,6 @@ from ps_sglang.gateway.index.prompt import BLOCK_BYTES, KINDS
 from ps_sglang.gateway.index.trust import MISSES
 
 FAST = Timing(heartbeat=0.05, answer=2.0, lost=5.0)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

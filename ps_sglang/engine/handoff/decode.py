@@ -85,7 +85,7 @@ def send_kv_metadata(
     if req.bootstrap_host == FAKE_BOOTSTRAP_HOST:
         return
     held = kwargs["decode_prefix_len"]
-    req.own_tree_tokens = req.moments.held = held
+    req.moments.held = held
     if len(kv_indices) == 0 and getattr(decode_req.kv_receiver, "holds_everything", False):
         _fill_metadata(queue.metadata_buffers, decode_req, cached=held)
         metrics.handoff_skipped(tokens=held)
@@ -142,7 +142,7 @@ _REASONING_STATE = (
 
 def _account_cached_tokens(req: Any) -> None:
     """Split ``cached_tokens`` into what this worker's tree held and what the base's tree held."""
-    own = min(getattr(req, "own_tree_tokens", 0), req.cached_tokens)
+    own = min(req.moments.held, req.cached_tokens)
     req.cached_tokens_device = own
     req.cached_tokens_host = req.cached_tokens - own
     # The prefill worker's count is the truth; the stock code would add this worker's hit to it.

@@ -10,6 +10,7 @@ reason, makes another one of those who wait the next to compute.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
@@ -150,11 +151,4 @@ def _prefixes(req: Any, block: int) -> Iterator[int]:
 
 def _leading(blocks: list[int], computing: dict[int, Any]) -> int:
     """How many of the first blocks are being computed; those before each are as well."""
-    low, high = 0, len(blocks)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if blocks[middle - 1] in computing:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return bisect_left(blocks, True, key=lambda block: block not in computing)

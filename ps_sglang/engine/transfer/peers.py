@@ -11,6 +11,7 @@ from ps_sglang.engine.transfer.limits import Limits
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.messages import Alive, Memory, Message, Register
 from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
+from ps_sglang.engine.transfer.silence import Silence
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Peers:
         self._clock = clock
         self._limits = limits
         self._peers: dict[str, Peer] = {}
-        self._looked_at = clock()
+        self._silence = Silence(clock, limits)
 
     def find(self, endpoint: str, now: float) -> Peer:
         """A peer by its endpoint; a new one is registered with."""
@@ -120,12 +121,7 @@ class Peers:
             Peers that must be taken for dead: as if they were unknown from then on.
         """
         now = self._clock()
-        if (gap := now - self._looked_at) > self._limits.beat_s:
-            for peer in self._peers.values():  # this process stood still, not they
-                peer.heard_at += gap
-        self._looked_at = now
-        limit = now - self._limits.lease_s
-        dead = [peer for peer in self._peers.values() if peer.heard_at < limit]
+        dead = [self._peers[endpoint] for endpoint in self._silence.dead(self._peers)]
         for peer in dead:
             peer.incarnation = peer.source = None
             peer.heard_at = now

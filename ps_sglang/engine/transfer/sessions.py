@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ps_sglang.engine.transfer.limits import Limits
 from ps_sglang.engine.transfer.messages import Register, reply_endpoint
+from ps_sglang.engine.transfer.silence import Silence
 
 
 @dataclass
@@ -29,9 +30,8 @@ class Sessions:
         self._base_fingerprint = base_fingerprint
         self._page_bytes, self._aux_bytes = page_bytes, aux_bytes
         self._clock = clock
-        self._limits = limits
         self._sessions: dict[str, Session] = {}
-        self._looked_at = clock()
+        self._silence = Silence(clock, limits)
 
     def register(self, message: Register) -> None:
         """A decode worker says who it is."""
@@ -47,13 +47,7 @@ class Sessions:
 
     def bury(self) -> list[str]:
         """Sessions that were not heard of for too long, which are over."""
-        now = self._clock()
-        if (gap := now - self._looked_at) > self._limits.beat_s:
-            for session in self._sessions.values():  # this process stood still, not they
-                session.heard_at += gap
-        self._looked_at = now
-        limit = now - self._limits.lease_s
-        dead = [name for name, session in self._sessions.items() if session.heard_at < limit]
+        dead = self._silence.dead(self._sessions)
         for name in dead:
             del self._sessions[name]
         return dead

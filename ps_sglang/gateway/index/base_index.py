@@ -14,6 +14,7 @@ looked up. What nobody holds leaves the index at once.
 """
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Protocol
@@ -185,14 +186,7 @@ class BaseIndex:
 
     def _known(self, hashes: Sequence[int]) -> int:
         """How many leading blocks the index has: they come first, as each needs its parent."""
-        low, high = 0, len(hashes)
-        while low < high:
-            middle = (low + high) // 2
-            if hashes[middle] in self._numbers:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return bisect_left(hashes, True, key=lambda block: block not in self._numbers)
 
     def _grow(
         self, worker: str, segment: Segment, hashes: "array[int]", texts: list[bytes], size: int

@@ -4,6 +4,7 @@ Used where a worker's events cannot tell: for prompts in flight, whose events ar
 workers without a live feed, and for prompts whose bytes are not those of their tokens.
 """
 
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -56,16 +57,12 @@ class Estimate:
         """How many leading blocks are held: on their way, or arrived within `seconds`."""
         oldest = self._clock() - seconds
         never = float("-inf")
+
+        def lacks(block: int) -> bool:
+            return block not in self._coming and self._arrived.get(block, never) < oldest
+
         # Whoever holds a block holds those before it.
-        low, high = 0, len(blocks)
-        while low < high:
-            middle = (low + high) // 2
-            block = blocks[middle]
-            if block in self._coming or self._arrived.get(block, never) >= oldest:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return bisect_left(blocks, True, key=lacks)
 
     def forget(self) -> None:
         """The worker's cache is empty; what is on its way still comes."""

@@ -10,7 +10,7 @@ from typing import Literal
 from ps_sglang.feed.control import FeedError
 from ps_sglang.feed.messages import Pin, Release
 from ps_sglang.feed.subscriber import Feed, Timing
-from ps_sglang.gateway.config import PrefillWorker, Worker
+from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.index import estimate
 from ps_sglang.gateway.index.base_index import BaseIndex
 from ps_sglang.gateway.index.estimate import FirstSenders
@@ -63,8 +63,7 @@ class Holdings:
 
     def add(self, worker: Worker) -> None:
         """A worker joins."""
-        role = "prefill" if isinstance(worker, PrefillWorker) else "decode"
-        self._index.add_worker(worker.name, role)
+        self._index.add_worker(worker.name, worker.role)
         known = Mirror(worker, self._index, self._tell_timeline, self._clock, self._timing)
         self._workers[worker.name] = known
         if self._running:

@@ -1,6 +1,7 @@
 """A run of blocks in the base-token index's radix tree."""
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 
 LONGEST = 256
@@ -111,15 +112,12 @@ class Segment:
         """How many leading blocks continue `text` at byte `at`."""
         if text.startswith(self.text, at):
             return len(self.hashes)
+
         # Of two texts that differ somewhere, find the last block that lies before the difference.
-        low, high = 0, len(self.hashes) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if text.startswith(self.text[: self.ends[middle - 1]], at):
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        def differs(end: int) -> bool:
+            return not text.startswith(self.text[:end], at)
+
+        return bisect_left(self.ends, True, hi=len(self.ends) - 1, key=differs)
 
     def add_child(self, child: "Segment") -> None:
         """Make `child` findable under this segment."""
