@@ -5,25 +5,27 @@ from collections.abc import AsyncIterator
 import aiohttp
 from aiohttp import web
 
-from ps_sglang.gateway import debug, generation, info, sessions_api, workers_api
+from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.dispatch import Dispatcher
-from ps_sglang.gateway.health import USUAL, HealthMonitor, Timing
+from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
+from ps_sglang.gateway.dispatch.legs import Background
+from ps_sglang.gateway.dispatch.turns import Turns
+from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClient
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.legs import Background
-from ps_sglang.gateway.metrics import GatewayMetrics
+from ps_sglang.gateway.routes import debug, generation, info
+from ps_sglang.gateway.routes import sessions as sessions_api
+from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
-from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY, Gateway
-from ps_sglang.gateway.timeline import Timelines
-from ps_sglang.gateway.tracing import trace
-from ps_sglang.gateway.turns import Turns
-from ps_sglang.gateway.worker_client import CONNECT_SECONDS, WorkerClient
-from ps_sglang.gateway.worker_states import WorkerStates
+from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.telemetry.timeline import Timelines
+from ps_sglang.gateway.telemetry.tracing import trace
+from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, Timing
+from ps_sglang.gateway.workers.states import WorkerStates
 
 MAX_BODY_BYTES = 64 * 2**20
 # aiohttp waits this long twice: for requests to end, and for cancelled ones to end.

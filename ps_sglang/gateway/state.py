@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import hdrs, web
 
+from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.dispatch import Dispatcher
+from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
+from ps_sglang.gateway.dispatch.legs import Background
+from ps_sglang.gateway.dispatch.turns import Turns
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
-from ps_sglang.gateway.health import HealthMonitor
 from ps_sglang.gateway.index.holdings import Holdings
-from ps_sglang.gateway.legs import Background
-from ps_sglang.gateway.metrics import GatewayMetrics
 from ps_sglang.gateway.routing.pool import AnyMember, WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
-from ps_sglang.gateway.samples import Served
-from ps_sglang.gateway.turns import Turns
+from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.workers.health import HealthMonitor
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from aiohttp import web
 from standin_engine import Cluster, Worker
 
 from ps_sglang.gateway.app import build_app, runner
-from ps_sglang.gateway.health import USUAL, Timing
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.workers.health import USUAL, Timing
 
 
 @dataclass

@@ -3,7 +3,8 @@
 import pytest
 from hand_clock import Clock
 
-from ps_sglang.gateway.breaker import (
+from ps_sglang.gateway.routing.pool import Health
+from ps_sglang.gateway.workers.breaker import (
     FAILURES,
     JITTER,
     LONGEST_SECONDS,
@@ -12,7 +13,6 @@ from ps_sglang.gateway.breaker import (
     SUCCESSES,
     Breaker,
 )
-from ps_sglang.gateway.routing.pool import Health
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from gateway_setup import Setup, running
 from standin_engine import Plan
 
-from ps_sglang.gateway.breaker import FAILURES
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.workers.breaker import FAILURES
 
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "model": "a"},

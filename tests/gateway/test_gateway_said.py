@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from ps_sglang.gateway import sse
-from ps_sglang.gateway.said import Collector, in_answer
-from ps_sglang.gateway.samples import Surface
+from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.said import Collector, in_answer
+from ps_sglang.gateway.bodies.samples import Surface
 
 
 def collected(surface: Surface, *chunks: Any) -> Any:

@@ -9,10 +9,10 @@ import pytest
 from gateway_setup import Setup, running
 
 from ps_sglang.feed.messages import Pin, Release
+from ps_sglang.gateway.bodies.requests import parse
+from ps_sglang.gateway.bodies.samples import Surface
+from ps_sglang.gateway.dispatch.legs import Call
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.legs import Call
-from ps_sglang.gateway.requests import parse
-from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")

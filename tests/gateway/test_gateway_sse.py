@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ps_sglang.gateway import sse
+from ps_sglang.gateway.bodies import sse
 
 STREAM = b'data: {"a": "\xc3\xa4\\n\\n"}\n\n: ping\n\nevent: x\ndata: 5\n\ndata: [DONE]\n\n'
 EVENTS = [part + b"\n\n" for part in STREAM.split(b"\n\n")[:-1]]

@@ -11,7 +11,7 @@ from gateway_setup import Setup, running
 from standin_engine import CHAT, COMPLETIONS, GENERATE, Worker
 
 from ps_sglang.feed.messages import TimelineRecord
-from ps_sglang.gateway import timeline
+from ps_sglang.gateway.telemetry import timeline
 
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "a", "messages": [{"role": "user", "content": "x"}]},

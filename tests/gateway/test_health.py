@@ -10,10 +10,10 @@ import pytest
 from gateway_setup import Setup, running
 from standin_engine import Plan, Worker
 
-from ps_sglang.gateway.breaker import FAILURES
-from ps_sglang.gateway.health import Timing
 from ps_sglang.gateway.routing.pool import AnyMember, Health
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.workers.breaker import FAILURES
+from ps_sglang.gateway.workers.health import Timing
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}

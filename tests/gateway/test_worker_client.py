@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ps_sglang.gateway.worker_client import UNREAD_BYTES, Disconnected, WorkerClient
+from ps_sglang.gateway.dispatch.worker_client import UNREAD_BYTES, Disconnected, WorkerClient
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Serve = Callable[[Reader, Writer], Awaitable[None]]

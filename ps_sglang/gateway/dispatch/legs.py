@@ -14,8 +14,12 @@ from typing import Any
 
 import msgspec
 
-from ps_sglang.gateway import ids, sse
+from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.findings import answer_error, event_error, is_preamble
+from ps_sglang.gateway.bodies.samples import Sample, Surface
 from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.dispatch.worker_client import WorkerClient, WorkerResponse
 from ps_sglang.gateway.errors import (
     GatewayError,
     WorkerFailed,
@@ -23,12 +27,9 @@ from ps_sglang.gateway.errors import (
     engine_error,
     reaching,
 )
-from ps_sglang.gateway.findings import answer_error, event_error, is_preamble
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.samples import Sample, Surface
-from ps_sglang.gateway.timeline import Timeline
-from ps_sglang.gateway.worker_client import WorkerClient, WorkerResponse
+from ps_sglang.gateway.telemetry.timeline import Timeline
 
 ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.

@@ -15,10 +15,10 @@ from typing import Any, Final
 import msgspec
 
 from ps_sglang.feed.messages import TimelineRecord
+from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import Worker
-from ps_sglang.gateway.metrics import GatewayMetrics
 from ps_sglang.gateway.routing.router import Route
-from ps_sglang.gateway.samples import Surface
+from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
 log = logging.getLogger("ps_sglang.timeline")
 

@@ -11,12 +11,12 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from ps_sglang.gateway import admission
+from ps_sglang.gateway.bodies.validation import decode_body
 from ps_sglang.gateway.config import PrefillWorker
 from ps_sglang.gateway.errors import BadRequest, GatewayError, engine_error, reaching
 from ps_sglang.gateway.routing.pool import AnyMember
 from ps_sglang.gateway.state import GATEWAY, Gateway
-from ps_sglang.gateway.validation import decode_body
+from ps_sglang.gateway.workers import admission
 
 log = logging.getLogger("ps_sglang.gateway")
 

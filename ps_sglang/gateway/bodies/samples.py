@@ -10,11 +10,12 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from ps_sglang.gateway import ids, validation
+from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies import validation
+from ps_sglang.gateway.bodies.validation import Body
 from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.validation import Body
 
 
 class Surface(Enum):

@@ -6,16 +6,17 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from ps_sglang.gateway import sse, timeline
+from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
+from ps_sglang.gateway.bodies.said import Collector, in_answer
+from ps_sglang.gateway.bodies.samples import Surface
+from ps_sglang.gateway.dispatch.legs import Call
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.legs import Call
-from ps_sglang.gateway.requests import GenerationRequest, parse
 from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.said import Collector, in_answer
-from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY, Gateway, worker_headers
-from ps_sglang.gateway.timeline import Timeline
-from ps_sglang.gateway.tracing import RECORD, Record
+from ps_sglang.gateway.telemetry import timeline
+from ps_sglang.gateway.telemetry.timeline import Timeline
+from ps_sglang.gateway.telemetry.tracing import RECORD, Record
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",

@@ -8,8 +8,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")

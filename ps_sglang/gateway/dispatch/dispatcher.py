@@ -12,16 +12,16 @@ from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from ps_sglang.gateway import merge, sse
+from ps_sglang.gateway.bodies import merge, sse
+from ps_sglang.gateway.bodies.requests import GenerationRequest
+from ps_sglang.gateway.bodies.samples import Sample
+from ps_sglang.gateway.dispatch.legs import Background, Call, Pair, cancel
+from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import EngineError, GatewayError, WorkerError, WorkerUnreachable
-from ps_sglang.gateway.legs import Background, Call, Pair, cancel
-from ps_sglang.gateway.metrics import GatewayMetrics
-from ps_sglang.gateway.requests import GenerationRequest
 from ps_sglang.gateway.routing.pool import AnyMember, Health
 from ps_sglang.gateway.routing.router import Route, Router
-from ps_sglang.gateway.samples import Sample
-from ps_sglang.gateway.timeline import Timeline, Timelines
-from ps_sglang.gateway.worker_client import WorkerClient
+from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.telemetry.timeline import Timeline, Timelines
 
 log = logging.getLogger("ps_sglang.gateway")
 

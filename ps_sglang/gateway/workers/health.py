@@ -19,10 +19,10 @@ from typing import Final
 
 import aiohttp
 
-from ps_sglang.gateway.breaker import Breaker
+from ps_sglang.gateway.dispatch.legs import Pair, cancel
 from ps_sglang.gateway.errors import WorkerError, WorkerUnreachable
-from ps_sglang.gateway.legs import Pair, cancel
 from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
+from ps_sglang.gateway.workers.breaker import Breaker
 
 log = logging.getLogger("ps_sglang.gateway")
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ps_sglang.gateway import ids, validation
+from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies import validation
+from ps_sglang.gateway.bodies.samples import Sample, Served, Surface, split
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.routing import hints, sessions
 from ps_sglang.gateway.routing.hints import Hints
-from ps_sglang.gateway.samples import Sample, Served, Surface, split
 
 
 @dataclass(frozen=True)

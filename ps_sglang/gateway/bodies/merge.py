@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from ps_sglang.gateway import sse
+from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.requests import GenerationRequest
+from ps_sglang.gateway.bodies.samples import Sample, Surface
 from ps_sglang.gateway.errors import EngineError
-from ps_sglang.gateway.requests import GenerationRequest
-from ps_sglang.gateway.samples import Sample, Surface
 
 Json = dict[str, Any]
 

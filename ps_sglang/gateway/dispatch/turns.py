@@ -12,18 +12,18 @@ from dataclasses import replace
 
 from ps_sglang.feed.control import FeedError
 from ps_sglang.gateway import ids
-from ps_sglang.gateway.dispatch import Dispatcher
+from ps_sglang.gateway.bodies.requests import GenerationRequest
+from ps_sglang.gateway.bodies.said import Said
+from ps_sglang.gateway.bodies.samples import Sample, Surface
+from ps_sglang.gateway.bodies.validation import Body
+from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
+from ps_sglang.gateway.dispatch.legs import Background, Call
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.legs import Background, Call
-from ps_sglang.gateway.metrics import GatewayMetrics
-from ps_sglang.gateway.requests import GenerationRequest
 from ps_sglang.gateway.routing import hints
 from ps_sglang.gateway.routing.sessions import Session, Sessions
-from ps_sglang.gateway.said import Said
-from ps_sglang.gateway.samples import Sample, Surface
-from ps_sglang.gateway.validation import Body
+from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
 log = logging.getLogger("ps_sglang.gateway")
 

@@ -2,11 +2,11 @@
 
 from aiohttp import web
 
+from ps_sglang.gateway.bodies.requests import parse
+from ps_sglang.gateway.bodies.samples import Surface
+from ps_sglang.gateway.bodies.validation import Body, decode_body
 from ps_sglang.gateway.errors import BadRequest
-from ps_sglang.gateway.requests import parse
-from ps_sglang.gateway.samples import Surface
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.validation import Body, decode_body
 
 
 async def route(request: web.Request) -> web.Response:

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from ps_sglang.gateway import sse
-from ps_sglang.gateway.samples import Surface
+from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.samples import Surface
 
 Said = dict[str, Any]
 """`message` of a chat, `text` of a completion, `text` and maybe `output_ids` of /generate."""

@@ -10,8 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching
-from ps_sglang.gateway.scrape import scrape_workers
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
+from ps_sglang.gateway.telemetry.scrape import scrape_workers
 
 HEALTH_SECONDS = 3.0
 INFO_SECONDS = 10.0

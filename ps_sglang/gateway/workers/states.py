@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.health import HealthMonitor
 from ps_sglang.gateway.routing.pool import Health, WorkerPool
+from ps_sglang.gateway.workers.health import HealthMonitor
 
 _STATES = (*(health.value for health in Health), "draining")
 

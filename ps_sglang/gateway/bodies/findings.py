@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ps_sglang.gateway import sse
+from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.errors import EngineError, streamed_error
 
 

@@ -1,0 +1,1 @@
+"""Request and answer bodies: checked, taken apart into samples, put together again."""

@@ -1,0 +1,1 @@
+"""The HTTP routes: what a client can ask for."""

@@ -1,0 +1,1 @@
+"""The state of workers: who may join, whether they are well, when to try them again."""
