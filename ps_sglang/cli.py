@@ -70,8 +70,7 @@ def _check(argv: Sequence[str]) -> int:
     base, reports = check_models(spec)
     print(f"base {base.name}: {base.path}")
     for report in reports:
-        how = "fits, trained on this base" if report.verified else "fits by shape, unverified"
-        print(f"decoder {report.name}: {how}: {report.path}")
+        print(f"decoder {report.name}: {report.path}: {report.description}")
     return 0
 
 

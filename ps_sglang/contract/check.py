@@ -33,6 +33,17 @@ class DecoderReport:
     def verified(self) -> bool:
         return self.manifest is not None
 
+    @property
+    def description(self) -> str:
+        """One line for a person: how it was trained, what it scored, and what to be wary of."""
+        if self.manifest is None:
+            return "fits by shape, unverified"
+        line = f"trained on this base; {self.manifest.summary}"
+        share = self.manifest.share_ratio
+        if share == 1:
+            return line
+        return f"{line}; WARNING: only {share:.0%} of each prompt's KV was the base's in training"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -15,9 +15,9 @@ from typing import Final, Self
 
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import LaunchError
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import host_environment, worker_environment
+from ps_sglang.launch.front import gateway_config
 from ps_sglang.launch.link import HostLink
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Ending, Loaded, Start
@@ -167,6 +167,8 @@ class Cluster:
 
     def _bring_up(self) -> None:
         deadline = self._began + self.plan.spec.ready_timeout_s
+        for report in self.plan.reports:
+            self._say(f"decoder {report.name}: {report.description}")
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
         for index, worker in enumerate(self.plan.workers):
@@ -274,37 +276,3 @@ class Cluster:
 
     def _log(self, name: str) -> Path:
         return self.plan.log_dir / f"{name}.log"
-
-
-def gateway_config(plan: Plan) -> GatewayConfig:
-    """What the gateway must know of a plan."""
-    return GatewayConfig(
-        host=plan.spec.host,
-        port=plan.spec.port,
-        base=plan.base.name,
-        context_length=plan.context_length,
-        prefill=tuple(
-            PrefillWorker(
-                worker.name,
-                worker.url,
-                "127.0.0.1",
-                worker.bootstrap_port,
-                worker.feed.publishes,
-                worker.feed.control,
-            )
-            for worker in plan.workers
-            if worker.bootstrap_port is not None
-        ),
-        decode=tuple(
-            DecodeWorker(
-                worker.name,
-                worker.url,
-                worker.model_name,
-                worker.feed.publishes,
-                worker.feed.control,
-            )
-            for worker in plan.workers
-            if worker.role is Role.DECODE
-        ),
-        tokenizer=str(plan.base.path),
-    )

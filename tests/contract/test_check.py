@@ -12,7 +12,7 @@ from folder_parts import Build, tensors
 
 from ps_sglang.contract import Manifest, base_fingerprint, check_cluster, write_manifest
 from ps_sglang.contract.engine_flags import check_engine_flags
-from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Training
+from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Score, Training
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
 from ps_sglang.errors import CheckpointError, ContractError
 
@@ -134,6 +134,21 @@ def test_no_manifest_is_refused_unless_allowed(build: Build, base: Path) -> None
     assert MANIFEST_FILE in row
     (report,) = check_cluster(base, {"d": decoder}, allow_unverified=True)
     assert not report.verified
+    assert report.description == "fits by shape, unverified"
+
+
+def test_a_decoder_is_described_with_its_scores_and_what_it_never_read(
+    build: Build, base: Path
+) -> None:
+    score = Score(benchmark="code", metric="pass@1", value=0.935, examples=200)
+    whole = sign(build("whole"), base, scores=[score])
+    half = sign(build("half"), base, share_ratio=0.5)
+    reports = check_cluster(base, {"whole": whole, "half": half}, allow_unverified=False)
+    assert [report.description for report in reports] == [
+        "trained on this base; test; code: pass@1 0.935, n=200",
+        "trained on this base; test; no scores; "
+        "WARNING: only 50% of each prompt's KV was the base's in training",
+    ]
 
 
 def test_allow_unverified_still_compares_the_models(build: Build, base: Path) -> None:

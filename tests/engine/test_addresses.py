@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, normalizers, processors
 from tree_mirror import Mirror
 
 from ps_sglang.gateway.index import HeldPrefix, Holdings, Prompts
-from ps_sglang.launch.cluster import gateway_config
+from ps_sglang.launch.front import gateway_config
 from ps_sglang.models import tiny
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
