@@ -38,7 +38,8 @@ class DecoderReport:
         """One line for a person: how it was trained, what it scored, and what to be wary of."""
         if self.manifest is None:
             return "fits by shape, unverified"
-        line = f"trained on this base; {self.manifest.summary}"
+        how = "stand-in made from" if self.manifest.stand_in else "trained on"
+        line = f"{how} this base; {self.manifest.summary}"
         share = self.manifest.share_ratio
         if share == 1:
             return line

@@ -143,11 +143,14 @@ def test_a_decoder_is_described_with_its_scores_and_what_it_never_read(
     score = Score(benchmark="code", metric="pass@1", value=0.935, examples=200)
     whole = sign(build("whole"), base, scores=[score])
     half = sign(build("half"), base, share_ratio=0.5)
-    reports = check_cluster(base, {"whole": whole, "half": half}, allow_unverified=False)
+    noise = sign(build("noise"), base, stand_in=True)
+    folders = {"whole": whole, "half": half, "noise": noise}
+    reports = check_cluster(base, folders, allow_unverified=False)
     assert [report.description for report in reports] == [
         "trained on this base; test; code: pass@1 0.935, n=200",
         "trained on this base; test; no scores; "
         "WARNING: only 50% of each prompt's KV was the base's in training",
+        "stand-in made from this base; test; no scores",
     ]
 
 

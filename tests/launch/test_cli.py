@@ -31,7 +31,7 @@ def test_check_reports_each_decoder(
     assert main(words) == 0
     base, decoder = capsys.readouterr().out.splitlines()
     assert base == f"base base: {tiny['base']}"
-    assert decoder.startswith(f"decoder x: {tiny['a']}: trained on this base; ")
+    assert decoder.startswith(f"decoder x: {tiny['a']}: stand-in made from this base; ")
 
 
 def test_check_tells_an_unverified_decoder(
