@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import secrets
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -70,19 +69,20 @@ class _DecodeWorker:
 
     def _reader(self, way: str, page_size: int) -> tuple[Reader, Doorbell]:
         if (way, page_size) not in self._readers:
-            port, doorbell = Port(), Doorbell([])
+            port = Port(posts=way != "tcp")
             reader = Reader(
                 self._pool.rows(page_size, digest=way != "shm_without_digest"),
                 metadata(),
-                session=f"{port.endpoint}#{secrets.token_hex(8)}",
+                session=f"{port.endpoint}#{port.name}",
                 base_fingerprint="base",
                 send=port.outbox.send,
                 clock=time.monotonic,
                 open_pool=lambda _: self._source,
-                news=doorbell.ring,
+                news=port.doorbell.ring,
+                collect=port.mailbox.collect,
             )
             port.listen(reader)
-            self._readers[way, page_size] = reader, doorbell
+            self._readers[way, page_size] = reader, port.doorbell
         return self._readers[way, page_size]
 
     def receive(self, name: str) -> None:

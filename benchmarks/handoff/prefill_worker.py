@@ -21,7 +21,6 @@ from benchmarks.handoff.sockets import Port
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.prefix import BasePrefix
 from ps_sglang.engine.transfer.shared_pool import describe
-from ps_sglang.engine.waiting import Doorbell
 
 OURS: Final = ("shm", "shm_without_digest", "tcp")
 _DEADLINE_S: Final = 60.0
@@ -49,9 +48,8 @@ class PrefillWorker:
     def close(self) -> None:
         """Stop the threads of ours; the decode worker ends by itself once it hears no more."""
         self._orders.close()
-        for _, rooms, port in self._lenders.values():
+        for _, _, port in self._lenders.values():
             port.close()
-            rooms.close()
 
     def move(self, way: str, case: Case) -> float:
         """Seconds that a handoff of pages drawn anew takes."""
@@ -98,18 +96,20 @@ class PrefillWorker:
 
     def _lender(self, way: str, page_size: int) -> tuple[Lender, _Rooms, Port]:
         if (way, page_size) not in self._lenders:
-            port, rooms = Port(), _Rooms()
+            port = Port(posts=way != "tcp")
+            rooms = _Rooms(port)
             pool = describe(self._pool.addresses, self._pool.lengths)
             lender = Lender(
                 self._pool.rows(page_size, digest=way != "shm_without_digest"),
                 metadata(),
                 base_fingerprint="base",
-                incarnation="the only one",
+                incarnation=port.name,
                 pool=None if way == "tcp" else pool,
                 send=port.outbox.send,
                 events=rooms,
                 clock=time.monotonic,
             )
+            rooms.lender = lender
             port.listen(lender)
             self._lenders[way, page_size] = lender, rooms, port
         return self._lenders[way, page_size]
@@ -126,8 +126,10 @@ class PrefillWorker:
 class _Rooms:
     """What a scheduler would find when it polls."""
 
-    def __init__(self) -> None:
-        self._doorbell = Doorbell([])
+    lender: Lender
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
         self._state = (0, "")
 
     def pulled(self, room: int, prefix_tokens: int) -> None:
@@ -141,10 +143,7 @@ class _Rooms:
 
     def _set(self, room: int, state: str) -> None:
         self._state = (room, state)
-        self._doorbell.ring()
-
-    def close(self) -> None:
-        self._doorbell.close()
+        self._port.doorbell.ring()
 
     def wait(self, room: int, state: str) -> None:
         """Sleep until a room is in a state.
@@ -157,7 +156,8 @@ class _Rooms:
             failed = self._state[0] == room and self._state[1] not in ("pulled", "landed")
             if failed or time.monotonic() > deadline:
                 raise RuntimeError(f"room {room} is not {state}: {self._state}")
-            self._doorbell.wait(1000)
+            self._port.doorbell.wait(1000)
+            self._port.mailbox.collect(self.lender.receive)
 
 
 @contextlib.contextmanager

@@ -1,24 +1,31 @@
-"""The socket and the thread that a worker's KV manager gives a Lender or a Reader."""
+"""What a worker's KV manager gives a Lender or a Reader to hear and to speak."""
 
 from __future__ import annotations
 
+import secrets
 import threading
 from typing import Any
 
 import zmq
 
 from ps_sglang.engine.transfer.lender import Lender
+from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
+from ps_sglang.engine.waiting import Doorbell
 
 
 class Port:
-    """A port of the loopback interface; what is sent goes out by :attr:`outbox`."""
+    """A port of the loopback interface, and a mailbox; what is sent goes out by :attr:`outbox`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, posts: bool) -> None:
+        """Open both. With ``posts`` what is sent goes to mailboxes, as on one host."""
         context: zmq.Context[Any] = zmq.Context.instance()
-        self.outbox = Outbox(context)
+        self.name = secrets.token_hex(8)
+        self.mailbox = Mailbox(self.name)
+        self.doorbell = Doorbell([self.mailbox.fd])
+        self.outbox = Outbox(context, self.mailbox if posts else None)
         self._socket = context.socket(zmq.PULL)
         self._socket.bind("tcp://127.0.0.1:*")
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -35,9 +42,11 @@ class Port:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and give back the sockets."""
+        """End the thread and give back the sockets and the mailbox."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
         self._socket.close(linger=0)
         self.outbox.close()
+        self.mailbox.close()
+        self.doorbell.close()

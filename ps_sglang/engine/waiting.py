@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
@@ -25,13 +26,17 @@ class Doorbell:
     """A wake-up that any thread may ring and one scheduler loop waits for."""
 
     def __init__(self, sockets: list[Any]) -> None:
-        """Args: sockets: zmq sockets whose messages end a wait as well."""
+        """Args: sockets: zmq sockets, or descriptors, whose messages end a wait as well."""
         self._inside, self._outside = socket.socketpair()
         self._inside.setblocking(False)
         self._outside.setblocking(False)
         self._poller = zmq.Poller()
         for source in [*sockets, self._inside]:
-            self._poller.register(source, zmq.POLLIN)
+            self.listen(source)
+
+    def listen(self, source: Any) -> None:
+        """Let messages of one more socket, or descriptor, end a wait."""
+        self._poller.register(source, zmq.POLLIN)
 
     def ring(self) -> None:
         """End the current wait, or the next one. Never blocks; safe from any thread."""
@@ -62,9 +67,11 @@ class Doorbell:
 
 
 class _Waiting:
-    """The doorbell of this process's scheduler; silent until there is one."""
+    """What this process's scheduler sleeps on, if it may sleep."""
 
     doorbell: Doorbell | None = None
+    idle_poller: Any = None  # of SGLang's idle sleeper
+    collect: Callable[[], None] | None = None
 
 
 def ring(*_: object) -> None:
@@ -79,13 +86,24 @@ def init_idle_sleeper(_result: None, scheduler: Any) -> None:
         channels = scheduler.ipc_channels
         _Waiting.doorbell = Doorbell([channels.recv_from_tokenizer, channels.recv_from_rpc])
         # Requests of the feed find an idle scheduler asleep.
-        scheduler.idle_sleeper.poller.register(_Waiting.doorbell.fd, zmq.POLLIN)
+        _Waiting.idle_poller = scheduler.idle_sleeper.poller
+        _Waiting.idle_poller.register(_Waiting.doorbell.fd, zmq.POLLIN)
+
+
+def watch_mailbox(fd: int, collect: Callable[[], None]) -> None:
+    """Let messages at ``fd`` end any sleep of the scheduler, which calls ``collect`` when idle."""
+    if _Waiting.doorbell is not None:
+        _Waiting.doorbell.listen(fd)
+        _Waiting.idle_poller.register(fd, zmq.POLLIN)
+        _Waiting.collect = collect
 
 
 def on_idle(_result: None, scheduler: Any) -> None:
     """After ``Scheduler.on_idle``: with requests in handoff queues only, wait for news."""
     if _Waiting.doorbell is None:
         return
+    if _Waiting.collect is not None:
+        _Waiting.collect()
     if scheduler.is_fully_idle():
         _Waiting.doorbell.quiet()
         return

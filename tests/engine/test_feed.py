@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from engine_client import assert_conserved, flush, generate, together
 from served import Launch, Models, Served
-from tree_mirror import Mirror
+from tree_mirror import Mirror, mirroring
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -26,10 +26,8 @@ def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Ser
 
 @pytest.fixture(scope="module")
 def mirrors(served: Served) -> Iterator[Mirrors]:
-    found = {worker.name: Mirror(worker.feed) for worker in served.cluster.plan.workers}
-    yield found
-    for mirror in found.values():
-        mirror.close()
+    with mirroring(served.cluster) as found:
+        yield found
 
 
 def test_mirrors_equal_trees_after_random_work(

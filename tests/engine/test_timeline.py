@@ -14,7 +14,7 @@ from both_legs import ask
 from engine_client import assert_conserved
 from prometheus_client.parser import text_string_to_metric_families
 from served import Launch, Models, Served
-from tree_mirror import Mirror
+from tree_mirror import Mirror, mirroring
 
 from ps_sglang.feed.messages import TimelineRecord
 
@@ -33,10 +33,8 @@ def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Ser
 
 @pytest.fixture(scope="module")
 def mirrors(served: Served) -> Iterator[Mirrors]:
-    found = {worker.name: Mirror(worker.feed) for worker in served.cluster.plan.workers}
-    yield found
-    for mirror in found.values():
-        mirror.close()
+    with mirroring(served.cluster) as found:
+        yield found
 
 
 Pair = tuple[TimelineRecord, TimelineRecord]

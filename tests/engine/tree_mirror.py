@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 
 import msgspec
 import zmq
@@ -19,10 +20,21 @@ from ps_sglang.feed.messages import (
     Standing,
     TimelineRecord,
 )
+from ps_sglang.launch import Cluster
 from ps_sglang.launch.spec import Feed
 
 _DEADLINE_MS = 60_000
 Prefix = tuple[str | None, tuple[int, ...]]
+
+
+@contextmanager
+def mirroring(cluster: Cluster) -> Iterator[dict[str, Mirror]]:
+    """A mirror of each worker, by its name."""
+    with ExitStack() as stack:
+        yield {
+            worker.name: stack.enter_context(closing(Mirror(worker.feed)))
+            for worker in cluster.plan.workers
+        }
 
 
 class Mirror:

@@ -33,6 +33,7 @@ from ps_sglang.engine.transfer.shared_pool import (
 PAGES, BUFFERS, WIDTH = 96, 3, 64
 AUX_SLOTS, AUX_WIDTH = 32, 40
 TICK_S = 0.5
+MAILBOX_MESSAGES = 4
 FOUR_PAGES = 4 * BUFFERS * WIDTH
 LIMITS = Limits(batch_bytes=FOUR_PAGES, fetches=2, linger_s=90.0)
 
@@ -53,20 +54,25 @@ class World:
     def clock(self) -> float:
         return self.now
 
-    def send(self, endpoint: str, frames: Frames) -> None:
-        self.sent.append((endpoint, frames))
+    def send(self, address: str, frames: Frames) -> None:
+        self.sent.append((address, frames))
         for delay, copy in self.carry(frames):
             # What is on its way does not change with the sender's memory: TCP has copied it.
             letter = [bytes(frame) for frame in copy]
             self._letters += 1
-            heapq.heappush(self._mail, (self.now + delay, self._letters, endpoint, letter))
+            heapq.heappush(self._mail, (self.now + delay, self._letters, address, letter))
 
     def deliver_until(self, time: float) -> None:
         """Deliver all that arrives before `time`."""
         while self._mail and self._mail[0][0] <= time:
-            self.now, _, endpoint, frames = heapq.heappop(self._mail)
+            self.now, _, address, frames = heapq.heappop(self._mail)
+            endpoint, _, mailbox = address.partition("#")
             node = self.nodes.get(endpoint)
-            if node is not None and not node.stopped:
+            if node is None or node.stopped:
+                continue
+            if mailbox == node.mailbox.name and node.mailbox.holds_more:
+                node.mailbox.frames.append(frames)
+            else:
                 node.receive(frames)
         self.now = time
 
@@ -77,6 +83,23 @@ class World:
             self.deliver_until(self.now + 0.01)
             for node in list(self.nodes.values()):
                 node.step()
+
+
+@dataclass
+class Box:
+    """A mailbox: what is posted waits for the scheduler's next look."""
+
+    name: str
+    frames: list[Frames] = field(default_factory=list)
+
+    @property
+    def holds_more(self) -> bool:
+        return len(self.frames) < MAILBOX_MESSAGES
+
+    def collect(self, take: Callable[[Frames], None]) -> None:
+        while self.frames:
+            with contextlib.suppress(MalformedMessageError):
+                take(self.frames.pop(0))
 
 
 @dataclass
@@ -111,6 +134,7 @@ class Prefill:
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.mailbox = Box(self.incarnation)
         self.shared = SharedMemory(BUFFERS * PAGES * WIDTH)
         self.memory = np.frombuffer(self.shared.buffer, dtype=np.uint8)
         self.memory = self.memory[: BUFFERS * PAGES * WIDTH].reshape(BUFFERS, PAGES, WIDTH)
@@ -176,6 +200,7 @@ class Prefill:
         """What the scheduler does: compute chunks, offer them, free what is over."""
         if self.stopped:
             return
+        self.mailbox.collect(self.lender.receive)
         if self.world.now - self.ticked_at >= TICK_S:
             self.ticked_at = self.world.now
             self.lender.tick()
@@ -252,6 +277,7 @@ class Decode:
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.mailbox = Box(self.nonce)
         self.memory = np.full((BUFFERS, PAGES, WIDTH), 0xDD, dtype=np.uint8)
         self.aux = np.full((AUX_SLOTS, AUX_WIDTH), 0xDD, dtype=np.uint8)
         self.free = set(range(PAGES))
@@ -269,6 +295,7 @@ class Decode:
             clock=self.world.clock,
             open_pool=self._open_pool,
             news=self._ring,
+            collect=self.mailbox.collect,
             limits=replace(LIMITS, land_batches=self.land_batches),
             count=lambda what, path, n: count(self.counts, what, path, n),
         )
@@ -317,6 +344,7 @@ class Decode:
         if self.world.now - self.polled_at < self.poll_s:
             return
         self.polled_at = self.world.now
+        self.mailbox.collect(self.reader.receive)
         for room, request in self.requests.items():
             if request.outcome is None and (outcome := self.reader.land(room)) is not None:
                 if outcome.failure is None:

@@ -11,6 +11,7 @@ import pytest
 from handoff_world import AUX_WIDTH, BUFFERS, LIMITS, PAGES, WIDTH, Decode, Prefill, World
 
 from ps_sglang.engine.transfer.messages import (
+    Alive,
     Fetch,
     Frames,
     Gone,
@@ -483,3 +484,43 @@ def test_pages_that_do_not_add_up_fail_by_name() -> None:
     for outcome in pair.outcomes():
         assert outcome is not None
         assert "asked for 8 pages, but the request has 9" in str(outcome.failure)
+
+
+def test_schedulers_hear_of_pages_by_mail_and_threads_of_all_else() -> None:
+    """So no thread stands between two schedulers, and a busy one delays nothing but its own."""
+    pair = Pair()
+    pair.start()
+    pair.assert_handed_over()
+    pair.world.run(2 * LIMITS.beat_s)
+    seen = {(type(decode(frames)[0]), address) for address, frames in pair.world.sent}
+    assert seen == {
+        (Register, "tcp://p"), (Memory, "tcp://d"), (Alive, "tcp://p"), (Alive, "tcp://d"),
+        (Pull, "tcp://p#first"), (Offer, "tcp://d#d"), (Landed, "tcp://p#first"),
+    }  # fmt: skip
+    pair = Pair(same_host=False)
+    pair.start()
+    pair.assert_handed_over()
+    seen = {(type(decode(frames)[0]), address) for address, frames in pair.world.sent}
+    assert {(Fetch, "tcp://p"), (Pages, "tcp://d")} < seen
+
+
+def test_pages_are_offered_two_batches_ahead_of_their_digests() -> None:
+    """As many as are fetched at a time: there is always one to copy, and no heap of mail."""
+    pair = Pair()
+    pair.decode.start(ROOM, "tcp://p", TOKENS, CONTENT, METADATA)
+    pair.prefill.start(ROOM, TOKENS, CONTENT, METADATA, chunks=[14])
+    pair.assert_handed_over()
+    offers = [(offer.seq, bool(offer.digest)) for offer in pair.messages(Offer)]
+    assert offers == [
+        (0, False), (1, False), (0, True), (2, False), (1, True), (3, False), (2, True), (3, True),
+    ]  # fmt: skip
+
+
+def test_land_hears_what_lies_in_the_mailbox() -> None:
+    """A scheduler that only polls its requests needs no other look."""
+    pair = Pair(poll_s=1e9)
+    pair.start()
+    pair.world.run(1.0)
+    assert pair.decode.mailbox.frames
+    assert pair.decode.reader.land(ROOM) == DONE
+    assert not pair.decode.mailbox.frames

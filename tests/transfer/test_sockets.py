@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import zmq
 
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.limits import Limits
+from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.prefix import BasePrefix
@@ -27,18 +29,24 @@ from ps_sglang.engine.transfer.shared_pool import (
     UnreachablePoolError,
     describe,
 )
+from ps_sglang.engine.waiting import Doorbell
 
 BUFFERS, PAGES, WIDTH = 4, 4000, 768
 ROOMS, ROOM_PAGES = 24, 150
 LIMITS = Limits(batch_bytes=1 << 17)
+LONG_MS = 60_000
 
 
 @contextmanager
-def endpoint() -> Iterator[tuple[zmq.Socket[Any], str, Outbox, Any]]:
-    """A bound PULL socket, its address, an outbox, and `serve` bound to it."""
-    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+def endpoint(name: str) -> Iterator[tuple[Mailbox, str, Outbox, Any]]:
+    """A mailbox, the address of a bound PULL socket, an outbox, and `serve` bound to the socket."""
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.PULL) as socket,
+        closing(Mailbox(name)) as mailbox,
+    ):
         port = socket.bind_to_random_port("tcp://127.0.0.1")
-        outbox = Outbox(context)
+        outbox = Outbox(context, mailbox)
         over = threading.Event()
         threads: list[threading.Thread] = []
 
@@ -50,7 +58,7 @@ def endpoint() -> Iterator[tuple[zmq.Socket[Any], str, Outbox, Any]]:
             threads.append(thread)
 
         try:
-            yield socket, f"tcp://127.0.0.1:{port}", outbox, start
+            yield mailbox, f"tcp://127.0.0.1:{port}", outbox, start
         finally:
             over.set()
             for thread in threads:
@@ -59,23 +67,32 @@ def endpoint() -> Iterator[tuple[zmq.Socket[Any], str, Outbox, Any]]:
 
 
 class Events:
-    """What the prefill side heard of each room."""
+    """What the prefill side heard of each room; its threads sleep on the bell."""
 
-    def __init__(self) -> None:
+    def __init__(self, mailbox: Mailbox) -> None:
         self.pulls: set[int] = set()
         self.outcomes: dict[int, Outcome] = {}
-        self.news = threading.Condition()
+        self._mailbox = mailbox
+        self._bell = Doorbell([mailbox.fd])
 
-    def wait_for_more(self, *, than: int) -> set[int]:
-        """Rooms that were pulled or are over, once they are more than so many."""
-        with self.news:
-            self.news.wait_for(lambda: len(self.pulls | set(self.outcomes)) > than)
-            return self.pulls | set(self.outcomes)
+    @property
+    def heard(self) -> set[int]:
+        """Rooms that were pulled or are over."""
+        return self.pulls | set(self.outcomes)
+
+    def wait_for(self, lender: Lender, rooms: Callable[[], set[int]]) -> set[int]:
+        """Act as an idle scheduler until there are such rooms."""
+        while not (found := rooms()):
+            self._bell.wait(LONG_MS)
+            self._mailbox.collect(lender.receive)
+        return found
+
+    def close(self) -> None:
+        self._bell.close()
 
     def pulled(self, room: int, prefix_tokens: int) -> None:
-        with self.news:
-            self.pulls.add(room)
-            self.news.notify()
+        self.pulls.add(room)
+        self._bell.ring()
 
     def landed(self, room: int) -> None:
         self._ended(room, Outcome())
@@ -84,10 +101,9 @@ class Events:
         self._ended(room, Outcome(reason))
 
     def _ended(self, room: int, outcome: Outcome) -> None:
-        with self.news:
-            assert room not in self.outcomes, "a room ends once"
-            self.outcomes[room] = outcome
-            self.news.notify()
+        assert room not in self.outcomes, "a room ends once"
+        self.outcomes[room] = outcome
+        self._bell.ring()
 
 
 def refuse_to_map(_descriptor: PoolDescriptor) -> AttachedPool:
@@ -105,21 +121,25 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
     taken = np.zeros((BUFFERS, PAGES, WIDTH), dtype=np.uint8)
     metadata = [np.full((ROOMS, 64), value, dtype=np.uint8) for value in (7, 0)]
     aux = [HostRows([rows.ctypes.data], [rows.nbytes], [64]) for rows in metadata]
-    events, news = Events(), threading.Event()
     rows = source.sample(range(PAGES), ROOMS * ROOM_PAGES)
     targets = source.sample(range(PAGES), ROOMS * ROOM_PAGES)
-    with endpoint() as (_, lender_at, lender_out, serve_lender), endpoint() as (
-        _, reader_at, reader_out, serve_reader,
-    ):  # fmt: skip
+    names = secrets.token_hex(8), secrets.token_hex(8)
+    with (
+        endpoint(names[0]) as (lender_mail, lender_at, lender_out, serve_lender),
+        endpoint(names[1]) as (reader_mail, reader_at, reader_out, serve_reader),
+        closing(Events(lender_mail)) as events,
+        closing(Doorbell([reader_mail.fd])) as bell,
+    ):
         lender = Lender(
             HostRows(addresses, lengths, [WIDTH] * BUFFERS), aux[0], base_fingerprint="base",
-            incarnation="one", pool=describe(addresses, lengths), send=lender_out.send,
+            incarnation=names[0], pool=describe(addresses, lengths), send=lender_out.send,
             events=events, clock=time.monotonic, limits=LIMITS,
         )  # fmt: skip
         reader = Reader(
             HostRows([buffer.ctypes.data for buffer in taken], lengths, [WIDTH] * BUFFERS), aux[1],
-            session=f"{reader_at}#one", base_fingerprint="base", send=reader_out.send,
-            clock=time.monotonic, open_pool=open_pool, news=news.set, limits=LIMITS,
+            session=f"{reader_at}#{names[1]}", base_fingerprint="base", send=reader_out.send,
+            clock=time.monotonic, open_pool=open_pool, news=bell.ring,
+            collect=reader_mail.collect, limits=LIMITS,
         )  # fmt: skip
         serve_lender(lender)
         serve_reader(reader)
@@ -130,7 +150,8 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
             for room in left:
                 lender.open(room, BasePrefix.of([room]))
             while left:
-                for room in (ready := left & events.wait_for_more(than=ROOMS - len(left))):
+                ready = events.wait_for(lender, lambda left=left: left & events.heard)
+                for room in ready:
                     pages = np.array(rows[room * ROOM_PAGES : (room + 1) * ROOM_PAGES])
                     lender.offer(room, pages[:50])
                     lender.offer(room, pages[50:], aux_slot=room)
@@ -147,8 +168,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
                 prefix=BasePrefix.of([room]),
             )  # fmt: skip
         while len(outcomes) < ROOMS:
-            news.wait()
-            news.clear()
+            bell.wait(LONG_MS)
             for room in set(range(ROOMS)) - set(outcomes):
                 outcome = reader.land(room)
                 if outcome is None and room in aborted:
@@ -160,8 +180,8 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
                     outcomes[room] = outcome
                     reader.close(room)
         prefiller.join()
-        with events.news:
-            events.news.wait_for(lambda: len(events.outcomes) == ROOMS)
+        for room in range(ROOMS):
+            events.wait_for(lender, lambda room=room: {room} & set(events.outcomes))
         for room in range(ROOMS):
             lender.close(room, "over")
     source_pages = lent.reshape(BUFFERS, PAGES, WIDTH)

@@ -26,6 +26,11 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
         """Wait for the decode worker, which must have found the same token ids."""
         self.kv_mgr.lender.open(self.bootstrap_room, BasePrefix.of(base_prefix))
 
+    def poll(self) -> KVPoll:
+        """As SGLang's, with what the decode workers have just said."""
+        self.kv_mgr.collect()
+        return super().poll()
+
     def abort(self) -> None:
         """Give up, and tell the decode worker, now or when it asks; it would wait for pages."""
         self._close("the prefill worker aborted the request")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from ps_sglang.engine.transfer.memory import Indices
 from ps_sglang.engine.transfer.messages import Offer, Pull, reply_endpoint
@@ -42,6 +45,30 @@ class Lease:
     @property
     def unlanded(self) -> list[LentBatch]:
         return [batch for batch in self.batches if not batch.landed]
+
+    def lend(
+        self, pull: Pull, rows: Indices, parts: Iterable[slice], *, last: bool
+    ) -> list[LentBatch]:
+        """Take in the next pages, cut into these parts; nothing else is known of them yet."""
+        known, first = len(self.batches), self.pages
+        for part in parts:
+            piece = rows[part].astype(np.int32)
+            offer = Offer(
+                session=pull.session,
+                peer=pull.peer,
+                pull=pull.pull,
+                seq=len(self.batches),
+                first=first + part.start,
+                count=len(piece),
+                last=last and part.stop == len(rows),
+                digest=b"",
+                rows=piece.tobytes(),
+                metadata=b"",
+            )
+            self.batches.append(LentBatch(offer, piece))
+        self.pages += len(rows)
+        self.complete = last
+        return self.batches[known:]
 
     def disagreement(self, pull: Pull) -> str | None:
         """Why this request is not the one that the pull means, or None."""

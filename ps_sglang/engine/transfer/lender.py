@@ -23,6 +23,7 @@ no page of the room is read any more.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -91,7 +92,7 @@ class Lender:
             base_fingerprint: whose KV the pages hold; a decode worker must expect the same.
             incarnation: random name of this process.
             pool: by which a process of this host maps ``pages``; None if it cannot.
-            send: delivers frames to a zmq endpoint, or drops them; never blocks.
+            send: delivers frames to ``<zmq endpoint>[#<mailbox>]`` or drops them; never blocks.
             events: told what becomes of rooms.
             clock: seconds, monotonic.
             limits: sizes and times.
@@ -139,22 +140,21 @@ class Lender:
         """
         if len(rows) == 0 and aux_slot is None:
             return
-        metadata = b""
-        if aux_slot is not None:
-            metadata = self._aux.gather(np.array([aux_slot])).tobytes()
         with self._lock:
             lease = self._leases.get(room)
             if lease is None or lease.over or lease.pull is None:
                 return
-            lent = self._lend(lease, lease.pull, rows, metadata, last=aux_slot is not None)
-        for batch in lent:
+            lent = self._lend(lease, lease.pull, rows, last=aux_slot is not None)
+        for batch, later in itertools.zip_longest(lent, lent[self._limits.fetches :]):
             # Outside the lock: the pages are leased. The decode worker copies them meanwhile.
             digest = self._pages.digest(batch.rows)
-            with self._lock:
-                if lease.over:
-                    return
-                batch.offer = replace(batch.offer, digest=digest)
-                self._send(batch.offer.session, batch.offer)
+            metadata = b""
+            if aux_slot is not None and batch.offer.last:
+                metadata = self._aux.gather(np.array([aux_slot])).tobytes()
+            if not self._offer(lease, batch, digest=digest, metadata=metadata):
+                return
+            if later is not None:
+                self._offer(lease, later)
 
     def close(self, room: int, reason: str) -> None:
         """Forget a room; its decode worker is told ``reason`` unless its pages have landed."""
@@ -304,29 +304,28 @@ class Lender:
         else:
             self._events.pulled(lease.room, pull.prefix_tokens)
 
-    def _lend(
-        self, lease: Lease, pull: Pull, rows: Indices, metadata: bytes, *, last: bool
-    ) -> list[LentBatch]:
-        """Offer pages in batches, whose digests follow."""
-        first = lease.pages
-        lease.pages += len(rows)
+    def _lend(self, lease: Lease, pull: Pull, rows: Indices, *, last: bool) -> list[LentBatch]:
+        """Lend pages in batches, and offer as many as a decode worker can make use of.
+
+        Few messages fit into its mailbox, and it needs room for their digests.
+        """
+        parts = self._limits.batches(len(rows), self._pages.row_total)
+        lent = lease.lend(pull, rows, parts, last=last)
         if (reason := lease.overdraft(pull, last=last)) is not None:
             self._fail(lease, reason)
             return []
-        lent = []
-        for part in self._limits.batches(len(rows), self._pages.row_total):
-            ends = last and part.stop == len(rows)
-            piece = rows[part].astype(np.int32)
-            offer = Offer(
-                pull.session, pull.peer, pull.pull, len(lease.batches), first + part.start,
-                len(piece), ends, b"", piece.tobytes(), metadata if ends else b"",
-            )  # fmt: skip
-            lent.append(LentBatch(offer, piece))
-            lease.batches.append(lent[-1])
-            self._send(pull.session, offer)
-        lease.complete = last
         lease.again_at = self._clock() + self._limits.backoff(lease.attempts)
+        for batch in lent[: self._limits.fetches]:
+            self._offer(lease, batch)
         return lent
+
+    def _offer(self, lease: Lease, batch: LentBatch, **found: bytes) -> bool:
+        """Offer a batch, with what was found of it, unless the handoff is over."""
+        with self._lock:
+            if not lease.over:
+                batch.offer = replace(batch.offer, **found)
+                self._send(batch.offer.session, batch.offer)
+            return not lease.over
 
     def _fail(self, lease: Lease, reason: str) -> None:
         self._end(lease, reason)
@@ -361,4 +360,6 @@ class Lender:
         self._send(session, Refused(session, pull, reason))
 
     def _send(self, session: str, message: Message, pages: Any = None) -> None:
-        self._send_frames(reply_endpoint(session), encode(message, pages))
+        # Only its scheduler waits for an offer, and finds it in the mailbox of the session.
+        address = session if isinstance(message, Offer) else reply_endpoint(session)
+        self._send_frames(address, encode(message, pages))

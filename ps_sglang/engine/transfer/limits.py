@@ -13,7 +13,8 @@ class Limits:
     Attributes:
         batch_bytes: pages are offered in batches of about this size, so that no step blocks a
             scheduler for long, and what is damaged costs little to pull again.
-        fetches: batches that one decode worker asks of one prefill worker at a time over TCP.
+        fetches: batches that one decode worker asks of one prefill worker at a time over TCP, and
+            that a prefill worker offers ahead of their digests.
         land_batches: batches of one room that are copied before the decode worker's requests get
             another step.
         retry_s: what was not answered is sent again after this, and ever later from then on.

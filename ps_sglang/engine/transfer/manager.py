@@ -1,8 +1,8 @@
 """The KV manager of backend ``zmq``: one per scheduler process, prefill or decode.
 
 It gives a :class:`~.lender.Lender` (prefill) or a :class:`~.reader.Reader` (decode) what they
-need of SGLang: sockets, a thread that receives, and the status of each request. Pages are
-written by the scheduler thread alone, in ``poll()``.
+need of SGLang: sockets, a thread that receives, a mailbox for the scheduler, and the status of
+each request. Pages are written by the scheduler thread alone, in ``poll()``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ps_sglang.engine.compat.srt import (
 )
 from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.engine.transfer.lender import Lender
+from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.reader import Reader
@@ -56,12 +57,14 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
         pages = HostRows(args.kv_data_ptrs, args.kv_data_lens, args.kv_item_lens)
         aux = HostRows(args.aux_data_ptrs, args.aux_data_lens, args.aux_item_lens)
         fingerprint = os.environ.get(BASE_FINGERPRINT, "")
-        self._outbox = Outbox(self._zmq_ctx)
+        name = secrets.token_hex(8)
+        self._mailbox = Mailbox(name)
+        self._outbox = Outbox(self._zmq_ctx, self._mailbox)
         if disaggregation_mode is DisaggregationMode.PREFILL:
             self.lender = Lender(
                 pages, aux,
                 base_fingerprint=fingerprint,
-                incarnation=secrets.token_hex(8),
+                incarnation=name,
                 pool=describe(args.kv_data_ptrs, args.kv_data_lens),
                 send=self._outbox.send,
                 events=_RoomStatus(self),
@@ -73,18 +76,26 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
             address = NetworkAddress(self.local_ip, self.rank_port).to_tcp()
             self.reader = Reader(
                 pages, aux,
-                session=f"{address}#{secrets.token_hex(8)}",
+                session=f"{address}#{name}",
                 base_fingerprint=fingerprint,
                 send=self._outbox.send,
                 clock=time.monotonic,
                 open_pool=AttachedPool,
                 news=waiting.ring,
+                collect=self._mailbox.collect,
                 count=metrics.transferred,
             )  # fmt: skip
             self._listen(self.reader)
             self._start_heartbeat_checker_thread()
 
+    def collect(self) -> None:
+        """Act on what lies in the mailbox (scheduler thread)."""
+        self._mailbox.collect(self._side.receive)
+
     def _listen(self, side: Lender | Reader) -> None:
+        self._side = side
+        waiting.watch_mailbox(self._mailbox.fd, self.collect)
+
         def receive(frames: list[Any]) -> None:
             if isinstance(side, Lender) and frames[0] == _ABORT:
                 notice = AbortNotification.from_zmq([bytes(frame) for frame in frames])

@@ -73,7 +73,7 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
 class Offer(msgspec.Struct, frozen=True, tag=True):
     """Prefill -> decode: pages ``[first, first + count)`` of the delta are ready.
 
-    Sent twice: at once, so that the pages can be copied, and again with their digest.
+    Sent twice: at once, so that the pages can be copied, and again with digest and metadata.
     """
 
     session: str
@@ -85,7 +85,7 @@ class Offer(msgspec.Struct, frozen=True, tag=True):
     last: bool
     digest: bytes  # of the pages, as HostRows computes it; empty if it follows
     rows: bytes  # the prefill worker's page numbers, int32
-    metadata: bytes  # with the last batch: a row of the metadata buffers, packed
+    metadata: bytes  # with the last batch's digest: a row of the metadata buffers, packed
 
 
 class Fetch(msgspec.Struct, frozen=True, tag=True):

@@ -1,4 +1,4 @@
-"""Sending frames to zmq endpoints without ever waiting for one."""
+"""Sending messages to other workers without ever waiting for one."""
 
 from __future__ import annotations
 
@@ -10,25 +10,37 @@ from typing import Any, Final
 
 import zmq
 
+from ps_sglang.engine.transfer.mailbox import Mailbox
+
 logger = logging.getLogger(__name__)
 
 _IDLE_S: Final = 60.0
 
 
 class Outbox:
-    """A PUSH socket per endpoint.
+    """A PUSH socket per endpoint, beside a mailbox from which what is urgent is posted.
 
     What a full queue cannot take is dropped, and the protocol asks again.
     """
 
-    def __init__(self, context: zmq.Context[Any]) -> None:
-        """Nothing is connected yet; ``context`` stays the caller's."""
+    def __init__(self, context: zmq.Context[Any], mailbox: Mailbox | None = None) -> None:
+        """Nothing is connected yet; ``context`` and ``mailbox`` stay the caller's."""
         self._context = context
+        self._mailbox = mailbox
         self._lock = threading.Lock()
         self._sockets: dict[str, tuple[zmq.Socket[Any], float]] = {}
 
-    def send(self, endpoint: str, frames: Sequence[Any]) -> None:
-        """Queue a message, from any thread. Pages are not copied: leave them as they are."""
+    def send(self, address: str, frames: Sequence[Any]) -> None:
+        """Queue a message, from any thread. Pages are not copied: leave them as they are.
+
+        Args:
+            address: ``<zmq endpoint>``, or ``<zmq endpoint>#<mailbox>`` for a message of one
+                frame that should go to that mailbox, if it can.
+            frames: of the message.
+        """
+        endpoint, _, mailbox = address.partition("#")
+        if mailbox and self._mailbox is not None and self._mailbox.post(mailbox, frames[0]):
+            return
         with self._lock:
             socket, _ = self._sockets.get(endpoint) or (self._connect(endpoint), 0.0)
             self._sockets[endpoint] = (socket, time.monotonic())

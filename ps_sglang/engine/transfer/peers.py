@@ -36,6 +36,11 @@ class Peer:
     beat_at: float = 0.0
     progress_at: float = 0.0  # when pages came last
 
+    @property
+    def mailbox(self) -> str:
+        """The address for what only its scheduler waits for."""
+        return self.endpoint if self.incarnation is None else f"{self.endpoint}#{self.incarnation}"
+
 
 class Peers:
     """Registers with prefill workers, maps their pools, and asks whether they are there."""

@@ -32,26 +32,23 @@ import numpy as np
 
 from ps_sglang.engine.transfer.fetches import Fetches
 from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, Limits, count_nothing
+from ps_sglang.engine.transfer.mailbox import Receive
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import (
     Alive,
-    Fetch,
     Frames,
-    Gone,
-    Landed,
     MalformedMessageError,
     Memory,
-    Message,
     Offer,
     Pages,
     Refused,
     Unregistered,
     decode,
-    encode,
 )
 from ps_sglang.engine.transfer.peers import Peer, Peers
 from ps_sglang.engine.transfer.prefix import BasePrefix
 from ps_sglang.engine.transfer.pulls import OfferedBatch, Outcome, PendingPull, Step
+from ps_sglang.engine.transfer.questions import Questions
 from ps_sglang.engine.transfer.remembered import Remembered
 from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
 
@@ -67,6 +64,7 @@ class Reader:
         self, pages: HostRows, aux: HostRows, *, session: str, base_fingerprint: str,
         send: Callable[[str, Frames], None], clock: Callable[[], float],
         open_pool: Callable[[PoolDescriptor], AttachedPool], news: Callable[[], None],
+        collect: Callable[[Receive], None] = lambda _receive: None,
         limits: Limits = DEFAULT_LIMITS, count: Count = count_nothing,
     ) -> None:  # fmt: skip
         """A reader that pulls nothing yet.
@@ -76,29 +74,31 @@ class Reader:
             aux: the metadata buffers, one row a slot.
             session: ``<zmq endpoint for answers>#<random>``.
             base_fingerprint: whose KV the decoder expects.
-            send: delivers frames to a zmq endpoint, or drops them; never blocks.
+            send: delivers frames to ``<zmq endpoint>[#<mailbox>]`` or drops them; never blocks.
             clock: seconds, monotonic.
             open_pool: maps a prefill worker's pool, or raises OSError with the reason.
             news: called from any thread when ``land`` has something to do.
+            collect: hands what lies in this worker's mailbox to a function; none by default.
             limits: sizes and times.
             count: counts batches, bytes, damaged batches and batches pulled again by path.
         """
         self._pages, self._aux = pages, aux
         self._session = session
-        self._send_frames = send
+        self._questions = Questions(session, send)
         self._clock = clock
         self._news = news
+        self._collect = collect
         self._limits = limits
         self._count = count
         self._lock = threading.RLock()
         self._peers = Peers(
             session=session, base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
-            aux_bytes=aux.row_bytes, send=self._send, open_pool=open_pool, clock=clock,
+            aux_bytes=aux.row_bytes, send=self._questions.send, open_pool=open_pool, clock=clock,
             limits=limits,
         )  # fmt: skip
         self._rooms: dict[int, PendingPull] = {}
         self._pulls: dict[int, PendingPull] = {}
-        self._fetches = Fetches(self._fetch, clock, limits)
+        self._fetches = Fetches(self._questions.fetch, clock, limits)
         self._ended: Remembered[int, tuple[int, str | None]] = Remembered()  # room, failure
         self._numbers = itertools.count()
 
@@ -145,6 +145,7 @@ class Reader:
         if pull is None:
             return None
         for _ in range(self._limits.land_batches):
+            self._collect(self.receive)
             if pull.outcome is not None or not pull.ready:
                 break
             self._land(pull, pull.ready.popleft())
@@ -152,7 +153,7 @@ class Reader:
             self._news()
         if pull.landed_unsaid:
             with self._lock:
-                self._say_landed(pull, pull.landed_unsaid)
+                self._questions.landed(pull, pull.landed_unsaid)
                 pull.landed_unsaid = []
         return pull.outcome
 
@@ -241,9 +242,9 @@ class Reader:
         pull.ask_at = now + self._limits.backoff(pull.attempts)
         pull.attempts += 1
         if pull.failure is not None:
-            self._say_gone(pull.id, pull.room, pull.failure, pull.peer.endpoint)
+            self._questions.gone(pull)
         else:
-            self._send(pull.peer.endpoint, pull.message(self._session))
+            self._questions.ask(pull)
 
     # Answers of a prefill worker
 
@@ -252,7 +253,7 @@ class Reader:
             self._fail(pull, message.reason, tell=False)
             self._settle(pull)
         elif pull.failure is not None:
-            self._say_gone(pull.id, pull.room, pull.failure, pull.peer.endpoint)
+            self._questions.gone(pull)
         elif isinstance(message, Offer):
             self._on_offer(pull, message)
         else:
@@ -264,7 +265,7 @@ class Reader:
             self._on_known_offer(pull, known, offer)
             return
         if pull.outcome is not None:  # needed nothing, and is told that it gets nothing
-            self._say_landed(pull, [offer.seq])
+            self._questions.landed(pull, [offer.seq])
             self._settle(pull)
             return
         try:
@@ -280,7 +281,7 @@ class Reader:
 
     def _on_known_offer(self, pull: PendingPull, known: OfferedBatch, offer: Offer) -> None:
         if known.step is Step.LANDED:
-            self._say_landed(pull, [offer.seq])
+            self._questions.landed(pull, [offer.seq])
         elif not known.offer.digest and offer.digest:
             known.offer = offer
             if known.copied is not None:  # land() has waited for this
@@ -300,10 +301,9 @@ class Reader:
         """The answer to an offer was lost, or crossed it."""
         room, failure = self._ended.get(offer.pull) or (None, "the pull is over")
         if failure is None:
-            seqs = [offer.seq]
-            self._send(offer.peer, Landed(self._session, offer.peer, offer.pull, seqs))
+            self._questions.landed_late(offer.pull, offer.seq, offer.peer)
         else:
-            self._say_gone(offer.pull, room, failure, offer.peer)
+            self._questions.gone_late(offer.pull, room, failure, offer.peer)
 
     # Batches
 
@@ -364,10 +364,6 @@ class Reader:
         batch.damaged = True
         self._fetches.want(pull, batch)
 
-    def _fetch(self, pull: PendingPull, batch: OfferedBatch) -> None:
-        peer = pull.peer.endpoint
-        self._send(peer, Fetch(self._session, peer, pull.id, batch.offer.seq))
-
     # Ends
 
     def _fail(self, pull: PendingPull, reason: str, *, tell: bool = True) -> None:
@@ -388,13 +384,3 @@ class Reader:
     def _forget(self, pull: PendingPull) -> None:
         self._pulls.pop(pull.id, None)
         self._ended.add(pull.id, (pull.room, pull.failure))
-
-    def _say_landed(self, pull: PendingPull, seqs: list[int]) -> None:
-        peer = pull.peer.endpoint
-        self._send(peer, Landed(self._session, peer, pull.id, seqs))
-
-    def _say_gone(self, number: int, room: int | None, reason: str, peer: str) -> None:
-        self._send(peer, Gone(self._session, peer, number, room, reason))
-
-    def _send(self, endpoint: str, message: Message) -> None:
-        self._send_frames(endpoint, encode(message))

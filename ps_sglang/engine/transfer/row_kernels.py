@@ -31,7 +31,7 @@ LINE: Final = 64
 STATE_BYTES: Final = 2 * LINE
 """A digest's state: the sum, and the key of the next line."""
 
-_AHEAD: Final = 6144  # bytes between what is read and what is prefetched, an eighth of an L1 cache
+_AHEAD: Final = 12288  # bytes between what is read and what is prefetched: a quarter of an L1 cache
 _KEY_STEP: Final = 0x9E3779B97F4A7C15  # odd, so 2**64 lines have different keys
 
 _INT32, _INT64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(64).as_pointer()

@@ -1,0 +1,75 @@
+"""Messages from scheduler to scheduler on one host, with no other thread on their way.
+
+While pages are copied and digested every core is busy, and each thread that a message has to
+wake waits up to milliseconds for its turn; zmq takes a message through three of them. A message
+that is posted lies in the receiver's queue at once, and its scheduler looks there between two
+batches of pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST: Final = 1 << 16  # bytes of a message; the kernel would take about 200 KB
+_PREFIX: Final = "\0ps_sglang-"  # an abstract name: it goes with its process
+
+Receive = Callable[[Frames], None]
+
+
+class Mailbox:
+    """A datagram socket of this process, into which others of the same host can post.
+
+    Its name must be as hard to guess as a session's: it is all that a sender needs.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Open it under a name that no other process will ever use.
+
+        Raises:
+            OSError: there is one of this name.
+        """
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(_PREFIX + name)
+
+    @property
+    def fd(self) -> int:
+        """Readable while there is something to collect."""
+        return self._socket.fileno()
+
+    def post(self, name: str, message: bytes) -> bool:
+        """Put a message into another mailbox, from any thread; never blocks.
+
+        Returns:
+            False if it has to go another way: this host has no such mailbox, it is full, or the
+            message is too long for it.
+        """
+        if len(message) > _LONGEST:
+            return False
+        try:
+            self._socket.sendto(message, _PREFIX + name)
+        except OSError:
+            return False
+        return True
+
+    def collect(self, receive: Receive) -> None:
+        """Hand every message that has come to ``Lender.receive`` or ``Reader.receive``."""
+        with contextlib.suppress(BlockingIOError):  # there is no more
+            while True:
+                message = self._socket.recv(_LONGEST)
+                try:
+                    receive([message])
+                except MalformedMessageError as error:
+                    logger.warning("Dropped a message from the KV transfer mailbox: %s", error)
+
+    def close(self) -> None:
+        """What is posted from now on has to go another way."""
+        self._socket.close()
