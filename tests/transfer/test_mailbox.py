@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import zmq
@@ -90,6 +94,27 @@ def test_what_cannot_be_understood_does_not_hide_what_follows(
         assert here.post(name, message)
     there.collect(receive)
     assert understood == [[b"one"], [b"two"]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_can_neither_post_by_name_nor_forge_a_message(
+    there: Mailbox, name: str
+) -> None:
+    (address,) = (
+        line.split()[-1].replace("@", "\0", 1)
+        for line in Path("/proc/net/unix").read_text().splitlines()
+        if line.endswith(name)
+    )
+    as_another = (
+        "import os, socket, sys; from ps_sglang.engine.transfer.mailbox import Mailbox;"
+        "os.setuid(65534); name, address = sys.argv[1:]; address = chr(0) + address;"
+        "sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+        "sender.sendto(b'forged', address);"
+        "sys.exit(Mailbox('of another user').post(name, b'by name'))"
+    )
+    command = [sys.executable, "-c", as_another, name, address[1:]]
+    assert subprocess.run(command, check=False, timeout=15).returncode == 0
+    assert collected(there) == []
 
 
 def test_a_message_ends_a_wait(here: Mailbox, there: Mailbox, name: str) -> None:

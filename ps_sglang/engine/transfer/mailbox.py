@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -19,15 +21,15 @@ from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
 logger = logging.getLogger(__name__)
 
 _LONGEST: Final = 1 << 16  # bytes of a message; the kernel would take about 200 KB
-_PREFIX: Final = "\0ps_sglang-"  # an abstract name: it goes with its process
+_CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid, as the kernel fills them in
 
 Receive = Callable[[Frames], None]
 
 
 class Mailbox:
-    """A datagram socket of this process, into which others of the same host can post.
+    """A datagram socket of this process, into which others of the same user and host can post.
 
-    Its name must be as hard to guess as a session's: it is all that a sender needs.
+    All users can list the names of sockets, so the kernel is asked who has sent a message.
     """
 
     def __init__(self, name: str) -> None:
@@ -38,7 +40,11 @@ class Mailbox:
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(_PREFIX + name)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        # Abstract names go with their process. Another user's mailbox never has the one looked for.
+        namespace = os.stat("/proc/self/ns/user").st_ino
+        self._prefix = f"\0ps_sglang-{namespace}-{os.geteuid()}-"
+        self._socket.bind(self._prefix + name)
 
     @property
     def fd(self) -> int:
@@ -55,7 +61,7 @@ class Mailbox:
         if len(message) > _LONGEST:
             return False
         try:
-            self._socket.sendto(message, _PREFIX + name)
+            self._socket.sendto(message, self._prefix + name)
         except OSError:
             return False
         return True
@@ -64,7 +70,12 @@ class Mailbox:
         """Hand every message that has come to ``Lender.receive`` or ``Reader.receive``."""
         with contextlib.suppress(BlockingIOError):  # there is no more
             while True:
-                message = self._socket.recv(_LONGEST)
+                message, credentials, *_ = self._socket.recvmsg(
+                    _LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
+                if not _are_ours(credentials):
+                    logger.warning("Dropped a KV transfer message of another user")
+                    continue
                 try:
                     receive([message])
                 except MalformedMessageError as error:
@@ -73,3 +84,11 @@ class Mailbox:
     def close(self) -> None:
         """What is posted from now on has to go another way."""
         self._socket.close()
+
+
+def _are_ours(received: list[tuple[int, int, bytes]]) -> bool:
+    return any(
+        (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+        and _CREDENTIALS.unpack(data)[1] == os.geteuid()
+        for level, kind, data in received
+    )
