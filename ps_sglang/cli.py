@@ -1,4 +1,4 @@
-"""`ps-sglang`: launch, verify and change clusters; check, train and list models."""
+"""`ps-sglang`: launch, verify and change clusters; check, train, evaluate and list models."""
 
 from __future__ import annotations
 
@@ -60,6 +60,12 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv, prog="ps-sglang train")
 
 
+def _evaluate(argv: Sequence[str]) -> int:
+    from ps_sglang.evaluate.__main__ import main as evaluate
+
+    return evaluate(argv, prog="ps-sglang evaluate")
+
+
 def _check(argv: Sequence[str]) -> int:
     """Resolve the models of a launch and compare them; start nothing."""
     from ps_sglang.launch.args import parse_args
@@ -90,6 +96,7 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
+    "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),
     "models": (_models, "list the built-in demo models"),
 }
 

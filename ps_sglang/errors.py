@@ -8,6 +8,7 @@ PsSglangError
 │   ├── DataError                 training data with rows that cannot be used (all at once)
 │   └── ContractError             decoders that do not fit the base (all differences at once)
 ├── TrainingError             a training run stopped; its last checkpoint is good
+├── EvaluationError           an evaluation stopped; the answers it had are kept
 ├── MissingPackageError       an optional package is not installed: install it
 └── LaunchError               a worker or the gateway did not come up, or died: read its log
 """
@@ -54,6 +55,13 @@ class TrainingError(PsSglangError):
     """A training run cannot go on: a loss that is not finite, a checkpoint that cannot be saved.
 
     What was saved before is whole.
+    """
+
+
+class EvaluationError(PsSglangError):
+    """An evaluation cannot go on: the cluster refuses a request, a file cannot be written.
+
+    Answers and rows that were written before are whole.
     """
 
 

@@ -45,7 +45,7 @@ class GatewayClient:
             UsageError: no gateway answers at the URL.
         """
         try:
-            models = self._call("/v1/models")["data"]
+            models = self.call("/v1/models")["data"]
             return {model["id"]: int(model["max_model_len"]) for model in models}
         except (RequestFailed, KeyError, TypeError) as error:
             raise UsageError(
@@ -61,7 +61,7 @@ class GatewayClient:
         """
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
         body = {"input_ids": list(prompt), "sampling_params": params, "return_logprob": True}
-        answer = self._call(f"/models/{decoder}/generate", body)
+        answer = self.call(f"/models/{decoder}/generate", body)
         with _as_asked("/generate"):
             first = answer["meta_info"]["output_token_logprobs"][0][0]
             return Answer(tuple(prompt), tuple(answer["output_ids"]), float(first))
@@ -82,7 +82,7 @@ class GatewayClient:
             "return_token_ids": True,
             "return_prompt_token_ids": True,
         }
-        answer = self._call("/v1/chat/completions", body)
+        answer = self.call("/v1/chat/completions", body)
         with _as_asked("/v1/chat/completions"):
             choice = answer["choices"][0]
             return Answer(
@@ -91,7 +91,12 @@ class GatewayClient:
                 float(choice["logprobs"]["content"][0]["logprob"]),
             )
 
-    def _call(self, path: str, body: Json | None = None) -> Json:
+    def call(self, path: str, body: Json | None = None) -> Json:
+        """The answer to POST of `body` to `path`, or to GET without one.
+
+        Raises:
+            RequestFailed: with the server's own reason.
+        """
         request = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
