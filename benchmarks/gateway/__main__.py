@@ -2,20 +2,20 @@
 
     python -m benchmarks.gateway [--quick]
 
-Latency: what each adds to chats that the engines answer at once. Trace: sessions of four decoders
-over a growing conversation, before 2 and 4 prefill workers whose pools are too small for two
-copies of everything. `sglang-router` serves one decoder a process, so it runs once per decoder.
+Latency: what each adds to chats that the engines answer at once. Trace: sessions in which four
+decoders take turns on a growing conversation, before 2 and 4 prefill workers, over sizes of their
+pools. `sglang-router` serves one decoder a process, so it runs once per decoder: before the same
+prefill workers, each router with what it has seen itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,18 +24,13 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks import index
-from benchmarks.gateway import latency, systems, trace
-from benchmarks.gateway.latency import MODES, Direct, Target, Through
-from benchmarks.gateway.messages import EngineConfig, Pace
-from benchmarks.gateway.oracle import POLICIES, Oracle
+from benchmarks.gateway import agents, latency, systems
+from benchmarks.gateway.compared import OURS, PEER, engine, running
+from benchmarks.gateway.latency import MODES
 from benchmarks.gateway.vocabulary import write_tokenizer
 from benchmarks.report import save
 
-OURS, PEER = "gateway", "sglang-router"
 RATE: Final = 300.0
-PACE: Final = Pace(prefill_token=10e-6, moved_token=1e-6, decode_token=1e-3)
-POOL_TOKENS: Final = 32_768
-SLOTS_PER_WORKER: Final = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.only in (None, "latency"):
             figures["latency"] = measure_latency(folder, 2 if quick else options.repeats, quick)
         if options.only in (None, "trace"):
-            figures["trace"] = [
-                measure_trace(folder, workers, quick) for workers in ((2,) if quick else (2, 4))
-            ]
+            figures["trace"] = agents.measure(folder, quick)
+            agents.print_medians(figures["trace"]["medians"])
     if options.only == "index" or (options.only is None and not quick):
         figures["index"] = index.measured()
     if not quick and options.only is None:
@@ -68,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary(figures: dict[str, Any]) -> str:
     """The last line: hit ratios of the trace before 2 prefill workers, latency of whole answers."""
-    hits = {name: one["hit_percent"] for name, one in figures["trace"][0]["systems"].items()}
-    oracle = max(hits[policy] for policy in POLICIES if policy in hits)
+    hits = agents.default_hits(figures["trace"]["medians"])
     p99 = {
         name: figures["latency"]["whole"][name]["added_ms"]["total_p99"]["median"]
         for name in (OURS, PEER)
     }
     return (
-        f"gateway: hit {hits[OURS]:.1f}% vs {hits[PEER]:.1f}% router vs {oracle:.1f}% oracle, "
+        f"gateway: hit {hits['gateway']:.1f}% vs {hits['router']:.1f}% router vs "
+        f"{hits['oracle']:.1f}% oracle, "
         f"added p99 {p99[OURS]:.2f} ms vs {p99[PEER]:.2f} ms"
     )
 
@@ -134,57 +128,6 @@ def _print_latency(kind: str, name: str, found: dict[str, Any]) -> None:
             f"{found['cpu_ms_per_request']['median']:.2f} ms CPU each"
         )
     print(line, flush=True)
-
-
-def measure_trace(folder: Path, workers: int, quick: bool) -> dict[str, Any]:
-    """Each system alone, before engines whose trees are empty."""
-    configs = [
-        *(
-            engine(folder, f"prefill-{number}", pace=PACE, pool_tokens=POOL_TOKENS)
-            for number in range(workers)
-        ),
-        *(
-            engine(folder, name, decoder=name, pace=PACE, pool_tokens=8 * POOL_TOKENS)
-            for name in trace.ROLES
-        ),
-    ]
-    slots = SLOTS_PER_WORKER * workers
-    shape = trace.Shape(slots, sessions=slots * (2 if quick else 5))
-    found = {}
-    with systems.fleet(folder / "tokenizer", configs) as engines:
-        for name in (PEER, OURS, *(POLICIES[1:] if quick else POLICIES)):
-            systems.forget(engines)
-            with running(name, engines, folder) as (target, _):
-                taken = uvloop.run(trace.run(shape, workers, target))
-            found[name] = trace.judged(taken, systems.totals(engines.prefill))
-            one = found[name]
-            print(
-                f"{workers} prefill workers, {name:<14} hit {one['hit_percent']:5.1f}%, "
-                f"imbalance {one['imbalance']:.2f}, first words p95 {one['first_p95_ms']:.0f} ms, "
-                f"whole turn p95 {one['total_p95_ms']:.0f} ms, {one['requests']} requests",
-                flush=True,
-            )
-    return {"prefill_workers": workers, "shape": asdict(shape), "systems": found}
-
-
-def engine(folder: Path, name: str, **options: Any) -> EngineConfig:
-    """An engine with the benchmark's tokenizer."""
-    return EngineConfig(name, str(folder / "tokenizer"), **options)
-
-
-@contextlib.contextmanager
-def running(
-    name: str, engines: systems.Fleet, folder: Path
-) -> Iterator[tuple[Target, tuple[int, ...]]]:
-    """A system by its name, and its processes."""
-    if name == "direct":
-        yield Direct(engines), ()
-    elif name in POLICIES:
-        yield Oracle(engines, name), ()
-    else:
-        start = systems.gateway if name == OURS else systems.routers
-        with start(engines, folder) as served:
-            yield Through(served), served.pids
 
 
 def _spread(found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -16,121 +16,19 @@ import contextlib
 import random
 import signal
 import sys
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any, Final
 
 import msgspec
 import uvloop
 
 from benchmarks.gateway.answers import Answer
+from benchmarks.gateway.engine_routes import Engine
 from benchmarks.gateway.feed import Feed, NoFeed
-from benchmarks.gateway.messages import CHAT, COMPLETIONS, GENERATE, Body, EngineConfig, Totals
-from benchmarks.gateway.tree import PageTree, page_hashes
-from benchmarks.gateway.vocabulary import WordTokenizer, render, words
+from benchmarks.gateway.messages import Body, EngineConfig
+from benchmarks.gateway.vocabulary import words
 from benchmarks.gateway.wire import Exchange, HttpProtocol
-
-_HEALTH: Final = frozenset(("/health", "/health_generate", "/ready"))
-
-_BODY: Final = msgspec.json.Decoder(Body)
-
-
-class Engine:
-    """What prefill and decode workers have in common: routes, tokenizer, tree."""
-
-    def __init__(self, config: EngineConfig, feed: Feed | NoFeed) -> None:
-        self.config, self.feed = config, feed
-        self.tree = PageTree(config.pool_tokens // config.page_size)
-        self.totals = Totals()
-        self._tokenizer = WordTokenizer(Path(config.tokenizer))
-        self._running: dict[asyncio.Task[Any], str] = {}
-
-    async def handle(self, exchange: Exchange) -> None:
-        """Answer one HTTP request."""
-        path = exchange.path
-        if path in (CHAT, COMPLETIONS, GENERATE):
-            body = _BODY.decode(exchange.body)
-            task = asyncio.current_task()
-            assert task is not None
-            self._running[task] = body.rid
-            try:
-                await self.generate(exchange, body)
-            finally:
-                del self._running[task]
-        elif path == "/match":
-            body = _BODY.decode(exchange.body)
-            held = self.tree.match(self.pages(body, self.tokens(path, body)))
-            exchange.answer(b"%d" % (held * self.config.page_size))
-        elif path == "/totals":
-            exchange.answer(msgspec.json.encode(self.totals))
-        elif path == "/forget":
-            self.tree.clear()
-            self.feed.cleared()
-            self.totals = Totals()
-            exchange.answer(b"{}")
-        elif path == "/abort_request":
-            self._abort(msgspec.json.decode(exchange.body)["rid"])
-            exchange.answer(b"{}")
-        elif path in _HEALTH:
-            exchange.answer(b"", kind=b"text/plain")
-        else:
-            self._inform(exchange)
-
-    async def generate(self, exchange: Exchange, body: Body) -> None:
-        """One leg of a request."""
-        raise NotImplementedError
-
-    def tokens(self, path: str, body: Body) -> list[int]:
-        """The prompt's token ids."""
-        if body.messages:
-            return self._tokenizer.encode(render(body.messages))
-        prompt = body.input_ids or body.prompt or body.text
-        return self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-
-    def pages(self, body: Body, tokens: list[int]) -> list[int]:
-        """The pages of the prompt's base prefix."""
-        return page_hashes(tokens[:-1], body.salt, self.config.page_size)
-
-    @contextlib.asynccontextmanager
-    async def hold(
-        self, body: Body, tokens: list[int], pages: list[int], held: int
-    ) -> AsyncIterator[None]:
-        """Keep the first `held` pages of a prompt; at the end of the block, store the others."""
-        locked = held
-        self.tree.lock(pages[:held])
-        try:
-            yield
-            held = self.tree.match(pages)  # another request may have stored some meanwhile
-            self.tree.lock(pages[locked:held])
-            locked, new = held, pages[held:]
-            gone = self.tree.make_room(len(new))
-            self.tree.add(new)
-            locked = len(pages)
-            size = self.config.page_size
-            self.totals.evicted_tokens += len(gone) * size
-            parent = pages[held - 1] if held else None
-            content = tokens[held * size : len(pages) * size]
-            self.feed.changed(gone, new, parent, content, body.salt)
-        finally:
-            self.tree.unlock(pages[:locked])
-
-    def _abort(self, rid: str) -> None:
-        for task, known in list(self._running.items()):
-            if known.startswith(rid):
-                task.cancel()
-
-    def _inform(self, exchange: Exchange) -> None:
-        known: dict[str, Any] = {
-            "/get_model_info": {"model_path": "/models/base", "is_generation": True},
-            "/get_server_info": {"max_running_requests": 1024, "page_size": self.config.page_size},
-            "/v1/models": {"object": "list", "data": [{"id": "base", "object": "model"}]},
-            "/get_load": [{"num_reqs": len(self._running), "num_waiting_reqs": 0}],
-        }
-        known["/model_info"] = known["/get_model_info"]
-        known["/server_info"] = known["/get_server_info"]
-        content = known.get(exchange.path)
-        exchange.answer(msgspec.json.encode(content), 404 if content is None else 200)
+from ps_sglang.feed.messages import TimelineRecord
 
 
 class PrefillEngine(Engine):
@@ -159,27 +57,41 @@ class PrefillEngine(Engine):
         room = body.bootstrap_room
         try:
             decode = await self._asked[room]
-            held = await self._compute(body, tokens, pages)
+            held = await self.compute(body, tokens, pages)
         finally:
             del self._asked[room]
         decode.write(b"%d\n" % room)
-        size = self.config.page_size
-        self.totals.requests += 1
-        self.totals.prompt_tokens += len(tokens) - 1
-        self.totals.cached_tokens += held * size
-        self.totals.computed_tokens += len(tokens) - 1 - held * size
-        exchange.answer(Answer(exchange.path, body, len(tokens), held * size, []).whole())
+        exchange.answer(Answer(exchange.path, body, len(tokens), held, []).whole())
 
-    async def _compute(self, body: Body, tokens: list[int], pages: list[int]) -> int:
+    async def compute(self, body: Body, tokens: list[int], pages: list[int]) -> int:
+        """Prefill a prompt when all before it are done; returns how many tokens were held."""
+        size, totals = self.config.page_size, self.totals
+        began = time.time()
         async with self._turn:
+            queue = time.time() - began
             held = self.tree.match(pages)
             async with self.hold(body, tokens, pages, held):
-                new = len(tokens) - 1 - held * self.config.page_size
+                new = len(tokens) - 1 - held * size
                 seconds = new * self.config.pace.prefill_token
-                self.totals.busy_seconds += seconds
                 if seconds:
                     await asyncio.sleep(seconds)
-            return held
+        totals.requests += 1
+        totals.prompt_tokens += len(tokens) - 1
+        totals.cached_tokens += held * size
+        totals.computed_tokens += new
+        totals.busy_seconds += seconds
+        self.feed.record(
+            TimelineRecord(
+                rid=body.rid,
+                role="prefill",
+                began=began,
+                queue=queue,
+                prefill=seconds,
+                computed=new,
+                held=held * size,
+            )
+        )
+        return held * size
 
 
 class DecodeEngine(Engine):
@@ -194,6 +106,7 @@ class DecodeEngine(Engine):
 
     async def generate(self, exchange: Exchange, body: Body) -> None:
         """The decode leg."""
+        began = time.time()
         tokens = self.tokens(exchange.path, body)
         pages = self.pages(body, tokens)
         pace, size = self.config.pace, self.config.page_size
@@ -209,14 +122,30 @@ class DecodeEngine(Engine):
         self.totals.cached_tokens += held * size
         said = self._say(pages, body.output_tokens)
         answer = Answer(exchange.path, body, len(tokens), held * size, said)
-        if not body.stream:
+        landed = time.time()
+        await self._answer(exchange, answer, len(said), body.stream or False)
+        self.feed.record(
+            TimelineRecord(
+                rid=body.rid,
+                role="decode",
+                began=began,
+                pull=landed - began,
+                decode=time.time() - landed,
+                held=held * size,
+                pulled=moved,
+            )
+        )
+
+    async def _answer(self, exchange: Exchange, answer: Answer, length: int, stream: bool) -> None:
+        pace = self.config.pace
+        if not stream:
             if pace.decode_token:
-                await asyncio.sleep(len(said) * pace.decode_token)
+                await asyncio.sleep(length * pace.decode_token)
             exchange.answer(answer.whole())
             return
         step = self.config.stream_tokens
         exchange.stream(answer.opening())
-        for start in range(0, len(said), step):
+        for start in range(0, length, step):
             # Also without a pace: each step of an engine is a write of its own.
             await asyncio.sleep(step * pace.decode_token)
             exchange.write(answer.part(start, start + step))

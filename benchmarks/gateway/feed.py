@@ -1,4 +1,4 @@
-"""The KV events of a stand-in engine, over the product's own publisher."""
+"""The feed of a stand-in engine, over the product's own publisher."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ps_sglang.feed.messages import (
     KvEvent,
     KvEventBatch,
     Snapshot,
+    TimelineRecord,
 )
 from ps_sglang.feed.publisher import Command, FeedPublisher
 
@@ -39,6 +40,9 @@ class NoFeed:
 
     def cleared(self) -> None:
         """All pages went."""
+
+    def record(self, record: TimelineRecord) -> None:
+        """A leg of a request has ended."""
 
     def close(self) -> None:
         """Stop publishing."""
@@ -87,6 +91,9 @@ class Feed(NoFeed):
         self._held.clear()
         self._waiting.append(AllBlocksCleared())
         self._publish_soon()
+
+    def record(self, record: TimelineRecord) -> None:
+        self._publisher.record(record)
 
     def close(self) -> None:
         self._publisher.shutdown()

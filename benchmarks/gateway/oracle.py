@@ -8,55 +8,69 @@ perfect knowledge can do: `greedy` goes where most is held and looks at load onl
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from benchmarks.gateway.client import Client, Reply
 from benchmarks.gateway.latency import both_legs
 from benchmarks.gateway.systems import Fleet
 
-Policy = Literal["greedy", "balanced"]
-POLICIES: Final[tuple[Policy, ...]] = ("greedy", "balanced")
+POLICIES: Final = ("greedy", "balanced")
 _BYTES_PER_TOKEN: Final = 6  # of a chat body in this benchmark's vocabulary
 
 
 @dataclass
-class _Load:
+class Work:
+    """What a worker has been given."""
+
     queued_tokens: int = 0
     chosen: int = 0
+
+
+class Choice:
+    """Chooses among prefill workers, by what each holds of a prompt."""
+
+    def __init__(self, policy: str, workers: Sequence[str]) -> None:
+        self._policy = policy
+        self._work = {name: Work() for name in workers}
+
+    def choose(self, held: Mapping[str, int], length: int) -> tuple[str, int]:
+        """The worker, and how many tokens it is taken to compute; `done` must follow."""
+        name = min(self._work, key=lambda one: self._cost(one, held[one], length))
+        new = max(0, length - held[name])
+        self._work[name].queued_tokens += new
+        self._work[name].chosen += 1
+        return name, new
+
+    def done(self, name: str, new: int) -> None:
+        """The worker has computed the prompt."""
+        self._work[name].queued_tokens -= new
+
+    def _cost(self, name: str, held: int, length: int) -> tuple[float, float]:
+        work = self._work[name]
+        if self._policy == "greedy":
+            return -held, work.queued_tokens
+        return length - held + work.queued_tokens / 2, work.chosen
 
 
 class Oracle:
     """Chooses the prefill worker for each request, and runs the request."""
 
-    def __init__(self, engines: Fleet, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, engines: Fleet, policy: str) -> None:
         self._prefill = {engine.url: engine for engine in engines.prefill}
         self._decode = {engine.config.decoder: engine for engine in engines.decode}
-        self._load = {url: _Load() for url in self._prefill}
+        self._choice = Choice(policy, tuple(self._prefill))
         self._choosing = asyncio.Lock()
 
     async def post(self, client: Client, decoder: str, body: bytes) -> Reply:
         """Send a chat; returns the decode leg's answer."""
         async with self._choosing:  # a choice sees the load of all choices before it
             held = {url: await self._held(client, url, body) for url in self._prefill}
-            length = len(body) // _BYTES_PER_TOKEN
-            url = min(self._prefill, key=lambda one: self._cost(one, held[one], length))
-            load, new = self._load[url], max(0, length - held[url])
-            load.queued_tokens += new
-            load.chosen += 1
-
-        def prefilled() -> None:
-            load.queued_tokens -= new
-
+            url, new = self._choice.choose(held, len(body) // _BYTES_PER_TOKEN)
         decode = self._decode[decoder]
-        return await both_legs(client, self._prefill[url], decode, body, prefilled)
+        prefill = self._prefill[url]
+        return await both_legs(client, prefill, decode, body, lambda: self._choice.done(url, new))
 
     async def _held(self, client: Client, url: str, body: bytes) -> int:
         return int((await client.post(url, "/match", body)).content)
-
-    def _cost(self, url: str, held: int, length: int) -> tuple[float, float]:
-        load = self._load[url]
-        if self._policy == "greedy":
-            return -held, load.queued_tokens
-        return length - held + load.queued_tokens / 2, load.chosen

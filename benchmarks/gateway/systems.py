@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ import msgspec
 
 from benchmarks.gateway.messages import EngineConfig, Totals
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.launch.child import die_with_parent
 from ps_sglang.launch.ports import free_ports
 
 _START_S: Final = 60.0
@@ -95,19 +97,22 @@ def fleet(tokenizer: Path, configs: Sequence[EngineConfig]) -> Iterator[Fleet]:
         )
 
 
-def forget(engines: Fleet) -> None:
-    """Empty all trees and totals."""
+def forget(engines: Fleet, pool_tokens: int | None = None) -> None:
+    """Empty all trees and totals; prefill workers hold `pool_tokens` from now on."""
     for engine in engines.all:
-        _get(f"{engine.url}/forget")
+        if pool_tokens is None or engine.config.decoder is not None:
+            _ask(f"{engine.url}/forget")
+        else:
+            _ask(f"{engine.url}/forget", b"%d" % pool_tokens)
 
 
 def totals(engines: Sequence[RunningEngine]) -> list[Totals]:
     """What each engine has done."""
-    return [msgspec.json.decode(_get(f"{one.url}/totals"), type=Totals) for one in engines]
+    return [msgspec.json.decode(_ask(f"{one.url}/totals"), type=Totals) for one in engines]
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
+def _ask(url: str, body: bytes | None = None) -> bytes:
+    with urllib.request.urlopen(url, body, timeout=10) as response:
         content: bytes = response.read()
     return content
 
@@ -185,12 +190,16 @@ def process(
     errors: object = None,
     end: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process in a group of its own; end it with the block, by signal `end`."""
+    """Run a process in a group of its own; end it with the block, by signal `end`.
+
+    It does not outlive this process, however that ends.
+    """
     started = subprocess.Popen(
         list(command),
         stdout=output,
         stderr=errors,
-        start_new_session=True,  # type: ignore[call-overload]
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),  # type: ignore[call-overload]
     )
     try:
         yield started

@@ -55,9 +55,10 @@ class PageTree:
             self._locks.move_to_end(page)
 
     def unlock(self, pages: Sequence[int]) -> None:
-        """End a use."""
-        for page in pages:
+        """End a use of a prompt's pages, from the first on."""
+        for page in reversed(pages):
             self._locks[page] -= 1
+            self._locks.move_to_end(page)  # also behind those added meanwhile
 
     def make_room(self, count: int) -> list[int]:
         """Evict until `count` more pages fit; returns what went, leaves first.

@@ -1,7 +1,8 @@
 """The stand-in engines' tokenizer and chat template, exact and cheap.
 
 The tokenizer is a real byte-level BPE in `tokenizer.json`, whose pre-tokenizer cuts at spaces and
-line ends. Words never influence each other, so each is tokenized once and remembered.
+line ends. Words never influence each other, nor do the messages of a chat, so each is tokenized
+once and remembered.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ CHAT_TEMPLATE: Final = (
     "message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+_ASSISTANT: Final = "<|im_start|>assistant\n"
+_TURNS_REMEMBERED: Final = 20_000
 _ONSETS: Final = (*"bcdfghklmnprstvw", "br", "cl", "dr", "fl", "gr", "pl", "st", "tr")
 _RIMES: Final = (*"aeiou", "an", "el", "in", "or", "un", "ast", "ent", "ile", "ock", "ump")
 
@@ -72,10 +75,11 @@ def write_tokenizer(folder: Path) -> None:
 
 def render(messages: Sequence[Any]) -> str:
     """What CHAT_TEMPLATE makes of a chat that waits for the assistant."""
-    turns = "".join(
-        f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages
-    )
-    return turns + "<|im_start|>assistant\n"
+    return "".join(map(_turn, messages)) + _ASSISTANT
+
+
+def _turn(message: Any) -> str:
+    return f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
 
 
 class WordTokenizer:
@@ -84,6 +88,7 @@ class WordTokenizer:
     def __init__(self, folder: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._known: dict[str, tuple[int, ...]] = {}
+        self._turns: dict[tuple[str, str], list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text."""
@@ -96,3 +101,16 @@ class WordTokenizer:
                 known[piece] = found
             ids += found
         return ids
+
+    def encode_chat(self, messages: Sequence[Any]) -> list[int]:
+        """The token ids of a chat, as of its `render`."""
+        ids: list[int] = []
+        for message in messages:
+            key = (message["role"], message["content"])
+            found = self._turns.get(key)
+            if found is None:
+                if len(self._turns) >= _TURNS_REMEMBERED:
+                    self._turns.clear()
+                found = self._turns[key] = self.encode(_turn(message))
+            ids += found
+        return ids + self.encode(_ASSISTANT)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 import zmq
+
+_READABLE: Final = int(zmq.POLLIN)  # zmq's own flags take microseconds to be combined
 
 
 class Inbox:
@@ -58,7 +61,7 @@ class Inbox:
             self._wake(True)
 
     def _has_message(self) -> bool:
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
     def _wake(self, outcome: bool) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
+import aiohttp
 import jinja2
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks.gateway import systems, trace
-from benchmarks.gateway.__main__ import engine, running
+from benchmarks.gateway import agents, systems, trace
+from benchmarks.gateway.client import Client, Reply
+from benchmarks.gateway.compared import engine, running
+from benchmarks.gateway.latency import Through
 from benchmarks.gateway.messages import Totals
+from benchmarks.gateway.simulation import simulated
 from benchmarks.gateway.systems import Fleet
 from benchmarks.gateway.tree import PageTree, page_hashes
 from benchmarks.gateway.vocabulary import (
@@ -25,8 +29,9 @@ from benchmarks.gateway.vocabulary import (
     write_tokenizer,
 )
 
-PROMPT_TOKENS = 14_368  # of the small trace below with seed 7
-SHAPE = trace.Shape(slots=2, sessions=3, turns=(3, 5), pause_seconds=0.001)
+PROMPT_TOKENS = 36_697  # of the small trace below with seed 7
+# One slot: it plays all sessions to their ends, since no other slot finds none left.
+SHAPE = trace.Shape(slots=1, sessions=3, turns_median=4, pause_seconds=0.001)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,13 @@ def test_texts_are_tokenized_as_the_tokenizer_does(folder: Path, text: str) -> N
     assert WordTokenizer(folder / "tokenizer").encode(text) == expected
 
 
+def test_chats_are_tokenized_as_their_texts(folder: Path) -> None:
+    chat = [{"role": "system", "content": "a"}, {"role": "user", "content": "b <c>"}]
+    tokenizer = WordTokenizer(folder / "tokenizer")
+    for messages in (chat, chat[:1], [*chat, *chat]):
+        assert tokenizer.encode_chat(messages) == tokenizer.encode(render(messages))
+
+
 def test_chats_are_rendered_as_the_template_does() -> None:
     chat = [{"role": "system", "content": "a"}, {"role": "user", "content": "b <c>"}]
     template = jinja2.Environment(keep_trailing_newline=True).from_string(CHAT_TEMPLATE)
@@ -90,9 +102,17 @@ def test_the_tree_evicts_leaves_least_recently_used_first() -> None:
     assert tree.make_room(4) == [3, 2, 1]
 
 
+def test_what_is_added_to_held_pages_goes_before_them() -> None:
+    tree = PageTree(capacity=3)
+    tree.add([1])
+    tree.add([2, 3])
+    tree.unlock([1, 2, 3])
+    assert tree.make_room(3) == [3, 2, 1]
+
+
 @pytest.mark.parametrize("name", ["gateway", "greedy", "balanced"])
 async def test_all_see_the_same_prompts(engines: Fleet, folder: Path, name: str) -> None:
-    systems.forget(engines)
+    systems.forget(engines, 1 << 15)
     with running(name, engines, folder) as (target, _):
         taken = await trace.run(SHAPE, 7, target)
     prefill, decode = systems.totals(engines.prefill), systems.totals(engines.decode)
@@ -103,6 +123,24 @@ async def test_all_see_the_same_prompts(engines: Fleet, folder: Path, name: str)
     assert found["computed_tokens"] + sum(one.cached_tokens for one in prefill) == PROMPT_TOKENS
     # Nothing is evicted here, so a turn computes what its conversation has grown by.
     assert found["hit_percent"] > 50
+
+
+async def test_engines_tell_the_gateway_what_they_computed(engines: Fleet, folder: Path) -> None:
+    systems.forget(engines, 1 << 15)
+    with systems.gateway(engines, folder) as served:
+        await trace.run(SHAPE, 7, Through(served))
+        computed = sum(one.computed_tokens for one in systems.totals(engines.prefill))
+        url = next(iter(served.urls.values()))
+        async with aiohttp.ClientSession() as http:
+            told = 0.0
+            while told != computed:  # the last records are on their way
+                async with http.get(f"{url}/metrics") as response:
+                    told = sum(
+                        float(line.split()[-1])
+                        for line in (await response.text()).splitlines()
+                        if line.startswith("ps_sglang_gateway_base_tokens_total")
+                        and 'source="computed"' in line
+                    )
 
 
 def test_judged() -> None:
@@ -120,9 +158,86 @@ def test_judged() -> None:
 def test_a_trace_is_the_same_for_the_same_seed() -> None:
     first, second = trace.sessions(SHAPE, 7), trace.sessions(SHAPE, 7)
     assert first == second != trace.sessions(SHAPE, 8)
-    cycle = list(trace.roles(8))
-    assert cycle[0] == cycle[7] == trace.PLANNER
-    assert all(one != other for one, other in pairwise(cycle))
+    assert list(trace.roles(9)) == [*(trace.PLANNER, trace.ACTOR) * 3, *trace.ROLES[2:], "planner"]
+
+
+def test_a_trace_has_the_lengths_of_the_published_one() -> None:
+    """A 16th of what Codex took on SWE-bench Pro, in the mean."""
+    shape = trace.Shape(slots=0, sessions=1000)
+    made = trace.sessions(shape, 7)
+    turns = [len(one.turns) for one in made]
+    assert statistics.median(turns) == pytest.approx(30, abs=1.5)
+    assert statistics.quantiles(turns, n=10)[8] == pytest.approx(57, abs=4)
+    assert statistics.mean(turns) == pytest.approx(33, abs=2)
+    firsts, lasts = zip(*(lengths(one) for one in made), strict=True)
+    assert statistics.mean(firsts) * 16 == pytest.approx(12_367, rel=0.05)
+    assert statistics.mean(lasts) * 16 == pytest.approx(84_482, rel=0.1)
+    answers = statistics.mean(turn.answer_tokens for one in made for turn in one.turns)
+    assert answers * 16 == pytest.approx(17_239 / 33, rel=0.05)
+
+
+def lengths(session: trace.Session) -> tuple[int, int]:
+    """Words of the first and the last prompt."""
+    total, first = len(session.system.split()), 0
+    for turn in session.turns:
+        total += sum(len(message["content"].split()) for message in turn.said)
+        first = first or total
+        last = total
+        total += turn.answer_tokens
+    return first, last
+
+
+def test_the_first_sessions_are_under_way() -> None:
+    """As many tokens live at the beginning as later, so that a pool means the same throughout."""
+    shape = trace.Shape(slots=1000, sessions=1000)
+    made = trace.sessions(shape, 7)
+    live = 1000 * statistics.mean(lengths(one)[0] - shape.system_words for one in made)
+    assert live == pytest.approx(trace.working_set(shape), rel=0.1)
+    before = [message for one in made for message in one.turns[0].said]
+    assert sum(message["role"] == "assistant" for message in before) > 10_000
+
+
+def test_a_trace_ends_when_a_slot_finds_no_session() -> None:
+    shape = trace.Shape(slots=4, sessions=8)
+    sizes = [len(one.turns) for one in trace.sessions(shape, 7)]
+
+    class Instant:
+        """Answers a second later; notes how many requests run."""
+
+        running = 0
+        asked = 0
+        fewest = 4
+
+        async def post(self, client: Client, decoder: str, body: bytes) -> Reply:
+            self.running += 1
+            self.asked += 1
+            await asyncio.sleep(1)
+            self.running -= 1
+            return Reply(0.0, 0.0, 1.0, b"data: [DONE]\n\n")
+
+    target = Instant()
+    taken = simulated(trace.run(shape, 7, target))
+    assert len(taken.total) == target.asked
+    assert max(sizes[:4]) < target.asked < sum(sizes)
+    # The first slot without a session had two or more; the others stop with their next answer.
+    assert taken.seconds < 1.1 * target.asked / 4
+
+
+def test_the_better_policy_is_the_oracle() -> None:
+    def one(hits: tuple[float, float, float, float], uneven: float) -> dict[str, object]:
+        names = ("gateway", "sglang-router", "greedy", "balanced")
+        rest = {"imbalance": uneven, "first_p95_ms": 1.0, "total_p95_ms": 2.0}
+        systems = {
+            name: {"hit_percent": hit, **rest} for name, hit in zip(names, hits, strict=True)
+        }
+        return {"prefill_workers": 2, "pool": agents.POOL, "systems": systems}
+
+    runs = [one((90, 40, 80, 91), 1.0), one((92, 50, 99, 93), 1.2), one((60, 20, 30, 50), 1.1)]
+    (found,) = agents.medians(runs)
+    assert found["hit_percent"] == {"gateway": 90, "router": 40, "oracle": 91}
+    assert found["times_router"] == pytest.approx(2.25)
+    assert found["imbalance"]["gateway"] == 1.1
+    assert agents.default_hits([found]) == found["hit_percent"]
 
 
 async def test_what_hangs_up_ends_its_request(engines: Fleet, folder: Path) -> None:

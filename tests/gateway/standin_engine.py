@@ -71,6 +71,7 @@ class Worker:
         self.ready = True
         self.silent = False  # as a stopped process: it takes connections and never answers
         self.engine_silent = False  # ... and here only the engine behind the server is stopped
+        self.health_asked, self.health_given_up = asyncio.Event(), asyncio.Event()
         self.facts: Body = {"common": dict(COMMON), "trained_on": decoder and BASE, "problem": None}
         self.told: Body = {}  # replaces fields of its /server_info
         self.weights: list[str] = []  # what it was told to load
@@ -164,8 +165,12 @@ class Worker:
         return web.Response(status=200 if self.ready else 503)
 
     async def _health(self, request: web.Request) -> web.Response:
+        self.health_asked.set()
         if self.silent or self.engine_silent:
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.health_given_up.set()
         return web.Response(status=200 if self.ready else 503)
 
     async def _update_weights(self, request: web.Request) -> web.Response:

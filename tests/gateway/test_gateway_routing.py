@@ -1,7 +1,10 @@
 """Choice of workers, without HTTP: real pool, holdings and router, a clock that stands still."""
 
+from typing import Literal
+
 import pytest
 
+from ps_sglang.feed.messages import TimelineRecord
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
 from ps_sglang.gateway.errors import NoWorker
 from ps_sglang.gateway.index.estimate import SECONDS
@@ -45,6 +48,16 @@ class Setup:
         route.handed_over()
         route.release()
         return route
+
+    def tell(self, name: str, role: Literal["prefill", "decode"], computed: int) -> None:
+        """A worker tells over its feed that a request has ended."""
+        record = TimelineRecord(rid="r", role=role, began=0.0, computed=computed)
+        self.holdings.mirror(name).timeline(record)
+
+    def recent(self, name: str) -> float:
+        member = self.pool.get(name)
+        assert member is not None
+        return member.load.recent_tokens
 
     def load(self, name: str) -> tuple[int, float, float]:
         member = self.pool.get(name)
@@ -183,6 +196,32 @@ def test_recent_work_spreads_prompts_of_which_no_queue_is_seen() -> None:
         setup.now += 0.5
     assert max(work.values()) / (sum(work.values()) / 2) < 1.2
     assert sum(work.values()) == 40 * 20 * BLOCK + 2 * 10 * BLOCK, "one more copy of what is shared"
+
+
+def test_recent_work_is_what_a_worker_with_a_feed_says_that_it_was() -> None:
+    """A full pool may have let go what was held when the request was sent."""
+    setup = Setup(replicas=1)
+    for name in ("p0", "p1"):
+        setup.holdings.mirror(name).live()
+    assert setup.run(prompt(8)).prefill.name == "p0"
+    assert setup.run(prompt(8, "y")).prefill.name == "p1"
+    assert [setup.recent(name) for name in ("p0", "p1")] == [0, 0]
+    for name, tokens in (("p0", 20), ("p0", 900), ("p1", 30)):
+        setup.tell(name, "prefill", tokens)
+    setup.tell("a0", "decode", 5000)
+    assert [setup.recent(name) for name in ("p0", "p1", "a0")] == [920, 30, 0]
+    assert setup.run(prompt(1, "z")).prefill.name == "p1"
+    setup.holdings.mirror("p1").lost("it restarts")
+    setup.run(prompt(2, "w"), "a", "p0")
+    assert setup.recent("p1") == 30 + 2 * BLOCK, "nothing tells: what is expected counts"
+
+
+def test_what_a_worker_tells_after_it_has_left_counts_for_nobody() -> None:
+    setup = Setup()
+    mirror = setup.holdings.mirror("p0")
+    setup.pool.remove("p0")
+    mirror.timeline(TimelineRecord(rid="r", role="prefill", began=0.0, computed=9))
+    assert setup.recent("p1") == 0
 
 
 def test_recent_work_is_forgotten() -> None:

@@ -19,7 +19,14 @@ ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}
 # Much is asked, so that no test waits; answers may take long, so that none is missed by chance.
 SERVERS = Timing(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
-ENGINES = Timing(every=0.02, engine_every=0.02, engine_deadline=0.5, engine_silence=0.5)
+ENGINES = Timing(
+    every=0.02,
+    deadline=1000.0,
+    silence=1000.0,
+    engine_every=0.02,
+    engine_deadline=0.5,
+    engine_silence=0.5,
+)
 
 
 @pytest.fixture
@@ -163,6 +170,19 @@ async def test_only_engines_at_work_are_asked() -> None:
             for _ in range(3):
                 loading.plan.step.release()
             assert [status for status, _ in await asyncio.gather(*requests)] == [200, 503]
+
+
+async def test_an_engine_may_begin_to_load_while_it_is_asked() -> None:
+    async with running(ENGINES) as gateway:
+        worker = gateway.decode()
+        worker.plan.step = asyncio.Semaphore(0)
+        worker.engine_silent = True
+        request = asyncio.create_task(gateway.post(ROUTE, BODY))
+        await worker.health_asked.wait()
+        with gateway.app[GATEWAY].health.engine_busy(member(gateway, worker)):
+            await worker.health_given_up.wait()
+            assert await state(gateway, worker) == "good"
+        request.cancel()
 
 
 async def test_a_broken_worker_is_left_alone_and_tried_again() -> None:

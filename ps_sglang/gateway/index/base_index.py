@@ -147,17 +147,17 @@ class BaseIndex:
         while done < len(hashes):
             segment = self._find(hashes[done])
             held = segment.held.get(worker, 0) if segment is not None else 0
-            first = done
-            done += 1
-            if segment is None or not held:
+            position = segment.hashes.index(hashes[done]) if segment is not None and held else held
+            if segment is None or position >= held:
+                done += 1
                 continue
-            position = segment.hashes.index(hashes[first])
-            if position >= held:
-                continue
-            # The rest of an evicted run needs no look of its own.
+            # The rest of an evicted run needs no look of its own, in whichever order it comes.
             run = segment.hashes[position:held].tolist()
-            if run == hashes[first : first + len(run)]:
-                done = first + len(run)
+            length = len(run)
+            if length == 1 or run != hashes[done : done + length]:
+                length = _run_back(segment.hashes, position, hashes, done)
+                position -= length - 1
+            done += length
             self._lower(segment, worker, position)
 
     def cleared(self, worker: str) -> None:
@@ -275,3 +275,12 @@ class BaseIndex:
         self._tokens[worker] += (blocks - before) * segment.size
         distinct = max(blocks, others) - max(before, others)
         self._distinct[role] += distinct * segment.size
+
+
+def _run_back(blocks: "array[int]", position: int, hashes: Sequence[int], at: int) -> int:
+    """How many of `hashes`, from place `at` on, are `blocks` from `position` on backwards."""
+    most = min(position + 1, len(hashes) - at)
+    length = 1
+    while length < most and blocks[position - length] == hashes[at + length]:
+        length += 1
+    return length

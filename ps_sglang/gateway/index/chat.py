@@ -54,6 +54,8 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(source)
+            # Jinja copies them for each chat, and takes long over its own kind of dict.
+            self._template.globals = dict(self._template.globals)
             self._in_parts = _takes_parts(source, environment)
         except jinja2.TemplateError as error:
             raise NoChatText(f"the chat template has an error: {error}") from error

@@ -5,7 +5,7 @@ workers without a live feed, and for prompts whose bytes are not those of their 
 """
 
 from bisect import bisect_left
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -26,7 +26,7 @@ class Estimate:
     def __init__(self, clock: Callable[[], float], capacity: int = CAPACITY) -> None:
         self._clock = clock
         self._capacity = capacity
-        self._coming: Counter[int] = Counter()
+        self._coming: dict[int, int] = {}  # block -> how many prompts bring it
         self._arrived: OrderedDict[int, float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -35,23 +35,29 @@ class Estimate:
 
     def sent(self, blocks: Sequence[int]) -> None:
         """The worker is about to hold these blocks; `settled` must follow."""
-        self._coming.update(blocks)
+        coming = self._coming
+        for block in blocks:
+            coming[block] = coming.get(block, 0) + 1
 
     def settled(self, blocks: Sequence[int], arrived: bool) -> None:
         """What was `sent` has arrived, or never will."""
+        coming = self._coming
         for block in blocks:
-            if self._coming[block] > 1:
-                self._coming[block] -= 1
-            else:
-                del self._coming[block]
+            left = coming.pop(block, 1) - 1
+            if left:
+                coming[block] = left
         if arrived:
-            now = self._clock()
-            # Last block first: a prefix must outlive what continues it.
-            for block in reversed(blocks):
-                self._arrived[block] = now
-                self._arrived.move_to_end(block)
-            while len(self._arrived) > self._capacity:
-                self._arrived.popitem(last=False)
+            self.arrived(blocks)
+
+    def arrived(self, blocks: Sequence[int]) -> None:
+        """The worker holds these blocks now."""
+        now, known = self._clock(), self._arrived
+        # Last block first: a prefix must outlive what continues it.
+        for block in reversed(blocks):
+            known[block] = now
+            known.move_to_end(block)
+        while len(known) > self._capacity:
+            known.popitem(last=False)
 
     def held(self, blocks: Sequence[int], seconds: float) -> int:
         """How many leading blocks are held: on their way, or arrived within `seconds`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ps_sglang.feed.control import FeedError
-from ps_sglang.feed.messages import Pin, Release
+from ps_sglang.feed.messages import Pin, Release, TimelineRecord
 from ps_sglang.feed.subscriber import Feed, Timing
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.index import estimate
@@ -39,6 +39,8 @@ class Holdings:
     """The index, the feeds that fill it, and the estimates; for the thread of the event loop.
 
     Workers may be added before the loop runs; `start` connects to their feeds, `stop` ends that.
+    Register functions in `computed` to be told how many tokens a prefill worker has computed for a
+    request, by its own word: those with a live feed, see `is_live`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Holdings:
         timing: Timing | None = None,
     ) -> None:
         self.prompts = prompts
+        self.computed: list[Callable[[str, int], None]] = []
         self._tell_timeline = tell_timeline
         self._clock = clock
         self._timing = timing
@@ -64,7 +67,7 @@ class Holdings:
     def add(self, worker: Worker) -> None:
         """A worker joins."""
         self._index.add_worker(worker.name, worker.role)
-        known = Mirror(worker, self._index, self._tell_timeline, self._clock, self._timing)
+        known = Mirror(worker, self._index, self._told, self._clock, self._timing)
         self._workers[worker.name] = known
         if self._running:
             known.start()
@@ -124,8 +127,24 @@ class Holdings:
         known = self._workers.get(worker)
         if known is not None:
             known.estimate.settled(prompt.blocks, arrived)
-            if arrived and prompt.exact and known.is_live:
-                self._trust.stored(worker, prompt)
+            if arrived:
+                self._stored(worker, known, prompt)
+
+    def arrived(self, worker: str, prompt: Prompt) -> None:
+        """A worker holds the whole prompt, which was never `sent` to it."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.estimate.arrived(prompt.blocks)
+            self._stored(worker, known, prompt)
+
+    def _stored(self, worker: str, known: Mirror, prompt: Prompt) -> None:
+        if prompt.exact and known.is_live:
+            self._trust.stored(worker, prompt)
+
+    def is_live(self, worker: str) -> bool:
+        """Whether a worker tells of what it does, and has told all that it holds."""
+        known = self._workers.get(worker)
+        return known is not None and known.is_live
 
     def forget(self, worker: str) -> None:
         """A worker's cache is known to be empty; its events, if any, say so themselves."""
@@ -150,6 +169,10 @@ class Holdings:
     async def pin(self, worker: str, session: str, seconds: float) -> None:
         """Let a conversation's pages go last for a while; raises FeedError."""
         await self._feed(worker).ask(Pin(session, seconds))
+
+    def mirror(self, worker: str) -> Mirror:
+        """What is told of a worker goes there; raises KeyError if there is none such."""
+        return self._workers[worker]
 
     def has_feed(self, worker: str) -> bool:
         """Whether `release` and `pin` can be asked of a worker."""
@@ -188,6 +211,12 @@ class Holdings:
     def blocks(self) -> int:
         """Blocks that the events of any worker say are held."""
         return len(self._index)
+
+    def _told(self, worker: str, record: TimelineRecord) -> None:
+        if record.role == "prefill":
+            for tell in self.computed:
+                tell(worker, record.computed)
+        self._tell_timeline(worker, record)
 
     def _feed(self, worker: str) -> Feed:
         known = self._workers.get(worker)

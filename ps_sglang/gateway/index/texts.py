@@ -16,7 +16,7 @@ class TokenTexts:
         """The bytes of each `block` consecutive tokens; the last tokens may make a shorter one."""
         try:
             # A negative id would be taken from the table's end.
-            texts = [self._table[one] for one in token_ids]
+            texts = list(map(self._table.__getitem__, token_ids))
             if token_ids and min(token_ids) < 0:
                 raise IndexError
         except IndexError:

@@ -22,9 +22,11 @@ Why these weights:
   it while its queue is at most 2 S longer than another's. What saves nothing goes by load alone.
 - REQUEST_TOKENS is what a prefill costs whatever its length: scheduling, handshake, first pages.
 - Recent work, computed tokens that halve in RECENT_HALF_LIFE seconds, spreads prompts although no
-  queue is seen, as when conversations come slowly but long. Within the tolerance it only settles
-  near ties. Above it, it is worth a second copy of a shared prompt: the worker that has it is left
-  for another when its excess is four times as long as that prompt.
+  queue is seen, as when conversations come slowly but long. A worker with a feed says itself what
+  it computed: where its pool is full, that may be many times what was expected, since pages go
+  while a request waits for its turn, and such a worker must not look idle. Within the tolerance
+  recent work only settles near ties. Above it, it is worth a second copy of a shared prompt: the
+  worker that has it is left for another when its excess is four times as long as that prompt.
 - Pages against prefill: a token's pages of an 8B model take about 0.1 MB, some 5 us over the
   memory of one host and 10 to 20 us over a network of 100 Gbit/s, where computing them takes 50 to
   100 us on a GPU. On a CPU computing is dearer still.

@@ -30,8 +30,8 @@ class Load:
 
     `requests` have not ended. `queued_tokens` are new tokens of prompts that a prefill worker has
     not yet prefilled. `moving_tokens` are the tokens of pages that are yet to arrive at a decode
-    worker. `recent_tokens` is what a prefill worker has computed of late, as it stood at
-    `recent_at`, a monotonic time.
+    worker. `recent_tokens` is what a prefill worker has computed of late, by its own word if
+    it has a live feed, as it stood at `recent_at`, a monotonic time.
     """
 
     requests: int = 0
@@ -128,6 +128,11 @@ class WorkerPool:
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def requests(self) -> tuple[int, int]:
+        """Legs of requests that have not ended, and those that began on the workers here now."""
+        loads = [member.load for member in self._members.values()]
+        return sum(load.requests for load in loads), sum(load.chosen for load in loads)
 
     def get(self, name: str) -> AnyMember | None:
         """The member of that name, if there is one."""

@@ -76,6 +76,7 @@ class Router:
         self._pool = pool
         self._holdings = holdings
         self._clock = clock
+        holdings.computed.append(self._computed)
 
     def choose(
         self,
@@ -177,10 +178,15 @@ class Router:
         if route.moved_tokens:  # else the prefill worker has nothing to do with the prompt
             self._holdings.settled(route.prefill.name, prompt, arrived)
         if arrived:
-            _add_recent(route.prefill.load, route.new_tokens, self._clock())
+            if not self._holdings.is_live(route.prefill.name):  # else it tells what it computed
+                _add_recent(route.prefill.load, route.new_tokens, self._clock())
             # Not before: a second request for it would pull the same pages again.
-            self._holdings.sent(route.decode.name, prompt)
-            self._holdings.settled(route.decode.name, prompt, arrived)
+            self._holdings.arrived(route.decode.name, prompt)
+
+    def _computed(self, worker: str, tokens: int) -> None:
+        member = self._pool.get(worker)
+        if member is not None:
+            _add_recent(member.load, tokens, self._clock())
 
 
 def _prefill_terms(

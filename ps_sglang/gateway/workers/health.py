@@ -19,7 +19,8 @@ from typing import Final
 
 import aiohttp
 
-from ps_sglang.gateway.dispatch.legs import Pair, cancel
+from ps_sglang.gateway.dispatch.background import cancel
+from ps_sglang.gateway.dispatch.legs import Pair
 from ps_sglang.gateway.errors import WorkerError, WorkerUnreachable
 from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
 from ps_sglang.gateway.workers.breaker import Breaker
@@ -174,6 +175,11 @@ class HealthMonitor:
                 continue
             began = self._clock()
             problem = await self._ask(member, "/health", self._timing.engine_deadline)
+            if (
+                member in self._busy
+            ):  # it fell silent for a good reason, with the question under way
+                record.engine_silent_since = None
+                continue
             silent = problem is not None and not problem.refused
             record.engine_silent_since = _since(record.engine_silent_since, began, silent)
             limit = self._timing.engine_silence
