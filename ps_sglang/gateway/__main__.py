@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import gc
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +11,10 @@ from aiohttp import web
 
 from ps_sglang.gateway.app import build_app, runner
 from ps_sglang.gateway.config import ConfigError, GatewayConfig
+from ps_sglang.gateway.dispatch.background import cancel
+from ps_sglang.gateway.garbage import collect_in_pauses
+from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.telemetry import log
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -23,15 +25,15 @@ async def serve(config: GatewayConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     app = runner(build_app(config))
     await app.setup()
+    pool = app.app[GATEWAY].pool
+    garbage = asyncio.create_task(collect_in_pauses(pool.requests))
     try:
         site = web.TCPSite(app, config.host, config.port)
         await site.start()
-        # What exists now stays: looking through it for garbage would stop all requests for a while.
-        gc.collect()
-        gc.freeze()
         print(f"ready {_url(config, app)}", flush=True)
         await stop.wait()
     finally:
+        await cancel(garbage)
         await app.cleanup()
 
 
@@ -46,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ps_sglang.gateway", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a GatewayConfig as JSON")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    log.configure()
     try:
         uvloop.run(serve(GatewayConfig.load(arguments.config)))
     except (ConfigError, OSError) as error:

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
-from ps_sglang.gateway.dispatch.legs import Background
 from ps_sglang.gateway.dispatch.turns import Turns
 from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClient
 from ps_sglang.gateway.index.collector import IndexMetrics

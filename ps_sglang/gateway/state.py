@@ -8,8 +8,8 @@ from aiohttp import hdrs, web
 
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
-from ps_sglang.gateway.dispatch.legs import Background
 from ps_sglang.gateway.dispatch.turns import Turns
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.index.holdings import Holdings

@@ -11,7 +11,18 @@ import zmq.asyncio
 from feed_parts import Frames, Mirror, Relay, Tree, running, stored
 
 from ps_sglang.feed.control import FeedError
-from ps_sglang.feed.messages import Pin, Refused, Release, Standing, Status, TimelineRecord
+from ps_sglang.feed.messages import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvEvent,
+    Pin,
+    Refused,
+    Release,
+    Standing,
+    Status,
+    TimelineRecord,
+)
 from ps_sglang.feed.publisher import FeedPublisher
 from ps_sglang.feed.subscriber import Feed, Timing
 
@@ -77,6 +88,55 @@ async def test_a_batch_that_comes_twice_is_told_once(tree: Tree) -> None:
         await mirror.until(lambda: bool(mirror.records))
         assert mirror.told == told + 5
         assert feed.counts["replays"] == replays
+
+
+class Blocks(Mirror):
+    """Keeps every block with its parent and its tokens, and how many each event had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks: dict[int, tuple[int | None, list[int]]] = {}
+        self.sizes: list[int] = []
+
+    def kv(self, event: KvEvent) -> None:
+        if isinstance(event, AllBlocksCleared):
+            self.blocks.clear()
+        else:
+            self.sizes.append(len(event.block_hashes))
+        if isinstance(event, BlockRemoved):
+            for block in event.block_hashes:
+                del self.blocks[block]
+        elif isinstance(event, BlockStored):
+            parent, size = event.parent_block_hash, event.block_size
+            for number, block in enumerate(event.block_hashes):
+                self.blocks[block] = (parent, event.token_ids[number * size : (number + 1) * size])
+                parent = block
+        self._changed.set()
+
+
+async def test_long_events_are_told_in_pieces(tree: Tree) -> None:
+    """No request waits until all of a long prompt has been taken in."""
+    mirror = Blocks()
+    async with running(_feed(tree, mirror)):
+        await mirror.until(lambda: mirror.is_live)
+        first, others = list(range(5)), list(range(100, 100 + 1000))
+        tree.publish(
+            BlockStored(first, None, list(range(10)), 2, cache_salt="s"),
+            BlockStored(others, 4, list(range(2000)), 2, cache_salt="s"),
+        )
+        expected = {
+            block: (block - 1 if block else None, [2 * block, 2 * block + 1]) for block in first
+        }
+        expected |= {
+            100 + number: (99 + number if number else 4, [2 * number, 2 * number + 1])
+            for number in range(1000)
+        }
+        await mirror.until(lambda: mirror.blocks == expected)
+        assert max(mirror.sizes) <= 128
+        tree.publish(BlockRemoved(others[200:][::-1]))
+        await mirror.until(lambda: len(mirror.blocks) == 205)
+        assert max(mirror.sizes) <= 128
+        assert mirror.losses == []
 
 
 async def test_records_of_requests_are_told(tree: Tree) -> None:

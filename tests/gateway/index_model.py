@@ -41,12 +41,12 @@ class Worker:
             self.blocks.update(new)
 
     def evict(self, index: BaseIndex, source: random.Random) -> None:
-        """Drop some leaves and what then becomes a leaf, runs from their front, in one event."""
+        """Drop some leaves and what then becomes a leaf, runs from either end, in one event."""
         hashes: list[int] = []
         for _ in range(source.randrange(1, 4)):
             run = self._leaf_run(source)
             self.blocks.difference_update(run)
-            hashes += [block_hash(key) for key in run]
+            hashes += [block_hash(key) for key in source.choice((run, run[::-1]))]
         index.removed(self.name, hashes)
 
     def _leaf_run(self, source: random.Random) -> list[Key]:

@@ -376,3 +376,33 @@ async def test_stopping_the_gateway_ends_the_legs() -> None:
         assert not prefill.hung_up
         await gateway.app.cleanup()
         await prefill.saw_hang_up_of_connection()
+
+
+@route_and_stream
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_kept_connection_that_breaks_after_the_request_was_taken(
+    gateway: Setup, route: str, stream: bool, role: str
+) -> None:
+    status, _ = await gateway.post(route, body_of(route, False))
+    assert status == 200  # the connections are kept
+    worker = gateway.prefill if role == "prefill" else gateway.decode()
+    worker.plan.die = True
+    status, error = await fails(gateway, route, stream)
+    assert (status, error["code"]) == (503, "worker_unreachable")
+    assert "it took the request and closed the connection" in error["message"]
+    assert len(worker.requests) == 2
+
+
+async def test_another_worker_takes_over_what_was_taken_and_lost(replicated: Setup) -> None:
+    workers = replicated.cluster.decode["a"]
+    while not all(worker.requests for worker in workers):  # both connections are kept
+        status, _ = await replicated.post("/generate", body_of("/generate", False))
+        assert status == 200
+    workers[0].plan.die = True
+    while workers[0].plan.die:
+        before = [len(worker.requests) for worker in workers]
+        status, _ = await replicated.post("/generate", body_of("/generate", False))
+        assert status == 200
+        if len(workers[0].requests) > before[0]:
+            assert len(workers[1].requests) == before[1] + 1
+            workers[0].plan.die = False

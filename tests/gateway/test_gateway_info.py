@@ -136,7 +136,8 @@ async def test_failures_are_counted_and_logged(
     async with gateway.http.post(url, json=body, headers=headers) as response:
         await response.read()
     line = caplog.records[-1].getMessage()
-    assert line.startswith("mine model=a route=/v1/completions status=503 ms=")
+    rid = gateway.decode().requests[0]["rid"].removesuffix("-00")
+    assert line.startswith(f"mine rid={rid} model=a route=/v1/completions status=503 ms=")
     async with gateway.http.get(gateway.url + "/metrics") as response:
         text = await response.text()
     counted = 'requests_total{decoder="a",route="/v1/completions",status="503"} 1.0'

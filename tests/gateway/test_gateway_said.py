@@ -12,8 +12,8 @@ from ps_sglang.gateway.bodies.samples import Surface
 def collected(surface: Surface, *chunks: Any) -> Any:
     collector = Collector(surface)
     for chunk in chunks:
-        collector.add(sse.event(chunk))
-    collector.add(sse.DONE)
+        collector.add([sse.event(chunk)])
+    collector.add([sse.DONE])
     return collector.said()
 
 

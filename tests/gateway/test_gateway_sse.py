@@ -1,7 +1,5 @@
 """Events of a stream, however the network cuts it."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from ps_sglang.gateway.bodies import sse
@@ -11,27 +9,30 @@ EVENTS = [part + b"\n\n" for part in STREAM.split(b"\n\n")[:-1]]
 
 
 @pytest.mark.parametrize("size", range(1, len(STREAM) + 1))
-async def test_events_are_found_in_chunks_of_any_size(size: int) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for start in range(0, len(STREAM), size):
-            yield STREAM[start : start + size]
-
-    assert [event async for event in sse.read_events(chunks())] == EVENTS
+def test_events_are_found_in_pieces_of_any_size(size: int) -> None:
+    splitter = sse.Splitter()
+    pieces = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
+    assert [event for piece in pieces for event in splitter.feed(piece)] == EVENTS
 
 
-async def test_an_event_does_not_wait_for_the_next_chunk() -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield EVENTS[0] + EVENTS[1][:3]
-        raise AssertionError("the first event is complete")
-
-    assert await anext(sse.read_events(chunks())) == EVENTS[0]
+def test_an_event_does_not_wait_for_the_next_piece() -> None:
+    splitter = sse.Splitter()
+    assert splitter.feed(EVENTS[0] + EVENTS[1][:3]) == EVENTS[:1]
+    assert splitter.feed(EVENTS[1][3:]) == EVENTS[1:2]
 
 
-async def test_an_unfinished_event_is_dropped() -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield EVENTS[0] + b"data: {"
+def test_an_unfinished_event_is_no_event() -> None:
+    splitter = sse.Splitter()
+    assert splitter.feed(EVENTS[0] + b"data: {") == EVENTS[:1]
+    assert splitter.feed(b"}\n") == []
+    assert splitter.feed(b"\n") == [b"data: {}\n\n"]
 
-    assert [event async for event in sse.read_events(chunks())] == EVENTS[:1]
+
+def test_several_blank_lines() -> None:
+    splitter = sse.Splitter()
+    assert splitter.feed(b"a\n\n\n\n") == [b"a\n\n", b"\n\n"]
+    assert splitter.feed(b"b\n\n\n") == [b"b\n\n"]
+    assert splitter.feed(b"c\n\n") == [b"\nc\n\n"]
 
 
 def test_payloads() -> None:

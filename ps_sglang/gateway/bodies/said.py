@@ -1,5 +1,6 @@
 """What the model said, read from its answer: for prompts that continue it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -30,11 +31,13 @@ class Collector:
         self._calls: dict[int, Said] = {}
         self._last: Said = {}
 
-    def add(self, event: bytes) -> None:
-        """Read one event."""
-        chunk = sse.payload(event)
-        if chunk is None:
-            return
+    def add(self, events: Iterable[bytes]) -> None:
+        """Read the next events."""
+        for event in events:
+            if (chunk := sse.payload(event)) is not None:
+                self._add_chunk(chunk)
+
+    def _add_chunk(self, chunk: Said) -> None:
         if self._surface is Surface.GENERATE:
             self._last = chunk  # each event of /generate has the whole text so far
             return

@@ -1,6 +1,5 @@
 """Server-sent events, as SGLang's and OpenAI's streams use them."""
 
-from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -8,21 +7,27 @@ import msgspec
 DONE = b"data: [DONE]\n\n"
 
 
-async def read_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """Yield each event, with the blank line that ends it, as soon as it has arrived whole.
+class Splitter:
+    """Cuts what arrives, in pieces of any size, into events."""
 
-    What follows the last blank line is no event and is dropped.
-    """
-    buffer = bytearray()
-    searched = 0
-    async for chunk in chunks:
-        buffer += chunk
-        while (end := buffer.find(b"\n\n", searched)) >= 0:
-            yield bytes(buffer[: end + 2])
-            del buffer[: end + 2]
-            searched = 0
-        # The blank line itself may be split between two chunks.
-        searched = max(0, len(buffer) - 1)
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The events that are whole now, each with the blank line that ends it."""
+        buffer = self._buffer
+        if not buffer and 0 <= piece.find(b"\n\n") == len(piece) - 2:
+            return [piece]  # as nearly always
+        buffer += piece
+        events, start = [], 0
+        while (end := buffer.find(b"\n\n", self._searched)) >= 0:
+            events.append(bytes(buffer[start : end + 2]))
+            start = self._searched = end + 2
+        del buffer[:start]
+        # The blank line itself may be split between two pieces.
+        self._searched = max(0, len(buffer) - 1)
+        return events
 
 
 def event(payload: Any) -> bytes:

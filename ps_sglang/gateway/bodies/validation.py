@@ -69,6 +69,8 @@ def decode_body(content: bytes) -> Body:
 
 def refuse_unsupported(body: Body) -> None:
     """Raise BadRequest for the first field that asks for what this cluster cannot give."""
+    if UNSUPPORTED.keys().isdisjoint(body):
+        return
     for name, reason in UNSUPPORTED.items():
         value = body.get(name)
         if not (value is None or value is False or value in ("", [], {})):

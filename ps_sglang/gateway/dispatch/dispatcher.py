@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 from ps_sglang.gateway.bodies import merge, sse
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
-from ps_sglang.gateway.dispatch.legs import Background, Call, Pair, cancel
+from ps_sglang.gateway.dispatch.background import Background, cancel
+from ps_sglang.gateway.dispatch.legs import Call, Pair
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import EngineError, GatewayError, WorkerError, WorkerUnreachable
 from ps_sglang.gateway.routing.pool import AnyMember, Health
@@ -73,8 +74,10 @@ class Dispatcher:
         )
         return merge.answers(request, answers)
 
-    def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[bytes, None]:
-        """The events of the answer; raises GatewayError, before the first event where it can.
+    def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[list[bytes], None]:
+        """The events of the answer, those together that have come together.
+
+        Raises GatewayError, before the first event where it can.
 
         The iterator must be closed (`aclosing`), which ends the legs that still run.
         """
@@ -89,13 +92,12 @@ class Dispatcher:
 
     async def _stream(
         self, call: Call, sample: Sample, gate: asyncio.Event
-    ) -> AsyncGenerator[bytes, None]:
-        pair, first = await self._start(call, sample, gate, Pair.open_stream)
+    ) -> AsyncGenerator[list[bytes], None]:
+        pair, events = await self._start(call, sample, gate, Pair.open_stream)
         try:
-            for event in first:
-                yield event
-            async for event in pair.events():
-                yield event
+            while events:
+                yield events
+                events = await pair.events()
         except WorkerError as error:
             self._watch.failed(_at_fault(pair.route, error), error)
             raise
@@ -171,7 +173,7 @@ class Dispatcher:
 
     async def _merged_stream(
         self, request: GenerationRequest, call: Call
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[list[bytes], None]:
         gates = _gates(request)
         queue: _Queue = asyncio.Queue(_QUEUED_EVENTS)
         tasks = [
@@ -188,9 +190,8 @@ class Dispatcher:
                 if item == sse.DONE:
                     running -= 1
                 elif (event := merger.event(sample, item)) is not None:
-                    yield event
-            for event in merger.end():
-                yield event
+                    yield [event]
+            yield list(merger.end())
         finally:
             await cancel(*tasks)
 
@@ -203,9 +204,10 @@ class Dispatcher:
     ) -> None:
         gate = await _wait_turn(sample, gates)
         try:
-            async with aclosing(self._stream(call, sample, gate)) as events:
-                async for event in events:
-                    await queue.put((sample, event))
+            async with aclosing(self._stream(call, sample, gate)) as stream:
+                async for events in stream:
+                    for event in events:
+                        await queue.put((sample, event))
         except Exception as error:  # the reader raises it; a lost one would leave it waiting
             await queue.put((sample, error))
         finally:

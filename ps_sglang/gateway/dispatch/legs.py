@@ -7,7 +7,7 @@ SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.findings import answer_error, event_error, is_preamble
 from ps_sglang.gateway.bodies.samples import Sample, Surface
 from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient, WorkerResponse
 from ps_sglang.gateway.errors import (
     GatewayError,
@@ -34,6 +35,9 @@ from ps_sglang.gateway.telemetry.timeline import Timeline
 ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
 PREFILL_GRACE_SECONDS = 30.0
+
+# How SGLang begins its refusal of a request whose id it knows.
+_KNOWN_ID = "Duplicate request ID"
 
 # What a client asks about the output. The prefill leg has none: it must not fail at reporting it.
 # Neither is it streamed, so that its failure is an HTTP status.
@@ -52,24 +56,6 @@ _ABOUT_OUTPUT = frozenset(
         "return_flat_raw_top_logprobs_b64",
     )
 )
-
-
-class Background:
-    """Tasks that outlive the request that started them, but not the gateway."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run `work`, which must handle its own errors."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """Cancel what still runs, and what it starts when it is cancelled; wait for the end."""
-        while self._tasks:
-            await cancel(*self._tasks)
 
 
 @dataclass(frozen=True)
@@ -116,7 +102,8 @@ class Pair:
             "bootstrap_room": ids.room(),
         }
         self._response: WorkerResponse | None = None
-        self._events: AsyncIterator[bytes] | None = None
+        self._splitter = sse.Splitter()
+        self._error: GatewayError | None = None  # told by the stream behind the last events
         self._answering = False
         self._decode_ended = False
         self._closed = False
@@ -132,21 +119,24 @@ class Pair:
     async def open_stream(self) -> list[bytes]:
         """Start the decode leg's stream; returns its first events.
 
-        They are more than one only where the first ones say nothing, see `is_preamble`: until
-        then a failure can still be told by an HTTP status.
+        The last of them says something, see `is_preamble`: until then a failure can still be told
+        by an HTTP status.
         """
         with self._interruptible():
-            return await self._read_first_events()
+            await self._open_decode()
+            first: list[bytes] = []
+            while not self._answering:
+                events = await self._next_events()
+                self._answering = not all(map(is_preamble, events))
+                first += events
+            return first
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The events after those of `open_stream`, up to and with `[DONE]`."""
-        assert self._events is not None, "open_stream() comes first"
-        while True:
-            with self._interruptible():
-                event = await anext(self._events, None)
-            if event is None:
-                return
-            yield event
+    async def events(self) -> list[bytes]:
+        """The events that have come since, at least one; none after `[DONE]`."""
+        if self._decode_ended:
+            return []
+        with self._interruptible():
+            return await self._next_events()
 
     def fail(self, error: GatewayError) -> None:
         """End the sample with `error`, unless it has ended: whoever reads its answer gets it."""
@@ -207,10 +197,10 @@ class Pair:
         with response, reaching(worker):
             content = await response.read()
         error = (
-            engine_error(response.status, content)
-            if response.status != 200
-            else answer_error(content)
+            _refusal(worker, response, content) if response.status != 200 else answer_error(content)
         )
+        if isinstance(error, WorkerUnreachable):
+            raise error
         if error is not None and error.status >= 500:
             status = 503 if error.status == 503 else 502
             raise WorkerFailed(worker, error.message, status=status) from error
@@ -241,28 +231,29 @@ class Pair:
         self._decode_ended = True
         return content
 
-    async def _read_first_events(self) -> list[bytes]:
-        response = await self._open_decode()
-        self._events = self._read_events(response)
-        first = []
-        async for event in self._events:
-            first.append(event)
-            if not is_preamble(event):
-                self._answering = True
-                break
-        return first
-
-    async def _read_events(self, response: WorkerResponse) -> AsyncIterator[bytes]:
+    async def _next_events(self) -> list[bytes]:
+        assert self._response is not None, "open_stream() comes first"
         worker = self.route.decode.worker
+        if self._error is not None:
+            raise self._error
         with reaching(worker):
-            async for event in sse.read_events(response.pieces()):
-                if error := event_error(event):
-                    raise error
-                self._decode_ended = event == sse.DONE
-                yield event
-                if self._decode_ended:
-                    return
+            while piece := await self._response.piece():
+                if events := self._valid(self._splitter.feed(piece)):
+                    return events
         raise WorkerUnreachable(worker, "it ended the stream before [DONE]")
+
+    def _valid(self, events: list[bytes]) -> list[bytes]:
+        """Those up to `[DONE]`, or before a failure; raises that if none is before it."""
+        for number, event in enumerate(events):
+            if error := event_error(event):
+                if not number:
+                    raise error
+                self._error = error
+                return events[:number]
+            if event == sse.DONE:
+                self._decode_ended = True
+                return events[: number + 1]
+        return events
 
     async def _open_decode(self) -> WorkerResponse:
         worker = self.route.decode.worker
@@ -270,7 +261,7 @@ class Pair:
         if self._response.status != 200:
             with reaching(worker):
                 content = await self._response.read()
-            raise engine_error(self._response.status, content)
+            raise _refusal(worker, self._response, content)
         return self._response
 
     async def _post(self, worker: Worker, body: dict[str, Any]) -> WorkerResponse:
@@ -293,9 +284,11 @@ class Pair:
                     await response.read()
 
 
-async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they raise."""
-    for task in tasks:
-        task.cancel()
-    # gather() also marks their exceptions as seen.
-    await asyncio.gather(*tasks, return_exceptions=True)
+def _refusal(worker: Worker, response: WorkerResponse, content: bytes) -> GatewayError:
+    """What an answer whose status is not 200 means."""
+    error = engine_error(response.status, content)
+    if response.was_resent and error.message.startswith(_KNOWN_ID):
+        # The worker took the first copy, then the connection broke. The second copy is refused, and
+        # the answer to the first is lost: another pair, with another id, may do.
+        return WorkerUnreachable(worker, "it took the request and closed the connection")
+    return error

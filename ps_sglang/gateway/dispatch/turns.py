@@ -16,8 +16,9 @@ from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.said import Said
 from ps_sglang.gateway.bodies.samples import Sample, Surface
 from ps_sglang.gateway.bodies.validation import Body
+from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
-from ps_sglang.gateway.dispatch.legs import Background, Call
+from ps_sglang.gateway.dispatch.legs import Call
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.prompts import Prompts

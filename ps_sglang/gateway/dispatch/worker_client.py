@@ -4,13 +4,14 @@ A kept connection may be closed by the worker just when a request is sent on it.
 that invisible: a connection idle for longer than KEEP_SECONDS is not used again, which is well
 below the time after which SGLang's server closes one; and a request on a used connection that is
 closed before the first byte of its answer is sent once more, on a new connection. A worker that
-died refuses that one, so what its users see is the truth.
+died refuses that one, so what its users see is the truth. One that had taken the first copy gets
+a second: `WorkerResponse.was_resent` tells.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -52,6 +53,10 @@ class WorkerClient:
             except Disconnected:
                 if connection.answered:
                     raise
+            connection = await self._connect(origin)
+            response = await connection.exchange(head, body)
+            response.was_resent = True
+            return response
         connection = await self._connect(origin)
         return await connection.exchange(head, body)
 
@@ -110,13 +115,14 @@ class _Origin:
 
 
 class WorkerResponse:
-    """An answer whose head has come. Read it with `read`, or piece by piece with `pieces`.
+    """An answer whose head has come. Read it with `read`, or piece by piece with `piece`.
 
     `close`, or leaving the `with` block, breaks the connection off unless the answer is complete.
     """
 
     def __init__(self, connection: "_Connection", status: int) -> None:
         self.status = status
+        self.was_resent = False
         self._connection: _Connection | None = connection
         self._pieces: list[bytes] = []
         self._unread = 0
@@ -143,15 +149,13 @@ class WorkerResponse:
             await self._wait()
         return self._take()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
-        while True:
-            if self._pieces:
-                yield self._take()
-            elif self._complete:
-                return
-            else:
-                await self._wait()
+    async def piece(self) -> bytes:
+        """What of the body has come since; waits for the first of it. Empty at the body's end."""
+        while not self._pieces:
+            if self._complete:
+                return b""
+            await self._wait()
+        return self._take()
 
     def close(self) -> None:
         """Be done with it. May be called more than once."""

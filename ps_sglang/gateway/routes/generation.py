@@ -34,7 +34,7 @@ def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamRes
         content = await request.read()
         model = request.match_info.get("model")
         parsed = parse(surface, content, model, request.headers, gateway.served)
-        record.decoder = parsed.decoder
+        record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
         session = _session(gateway, parsed)
         wanted: dict[int, Timeline] | None = (
             {} if request.headers.get(timeline.HEADER) == "1" else None
@@ -65,18 +65,18 @@ async def _stream(
 ) -> web.StreamResponse:
     record = request[RECORD]
     collector = Collector(parsed.surface) if parsed.hints.next else None
-    async with aclosing(gateway.dispatcher.stream(parsed, call)) as events:
+    async with aclosing(gateway.dispatcher.stream(parsed, call)) as stream:
+        if call.timelines is not None:
+            stream = _with_timelines(stream, call.surface, call.timelines)
         # An error before the first event still has a status of its own: it is raised here.
-        first = await anext(events)
+        first = await anext(stream)
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
         await response.prepare(request)
-        await response.write(first)
+        await response.write(b"".join(first))
         if collector is not None:
             collector.add(first)
-        if call.timelines is not None:
-            events = _with_timelines(events, call.surface, call.timelines)
-        await _forward(events, response, record, collector)
+        await _forward(stream, response, record, collector)
     if record.error is None:
         gateway.turns.ended(parsed, call, collector.said() if collector else None)
     await response.write_eof()
@@ -84,25 +84,27 @@ async def _stream(
 
 
 async def _with_timelines(
-    events: AsyncGenerator[bytes, None], surface: Surface, timelines: dict[int, Timeline]
-) -> AsyncGenerator[bytes, None]:
-    async for event in events:
-        if event == sse.DONE:
-            yield sse.event(await timeline.last_chunk(surface, timelines))
-        yield event
+    stream: AsyncGenerator[list[bytes], None], surface: Surface, timelines: dict[int, Timeline]
+) -> AsyncGenerator[list[bytes], None]:
+    async for events in stream:
+        if events[-1] == sse.DONE:
+            if said := events[:-1]:
+                yield said
+            events = [sse.event(await timeline.last_chunk(surface, timelines)), sse.DONE]
+        yield events
 
 
 async def _forward(
-    events: AsyncGenerator[bytes, None],
+    stream: AsyncGenerator[list[bytes], None],
     response: web.StreamResponse,
     record: Record,
     collector: Collector | None,
 ) -> None:
     try:
-        async for event in events:
-            await response.write(event)
+        async for events in stream:
+            await response.write(b"".join(events))
             if collector is not None:
-                collector.add(event)
+                collector.add(events)
     except GatewayError as error:
         record.failed(error)
         await response.write(sse.event(error.payload()))

@@ -1,7 +1,8 @@
 """The gateway's own metrics."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
@@ -16,70 +17,91 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "ps_sglang_gateway_requests",
-            "Answered generation requests; status 499 means that the client hung up.",
-            ("decoder", "route", "status"),
-            registry=self._registry,
+        # Each of these finds its metric of given labels.
+        self._requests = cache(
+            Counter(
+                "ps_sglang_gateway_requests",
+                "Answered generation requests; status 499 means that the client hung up.",
+                ("decoder", "route", "status"),
+                registry=self._registry,
+            ).labels
         )
-        self._pending = Gauge(
-            "ps_sglang_gateway_pending_requests",
-            "Generation requests not yet answered.",
-            ("decoder",),
-            registry=self._registry,
+        self._pending = cache(
+            Gauge(
+                "ps_sglang_gateway_pending_requests",
+                "Generation requests not yet answered.",
+                ("decoder",),
+                registry=self._registry,
+            ).labels
         )
-        self._first_token = Histogram(
-            "ps_sglang_gateway_time_to_first_token_seconds",
-            "Time from a streamed request to its first event.",
-            ("decoder",),
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._first_token = cache(
+            Histogram(
+                "ps_sglang_gateway_time_to_first_token_seconds",
+                "Time from a streamed request to its first event.",
+                ("decoder",),
+                buckets=_SECONDS,
+                registry=self._registry,
+            ).labels
         )
-        self._duration = Histogram(
-            "ps_sglang_gateway_request_seconds",
-            "Time from a request to the end of its answer.",
-            ("decoder",),
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._duration = cache(
+            Histogram(
+                "ps_sglang_gateway_request_seconds",
+                "Time from a request to the end of its answer.",
+                ("decoder",),
+                buckets=_SECONDS,
+                registry=self._registry,
+            ).labels
         )
-        self._tokens = Counter(
-            "ps_sglang_gateway_prompt_tokens",
-            "Tokens of routed prompts; held: the chosen workers were believed to have them.",
-            ("worker", "held"),
-            registry=self._registry,
+        self._tokens = cache(
+            Counter(
+                "ps_sglang_gateway_prompt_tokens",
+                "Tokens of routed prompts; held: the chosen workers were believed to have them.",
+                ("worker", "held"),
+                registry=self._registry,
+            ).labels
         )
-        self._prefetches = Counter(
-            "ps_sglang_gateway_prefetches",
-            "Prompts brought to the decoder that a hint named as the next one.",
-            ("decoder", "outcome"),
-            registry=self._registry,
+        self._prefetches = cache(
+            Counter(
+                "ps_sglang_gateway_prefetches",
+                "Prompts brought to the decoder that a hint named as the next one.",
+                ("decoder", "outcome"),
+                registry=self._registry,
+            ).labels
         )
 
-        self._stages = Histogram(
-            "ps_sglang_gateway_stage_seconds",
-            "Where requests' time went, as their workers told.",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._stages = cache(
+            Histogram(
+                "ps_sglang_gateway_stage_seconds",
+                "Where requests' time went, as their workers told.",
+                ("stage",),
+                buckets=_SECONDS,
+                registry=self._registry,
+            ).labels
         )
-        self._base_tokens = Counter(
-            "ps_sglang_gateway_base_tokens",
-            "Prompt tokens as the workers told: computed by the base or held by the prefill "
-            "worker's tree; held by the decode worker's own tree or pulled by it.",
-            ("decoder", "source"),
-            registry=self._registry,
+        self._base_tokens = cache(
+            Counter(
+                "ps_sglang_gateway_base_tokens",
+                "Prompt tokens as the workers told: computed by the base or held by the prefill "
+                "worker's tree; held by the decode worker's own tree or pulled by it.",
+                ("decoder", "source"),
+                registry=self._registry,
+            ).labels
         )
-        self._pulled_bytes = Counter(
-            "ps_sglang_gateway_pulled_bytes",
-            "Bytes of KV that decode workers pulled.",
-            ("decoder",),
-            registry=self._registry,
+        self._pulled_bytes = cache(
+            Counter(
+                "ps_sglang_gateway_pulled_bytes",
+                "Bytes of KV that decode workers pulled.",
+                ("decoder",),
+                registry=self._registry,
+            ).labels
         )
-        self._saved_tokens = Counter(
-            "ps_sglang_gateway_saved_tokens",
-            "Prompt tokens not computed because another decoder's turn had brought them in.",
-            ("decoder",),
-            registry=self._registry,
+        self._saved_tokens = cache(
+            Counter(
+                "ps_sglang_gateway_saved_tokens",
+                "Prompt tokens not computed because another decoder's turn had brought them in.",
+                ("decoder",),
+                registry=self._registry,
+            ).labels
         )
         self._cross_decoder = Gauge(
             "ps_sglang_gateway_cross_decoder_hit_ratio",
@@ -92,17 +114,15 @@ class GatewayMetrics:
         """Render the metrics of `collector`, too."""
         self._registry.register(collector)
 
-    @contextmanager
-    def pending(self, decoder: str) -> Iterator[None]:
+    def pending(self, decoder: str) -> AbstractContextManager[None]:
         """Count a request as pending inside the block."""
-        with self._pending.labels(decoder).track_inprogress():
-            yield
+        return self._pending(decoder).track_inprogress()
 
     def routed(self, route: Route) -> None:
         """A sample is sent to its workers."""
         worker = route.prefill.name
-        self._tokens.labels(worker, "yes").inc(round(route.decision.tokens) - route.new_tokens)
-        self._tokens.labels(worker, "no").inc(route.new_tokens)
+        self._tokens(worker, "yes").inc(round(route.decision.tokens) - route.new_tokens)
+        self._tokens(worker, "no").inc(route.new_tokens)
 
     def timeline(
         self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int
@@ -112,31 +132,31 @@ class GatewayMetrics:
         `shared`: how much of what the prefill worker held another decoder's turn had brought in.
         """
         for stage, seconds in stages.items():
-            self._stages.labels(stage).observe(seconds)
+            self._stages(stage).observe(seconds)
         for source in ("computed", "tree", "own", "pulled"):
             if source in tokens:
-                self._base_tokens.labels(decoder, source).inc(tokens[source])
-        self._pulled_bytes.labels(decoder).inc(tokens.get("pulled_bytes", 0))
+                self._base_tokens(decoder, source).inc(tokens[source])
+        self._pulled_bytes(decoder).inc(tokens.get("pulled_bytes", 0))
         if "computed" in tokens and "pulled" in tokens:
             prompt = tokens["own"] + tokens["pulled"]
             saved = min(shared, prompt - tokens["computed"])
-            self._saved_tokens.labels(decoder).inc(saved)
+            self._saved_tokens(decoder).inc(saved)
             self._prompt_total += prompt
             self._saved_total += saved
             self._cross_decoder.set(self._saved_total / max(self._prompt_total, 1))
 
     def prefetched(self, decoder: str, outcome: str) -> None:
         """A hint about the next decoder was acted on."""
-        self._prefetches.labels(decoder, outcome).inc()
+        self._prefetches(decoder, outcome).inc()
 
     def first_token(self, decoder: str, seconds: float) -> None:
         """A stream gave its first event."""
-        self._first_token.labels(decoder).observe(seconds)
+        self._first_token(decoder).observe(seconds)
 
     def answered(self, decoder: str, route: str, status: int, seconds: float) -> None:
         """A request got its whole answer. `decoder` is empty if it named none that exists."""
-        self._requests.labels(decoder, route, str(status)).inc()
-        self._duration.labels(decoder).observe(seconds)
+        self._requests(decoder, route, str(status)).inc()
+        self._duration(decoder).observe(seconds)
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""

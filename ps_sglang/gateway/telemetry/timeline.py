@@ -39,6 +39,7 @@ class Timeline:
     told: dict[str, TimelineRecord] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
+    late: asyncio.TimerHandle | None = None
 
     def stages(self) -> dict[str, float]:
         """Seconds of each stage that is known, in their order; the client waits for their sum.
@@ -120,7 +121,7 @@ class Timelines:
             self._check(timeline)
             if timeline.rid in self._open:
                 loop = asyncio.get_running_loop()
-                loop.call_later(self._late_seconds, self._conclude, timeline)
+                timeline.late = loop.call_later(self._late_seconds, self._conclude, timeline)
 
     def _check(self, timeline: Timeline) -> None:
         if not timeline.awaited:
@@ -132,6 +133,8 @@ class Timelines:
         if self._open.pop(timeline.rid, None) is None:
             return
         timeline.complete.set()
+        if timeline.late is not None:
+            timeline.late.cancel()  # it would keep all of this alive
         if not timeline.told:
             return
         stages, tokens = timeline.stages(), timeline.tokens()

@@ -28,6 +28,7 @@ class Record:
     route: str
     started: float = field(default_factory=time.monotonic)
     decoder: str = ""
+    rid: str = ""  # of its first sample: that one's timeline, and workers' logs, begin with it
     error: GatewayError | None = None
 
     @property
@@ -104,8 +105,9 @@ def _conclude(request: web.Request, record: Record, status: int) -> None:
     generation = record.route in _GENERATION
     log.log(
         logging.INFO if generation or status >= 400 else logging.DEBUG,
-        "%s model=%s route=%s status=%d ms=%.0f%s",
+        "%s rid=%s model=%s route=%s status=%d ms=%.0f%s",
         record.id,
+        record.rid or "-",
         record.decoder or "-",
         record.route or request.path,
         status,
