@@ -20,7 +20,9 @@ decoder, and a gateway that speaks the OpenAI API and SGLang's own. Ctrl-C stops
 
 _EPILOG: Final = """\
 models:
-  base, a, b, c          demo models: SmolLM2-135M-Instruct and three stand-ins made from it
+  base                   the demo's base, SmolLM2-135M-Instruct
+  code, tools, math      decoders trained on its cache, as `make demo` serves them
+  a, b, c                stand-ins: the base plus noise
   PATH                   a checkpoint folder; its last part is the name that clients ask for
   NAME=MODEL             any of these under another name
   ORG/MODEL              a hub id, downloaded once

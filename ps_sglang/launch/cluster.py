@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from types import TracebackType
@@ -223,7 +224,10 @@ class Cluster:
             self._wait(lambda: () if self._link.import_s is not None else (HOST,), deadline)
 
     def _wait_until_ready(self, deadline: float) -> None:
-        probes = {worker.name: Probe(worker.name, worker.port) for worker in self.plan.workers}
+        probes = {
+            worker.name: Probe(worker.name, worker.port, partial(self._link.pids.get, worker.name))
+            for worker in self.plan.workers
+        }
         for probe in probes.values():
             probe.start()
         try:

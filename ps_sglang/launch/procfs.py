@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 _PROC: Final = Path("/proc")
 _SHARED_MEMORY: Final = "/dev/shm/"
 
@@ -45,6 +47,18 @@ def proportional_bytes(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def listens(leader: int, port: int) -> bool:
+    """Whether a process of the session that `leader` leads has a TCP listener on `port`."""
+    for pid in session_members(leader):
+        try:
+            connections = psutil.Process(pid).net_connections("tcp")
+        except psutil.Error:  # gone meanwhile
+            continue
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            return True
+    return False
 
 
 def _stat_of_all() -> list[tuple[int, list[str]]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
+
+from ps_sglang.launch import procfs
 
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 1 << 16
@@ -20,12 +22,14 @@ _POLL_S: Final = 0.1
 class Probe(threading.Thread):
     """Asks one worker until it has answered; `ready` then holds.
 
+    `pid` tells the process that leads the worker's session, once there is one: another program may
+    have taken the port meanwhile, and answer there. The worker then ends as it cannot bind it.
     A daemon, as a request to a worker that hangs must not hold up a Ctrl-C.
     """
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, pid: Callable[[], int | None]) -> None:
         super().__init__(name=f"probe-{name}", daemon=True)
-        self._port = port
+        self._port, self._pid = port, pid
         self._answered = threading.Event()
         self._cancelled = threading.Event()
 
@@ -40,7 +44,8 @@ class Probe(threading.Thread):
 
     def run(self) -> None:
         while not self._cancelled.is_set():
-            if answers(self._port):
+            pid = self._pid()
+            if pid is not None and answers(self._port) and procfs.listens(pid, self._port):
                 self._answered.set()
                 return
             self._cancelled.wait(_POLL_S)
