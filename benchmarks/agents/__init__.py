@@ -1,0 +1,1 @@
+"""Agent workloads in which several decoders take turns over one growing context."""

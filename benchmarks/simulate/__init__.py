@@ -1,0 +1,1 @@
+"""Serving systems simulated: real routing decisions, modelled step times."""
