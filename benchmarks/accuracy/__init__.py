@@ -1,0 +1,1 @@
+"""The accuracy study: cache-conditioned decoders against full fine-tuning and naive sharing."""

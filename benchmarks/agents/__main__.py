@@ -1,0 +1,68 @@
+"""Agents whose models take turns over one growing context: ours beside stock SGLang.
+
+    python -m benchmarks.agents --workload react
+
+Every system runs on the same cores with the same KV memory (see `systems`), is started clean for
+each repeat, and is asked for the same sessions. Without --rates or --concurrency, a probe of
+two capacities chooses rates from idle to past saturation. What is stock in `stock_pd` is written
+in `stock_host`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from benchmarks.agents.args import parse, study_of
+from benchmarks.agents.headline import headline, last_line
+from benchmarks.agents.record import keep
+from benchmarks.agents.study import run_study
+from benchmarks.agents.systems import OURS, STOCK_PD
+from ps_sglang.errors import PsSglangError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 a session failed or a system did not start, 2 refused."""
+    # As Ctrl-C does, it leaves every block, and so ends what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    args = parse(argv)
+    try:
+        return _measure(args)
+    except PsSglangError as error:
+        print(f"agents: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _measure(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
+
+    study = study_of(args)
+    found: dict[str, Any] = run_study(study, say)
+    found["sglang_router"] = version("sglang-router")
+    runs = found["runs"]
+    failures = [failure for run in runs for failure in run["failures"]]
+    if OURS in study.systems and not failures:
+        others = [name for name in study.systems if name != OURS]
+        found["ours_against"] = {name: headline(runs, name) for name in others}
+    if not args.quick:
+        print("saved {} and {}".format(*keep(found)))
+    if failures:
+        print(f"agents: {len(failures)} sessions failed: {failures[0]}", file=sys.stderr)
+        return 1
+    if {OURS, STOCK_PD} <= set(study.systems):
+        print(last_line(study.shape.decoders, found["ours_against"][STOCK_PD]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The command line of the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from benchmarks.agents.models import MODELS
+from benchmarks.agents.study import Study
+from benchmarks.agents.systems import OURS, STOCK_PD, SYSTEMS
+from benchmarks.agents.workload import KINDS, Shape
+
+# From idle to past saturation, as parts of two capacities.
+_POINTS: Final = (
+    (STOCK_PD, 0.3), (STOCK_PD, 0.6), (STOCK_PD, 0.85), (STOCK_PD, 1.1), (OURS, 0.85), (OURS, 1.2),
+)  # fmt: skip
+# The second is past what sharing alone can win.
+_QUICK_POINTS: Final = ((STOCK_PD, 0.8), (STOCK_PD, 4.0))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, defaults filled in."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.agents",
+        description=(
+            "Sessions in which several models take turns over one growing context, on ps_sglang, "
+            "on stock SGLang (prefill/decode workers for each model; a plain server for each) and "
+            "on ps_sglang with a prefill worker for each model."
+        ),
+    )
+    add = parser.add_argument
+    add("--workload", choices=KINDS, default="react", help="default react")
+    add("--decoders", type=int, default=3, metavar="N", help="models that take turns (default 3)")
+    add("--model", choices=MODELS, default="small", help="shape of their weights (default small)")
+    add("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS], help="default all")
+    add("--sessions", type=int, default=24, metavar="N", help="under each load (default 24)")
+    load = "default: six rates that a probe of two capacities chooses"
+    add("--rates", type=float, nargs="+", default=[], metavar="R", help=f"sessions/s; {load}")
+    add(
+        "--concurrency", type=int, nargs="+", default=[], metavar="C",
+        help="numbers of sessions at a time, instead of the probe's rates",
+    )  # fmt: skip
+    add("--repeats", type=int, default=3, metavar="R", help="clean starts (default 3)")
+    add(
+        "--pool", type=int, default=65536, metavar="TOKENS",
+        help="KV memory of one worker of one model (default 65536)",
+    )  # fmt: skip
+    add("--system-tokens", type=int, metavar="N", help="of the prompt that all sessions share")
+    add("--steps", type=int, metavar="N", help="of each agent's loop")
+    add("--observation-tokens", type=int, metavar="N", help="mean length of a tool's result")
+    add(
+        "--output-tokens", type=int, nargs=2, metavar=("LEAST", "MOST"),
+        help="few of them make the workload heavy in prompts",
+    )  # fmt: skip
+    add("--seed", type=int, default=0, help="default 0")
+    add(
+        "--quick", action="store_true",
+        help="short sessions on ps_sglang and stock_pd, in under 8 minutes; saves nothing",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """What the options ask for."""
+    points = _QUICK_POINTS if args.quick else _POINTS
+    return Study(
+        shape=_shape(args),
+        model=args.model,
+        systems=(OURS, STOCK_PD) if args.quick else tuple(args.systems),
+        count=min(args.sessions, 8) if args.quick else args.sessions,
+        rates=tuple(args.rates),
+        points=() if args.rates or args.concurrency else points,
+        concurrency=tuple(args.concurrency),
+        repeats=min(args.repeats, 2) if args.quick else args.repeats,
+        pool=args.pool,
+        seed=args.seed,
+    )
+
+
+def _shape(args: argparse.Namespace) -> Shape:
+    shape = Shape(kind=args.workload, decoders=args.decoders)
+    if args.quick:
+        # Heavy in prompts, as agents are, and a third as long.
+        shape = replace(
+            shape, steps=3, trials=1, task_tokens=(64, 128), observation_most=1024,
+            output_tokens=(4, 12), pause=0.1,
+        )  # fmt: skip
+    lengths = {
+        "steps": args.steps,
+        "system_tokens": args.system_tokens,
+        "observation_tokens": args.observation_tokens,
+        "output_tokens": tuple(args.output_tokens) if args.output_tokens else None,
+    }
+    return replace(shape, **{name: value for name, value in lengths.items() if value is not None})

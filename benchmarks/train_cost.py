@@ -1,0 +1,188 @@
+"""What a cache-conditioned step costs against a full fine-tuning step on the same batch.
+
+    python -m benchmarks.train_cost
+
+Three ways at two lengths of prompt and answer: full fine-tuning, cache-conditioned, and
+cache-conditioned with the base's KV kept from an earlier epoch. A step is everything: the base's
+prefill, forward, backward, clipping, AdamW. Every way runs in a fresh process, for its peak
+memory; rounds of all ways follow each other, so that what else the machine does hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.report import save, spread
+from ps_sglang.models import resolve
+
+FULL, CONDITIONED, KEPT = "full", "cache-conditioned", "kept-kv"
+WAYS: Final = (FULL, CONDITIONED, KEPT)
+ROWS: Final = 4
+# At 4 : 1, of the time of a full fine-tuning step.
+BARS: Final = {CONDITIONED: 0.55, KEPT: 0.35}
+_KEEP_BYTES: Final = 4_000_000_000
+_STEPS: Final = 3
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of each row's prompt and answer."""
+
+    prompt: int
+    answer: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt // self.answer}:1"
+
+
+LENGTHS: Final = (Lengths(320, 80), Lengths(160, 160))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The fastest step of a process, in seconds, and the process's peak memory in bytes."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save. Exit status 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="processes each (default 5)")
+    rounds = parser.parse_args(argv).rounds
+    base = resolve("base").path
+    found: dict[str, Any] = {}
+    for lengths in LENGTHS:
+        costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
+        for number in range(1, rounds + 1):
+            for way in WAYS:
+                costs[way].append(cost := in_a_process(way, lengths, base))
+                print(
+                    f"{lengths} round {number}/{rounds}: {way} {cost.seconds:.2f} s, "
+                    f"{cost.peak_bytes / 1e9:.2f} GB",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        found[str(lengths)] = figures(lengths, costs)
+    path = save("train_cost", {"rows": ROWS, "dtype": "float32", "lengths": found})
+    for name, one in found.items():
+        print_figures(name, one)
+    print(f"saved {path}")
+    missed = misses(found)
+    print("\n".join(missed) or "all bars met")
+    return 1 if missed else 0
+
+
+def in_a_process(way: str, lengths: Lengths, base: Path) -> Cost:
+    """`measure` in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, way, lengths, base).result()
+
+
+def measure(way: str, lengths: Lengths, base: Path) -> Cost:
+    """Some steps of one way on one batch; the first, which fills caches, is not counted."""
+    import torch
+
+    step = training_step(way, lengths, base, torch.device("cpu"))
+    step()
+    seconds = []
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Cost(min(seconds), peak)
+
+
+def training_step(way: str, lengths: Lengths, base: Path, device: Any) -> Callable[[], float]:
+    """A function that does one whole step and returns the loss per answer token."""
+    import torch
+
+    from ps_sglang.train.base import BaseReader
+    from ps_sglang.train.batches import Answer, Example, conditioned_batch, full_batch
+    from ps_sglang.train.decoder import load_pair
+    from ps_sglang.train.kept import MemoryKv
+    from ps_sglang.train.settings import TrainSettings
+    from ps_sglang.train.steps import CacheConditioned, Full, Step
+
+    settings = TrainSettings(base="base", data="", out=Path("unused"))
+    decoder, frozen = load_pair(base, settings, device)
+    decoder.train()
+    source = torch.Generator().manual_seed(0)
+    # Which tokens is all the same; a tiny model of a test has few.
+    drawn = torch.randint(3, 500, (ROWS, lengths.prompt + lengths.answer), generator=source)
+    examples = [
+        Example(row[: lengths.prompt], (Answer(lengths.prompt, row[lengths.prompt :]),))
+        for row in map(tuple, drawn.tolist())
+    ]
+    step: Step
+    if way == FULL:
+        # The baseline has one model; it must not pay for the base's memory.
+        del frozen
+        step, batch = Full(), full_batch(examples)
+    else:
+        kept = MemoryKv(_KEEP_BYTES) if way == KEPT else None
+        step, batch = CacheConditioned(BaseReader(frozen, kept)), conditioned_batch(examples)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-5, fused=True)
+
+    def run() -> float:
+        loss = step.losses(decoder, batch).sum() / (ROWS * lengths.answer)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return run
+
+
+def figures(lengths: Lengths, costs: dict[str, list[Cost]]) -> dict[str, Any]:
+    """Seconds and bytes of every way, and both as a part of full fine-tuning's."""
+    seconds = {way: [cost.seconds for cost in costs[way]] for way in WAYS}
+    peaks = {way: max(cost.peak_bytes for cost in costs[way]) for way in WAYS}
+    median = {way: statistics.median(seconds[way]) for way in WAYS}
+    return {
+        "prompt_tokens": lengths.prompt,
+        "answer_tokens": lengths.answer,
+        "seconds": {way: spread(seconds[way]) for way in WAYS},
+        "peak_bytes": peaks,
+        "time_of_full": {way: median[way] / median[FULL] for way in BARS},
+        "memory_of_full": {way: peaks[way] / peaks[FULL] for way in BARS},
+    }
+
+
+def misses(found: dict[str, Any]) -> list[str]:
+    """A line for each bar that is missed at 4 : 1."""
+    ratios = found[str(LENGTHS[0])]["time_of_full"]
+    return [
+        f"bar missed: {way} takes {ratios[way]:.2f}x a full fine-tuning step, more than {bar}x"
+        for way, bar in BARS.items()
+        if ratios[way] > bar
+    ]
+
+
+def print_figures(name: str, found: dict[str, Any]) -> None:
+    """One line a way."""
+    print(f"prompt : answer {name} ({found['prompt_tokens']} and {found['answer_tokens']} tokens)")
+    for way in WAYS:
+        seconds, peak = found["seconds"][way], found["peak_bytes"][way]
+        ratio = f", {found['time_of_full'][way]:.2f}x the time" if way in BARS else ""
+        print(
+            f"  {way:<18} {seconds['median']:.2f} s a step "
+            f"({seconds['min']:.2f} to {seconds['max']:.2f}), {peak / 1e9:.2f} GB{ratio}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The agents benchmark on real engines: same work asked of both, and counted to the token."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.agents.drive import Load
+from benchmarks.agents.models import checkpoints
+from benchmarks.agents.study import Study, measure
+from benchmarks.agents.systems import OURS, STOCK_PD, STOCK_UNIFIED, SYSTEMS
+from benchmarks.agents.workload import Shape, work
+
+DECODERS = 2
+STUDY = Study(
+    shape=Shape(
+        decoders=DECODERS, steps=2, system_tokens=200, task_tokens=(20, 40),
+        observation_tokens=50, observation_most=200, output_tokens=(2, 6), pause=0.0,
+    ),
+    model="tiny", systems=(OURS, STOCK_PD), count=1, rates=(), points=(), concurrency=(1,),
+    repeats=1, pool=4096,
+)  # fmt: skip
+LOAD = Load(concurrent=1)
+
+
+@pytest.mark.engine
+def test_stock_keeps_what_lies_below_sglang_and_nothing_else() -> None:
+    from benchmarks.agents.stock_host import stock_hooks
+
+    assert {hook.target.rpartition(".")[2] for hook in stock_hooks()} == {
+        "TransferBackend",
+        "get_kv_class",
+        "create_sender",
+        "update_status",
+        "init_idle_sleeper",
+        "on_idle",
+        "_send_kv_metadata",
+    }
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [OURS, STOCK_PD, STOCK_UNIFIED])
+def test_one_session_costs_what_the_workload_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PS_SGLANG_HOME", str(tmp_path))
+    models = checkpoints(STUDY.model, DECODERS)
+    with SYSTEMS[name](models, STUDY.pool, tmp_path / "logs") as running:
+        # The second time from empty caches again.
+        first, second = (measure(running, STUDY, models, LOAD) for _ in range(2))
+    trace = STUDY.trace(LOAD)
+    allowed = work(trace)
+    for found in (first, second):
+        assert found["failures"] == []
+        assert found["output_tokens"] == allowed.output
+        assert found["turns"] == len(trace[0].turns)
+        assert found["evicted_tokens"] == 0
+        if name == OURS:
+            assert found["prefilled_tokens"] == allowed.shared
+        elif name == STOCK_PD:
+            # Stock prefills boundary tokens too, which costs each decoder's tree one token more.
+            assert found["prefilled_tokens"] == allowed.per_model + DECODERS
+        else:
+            # A plain server also keeps what it has decoded itself.
+            assert allowed.shared < found["prefilled_tokens"] < allowed.per_model
+    if name != STOCK_UNIFIED:
+        assert first["moved_bytes"] == second["moved_bytes"] > 0
+
+
+def processes_with(entry: str) -> list[psutil.Process]:
+    """Those that have it in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if entry.encode() in environ.split(b"\0"):
+            found.append(process)
+    return found
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "number", "status"), [(STOCK_PD, signal.SIGTERM, 143), (OURS, signal.SIGINT, 130)]
+)
+def test_a_signal_ends_all_that_was_started(
+    name: str, number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    home = f"PS_SGLANG_HOME={tmp_path / 'home'}"
+    (tmp_path / "temporary").mkdir()
+    environ = os.environ | {"TMPDIR": str(tmp_path / "temporary")} | dict([home.split("=", 1)])
+    options = ["--systems", name, "--model", "tiny", "--decoders", "1", "--concurrency", "1"]
+    benchmark = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.agents", *options, "--sessions", "100"],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert benchmark.stdout is not None
+        assert any(" turns" in line for line in benchmark.stdout)  # it is at work
+        assert len(processes_with(home)) > 3
+        benchmark.send_signal(number)
+        benchmark.stdout.read()
+        assert benchmark.wait() == status
+        psutil.wait_procs(processes_with(home), 10)
+        assert processes_with(home) == []
+        assert list((tmp_path / "temporary").iterdir()) == []
+    finally:
+        benchmark.kill()
+        benchmark.wait()
+        if benchmark.stdout is not None:
+            benchmark.stdout.close()
