@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args
 
 from ps_sglang.errors import UsageError
 
@@ -23,6 +25,32 @@ class SettingsParser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
+
+    def add_settings(
+        self,
+        settings: type,
+        flags: Mapping[str, tuple[Any, str, str]],
+        choices: Mapping[str, tuple[Any, str]],
+        switches: Mapping[str, str],
+    ) -> None:
+        """A flag for each field of the dataclass `settings` that is in one of the three.
+
+        `flags` gives type, metavar and help; `choices` a Literal type and help; `switches` help.
+        """
+        for field in fields(settings):
+            flag = f"--{field.name.replace('_', '-')}"
+            required = field.default is MISSING
+            shown = "" if required or field.default in ("", None) else f" (default {field.default})"
+            if field.name in switches:
+                self.add_argument(flag, action="store_true", help=switches[field.name])
+            elif field.name in choices:
+                kind, text = choices[field.name]
+                self.add_argument(flag, choices=get_args(kind), help=text + shown)
+            elif field.name in flags:
+                kind, metavar, text = flags[field.name]
+                self.add_argument(
+                    flag, type=kind, metavar=metavar, required=required, help=text + shown
+                )
 
     def error(self, message: str) -> NoReturn:
         """Raise what the commands print as their one line."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from ps_sglang.evaluate.settings import Dtype, EvaluateSettings, Split
 from ps_sglang.parser import SettingsParser
@@ -70,21 +69,7 @@ def parse_args(argv: Sequence[str] | None, prog: str) -> EvaluateSettings:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
-    for field in fields(EvaluateSettings):
-        flag = f"--{field.name.replace('_', '-')}"
-        required = field.default is MISSING
-        shown = "" if required or field.default in ("", None) else f" (default {field.default})"
-        if field.name == "share":
-            text = "share ratios, 0 to 1 (default 1); no value: only what --through answers"
-            parser.add_argument(flag, type=float, metavar="R", nargs="*", help=text)
-        elif field.name in _SWITCHES:
-            parser.add_argument(flag, action="store_true", help=_SWITCHES[field.name])
-        elif field.name in _CHOICES:
-            choices, text = _CHOICES[field.name]
-            parser.add_argument(flag, choices=get_args(choices), help=text + shown)
-        else:
-            kind, metavar, text = _FLAGS[field.name]
-            parser.add_argument(
-                flag, type=kind, metavar=metavar, required=required, help=text + shown
-            )
+    text = "share ratios, 0 to 1 (default 1); no value: only what --through answers"
+    parser.add_argument("--share", type=float, metavar="R", nargs="*", help=text)
+    parser.add_settings(EvaluateSettings, _FLAGS, _CHOICES, _SWITCHES)
     return parser

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from ps_sglang.parser import SettingsParser
 from ps_sglang.train.settings import Dtype, Method, Schedule, TrainSettings
@@ -88,18 +87,5 @@ def parse_args(argv: Sequence[str] | None, prog: str) -> TrainSettings:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
-    for field in fields(TrainSettings):
-        flag = f"--{field.name.replace('_', '-')}"
-        required = field.default is MISSING
-        shown = "" if required or field.default in ("", None) else f" (default {field.default})"
-        if field.name in _SWITCHES:
-            parser.add_argument(flag, action="store_true", help=_SWITCHES[field.name])
-        elif field.name in _CHOICES:
-            choices, text = _CHOICES[field.name]
-            parser.add_argument(flag, choices=get_args(choices), help=text + shown)
-        else:
-            kind, metavar, text = _FLAGS[field.name]
-            parser.add_argument(
-                flag, type=kind, metavar=metavar, required=required, help=text + shown
-            )
+    parser.add_settings(TrainSettings, _FLAGS, _CHOICES, _SWITCHES)
     return parser

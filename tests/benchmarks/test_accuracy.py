@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.adapters import publish
@@ -20,6 +21,8 @@ from benchmarks.accuracy.units import Unit, run_all, units
 from ps_sglang.contract import read_manifest
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.tasks import task
+
+pytestmark = pytest.mark.timeout(600)  # a study trains and evaluates a dozen times
 
 TINY = Recipe("code", 16, 1, 8, 4, 1, "humaneval", (1e-4, 1e-3), batch_size=4)
 
@@ -46,6 +49,7 @@ class InThisProcess(Runner):
     """The same commands without a process for each, which would import torch a dozen times."""
 
     def run(self, name: str, module: str, *arguments: str) -> None:
+        torch.set_num_threads(self.threads)
         main = importlib.import_module(f"{module}.__main__").main
         if status := main(list(arguments)):
             raise JobError(f"{name} failed ({status})")
