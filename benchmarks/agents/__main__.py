@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.agents.args import parse, study_of
@@ -23,7 +23,7 @@ from benchmarks.agents.headline import headline, last_line
 from benchmarks.agents.record import keep
 from benchmarks.agents.study import run_study
 from benchmarks.agents.systems import OURS, STOCK_PD
-from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.errors import MissingPackageError, PsSglangError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +47,14 @@ def _measure(args: argparse.Namespace) -> int:
         print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
 
     study = study_of(args)
+    router = _router_version()
+    if router is None and STOCK_PD in study.systems:
+        raise MissingPackageError(
+            f"{STOCK_PD} needs sglang-router; run: pip install sglang-router==0.3.2   "
+            "(or leave it out of --systems)"
+        )
     found: dict[str, Any] = run_study(study, say)
-    found["sglang_router"] = version("sglang-router")
+    found["sglang_router"] = router
     runs = found["runs"]
     failures = [failure for run in runs for failure in run["failures"]]
     if OURS in study.systems and not failures:
@@ -62,6 +68,13 @@ def _measure(args: argparse.Namespace) -> int:
     if {OURS, STOCK_PD} <= set(study.systems):
         print(last_line(study.shape.decoders, found["ours_against"][STOCK_PD]))
     return 0
+
+
+def _router_version() -> str | None:
+    try:
+        return version("sglang-router")
+    except PackageNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

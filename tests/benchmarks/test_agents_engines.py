@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,10 @@ STUDY = Study(
     repeats=1, pool=4096,
 )  # fmt: skip
 LOAD = Load(concurrent=1)
+ROUTED = pytest.param(
+    STOCK_PD,
+    marks=pytest.mark.skipif(find_spec("sglang_router") is None, reason="needs sglang-router"),
+)
 
 
 @pytest.mark.engine
@@ -46,7 +51,7 @@ def test_stock_keeps_what_lies_below_sglang_and_nothing_else() -> None:
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [OURS, STOCK_PD, STOCK_UNIFIED])
+@pytest.mark.parametrize("name", [OURS, ROUTED, STOCK_UNIFIED])
 def test_one_session_costs_what_the_workload_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +95,11 @@ def processes_with(entry: str) -> list[psutil.Process]:
 @pytest.mark.engine
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("name", "number", "status"), [(STOCK_PD, signal.SIGTERM, 143), (OURS, signal.SIGINT, 130)]
+    ("name", "number", "status"),
+    [
+        pytest.param(STOCK_PD, signal.SIGTERM, 143, marks=ROUTED.marks),
+        (OURS, signal.SIGINT, 130),
+    ],
 )
 def test_a_signal_ends_all_that_was_started(
     name: str, number: signal.Signals, status: int, tmp_path: Path
