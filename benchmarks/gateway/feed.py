@@ -48,6 +48,23 @@ class NoFeed:
         """Stop publishing."""
 
 
+def page_events(
+    size: int,
+    gone: Sequence[int],
+    new: Sequence[int],
+    parent: int | None,
+    tokens: Sequence[int],
+    salt: str,
+) -> list[KvEvent]:
+    """What a worker with pages of `size` tokens tells of a change, see `NoFeed.changed`."""
+    events: list[KvEvent] = []
+    if gone:
+        events.append(BlockRemoved(list(gone)))
+    if new:
+        events.append(BlockStored(list(new), parent, list(tokens), size, cache_salt=salt or None))
+    return events
+
+
 class Feed(NoFeed):
     """Publishes what changes; for the thread of the running event loop.
 
@@ -73,18 +90,14 @@ class Feed(NoFeed):
         tokens: Sequence[int],
         salt: str,
     ) -> None:
-        events = self._waiting
-        if gone:
-            events.append(BlockRemoved(list(gone)))
-            for page in gone:
-                del self._held[page]
-        if new:
-            size, name = self._page_size, salt or None
-            events.append(BlockStored(list(new), parent, list(tokens), size, cache_salt=name))
-            for number, page in enumerate(new):
-                content = list(tokens[number * size : (number + 1) * size])
-                self._held[page] = BlockStored([page], parent, content, size, cache_salt=name)
-                parent = page
+        size = self._page_size
+        self._waiting += page_events(size, gone, new, parent, tokens, salt)
+        for page in gone:
+            del self._held[page]
+        for number, page in enumerate(new):
+            content = list(tokens[number * size : (number + 1) * size])
+            self._held[page] = BlockStored([page], parent, content, size, cache_salt=salt or None)
+            parent = page
         self._publish_soon()
 
     def cleared(self) -> None:

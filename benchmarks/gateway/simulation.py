@@ -27,17 +27,11 @@ from benchmarks.gateway.agents import OTHER_POOLS, PACE, POOL
 from benchmarks.gateway.client import Client, Reply
 from benchmarks.gateway.compared import OURS
 from benchmarks.gateway.engine import PrefillEngine
-from benchmarks.gateway.feed import STEP_SECONDS, NoFeed
+from benchmarks.gateway.feed import STEP_SECONDS, NoFeed, page_events
 from benchmarks.gateway.messages import CHAT, Body, EngineConfig
 from benchmarks.gateway.oracle import POLICIES, Choice
 from benchmarks.gateway.vocabulary import render, words, write_tokenizer
-from ps_sglang.feed.messages import (
-    AllBlocksCleared,
-    BlockRemoved,
-    BlockStored,
-    KvEvent,
-    TimelineRecord,
-)
+from ps_sglang.feed.messages import AllBlocksCleared, KvEvent, TimelineRecord
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
 from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.mirror import Mirror
@@ -97,13 +91,7 @@ class _Told(NoFeed):
     ) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_later(STEP_SECONDS, self._end_step)
-        if gone:
-            self._waiting.append(BlockRemoved(list(gone)))
-        if new:
-            content, name = list(tokens), salt or None
-            self._waiting.append(
-                BlockStored(list(new), parent, content, self._page_size, cache_salt=name)
-            )
+        self._waiting += page_events(self._page_size, gone, new, parent, tokens, salt)
 
     def record(self, record: TimelineRecord) -> None:
         self._mirror.timeline(record)
