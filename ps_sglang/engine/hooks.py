@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ps_sglang.engine import facts, feed, swap, timeline, waiting
+from ps_sglang.engine import attention, facts, feed, swap, timeline, waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
 from ps_sglang.engine.handoff import base_prefix, decode, prefill, priority
 from ps_sglang.engine.sampling import murmur, seeds
@@ -179,6 +179,17 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         _SRT + "managers.tokenizer_manager.TokenizerManager._update_model_path_info",
         HookType.AROUND, swap.update_model_path_info, ("self", "model_path", "load_format"),
+    ),
+    # The portable CPU platform's attention.
+    Hook(
+        _SRT + "layers.attention.torch_native_backend.TorchNativeAttnBackend."
+        "_run_sdpa_forward_extend", HookType.AROUND,
+        attention.run_sdpa_forward_extend,
+        (
+            "self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices",
+            "seq_lens", "extend_prefix_lens", "extend_seq_lens", "encoder_lens", "scaling",
+            "enable_gqa", "causal", "is_cross_attn", "sliding_window_size",
+        ),
     ),
     # Waiting.
     Hook(

@@ -1,0 +1,101 @@
+"""The CPU's prefill attention: the same rows as SGLang's own, and only the new ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ps_sglang.engine.attention import run_sdpa_forward_extend
+
+HEADS, KV_HEADS, SIZE = 6, 2, 16
+POOL = 2_000
+STOCK = TorchNativeAttnBackend._run_sdpa_forward_extend
+
+
+class Batch:
+    """Requests of (cached prefix, new tokens), their pages scattered over a pool."""
+
+    def __init__(self, requests: list[tuple[int, int]], dtype: torch.dtype) -> None:
+        source = torch.Generator().manual_seed(len(requests))
+        self.requests = requests
+        totals = [prefix + new for prefix, new in requests]
+        self.query = torch.randn(
+            sum(new for _, new in requests), HEADS, SIZE, generator=source, dtype=dtype
+        )
+        self.pools = torch.randn(2, POOL, KV_HEADS, SIZE, generator=source, dtype=dtype)
+        slots = torch.randperm(POOL, generator=source)[: sum(totals)].split(totals)
+        self.table = torch.zeros(len(requests) + 1, max(totals), dtype=torch.int32)
+        for row, tokens in enumerate(slots, start=1):
+            self.table[row, : len(tokens)] = tokens
+        self.lengths = [
+            torch.tensor(totals),
+            *(torch.tensor([request[which] for request in requests]) for which in (0, 1)),
+        ]
+
+    def run(self, function: Any, **changed: Any) -> torch.Tensor:
+        output = torch.zeros_like(self.query)
+        rows = torch.arange(1, len(self.requests) + 1)
+        backend = object.__new__(TorchNativeAttnBackend)
+        function(
+            backend, self.query, output, *self.pools, self.table, rows, *self.lengths, None,
+            **{"scaling": 0.3, "enable_gqa": True, "causal": True} | changed,
+        )  # fmt: skip
+        return output
+
+
+class QueryRows(TorchDispatchMode):  # type: ignore[misc]
+    """Counts the rows that attention kernels are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scaled_dot_product" in str(func):
+            self.rows += args[0].shape[-2]
+        return func(*args, **(kwargs or {}))
+
+
+def ours(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def never(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise AssertionError("left to SGLang")
+
+    return run_sdpa_forward_extend(never, *args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "requests",
+    [[(700, 1)], [(300, 77)], [(0, 65), (512, 64), (1, 1), (33, 200)], [(5, 0), (64, 3)]],
+)
+def test_the_same_rows_as_sglang(requests: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    batch = Batch(requests, dtype)
+    torch.testing.assert_close(batch.run(ours), batch.run(STOCK))
+
+
+def test_only_new_rows_are_computed() -> None:
+    batch = Batch([(900, 100), (40, 1)], torch.float32)
+    for function, rows in ((ours, 101), (STOCK, 1041)):
+        with QueryRows() as counted:
+            batch.run(function)
+        assert counted.rows == rows
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"causal": False},
+        {"is_cross_attn": True},
+        {"sliding_window_size": 0},
+        {"requests": [(0, 5), (0, 7)]},
+    ],
+    ids=str,
+)
+def test_what_is_left_to_sglang(changed: dict[str, Any]) -> None:
+    requests = changed.pop("requests", [(10, 5)])
+    with pytest.raises(AssertionError, match="left to SGLang"):
+        Batch(requests, torch.float32).run(ours, **changed)
