@@ -7,7 +7,7 @@ servers do not fit into its memory unless they are forks. Workers of this host t
 us what lies below SGLang, and nothing of what this project is about:
 
 - the portable CPU platform with its KV pool, and backend `zmq` as the wire between two workers;
-- attention over a prompt's new tokens only, where SGLang's CPU backend computes all rows again;
+- attention on the CPU: over a prompt's new tokens only, and rows gathered fast;
 - the doorbell: without it, an idle SGLang sleeps up to a second through a transfer's end;
 - the launcher's fork, SGLang's flags for a CPU, thread counts.
 
@@ -28,6 +28,7 @@ from ps_sglang.launch import host
 _KEPT: Final = (
     ".TransferBackend", ".get_kv_class", ".create_sender", ".update_status",
     ".init_idle_sleeper", ".on_idle", "._run_sdpa_forward_extend",
+    "._run_sdpa_forward_decode",
 )  # fmt: skip
 _METADATA: Final = "._send_kv_metadata"
 

@@ -191,6 +191,16 @@ HOOKS: tuple[Hook, ...] = (
             "enable_gqa", "causal", "is_cross_attn", "sliding_window_size",
         ),
     ),
+    Hook(
+        _SRT + "layers.attention.torch_native_backend.TorchNativeAttnBackend."
+        "_run_sdpa_forward_decode", HookType.AROUND,
+        attention.run_sdpa_forward_decode,
+        (
+            "self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices",
+            "seq_lens", "encoder_lens", "scaling", "enable_gqa", "causal", "is_cross_attn",
+            "sliding_window_size",
+        ),
+    ),
     # Waiting.
     Hook(
         _SRT + "disaggregation.common.conn.CommonKVManager.update_status", HookType.AFTER,

@@ -1,7 +1,8 @@
-"""The CPU's prefill attention: the same rows as SGLang's own, and only the new ones."""
+"""Attention on the CPU: the same rows as SGLang's own, and only the new ones."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ps_sglang.engine.attention import run_sdpa_forward_extend
+from ps_sglang.engine.attention import run_sdpa_forward_decode, run_sdpa_forward_extend
 
 HEADS, KV_HEADS, SIZE = 6, 2, 16
 POOL = 2_000
-STOCK = TorchNativeAttnBackend._run_sdpa_forward_extend
+EXTEND = TorchNativeAttnBackend._run_sdpa_forward_extend
+DECODE = TorchNativeAttnBackend._run_sdpa_forward_decode
 
 
 class Batch:
@@ -36,13 +38,21 @@ class Batch:
             *(torch.tensor([request[which] for request in requests]) for which in (0, 1)),
         ]
 
-    def run(self, function: Any, **changed: Any) -> torch.Tensor:
+    def extend(self, function: Any, **changed: Any) -> torch.Tensor:
+        return self._run(function, self.lengths, {"causal": True} | changed)
+
+    def decode(self, function: Any, **changed: Any) -> torch.Tensor:
+        return self._run(function, self.lengths[:1], {"causal": False} | changed)
+
+    def _run(
+        self, function: Any, lengths: list[torch.Tensor], options: dict[str, Any]
+    ) -> torch.Tensor:
         output = torch.zeros_like(self.query)
         rows = torch.arange(1, len(self.requests) + 1)
         backend = object.__new__(TorchNativeAttnBackend)
         function(
-            backend, self.query, output, *self.pools, self.table, rows, *self.lengths, None,
-            **{"scaling": 0.3, "enable_gqa": True, "causal": True} | changed,
+            backend, self.query, output, *self.pools, self.table, rows, *lengths,
+            **{"scaling": 0.3, "enable_gqa": True} | options,
         )  # fmt: skip
         return output
 
@@ -60,42 +70,55 @@ class QueryRows(TorchDispatchMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {}))
 
 
-def ours(*args: Any, **kwargs: Any) -> torch.Tensor:
-    def never(*args: Any, **kwargs: Any) -> torch.Tensor:
-        raise AssertionError("left to SGLang")
-
-    return run_sdpa_forward_extend(never, *args, **kwargs)
+def _never(*args: Any, **kwargs: Any) -> torch.Tensor:
+    raise AssertionError("left to SGLang")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+extend = partial(run_sdpa_forward_extend, _never)
+decode = partial(run_sdpa_forward_decode, _never)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "requests",
     [[(700, 1)], [(300, 77)], [(0, 65), (512, 64), (1, 1), (33, 200)], [(5, 0), (64, 3)]],
 )
-def test_the_same_rows_as_sglang(requests: list[tuple[int, int]], dtype: torch.dtype) -> None:
+def test_a_prefills_rows_are_sglangs(requests: list[tuple[int, int]], dtype: torch.dtype) -> None:
     batch = Batch(requests, dtype)
-    torch.testing.assert_close(batch.run(ours), batch.run(STOCK))
+    torch.testing.assert_close(batch.extend(extend), batch.extend(EXTEND))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_decode_steps_rows_are_sglangs(dtype: torch.dtype) -> None:
+    batch = Batch([(0, 1), (1, 1), (700, 1)], dtype)
+    assert torch.equal(batch.decode(decode), batch.decode(DECODE))
 
 
 def test_only_new_rows_are_computed() -> None:
     batch = Batch([(900, 100), (40, 1)], torch.float32)
-    for function, rows in ((ours, 101), (STOCK, 1041)):
+    for function, rows in ((extend, 101), (EXTEND, 1041)):
         with QueryRows() as counted:
-            batch.run(function)
+            batch.extend(function)
         assert counted.rows == rows
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"causal": False},
-        {"is_cross_attn": True},
+        {"is_cross_attn": True, "encoder_lens": torch.tensor([3])},
+        {"encoder_lens": torch.tensor([3])},
         {"sliding_window_size": 0},
-        {"requests": [(0, 5), (0, 7)]},
     ],
-    ids=str,
+    ids=lambda changed: " ".join(changed),
 )
 def test_what_is_left_to_sglang(changed: dict[str, Any]) -> None:
-    requests = changed.pop("requests", [(10, 5)])
+    batch = Batch([(10, 1)], torch.float32)
+    for run, function in ((batch.extend, extend), (batch.decode, decode)):
+        with pytest.raises(AssertionError, match="left to SGLang"):
+            run(function, **changed)
+
+
+def test_a_layer_that_is_not_causal_is_left_to_sglang() -> None:
     with pytest.raises(AssertionError, match="left to SGLang"):
-        Batch(requests, torch.float32).run(ours, **changed)
+        Batch([(10, 5)], torch.float32).extend(extend, causal=False)
