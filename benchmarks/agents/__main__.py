@@ -3,9 +3,9 @@
     python -m benchmarks.agents --workload react
 
 Every system runs on the same cores with the same KV memory (see `systems`), is started clean for
-each repeat, and is asked for the same sessions. Without --rates or --concurrency, a probe of
-two capacities chooses rates from idle to past saturation. What is stock in `stock_pd` is written
-in `stock_host`.
+each repeat, and is asked for the same sessions. Without --rates or --concurrency all sessions come
+at once first, and what the first system does then chooses the rates. What is stock in `stock_pd` is
+written in `stock_host`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 
 from benchmarks.agents.args import parse, study_of
 from benchmarks.agents.headline import headline, last_line
-from benchmarks.agents.record import keep
+from benchmarks.agents.record import keep, report, steps_of
 from benchmarks.agents.study import run_study
 from benchmarks.agents.systems import OURS, STOCK_PD
+from benchmarks.agents.table import HEAD, comparisons, markdown
 from ps_sglang.errors import MissingPackageError, PsSglangError, UsageError
 
 
@@ -46,6 +47,10 @@ def _measure(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
 
+    if args.report:
+        for path in report(args.results):
+            print(f"wrote {path}")
+        return 0
     study = study_of(args)
     router = _router_version()
     if router is None and STOCK_PD in study.systems:
@@ -55,18 +60,18 @@ def _measure(args: argparse.Namespace) -> int:
         )
     found: dict[str, Any] = run_study(study, say)
     found["sglang_router"] = router
-    runs = found["runs"]
-    failures = [failure for run in runs for failure in run["failures"]]
-    if OURS in study.systems and not failures:
-        others = [name for name in study.systems if name != OURS]
-        found["ours_against"] = {name: headline(runs, name) for name in others}
+    failures = [failure for run in found["runs"] for failure in run["failures"]]
     if not args.quick:
-        print("saved {} and {}".format(*keep(found)))
+        for path in keep(args.results, found, args.label):
+            print(f"wrote {path}")
     if failures:
         print(f"agents: {len(failures)} sessions failed: {failures[0]}", file=sys.stderr)
         return 1
+    if OURS in study.systems:
+        rows = list(comparisons("this one", found, steps_of(args.results, study.model)))
+        print("\n".join(markdown(HEAD, rows)))
     if {OURS, STOCK_PD} <= set(study.systems):
-        print(last_line(study.shape.decoders, found["ours_against"][STOCK_PD]))
+        print(last_line(study.shape.decoders, headline(found)))
     return 0
 
 

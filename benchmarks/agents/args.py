@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from benchmarks.agents.models import MODELS
 from benchmarks.agents.study import Study
 from benchmarks.agents.systems import OURS, STOCK_PD, SYSTEMS
-from benchmarks.agents.workload import KINDS, Shape
+from benchmarks.agents.workload import KINDS, TEXT, Shape
+from benchmarks.report import RESULTS
 
-# From idle to past saturation, as parts of two capacities.
-_POINTS: Final = (
-    (STOCK_PD, 0.3), (STOCK_PD, 0.6), (STOCK_PD, 0.85), (STOCK_PD, 1.1), (OURS, 0.85), (OURS, 1.2),
-)  # fmt: skip
-# The second is past what sharing alone can win.
-_QUICK_POINTS: Final = ((STOCK_PD, 0.8), (STOCK_PD, 4.0))
+# From idle to past saturation, of what stock PD does when all sessions come at once.
+PARTS: Final = (0.4, 0.7, 1.0, 2.0)
+_QUICK_PARTS: Final = (0.7,)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,16 +30,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ),
     )
     add = parser.add_argument
-    add("--workload", choices=KINDS, default="react", help="default react")
+    add("--workload", choices=(*KINDS, TEXT), default="react", help="default react")
     add("--decoders", type=int, default=3, metavar="N", help="models that take turns (default 3)")
     add("--model", choices=MODELS, default="small", help="shape of their weights (default small)")
     add("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS], help="default all")
     add("--sessions", type=int, default=24, metavar="N", help="under each load (default 24)")
-    load = "default: six rates that a probe of two capacities chooses"
-    add("--rates", type=float, nargs="+", default=[], metavar="R", help=f"sessions/s; {load}")
+    add(
+        "--parts", type=float, nargs="+", default=[*PARTS], metavar="P",
+        help="rates as parts of what stock_pd does when all sessions come at once, which every "
+        f"system has to do first (default {' '.join(map(str, PARTS))})",
+    )  # fmt: skip
+    add(
+        "--rates", type=float, nargs="+", default=[], metavar="R",
+        help="sessions/s, instead of --parts",
+    )  # fmt: skip
     add(
         "--concurrency", type=int, nargs="+", default=[], metavar="C",
-        help="numbers of sessions at a time, instead of the probe's rates",
+        help="numbers of sessions at a time, instead of --parts",
     )  # fmt: skip
     add("--repeats", type=int, default=3, metavar="R", help="clean starts (default 3)")
     add(
@@ -59,21 +65,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--quick", action="store_true",
         help="short sessions on ps_sglang and stock_pd, in under 8 minutes; saves nothing",
     )  # fmt: skip
+    add(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER",
+        help="where studies, step costs and figures are kept (default benchmarks/results)",
+    )  # fmt: skip
+    add("--label", default="", metavar="WORD", help="to keep it beside the study of the same name")
+    add(
+        "--report", action="store_true",
+        help="measure nothing: draw figures and table again from what is kept",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
 def study_of(args: argparse.Namespace) -> Study:
     """What the options ask for."""
-    points = _QUICK_POINTS if args.quick else _POINTS
+    # Stock PD first: by what it does the rates are chosen.
+    systems = sorted(args.systems, key=lambda name: name != STOCK_PD)
+    parts = _QUICK_PARTS if args.quick else tuple(args.parts)
     return Study(
         shape=_shape(args),
         model=args.model,
-        systems=(OURS, STOCK_PD) if args.quick else tuple(args.systems),
+        systems=(STOCK_PD, OURS) if args.quick else tuple(systems),
         count=min(args.sessions, 8) if args.quick else args.sessions,
         rates=tuple(args.rates),
-        points=() if args.rates or args.concurrency else points,
+        parts=() if args.rates or args.concurrency else parts,
         concurrency=tuple(args.concurrency),
-        repeats=min(args.repeats, 2) if args.quick else args.repeats,
+        repeats=1 if args.quick else args.repeats,
         pool=args.pool,
         seed=args.seed,
     )

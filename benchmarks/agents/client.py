@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,9 +12,11 @@ from typing import Any, Final, Self
 import aiohttp
 
 from ps_sglang.errors import PsSglangError
+from ps_sglang.gateway.telemetry.timeline import HEADER
 
 _TURN_S: Final = 900.0
 _DONE: Final = b"[DONE]"
+_TIMELINE: Final = b'{"timeline":'
 
 
 class TurnFailed(PsSglangError):
@@ -23,12 +25,18 @@ class TurnFailed(PsSglangError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a turn said, and when (perf_counter): asked, first token, all of it."""
+    """What a turn said, and when (perf_counter): asked, first token, all of it.
+
+    `stages`: seconds on its workers, and `tokens` of its base prefix by where they came from, as
+    our gateway tells them (see `Timeline` there); of stock systems none.
+    """
 
     ids: list[int]
     asked: float
     first: float
     done: float
+    stages: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 class Client:
@@ -41,6 +49,7 @@ class Client:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=_TURN_S),
+            headers={HEADER: "1"},
             read_bufsize=1 << 20,
         )
         return self
@@ -64,7 +73,7 @@ class Client:
             "stream": True,
             "sampling_params": {"max_new_tokens": output, "temperature": 0, "ignore_eos": True},
         }
-        first, last = 0.0, b""
+        first, done, last, told = 0.0, 0.0, b"", b""
         asked = perf_counter()
         try:
             async with self._http.post(self._endpoints[decoder], json=body) as response:
@@ -73,11 +82,14 @@ class Client:
                 # Every event repeats what was said before, so the last one has it all.
                 async for line in response.content:
                     event = line.removeprefix(b"data:").strip()
-                    if event and event != _DONE:
-                        first, last = first or perf_counter(), event
+                    if event.startswith(_TIMELINE):
+                        told = event
+                    elif event and event != _DONE:
+                        done, last = perf_counter(), event
+                        first = first or done
         except (aiohttp.ClientError, TimeoutError) as error:
             raise TurnFailed(f"{type(error).__name__}: {error}") from error
-        return Answer(_said(last, output), asked, first, perf_counter())
+        return Answer(_said(last, output), asked, first, done, *_timeline(told))
 
 
 def _said(event: bytes, output: int) -> list[int]:
@@ -90,3 +102,12 @@ def _said(event: bytes, output: int) -> list[int]:
         reason = answer.get("meta_info", {}).get("finish_reason")
         raise TurnFailed(f"{len(ids)} tokens, not {output}: {reason}")
     return ids
+
+
+def _timeline(event: bytes) -> tuple[dict[str, float], dict[str, int]]:
+    """Stages and tokens."""
+    if not event:
+        return {}, {}
+    (timeline,) = json.loads(event)["timeline"]
+    stages = {name: s for name, s in timeline["seconds"].items() if name != "total"}
+    return stages, timeline["tokens"]

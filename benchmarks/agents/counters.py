@@ -20,7 +20,8 @@ _COUNTERS: Final = {
     "evicted_tokens": ("sglang:evicted_tokens_total", {}),
     "moved_bytes": ("ps_sglang_transfer_bytes_total", {}),
 }
-_POOL: Final = ("sglang:kv_used_tokens", "sglang:kv_evictable_tokens")
+_HELD: Final = ("sglang:kv_used_tokens", "sglang:kv_evictable_tokens")
+_CAPACITY: Final = "sglang:max_total_num_tokens"
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,24 @@ def count(running: Running) -> Counts:
     return Counts(counters, cpu_s)
 
 
-def held_tokens(running: Running) -> dict[str, int]:
-    """Tokens in the workers' KV pools now, used or kept for later, by role."""
+@dataclass(frozen=True)
+class Pool:
+    """Tokens in the KV pools of a role's workers, used or kept for later, and their room."""
+
+    held: int
+    capacity: int
+
+
+def pools(running: Running) -> dict[str, Pool]:
+    """As they are now, by role."""
     held: Counter[str] = Counter()
+    capacity: Counter[str] = Counter()
     for one in running.processes:
         if one.url is not None:
             text = ask_worker(f"{one.url}/metrics")
-            held[one.role] += round(sum(total(text, metric, {}) for metric in _POOL))
-    return dict(held)
+            held[one.role] += round(sum(total(text, metric, {}) for metric in _HELD))
+            capacity[one.role] += round(total(text, _CAPACITY, {}))
+    return {role: Pool(held[role], capacity[role]) for role in capacity}
 
 
 def total(text: str, metric: str, labels: dict[str, str]) -> float:

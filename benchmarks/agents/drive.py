@@ -19,7 +19,7 @@ from benchmarks.agents.workload import Conversation, Session
 
 @dataclass(frozen=True)
 class Load:
-    """How sessions come: `rate` a second (open), or `concurrent` at any time (closed)."""
+    """How sessions come: `rate` a second (open), `concurrent` at any time (closed), or at once."""
 
     rate: float | None = None
     concurrent: int | None = None
@@ -27,12 +27,12 @@ class Load:
     def __str__(self) -> str:
         if self.rate is not None:
             return f"{self.rate:.3g} sessions/s"
-        return f"{self.concurrent} at a time"
+        return "all at once" if self.concurrent is None else f"{self.concurrent} at a time"
 
 
 @dataclass(frozen=True)
 class TurnDone:
-    """A turn as it went; times in seconds from the beginning of the run."""
+    """A turn as it went; times in seconds from the beginning of the run, `stages` see Answer."""
 
     session: int
     decoder: int
@@ -41,6 +41,7 @@ class TurnDone:
     asked: float
     first: float
     done: float
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,6 +114,7 @@ async def _session(
                 answer.asked - began,
                 answer.first - began,
                 answer.done - began,
+                answer.stages,
             )
         )
         tell()

@@ -1,46 +1,57 @@
-"""What a study shows, in one line: ours beside stock prefill/decode disaggregation."""
+"""What a study shows: how many times better than another system ours is."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.agents.ideal import ideal_ratio
 from benchmarks.agents.measures import sustained
 from benchmarks.agents.systems import OURS, STOCK_PD
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
-def headline(runs: Sequence[Row], baseline: str = STOCK_PD) -> dict[str, float | None]:
-    """How many times better than `baseline` ours is, by the medians of the repeats.
+def headline(
+    found: Mapping[str, Any], baseline: str = STOCK_PD, costs: Mapping[str, Any] | None = None
+) -> dict[str, float | None]:
+    """Of a study (see `run_study`), by the medians of its repeats; None is what it cannot show.
 
-    `throughput`: output tokens a second under the load that suits each best. `p95`: of a turn, at
-    the highest `rate` that the baseline sustains (None if it sustains none of them). `idle_p50`:
-    of a turn at the lowest rate. `prefilled`: prompt tokens prefilled for the same sessions;
-    `ideal_prefilled` is what their workload allows.
+    `throughput`: output tokens a second under the load that suits each best; `ideal_throughput` is
+    the work ratio by step `costs` with as many requests in a decode step as ours then had. `p95`:
+    of a turn, at the highest `rate` that the baseline sustains. `idle_p50`: of a turn at the lowest
+    rate. `prefilled`: prompt tokens prefilled for the same sessions; `ideal_prefilled` is what
+    their workload allows. `hit`: ours' hit ratio under its worst load as part of what it allows.
     """
-    ours = [run for run in runs if run["system"] == OURS]
-    theirs = [run for run in runs if run["system"] == baseline]
+    ours = [run for run in found["runs"] if run["system"] == OURS]
+    theirs = [run for run in found["runs"] if run["system"] == baseline]
     allowed = ours[0]["allowed"]
-    found: dict[str, float | None] = {
-        "throughput": _best(ours) / _best(theirs),
+    hits = median_by_load(ours, lambda run: run["hit_ratio"])
+    shown: dict[str, float | None] = {
+        "throughput": _best(ours)[1] / _best(theirs)[1],
+        "ideal_throughput": None,
         "prefilled": _total(theirs) / _total(ours),
         "ideal_prefilled": allowed["per_model_tokens"] / allowed["shared_tokens"],
+        "hit": min(hits.values()) / allowed["shared_hit"],
         "rate": None,
         "p95": None,
         "idle_p50": None,
     }
+    if costs is not None:
+        decoders = found["study"]["shape"]["decoders"]
+        at_a_time = median_by_load(ours, lambda run: run["decoding"])[_best(ours)[0]]
+        shown["ideal_throughput"] = ideal_ratio(found["work"], costs, at_a_time / decoders)
     rates = [run["load"]["rate"] for run in theirs if run["load"]["rate"] is not None]
     if rates:
-        found["idle_p50"] = _turn(theirs, "p50", min(rates)) / _turn(ours, "p50", min(rates))
+        shown["idle_p50"] = _turn(theirs, "p50", min(rates)) / _turn(ours, "p50", min(rates))
     if kept_up := sustained(theirs):
         at = kept_up[-1]
-        found |= {"rate": at, "p95": _turn(theirs, "p95", at) / _turn(ours, "p95", at)}
-    return found
+        shown |= {"rate": at, "p95": _turn(theirs, "p95", at) / _turn(ours, "p95", at)}
+    return shown
 
 
-def last_line(decoders: int, found: dict[str, float | None]) -> str:
+def last_line(decoders: int, found: Mapping[str, float | None]) -> str:
     """The line that a run ends with."""
     p95 = (
         "not compared (no rate sustained)" if found["p95"] is None else f"{found['p95']:.1f}x lower"
@@ -59,8 +70,10 @@ def median_by_load(runs: Sequence[Row], value: Callable[[Row], float]) -> dict[s
     return {load: statistics.median(found) for load, found in groups.items()}
 
 
-def _best(runs: Sequence[Row]) -> float:
-    return max(median_by_load(runs, lambda run: run["output_tokens_per_s"]).values())
+def _best(runs: Sequence[Row]) -> tuple[str, float]:
+    """The load under which most output came, and how much a second."""
+    found = median_by_load(runs, lambda run: run["output_tokens_per_s"])
+    return max(found.items(), key=lambda one: one[1])
 
 
 def _total(runs: Sequence[Row]) -> float:

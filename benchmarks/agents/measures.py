@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.agents.counters import Counts
-from benchmarks.agents.drive import Load, Run
+from benchmarks.agents.drive import Load, Run, TurnDone
 from benchmarks.agents.workload import Session, work
 
 
@@ -26,7 +26,8 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 def measures(trace: Sequence[Session], load: Load, run: Run, spent: Counts) -> dict[str, Any]:
     """Of one run. Seconds, tokens and bytes; a hit is a prompt token that nobody prefilled.
 
-    `drain_s`: from the last arrival until all is done. `allowed`: what the trace allows.
+    `drain_s`: from the last arrival until all is done. `decoding`: turns between their first and
+    last token at a time, in the mean. `allowed`: what the trace allows.
     """
     allowed = work(trace)
     prompt = sum(turn.prompt for turn in run.turns)
@@ -49,6 +50,8 @@ def measures(trace: Sequence[Session], load: Load, run: Run, spent: Counts) -> d
         "between_tokens_s": percentiles(
             [(turn.done - turn.first) / (turn.output - 1) for turn in longer]
         ),
+        "decoding": sum(turn.done - turn.first for turn in run.turns) / run.seconds,
+        "stages_s": stages(run.turns),
         "prompt_tokens": prompt,
         "output_tokens": output,
         "hit_ratio": 1 - prefilled / prompt if prompt else 0.0,
@@ -61,6 +64,24 @@ def measures(trace: Sequence[Session], load: Load, run: Run, spent: Counts) -> d
         **spent.counters,
         "cpu_s_per_session": {role: s / max(done, 1) for role, s in spent.cpu_s.items()},
     }
+
+
+def stages(turns: Sequence[TurnDone]) -> dict[str, dict[str, float]]:
+    """Where the turns' time went: mean and p95 of each stage, by the workers that told.
+
+    `other` is what none of them saw: the gateway, HTTP, tokens to text, a client that waits for a
+    core. Of a stage that a turn skipped the time is 0; of systems that tell nothing, nothing.
+    """
+    told = [turn for turn in turns if turn.stages]
+    rows = [
+        {**turn.stages, "other": turn.done - turn.asked - sum(turn.stages.values())}
+        for turn in told
+    ]
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        of_all = percentiles([row.get(name, 0.0) for row in rows])
+        found[name] = {"mean": of_all["mean"], "p95": of_all["p95"]}
+    return found
 
 
 def sustained(runs: Sequence[dict[str, Any]]) -> list[float]:

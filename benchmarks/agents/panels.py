@@ -6,52 +6,49 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.agents.chart import Panel
+from ps_sglang.chart import Axis, Panel, Point
 
 Row = Mapping[str, Any]
 Value = Callable[[Row], float]
 
-_AXES: Final = {
-    "rate": "sessions that arrive a second",
-    "concurrent": "concurrent sessions",
+_LOADS: Final = {
+    "rate": Axis("sessions that arrive a second"),
+    "concurrent": Axis("concurrent sessions"),
 }
+_VALUES: Final[tuple[tuple[str, Axis, Value], ...]] = (
+    ("Latency of a turn", Axis("p95 (s)"), lambda run: float(run["turn_s"]["p95"])),
+    ("Throughput", Axis("output tokens/s"), lambda run: float(run["output_tokens_per_s"])),
+    (
+        "Prefix hit ratio",
+        Axis("prompt tokens not prefilled (%)", high=100),
+        lambda run: 100 * float(run["hit_ratio"]),
+    ),
+)
 
 
 def panels(runs: Sequence[Row]) -> list[Panel]:
-    """For each kind of load that was measured: medians over the repeats, a line a system."""
+    """For each kind of load that was measured a row of panels, with a line a system.
+
+    Points are medians over the repeats, their bars all of them.
+    """
     found = []
-    for kind, x_label in _AXES.items():
+    for kind, load in _LOADS.items():
         rows = [run for run in runs if run["load"][kind] is not None and run["sessions"]]
         if rows:
             found += [
-                Panel(
-                    "Latency of a turn",
-                    x_label,
-                    "p95 (s)",
-                    _lines(rows, kind, lambda run: float(run["turn_s"]["p95"])),
-                ),
-                Panel(
-                    "Throughput",
-                    x_label,
-                    "output tokens/s",
-                    _lines(rows, kind, lambda run: float(run["output_tokens_per_s"])),
-                ),
-                Panel(
-                    "Prefix hit ratio",
-                    x_label,
-                    "prompt tokens not prefilled (%)",
-                    _lines(rows, kind, lambda run: 100 * float(run["hit_ratio"])),
-                    top=100,
-                ),
+                Panel(title, load, y, _lines(rows, kind, value)) for title, y, value in _VALUES
             ]
     return found
 
 
-def _lines(rows: Sequence[Row], kind: str, value: Value) -> dict[str, list[tuple[float, float]]]:
+def _lines(rows: Sequence[Row], kind: str, value: Value) -> dict[str, list[Point]]:
     groups: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         groups.setdefault(row["system"], {}).setdefault(row["load"][kind], []).append(value(row))
     return {
-        system: [(load, statistics.median(found)) for load, found in sorted(points.items())]
+        system: [
+            Point(load, statistics.median(found), min(found), max(found))
+            for load, found in sorted(points.items())
+        ]
         for system, points in groups.items()
     }

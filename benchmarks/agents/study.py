@@ -8,16 +8,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.agents.client import Client
-from benchmarks.agents.counters import count, held_tokens
+from benchmarks.agents.counters import count, pools
 from benchmarks.agents.drive import Load, Run, drive
+from benchmarks.agents.ideal import amounts
 from benchmarks.agents.measures import measures
 from benchmarks.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
+from benchmarks.agents.pace import Pace
+from benchmarks.agents.pools import Sample, used, watched
 from benchmarks.agents.systems import SYSTEMS, Running, flush
-from benchmarks.agents.workload import Conversation, Session, Shape, sessions
+from benchmarks.agents.text import text_sessions
+from benchmarks.agents.workload import TEXT, Conversation, Session, Shape, sessions
 from ps_sglang.errors import LaunchError, UsageError
 
 Say = Callable[[str], None]
@@ -30,9 +35,9 @@ _PROGRESS_S: Final = 5.0
 class Study:
     """What is to be measured.
 
-    `rates` in sessions a second. `points`: more rates, as parts of a system's capacity, which a
-    probe finds. `concurrency`: numbers of sessions at a time, measured beside the rates. `pool`:
-    see `systems`.
+    `rates` in sessions a second. `parts`: more rates, as parts of what the first system does when
+    all sessions come at once, which is measured then on every system. `concurrency`: numbers of
+    sessions at a time. `pool`: see `systems`.
     """
 
     shape: Shape
@@ -40,7 +45,7 @@ class Study:
     systems: tuple[str, ...]
     count: int
     rates: tuple[float, ...]
-    points: tuple[tuple[str, float], ...]
+    parts: tuple[float, ...]
     concurrency: tuple[int, ...]
     repeats: int
     pool: int
@@ -48,7 +53,33 @@ class Study:
 
     def trace(self, load: Load) -> list[Session]:
         """The sessions; of a closed load, the same without arrivals."""
-        return sessions(self.shape, load.rate or _ALL_AT_ONCE, self.count, self.seed)
+        draw = text_sessions if self.shape.kind == TEXT else sessions
+        return draw(self.shape, load.rate or _ALL_AT_ONCE, self.count, self.seed)
+
+    def starts(self) -> list[tuple[int, str]]:
+        """The systems as they are started, by repeats; each comes first in its turn."""
+        found = []
+        for repeat in range(self.repeats):
+            turn = repeat % len(self.systems)
+            found += [(repeat, name) for name in (*self.systems[turn:], *self.systems[:turn])]
+        return found
+
+    def loads(self) -> list[Load]:
+        """What each system gets, as far as it is known before the first run."""
+        first = [Load()] if self.parts else []
+        rates = [Load(rate=rate) for rate in sorted(set(self.rates))]
+        return [*first, *rates, *(Load(concurrent=number) for number in self.concurrency)]
+
+    def chosen(self, first: dict[str, Any]) -> list[Load]:
+        """The rates that `parts` mean, by the run in which all sessions came at once.
+
+        Raises:
+            LaunchError: not one of them went through.
+        """
+        if not first["sessions"]:
+            raise LaunchError(f"{self.systems[0]} does not work: {first['failures'][0]}")
+        rates = {float(f"{part * first['sessions_per_s']:.2g}") for part in self.parts}
+        return [Load(rate=rate) for rate in sorted(rates)]
 
     def check(self) -> None:
         """Refuse a trace that no worker can hold.
@@ -60,8 +91,10 @@ class Study:
             raise UsageError(f"no system {sorted(unknown)[0]!r}: choose from {', '.join(SYSTEMS)}")
         if self.count < 1 or self.repeats < 1 or min(self.concurrency, default=1) < 1:
             raise UsageError("sessions, repeats and concurrency must be at least 1")
-        if min(self.rates, default=1.0) <= 0:
-            raise UsageError(f"a rate is {min(self.rates):g} sessions a second, must be above 0")
+        if not (self.parts or self.rates or self.concurrency):
+            raise UsageError("no loads: give --parts, --rates or --concurrency")
+        if (least := min((*self.rates, *self.parts), default=1.0)) <= 0:
+            raise UsageError(f"a rate or a part of one is {least:g}, must be above 0")
         least, most = self.shape.output_tokens
         if not 1 <= least <= most or self.shape.observation_tokens < 1:
             raise UsageError(
@@ -81,29 +114,39 @@ class Study:
 
 
 def run_study(study: Study, say: Say) -> dict[str, Any]:
-    """Probe, then measure; the result is plain JSON.
+    """Measure everything; the result is plain JSON.
 
     Raises:
         UsageError: nothing was started.
-        LaunchError: a system did not start.
+        LaunchError: a system did not start, or took no session at all.
     """
     study.check()
     models = checkpoints(study.model, study.shape.decoders)
-    probe = _probe(study, models, say)
-    rates = {*study.rates, *(_rounded(part * probe[name]) for name, part in study.points)}
-    loads = [Load(rate=rate) for rate in sorted(rates)]
-    loads += [Load(concurrent=number) for number in study.concurrency]
+    starts = study.starts()
+    pace = Pace([name for _, name in starts], study.count)
+    say(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
+    loads = study.loads()
     runs: list[dict[str, Any]] = []
-    for repeat in range(study.repeats):
-        # Each system comes first in its turn.
-        turn = repeat % len(study.systems)
-        for name in (*study.systems[turn:], *study.systems[:turn]):
-            with _started(name, study, models, say) as running:
-                for load in loads:
-                    found = measure(running, study, models, load, _progress(say, name, load))
-                    runs.append({"system": name, "repeat": repeat, "load": asdict(load), **found})
-                    say(line(name, load, found))
-    return {"study": asdict(study), "probe_sessions_per_s": probe, "runs": runs}
+    for repeat, name in starts:
+        say(f"starting {name}")
+        began = time.monotonic()
+        with _started(name, study, models) as running:
+            pace.started(time.monotonic() - began)
+            done = 0
+            while done < len(loads):
+                load = loads[done]
+                began = time.monotonic()
+                found = measure(running, study, models, load, _progress(say, name, load))
+                pace.took(name, load, time.monotonic() - began, found["sessions_per_s"])
+                runs.append({"system": name, "repeat": repeat, "load": asdict(load), **found})
+                say(line(name, load, found))
+                if len(runs) == 1 and study.parts:
+                    loads += study.chosen(found)
+                done += 1
+                left = pace.left(name, loads[done:], loads)
+                say(f"  about {left / 60:.1f} minutes left")
+    work = amounts(study.trace(Load()))
+    return {"study": asdict(study), "work": work, "runs": runs}
 
 
 def measure(
@@ -113,9 +156,9 @@ def measure(
     flush(running)
     trace = study.trace(load)
     before = count(running)
-    run = asyncio.run(_drive(running, study, models, trace, load, say))
+    run, samples = asyncio.run(_watched(running, study, models, trace, load, say))
     found = measures(trace, load, run, count(running).since(before))
-    return {**found, "held_tokens": held_tokens(running)}
+    return {**found, "pool": used(samples)}
 
 
 def line(name: str, load: Load, found: dict[str, Any]) -> str:
@@ -128,7 +171,15 @@ def line(name: str, load: Load, found: dict[str, Any]) -> str:
         f"{turn['p50']:.2f} p95 {turn['p95']:.2f} p99 {turn['p99']:.2f} s, first token p50 "
         f"{found['first_token_s']['p50']:.2f} s, hit {found['hit_ratio']:.1%}, "
         f"{found['prefilled_tokens']} prefilled, {len(found['failures'])} failed"
+        f"{_stages(found['stages_s'])}"
     )
+
+
+def _stages(found: dict[str, dict[str, float]]) -> str:
+    if not found:
+        return ""
+    told = (f"{name} {s['mean'] * 1000:.0f}/{s['p95'] * 1000:.0f}" for name, s in found.items())
+    return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(told)
 
 
 def _progress(say: Say, name: str, load: Load) -> Say:
@@ -144,36 +195,27 @@ def _progress(say: Say, name: str, load: Load) -> Say:
     return tell
 
 
-def _probe(study: Study, models: Checkpoints, say: Say) -> dict[str, float]:
-    """Sessions a second when all sessions come at once, of each system that `points` name."""
-    found = {}
-    load = Load(concurrent=study.count)
-    for name in dict.fromkeys(name for name, _ in study.points):
-        with _started(name, study, models, say) as running:
-            taken = measure(running, study, models, load, _progress(say, name, load))
-        say(f"probe: {line(name, load, taken)}")
-        found[name] = taken["sessions_per_s"]
-    return found
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.2g}")
-
-
 @contextmanager
-def _started(name: str, study: Study, models: Checkpoints, say: Say) -> Iterator[Running]:
-    say(f"starting {name}")
+def _started(name: str, study: Study, models: Checkpoints) -> Iterator[Running]:
     with (
         tempfile.TemporaryDirectory() as logs,
         SYSTEMS[name](models, study.pool, Path(logs)) as running,
     ):
         # One session that is not counted: whatever a worker does once is done then.
-        first = replace(study.shape, pause=0.0)
-        (session,) = sessions(first, _ALL_AT_ONCE, 1, study.seed)
-        run = asyncio.run(_drive(running, study, models, [session], Load(concurrent=1)))
+        short = replace(study, shape=replace(study.shape, pause=0.0), count=1)
+        run = asyncio.run(_drive(running, study, models, short.trace(Load()), Load()))
         if run.failures:
             raise LaunchError(f"{name} does not work: {run.failures[0]}")
         yield running
+
+
+async def _watched(
+    running: Running, study: Study, models: Checkpoints, trace: Sequence[Session], load: Load,
+    say: Say,
+) -> tuple[Run, list[Sample]]:  # fmt: skip
+    async with watched(partial(pools, running)) as samples:
+        run = await _drive(running, study, models, trace, load, say)
+    return run, samples
 
 
 async def _drive(

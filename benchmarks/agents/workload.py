@@ -1,10 +1,12 @@
 """Sessions of agents, the same for every system: who speaks when, after how much, for how long.
 
-Pure data in tokens. Sessions arrive by a Poisson process. The two shapes are the paper's agents:
+Pure data in tokens. Sessions arrive by a Poisson process. Two shapes are the paper's agents:
 
 - ReAct (arXiv 2210.03629): planner and actor in a loop; each action brings an observation.
 - Reflexion (arXiv 2303.11366): trials of an actor's steps, each trial followed by an evaluator and
   a self-reflection, all over the same context.
+
+The third, text, is real conversations (see `text`).
 
 The paper that this measures (arXiv 2602.12029) states no lengths: see `Shape` for each default.
 """
@@ -14,12 +16,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Literal
 
 from ps_sglang.errors import UsageError
 
-Kind = Literal["react", "reflexion"]
+Kind = Literal["react", "reflexion", "text"]
 KINDS: Final[tuple[Kind, ...]] = ("react", "reflexion")
+"""The shapes whose sessions `sessions` draws."""
+TEXT: Final = "text"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Shape:
     `system_tokens`, instructions, few-shot examples and tools, the same for all sessions;
     `task_tokens` a question; `observation_tokens` (mean, exponential) a tool's few
     paragraphs; `output_tokens` (range) a thought or a call; `pause` (mean, exponential) the
-    time of a tool.
+    time of a tool. Of text, the lengths are its own, and there are at most `steps` answers.
     """
 
     kind: Kind = "react"
@@ -47,8 +52,9 @@ class Shape:
     pause: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"the workload is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.kind not in (*KINDS, TEXT):
+            known = ", ".join((*KINDS, TEXT))
+            raise UsageError(f"the workload is one of {known}, not {self.kind!r}")
         if min(self.decoders, self.steps, self.trials) < 1:
             raise UsageError("decoders, steps and trials must be at least 1")
 
@@ -68,12 +74,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Session:
-    """`start`: when its first turn is asked; all sessions share the first `system` tokens."""
+    """`start`: when its first turn is asked; all sessions share the first `system` tokens.
+
+    `texts`: the tokens that join at each turn, where they are not drawn; any ids, which are taken
+    modulo those that a model has.
+    """
 
     number: int
     start: float
     system: int
     turns: tuple[Turn, ...]
+    texts: tuple[tuple[int, ...], ...] = ()
 
     def prompts(self) -> Iterator[tuple[Turn, int]]:
         """Each turn with its prompt's length."""
@@ -89,15 +100,19 @@ def sessions(shape: Shape, rate: float, count: int, seed: int) -> list[Session]:
 
     The rate only scales the time between arrivals: all else is the same for every rate.
     """
+    found = []
+    for number, start in enumerate(arrivals(rate, count, seed)):
+        source = random.Random(f"session {seed} {number}")
+        found.append(Session(number, start, shape.system_tokens, tuple(_turns(shape, source))))
+    return found
+
+
+def arrivals(rate: float, count: int, seed: int) -> list[float]:
+    """A Poisson process of `rate` a second."""
     if not rate > 0:
         raise UsageError(f"the arrival rate must be above 0 sessions a second, not {rate}")
-    found, now = [], 0.0
-    arrivals = random.Random(f"arrivals {seed}")
-    for number in range(count):
-        now += arrivals.expovariate(1.0) / rate
-        source = random.Random(f"session {seed} {number}")
-        found.append(Session(number, now, shape.system_tokens, tuple(_turns(shape, source))))
-    return found
+    source = random.Random(f"arrivals {seed}")
+    return list(accumulate(source.expovariate(1.0) / rate for _ in range(count)))
 
 
 def _turns(shape: Shape, source: random.Random) -> Iterator[Turn]:
@@ -139,9 +154,13 @@ class Conversation:
 
     def ask(self) -> list[int]:
         """The next turn's prompt."""
-        turn = self._session.turns[self._next]
-        source = random.Random(f"added {self._seed} {self._session.number} {self._next}")
-        self.context += source.choices(self._ids, k=turn.added)
+        if self._session.texts:
+            text = self._session.texts[self._next]
+            self.context += [self._ids[token % len(self._ids)] for token in text]
+        else:
+            turn = self._session.turns[self._next]
+            source = random.Random(f"added {self._seed} {self._session.number} {self._next}")
+            self.context += source.choices(self._ids, k=turn.added)
         return list(self.context)
 
     def answered(self, ids: Sequence[int]) -> None:
@@ -184,22 +203,30 @@ class Work:
 
 def work(trace: Sequence[Session], page: int = 1) -> Work:
     """What a trace allows where trees hold whole pages of `page` tokens."""
-    prompt = output = shared = per_model = 0
-    system_known: set[int | None] = set()
+    turns = [(turn.output, length - 1) for one in trace for turn, length in one.prompts()]
+    shared, per_model = (
+        sum(one.new for one in prefills(trace, by_model, page)) for by_model in (False, True)
+    )
+    return Work(sum(base for _, base in turns), sum(out for out, _ in turns), shared, per_model)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """`new` tokens of a base prefix, behind `held` that a tree has."""
+
+    held: int
+    new: int
+
+
+def prefills(trace: Sequence[Session], by_model: bool, page: int = 1) -> Iterator[Prefill]:
+    """What each turn's prefill must compute, with a tree for all decoders or one for each."""
+    system_known: set[int] = set()
     for session in trace:
-        known: dict[int | None, int] = {}
+        known: dict[int, int] = {}
         for turn, length in session.prompts():
-            base = length - 1
-            prompt += base
-            output += turn.output
-            for key in (None, turn.decoder):
-                system = session.system if key in system_known else 0
-                found = max(known.get(key, 0), system) // page * page
-                new = base - min(found, base // page * page)
-                if key is None:
-                    shared += new
-                else:
-                    per_model += new
-                known[key] = base
-                system_known.add(key)
-    return Work(prompt, output, shared, per_model)
+            tree, base = turn.decoder if by_model else 0, length - 1
+            system = session.system if tree in system_known else 0
+            held = min(max(known.get(tree, 0), system), base) // page * page
+            yield Prefill(held, base - held)
+            known[tree] = base
+            system_known.add(tree)

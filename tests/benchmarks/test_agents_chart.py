@@ -9,34 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.agents.chart import Panel, chart, nice
+from benchmarks.agents.__main__ import main
 from benchmarks.agents.panels import panels
-from benchmarks.agents.record import keep
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0.031, 0.04), (1, 1), (1.1, 2), (7, 8), (9, 10), (300, 400)]
-)
-def test_axes_end_at_round_numbers(value: float, expected: float) -> None:
-    assert nice(value) == pytest.approx(expected)
-
-
-def test_points_lie_where_their_values_are() -> None:
-    panel = Panel("A & B", "x", "y", {"one": [(4, 100), (0, 0), (2, 25)], "two": []}, top=100)
-    root = ElementTree.fromstring(chart([panel]))
-    dots = [
-        (float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in root.iter(f"{SVG}circle")
-    ]
-    assert dots == [(0, 240), (160, 180), (320, 0)]
-    assert [line.get("points") for line in root.iter(f"{SVG}polyline")] == [
-        "0.0,240.0 160.0,180.0 320.0,0.0",
-        "",
-    ]
-    texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert texts[0] == "A & B"
-    assert texts[-2:] == ["one", "two"]
+from benchmarks.agents.record import keep, keep_steps
+from ps_sglang.chart import Point
 
 
 def run(system: str, hit: float, **load: float) -> dict[str, Any]:
@@ -44,7 +20,14 @@ def run(system: str, hit: float, **load: float) -> dict[str, Any]:
         "system": system,
         "load": {"rate": None, "concurrent": None, **load},
         "sessions": 1,
-        "turn_s": {"p95": 2.0},
+        "turn_s": {"p50": 1.0, "p95": 2.0},
+        "session_s": {"p95": 2.0},
+        "drain_s": 1.0,
+        "decoding": 1.0,
+        "stages_s": {},
+        "failures": [],
+        "prefilled_tokens": 300,
+        "allowed": {"per_model_tokens": 400, "shared_tokens": 100, "shared_hit": 0.8},
         "output_tokens_per_s": 5.0,
         "hit_ratio": hit,
     }
@@ -53,24 +36,73 @@ def run(system: str, hit: float, **load: float) -> dict[str, Any]:
 def test_panels_show_medians_for_each_kind_of_load() -> None:
     rows = [run("a", hit, rate=0.5) for hit in (0.1, 0.5, 0.6)] + [run("a", 0.7, concurrent=4)]
     by_rate, _, hits, *by_concurrency = panels(rows)
-    assert by_rate.lines == {"a": [(0.5, 2.0)]}
-    assert hits.lines == {"a": [(0.5, 50.0)]}
-    assert [panel.x_label for panel in by_concurrency] == ["concurrent sessions"] * 3
+    assert by_rate.lines == {"a": [Point(0.5, 2.0, 2.0, 2.0)]}
+    assert hits.lines == {"a": [Point(0.5, 50.0, 10.0, 60.0)]}
+    assert [panel.x.label for panel in by_concurrency] == ["concurrent sessions"] * 3
+
+
+def found(decoders: int, hit: float, systems: tuple[str, ...] = ("a",)) -> dict[str, Any]:
+    shape = {"kind": "react", "decoders": decoders}
+    study = {"shape": shape, "model": "tiny", "concurrency": [], "systems": systems}
+    return {"study": study, "runs": [run(name, hit, rate=1.0) for name in systems]}
 
 
 def test_a_study_replaces_the_one_of_its_name(tmp_path: Path) -> None:
-    def found(decoders: int, hit: float) -> dict[str, Any]:
-        shape = {"kind": "react", "decoders": decoders}
-        study = {"shape": shape, "model": "tiny", "concurrency": []}
-        return {"study": study, "runs": [run("a", hit, rate=1.0)]}
-
+    keep_steps(tmp_path, "tiny", {"measured": {}})
     for study in (found(2, 0.1), found(3, 0.2), found(2, 0.3)):
-        path, drawing = keep(study, tmp_path)
-    studies = json.loads(path.read_text())["studies"]
-    assert {name: one["runs"][0]["hit_ratio"] for name, one in studies.items()} == {
+        keep(tmp_path, study)
+    path, *drawn = keep(tmp_path, found(2, 0.4), "long")
+    kept = json.loads(path.read_text())
+    assert {name: one["runs"][0]["hit_ratio"] for name, one in kept["studies"].items()} == {
         "react-tiny-n2": 0.3,
         "react-tiny-n3": 0.2,
+        "react-tiny-n2-long": 0.4,
     }
-    assert studies["react-tiny-n2"]["environment"]["cores"] > 0
-    assert drawing.name == "agents-react-tiny-n2.svg"
-    ElementTree.fromstring(drawing.read_text())
+    assert kept["studies"]["react-tiny-n2"]["environment"]["cores"] > 0
+    assert kept["steps"].keys() == {"tiny"}
+    assert {one.name for one in drawn} == {
+        "agents.md",
+        *(f"agents-{name}.svg" for name in kept["studies"]),
+    }
+
+
+def test_a_report_is_drawn_again_from_what_is_kept(tmp_path: Path) -> None:
+    keep(tmp_path, found(2, 0.1))
+    drawing = tmp_path / "agents-react-tiny-n2.svg"
+    before = drawing.read_text()
+    ElementTree.fromstring(before)
+    drawing.unlink()
+    assert main(["--report", "--results", str(tmp_path)]) == 0
+    assert drawing.read_text() == before
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--report", "--results", str(tmp_path)]) == 2
+    assert "no study is kept" in capsys.readouterr().err
+
+
+def test_the_table_says_what_was_won_and_where_time_went(tmp_path: Path) -> None:
+    study = found(2, 0.5, ("stock_pd", "ps_sglang"))
+    theirs, ours = study["runs"]
+    ours |= {"output_tokens_per_s": 15.0, "prefilled_tokens": 100}
+    ours["stages_s"] = {"prefill": {"mean": 0.25, "p95": 1.0}}
+    study["work"] = {
+        "shared": {"passes": 1, "tokens": 10, "pairs": 0},
+        "per_model": {"passes": 1, "tokens": 40, "pairs": 0},
+        "decode": {"tokens": 0, "context": 0},
+    }
+    steps = {
+        "pool_tokens": 1, "prefill_step": 0.0, "prefill_token": 1.0, "decode_step": 0.0,
+        "decode_request": 0.0, "move_fixed": 0.0, "move_token": 0.0,
+    }  # fmt: skip
+    keep_steps(tmp_path, "tiny", {"measured": steps, "cores": {"prefill": 2.0, "decode": 1.0}})
+    keep(tmp_path, study)
+    lines = (tmp_path / "agents.md").read_text().splitlines()
+    assert lines[3] == (
+        "| react-tiny-n2 | stock_pd | 3.0x | 0.75 of 4.00 | 1.0x at 1/s | 1.0x | 3.0x "
+        "| 0.75 of 4.00 | 0.62 |"
+    )
+    assert lines[-2:] == ["| --- | --- | --- |", "| react-tiny-n2 | 1 sessions/s | 250 |"]
+    theirs["failures"] = ["session 0: broken"]
+    keep(tmp_path, study)
+    assert "react-tiny-n2" not in (tmp_path / "agents.md").read_text()

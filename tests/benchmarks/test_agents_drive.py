@@ -63,7 +63,9 @@ async def test_prompts_grow_by_what_was_said_and_added() -> None:
     assert [turn.prompt for turn in run.turns] == [n for _, n in session.prompts()]
 
 
-@pytest.mark.parametrize(("load", "most"), [(Load(concurrent=2), 2), (Load(rate=1e6), 6)])
+@pytest.mark.parametrize(
+    ("load", "most"), [(Load(concurrent=2), 2), (Load(rate=1e6), 6), (Load(), 6)]
+)
 async def test_a_closed_load_bounds_the_sessions_at_a_time(load: Load, most: int) -> None:
     engine = Engine()
     await drive(trace(6), load, conversation, engine.ask)
@@ -134,6 +136,20 @@ async def test_the_client_takes_the_last_event_and_the_first_ones_time() -> None
             "sampling_params": {"max_new_tokens": 3, "temperature": 0, "ignore_eos": True},
         }
     ]
+
+
+async def test_a_timeline_after_the_answer_is_no_part_of_it() -> None:
+    seconds = {"prefill": 0.25, "decode": 0.5, "total": 1.0}
+    told = {"timeline": [{"rid": "r", "seconds": seconds, "tokens": {"computed": 3}}]}
+    last = b"\n\ndata: " + json.dumps(told, separators=(",", ":")).encode()
+    async with (
+        served(event(7, 8), last + b"\n\ndata: [DONE]\n\n") as (url, _),
+        Client([url]) as client,
+    ):
+        answer = await client.ask(0, [1], 2)
+    assert answer.ids == [7, 8]
+    assert answer.stages == {"prefill": 0.25, "decode": 0.5}
+    assert answer.tokens == {"computed": 3}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,12 @@ import pytest
 
 from benchmarks.agents.drive import Load
 from benchmarks.agents.models import checkpoints
+from benchmarks.agents.steps import Grid, costs
+from benchmarks.agents.steps import measure as measure_steps
 from benchmarks.agents.study import Study, measure
-from benchmarks.agents.systems import OURS, STOCK_PD, STOCK_UNIFIED, SYSTEMS
+from benchmarks.agents.systems import OURS, STOCK_PD, STOCK_UNIFIED, SYSTEMS, ours
 from benchmarks.agents.workload import Shape, work
+from benchmarks.simulate.hardware import measured
 
 DECODERS = 2
 STUDY = Study(
@@ -24,7 +28,7 @@ STUDY = Study(
         decoders=DECODERS, steps=2, system_tokens=200, task_tokens=(20, 40),
         observation_tokens=50, observation_most=200, output_tokens=(2, 6), pause=0.0,
     ),
-    model="tiny", systems=(OURS, STOCK_PD), count=1, rates=(), points=(), concurrency=(1,),
+    model="tiny", systems=(OURS, STOCK_PD), count=1, rates=(), parts=(), concurrency=(1,),
     repeats=1, pool=4096,
 )  # fmt: skip
 LOAD = Load(concurrent=1)
@@ -47,6 +51,7 @@ def test_stock_keeps_what_lies_below_sglang_and_nothing_else() -> None:
         "on_idle",
         "_send_kv_metadata",
         "_run_sdpa_forward_extend",
+        "_run_sdpa_forward_decode",
     }
 
 
@@ -68,6 +73,11 @@ def test_one_session_costs_what_the_workload_says(
         assert found["output_tokens"] == allowed.output
         assert found["turns"] == len(trace[0].turns)
         assert found["evicted_tokens"] == 0
+        for pool in found["pool"].values():
+            assert 0 <= pool["mean"] <= pool["peak"] <= 1
+        told = {"prefill", "pull", "first_step", "decode", "other"} if name == OURS else set()
+        assert told <= found["stages_s"].keys()
+        assert bool(told) == bool(found["stages_s"])
         if name == OURS:
             assert found["prefilled_tokens"] == allowed.shared
         elif name == STOCK_PD:
@@ -76,8 +86,37 @@ def test_one_session_costs_what_the_workload_says(
         else:
             # A plain server also keeps what it has decoded itself.
             assert allowed.shared < found["prefilled_tokens"] < allowed.per_model
+    roles = {"unified": 2} if name == STOCK_UNIFIED else {"prefill": 1, "decode": 1}
+    assert {role: pool["capacity"] for role, pool in first["pool"].items()} == {
+        role: pools * DECODERS * STUDY.pool for role, pools in roles.items()
+    }
     if name != STOCK_UNIFIED:
         assert first["moved_bytes"] == second["moved_bytes"] > 0
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_step_costs_are_those_of_the_engines_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PS_SGLANG_HOME", str(tmp_path))
+    models = checkpoints("tiny", 1)
+    grid = Grid((0, 64), (16, 256), (100,), (1, 2), (50, 500), 4, 1)
+    with ours(models, 4096, tmp_path / "logs") as running:
+        found = measure_steps(running, range(models.first, models.vocabulary), grid)
+    prefills = [counts for counts, _ in found.samples["prefill"]]
+    assert [(one["tokens"], one["pairs"]) for one in prefills] == [
+        (16, 16 * 8), (256, 256 * 128), (64, 64 * 32), (16, 16 * 72), (64, 64 * 32),
+        (256, 256 * 192),
+    ]  # fmt: skip
+    assert [counts["requests"] for counts, _ in found.samples["decode"]] == [1, 2]
+    assert [counts["context"] for counts, _ in found.samples["decode"]] == [102, 204]
+    assert [counts["tokens"] for counts, _ in found.samples["move"]] == [50, 500]
+    assert all(seconds > 0 for taken in found.samples.values() for _, seconds in taken)
+    assert min(found.cores["prefill"], found.cores["decode"]) > 0
+    costs_file = tmp_path / "steps.json"
+    costs_file.write_text(json.dumps(costs(found, 4096)[0]))
+    assert measured(costs_file).pool_tokens == 4096
 
 
 def processes_with(entry: str) -> list[psutil.Process]:

@@ -12,10 +12,24 @@ from benchmarks.agents.args import parse, study_of
 from benchmarks.agents.counters import Counts, total
 from benchmarks.agents.drive import Load, Run, TurnDone
 from benchmarks.agents.headline import headline, last_line
-from benchmarks.agents.measures import measures, percentiles, sustained
+from benchmarks.agents.measures import measures, percentiles, stages, sustained
 from benchmarks.agents.study import Study
 from benchmarks.agents.workload import Session, Shape, Turn
 from ps_sglang.errors import UsageError
+
+WORK = {
+    "shared": {"passes": 2, "tokens": 100, "pairs": 1000},
+    "per_model": {"passes": 4, "tokens": 300, "pairs": 4000},
+    "decode": {"tokens": 10, "context": 500},
+}
+COSTS = {
+    "measured": {
+        "pool_tokens": 1, "prefill_step": 1.0, "prefill_token": 0.1, "prefill_product": 0.01,
+        "decode_step": 4.0, "decode_request": 1.0, "decode_context_token": 0.02,
+        "move_fixed": 0.0, "move_token": 0.0,
+    },
+    "cores": {"prefill": 2.0, "decode": 0.5},
+}  # fmt: skip
 
 METRICS = """\
 # HELP sglang:realtime_tokens_total Total
@@ -67,6 +81,7 @@ def test_measures_of_a_session() -> None:
         sessions=[(1.0, 5.0)],
         seconds=5.0,
     )
+    assert stages(run.turns) == {}
     spent = Counts(Counter(prefilled_tokens=19, moved_bytes=640), {"prefill": 3.0})
     found = measures(trace, Load(rate=1.0), run, spent)
     assert found["turn_s"]["p50"] == pytest.approx(2.0)  # 3 s and 1 s
@@ -80,7 +95,19 @@ def test_measures_of_a_session() -> None:
     assert found["allowed"]["shared_tokens"] == 19  # 14 of the first prompt, 5 more of the second
     assert found["allowed"]["per_model_tokens"] == 33
     assert found["moved_bytes"] == 640
+    assert found["decoding"] == pytest.approx(2 / 5)
     assert found["cpu_s_per_session"] == {"prefill": 3.0}
+
+
+def test_stages_are_those_that_workers_tell_and_the_rest() -> None:
+    told = ({"pull": 0.2, "decode": 0.5}, {"prefill": 1.0, "pull": 0.0, "decode": 0.5}, {})
+    turns = [TurnDone(0, 0, 9, 1, 1.0, 2.0, 3.0, one) for one in told]
+    assert stages(turns) == {
+        "pull": {"mean": pytest.approx(0.1), "p95": pytest.approx(0.19)},
+        "decode": {"mean": pytest.approx(0.5), "p95": pytest.approx(0.5)},
+        "other": {"mean": pytest.approx(0.9), "p95": pytest.approx(1.26)},
+        "prefill": {"mean": pytest.approx(0.5), "p95": pytest.approx(0.95)},
+    }
 
 
 def row(system: str, rate: float, *, drain: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -91,10 +118,17 @@ def row(system: str, rate: float, *, drain: float = 1.0, **more: Any) -> dict[st
         "drain_s": drain,
         "session_s": {"p95": 2.0},
         "turn_s": {"p50": values["p95"] / 2, "p95": values["p95"]},
-        "allowed": {"per_model_tokens": 330, "shared_tokens": 100},
+        "allowed": {"per_model_tokens": 330, "shared_tokens": 100, "shared_hit": 0.9},
         "output_tokens_per_s": values["out"],
         "prefilled_tokens": values["prefilled"],
+        "hit_ratio": 0.8,
+        "decoding": 4.0,
     }
+
+
+def study_with(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A study of two decoders; see `test_agents_ideal` for its work."""
+    return {"study": {"shape": {"decoders": 2}}, "work": WORK, "runs": rows}
 
 
 def test_a_rate_is_sustained_while_its_queue_drains_at_once() -> None:
@@ -113,8 +147,10 @@ def test_headline_compares_medians_where_stock_still_keeps_up() -> None:
             row("ps_sglang", 1.0, p95=2 * repeat, out=10.0, prefilled=100),
             row("ps_sglang", 2.0, p95=3, out=30.0, prefilled=100),
         ]
-    found = headline(rows)
+    found = headline(study_with(rows))
     assert found == {
+        "ideal_throughput": None,
+        "hit": pytest.approx(0.8 / 0.9),
         "throughput": pytest.approx(30 / (10 / 1.1)),
         "prefilled": 3.0,
         "ideal_prefilled": 3.3,
@@ -129,19 +165,28 @@ def test_headline_compares_medians_where_stock_still_keeps_up() -> None:
 
 def test_no_p95_where_stock_keeps_up_at_no_rate() -> None:
     rows = [row("stock_pd", 1.0, drain=99), row("ps_sglang", 1.0)]
-    found = headline(rows)
+    found = headline(study_with(rows))
     assert found["p95"] is None
     assert "p95 not compared" in last_line(2, found)
+
+
+def test_the_ideal_counts_as_many_requests_in_a_step_as_there_were() -> None:
+    rows = [row("stock_pd", 1.0), row("ps_sglang", 1.0)]
+    # 4 turns at a time on 2 decoders: each token costs 4/2 + 1, and its context.
+    decode = 0.5 * (10 * 3 + 500 * 0.02)
+    own, shared = 2 * (4 + 30 + 40), 2 * (2 + 10 + 10)
+    shown = headline(study_with(rows), costs=COSTS)
+    assert shown["ideal_throughput"] == pytest.approx((own + decode) / (shared + decode))
 
 
 def quick(*words: str) -> Study:
     return study_of(parse(["--quick", *words]))
 
 
-def test_rates_given_need_no_probe() -> None:
-    assert quick().points
-    assert not quick("--rates", "0.5").points
-    assert not quick("--concurrency", "1", "2").points
+def test_rates_given_are_not_chosen() -> None:
+    assert quick().parts
+    assert not quick("--rates", "0.5").parts
+    assert not quick("--concurrency", "1", "2").parts
 
 
 @pytest.mark.parametrize(
@@ -150,7 +195,9 @@ def test_rates_given_need_no_probe() -> None:
         ({"pool": 1000}, "a larger --pool"),
         ({"systems": ("stock",)}, "no system 'stock'"),
         ({"repeats": 0}, "at least 1"),
-        ({"rates": (1.0, 0.0)}, "a rate is 0"),
+        ({"rates": (1.0, 0.0)}, "a rate or a part of one is 0"),
+        ({"parts": (0.5, -1.0)}, "a rate or a part of one is -1"),
+        ({"parts": ()}, "no loads"),
         ({"shape": Shape(output_tokens=(5, 2))}, "output tokens from 5 to 2"),
     ],
 )

@@ -92,7 +92,7 @@ def test_an_answer_of_another_length_is_refused() -> None:
 
 
 def test_what_cannot_be_a_workload_is_refused() -> None:
-    with pytest.raises(UsageError, match="one of react, reflexion, not 'other'"):
+    with pytest.raises(UsageError, match="one of react, reflexion, text, not 'other'"):
         Shape("other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="above 0 sessions a second, not 0"):
         sessions(Shape(), 0, 1, 1)

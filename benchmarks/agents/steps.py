@@ -1,0 +1,249 @@
+"""What steps cost on this machine: prefills, decode steps and moves, each alone on it.
+
+    python -m benchmarks.agents.steps --model small --out steps.json
+
+One prefill and one decode worker run as in the systems: same model, flags and threads. Every
+figure is what the workers tell of requests that came through the gateway. Kept in
+`results/agents.json`; OUT gets the costs alone, for `benchmarks.simulate --measured`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.agents.client import Answer, Client
+from benchmarks.agents.counters import count
+from benchmarks.agents.fit import Sample, fit, misses
+from benchmarks.agents.ideal import pairs
+from benchmarks.agents.models import MODELS, checkpoints
+from benchmarks.agents.record import keep_steps
+from benchmarks.agents.systems import Process, Running, ask_worker, flush, ours
+from benchmarks.report import RESULTS
+from ps_sglang.errors import PsSglangError, UsageError
+
+# Within one chunk of SGLang's prefill on a CPU (4,096 tokens), so that each is one pass.
+HELD: Final = (0, 1024, 3072)
+NEW: Final = (32, 128, 512, 2048)
+CONTEXTS: Final = (256, 2048, 6144)
+BATCHES: Final = (1, 2, 4, 8)
+MOVES: Final = (256, 1024, 4096)
+OUTPUT: Final = 24
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured, in tokens and requests, each `repeats` times."""
+
+    held: Sequence[int] = HELD
+    new: Sequence[int] = NEW
+    contexts: Sequence[int] = CONTEXTS
+    batches: Sequence[int] = BATCHES
+    moves: Sequence[int] = MOVES
+    output: int = OUTPUT
+    repeats: int = 3
+
+
+@dataclass
+class Found:
+    """Samples by kind; `cores`: CPU seconds of a role's worker for each second of its steps.
+
+    That is its threads, and all that its other processes do for the requests. `engine`: tokens of
+    a page, and of a prefill `chunk` at most.
+    """
+
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    cores: dict[str, float] = field(default_factory=dict)
+    engine: dict[str, int] = field(default_factory=dict)
+
+
+def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: None) -> Found:
+    """All samples, on a system of one decoder that nothing else asks."""
+    prompts = _Prompts(ids)
+    (prefill,) = (one.url for one in running.processes if one.role == "prefill")
+    said = json.loads(ask_worker(f"{prefill}/server_info"))
+    found = Found(engine={"page": said["page_size"], "chunk": said["chunked_prefill_size"]})
+    for kind, role, take in (
+        ("prefill", "prefill", _prefills),
+        ("decode", "decode", _decodes),
+        ("move", "decode", _moves),
+    ):
+        flush(running)
+        before = count(running)
+        samples, busy = asyncio.run(take(running, prompts, grid))
+        found.samples[kind] = samples
+        if kind != "move":
+            found.cores[role] = count(running).since(before).cpu_s[role] / busy
+        say(f"{kind}: {len(samples)} samples")
+    return found
+
+
+def costs(found: Found, pool_tokens: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The keys of `benchmarks.simulate.hardware.Measured`, and the fits' relative errors."""
+    names = {
+        "prefill": ("prefill_step", "prefill_token", "prefill_product"),
+        "decode": ("decode_step", "decode_request", "decode_context_token"),
+        "move": ("move_fixed", "move_token"),
+    }
+    taken: dict[str, float] = {"pool_tokens": pool_tokens, **found.engine}
+    errors = {}
+    for kind, samples in found.samples.items():
+        fitted = fit(samples)
+        errors[kind] = misses(samples, fitted)
+        taken |= dict(zip(names[kind], fitted.values(), strict=True))
+    return taken, errors
+
+
+class _Prompts:
+    """Prompts that share nothing: no worker's tree holds anything of them."""
+
+    def __init__(self, ids: range) -> None:
+        self._ids = ids
+        self._source = random.Random(0)
+
+    def __call__(self, tokens: int) -> list[int]:
+        return self._source.choices(self._ids, k=tokens)
+
+
+Taken = tuple[list[Sample], float]
+"""The samples, and the seconds of all steps of their kind."""
+
+
+async def _prefills(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
+    samples: list[Sample] = []
+    async with Client(running.endpoints) as client:
+        for held, new in _grid(grid.repeats, grid.held, grid.new):
+            prompt = prompts(held + new + 1)  # its last token is the decoder's
+            asked = [prompt[: held + 1], prompt] if held else [prompt]
+            for answer in [await client.ask(0, one, 1) for one in asked]:
+                counts = _prefill_counts(answer)
+                samples.append((counts, answer.stages["prefill"]))
+    return samples, sum(seconds for _, seconds in samples)
+
+
+def _prefill_counts(answer: Answer) -> dict[str, float]:
+    new, held = answer.tokens["computed"], answer.tokens["tree"]
+    return {"steps": 1, "tokens": new, "pairs": pairs(held, new)}
+
+
+async def _decodes(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
+    samples: list[Sample] = []
+    busy = 0.0
+    async with Client(running.endpoints) as client:
+        for context, batch in _grid(grid.repeats, grid.contexts, grid.batches):
+            prompt = prompts(context)
+            first = await client.ask(0, prompt, 1)  # now the decode worker holds it
+            asked = [client.ask(0, prompt, grid.output) for _ in range(batch)]
+            answers = await asyncio.gather(*asked)
+            step = statistics.median(one.stages["decode"] for one in answers) / (grid.output - 1)
+            read = batch * (context + grid.output / 2)
+            samples.append(({"steps": 1, "requests": batch, "context": read}, step))
+            busy += first.stages["first_step"]
+            busy += max(one.stages["first_step"] + one.stages["decode"] for one in answers)
+    return samples, busy
+
+
+async def _moves(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
+    samples: list[Sample] = []
+    (decode,) = (one for one in running.processes if one.role == "decode")
+    async with Client(running.endpoints) as client:
+        for (tokens,) in _grid(grid.repeats, grid.moves):
+            prompt = prompts(tokens + 1)
+            await client.ask(0, prompt, 1)
+            await asyncio.to_thread(_forget, decode)
+            answer = await client.ask(0, prompt, 1)
+            counts = {"moves": 1, "tokens": answer.tokens["pulled"]}
+            samples.append((counts, answer.stages["pull"]))
+    return samples, 0.0
+
+
+def _forget(worker: Process) -> None:
+    flush(Running((), (worker,)))
+
+
+def _grid(repeats: int, *axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    for _ in range(repeats):
+        yield from product(*axes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 something did not work, 2 refused."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.agents.steps",
+        description="What prefills, decode steps and moves cost, each alone on this machine.",
+    )
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="small", help="shape of the weights (default small)")
+    add(
+        "--pool", type=int, default=65536, metavar="TOKENS",
+        help="KV memory of a worker (default 65536)",
+    )  # fmt: skip
+    add(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER",
+        help="where studies, step costs and figures are kept (default benchmarks/results)",
+    )  # fmt: skip
+    add("--out", type=Path, metavar="FILE", help="for benchmarks.simulate --measured")
+    args = parser.parse_args(argv)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
+
+    try:
+        path = _run(args, say)
+    except PsSglangError as error:
+        print(f"agents.steps: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    print(f"saved {path}")
+    return 0
+
+
+def _run(args: argparse.Namespace, say: Say) -> Path:
+    models = checkpoints(args.model, 1)
+    say("starting a prefill and a decode worker; then some minutes of measuring")
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        ours(models, args.pool, Path(logs)) as running,
+    ):
+        ids = range(models.first, models.vocabulary)
+        measure(running, ids, Grid((0,), (64,), (64,), (1,), (64,), 4, 1))  # what is done only once
+        found = measure(running, ids, Grid(), say)
+    taken, errors = costs(found, args.pool)
+    for name, value in taken.items():
+        print(f"{name:>22}: {value:.6g}")
+    for kind, error in errors.items():
+        print(f"{kind}: off by {error['median']:.1%} in the median, {error['most']:.1%} at most")
+    if args.out is not None:
+        args.out.write_text(json.dumps(taken, indent=1) + "\n")
+    return keep_steps(
+        args.results,
+        args.model,
+        {
+            "measured": taken,
+            "cores": found.cores,
+            "off": errors,
+            "samples": {
+                kind: [{**counts, "seconds": taken} for counts, taken in samples]
+                for kind, samples in found.samples.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
