@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from benchmarks.simulate.request import PAGE
 from ps_sglang.errors import UsageError
 
 
@@ -38,7 +39,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU and its links; FLOPs, bytes and bytes a second."""
+    """A GPU and its links; FLOPs, bytes and bytes a second.
+
+    The last four are the parts of the peaks that programs were seen to reach.
+    """
 
     name: str
     flops: float
@@ -46,6 +50,10 @@ class Device:
     bandwidth: float
     link: float
     host_link: float
+    flops_reached: float
+    bandwidth_reached: float
+    link_reached: float
+    host_link_reached: float
 
 
 MODELS: Final = {
@@ -53,14 +61,13 @@ MODELS: Final = {
     "qwen3-14b": Model("qwen3-14b", 14.8e9, 40, 40, 8, 128),
 }
 DEVICES: Final = {
-    "a100-80g": Device("a100-80g", 312e12, 80e9, 2.039e12, 25e9, 32e9),
-    "h100": Device("h100", 989.5e12, 80e9, 3.35e12, 50e9, 64e9),
-}
-FLOPS_UTILIZATION: Final = 0.5
-BANDWIDTH_UTILIZATION: Final = 0.7
-LINK_UTILIZATION: Final = 0.8
-MEMORY_FRACTION: Final = 0.88
-STEP_OVERHEAD: Final = 1e-3
+    "a100-80g": Device(
+        "a100-80g", 312e12, 80e9, 2.039e12, 25e9, 32e9, 0.57, 0.685, 0.87, 0.85
+    ),
+    "h100": Device("h100", 989.5e12, 80e9, 3.35e12, 50e9, 64e9, 0.39, 0.685, 0.475, 0.85),
+}  # fmt: skip
+MEMORY_FRACTION: Final = 0.84
+CHUNK: Final = 8192
 HANDOFF_LATENCY: Final = 2e-3
 
 
@@ -70,6 +77,31 @@ class Steps(Protocol):
     @property
     def pool_tokens(self) -> int:
         """Tokens of KV that a worker has room for."""
+        ...
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prefill batch at most."""
+        ...
+
+    @property
+    def cores(self) -> float | None:
+        """What all workers' steps share; None: each worker has its own device."""
+        ...
+
+    @property
+    def prefill_cores(self) -> float:
+        """How many of the cores a prefill uses at full speed."""
+        ...
+
+    @property
+    def decode_cores(self) -> float:
+        """How many a decode step uses."""
+        ...
+
+    @property
+    def request(self) -> float:
+        """What a request costs a core besides its steps."""
         ...
 
     def prefill(self, new: int, products: float) -> float:
@@ -93,21 +125,26 @@ class Steps(Protocol):
 
 
 class Roofline:
-    """Step times from what the hardware can do at most, times utilizations."""
+    """Step times from what the hardware can do at most, and the part of it that is reached."""
+
+    chunk = CHUNK
+    cores = None
+    prefill_cores = decode_cores = 1.0
+    request = 0.0
 
     def __init__(self, model: Model, device: Device) -> None:
         self._model, self._device = model, device
         self.pool_tokens = int(
             (MEMORY_FRACTION * device.memory - model.weight_bytes) / model.kv_bytes
         )
-        self._flops = device.flops * FLOPS_UTILIZATION
-        self._bandwidth = device.bandwidth * BANDWIDTH_UTILIZATION
+        self._flops = device.flops * device.flops_reached
+        self._bandwidth = device.bandwidth * device.bandwidth_reached
         self._attention = 4.0 * model.layers * model.heads * model.head_dim
 
     def prefill(self, new: int, products: float) -> float:
         """The slower of computing and reading the weights."""
         flops = 2 * self._model.parameters * new + self._attention * products
-        return STEP_OVERHEAD + max(flops / self._flops, self._model.weight_bytes / self._bandwidth)
+        return max(flops / self._flops, self._model.weight_bytes / self._bandwidth)
 
     def decode(self, batch: int, context: float) -> float:
         """The weights, read or computed with, then the KV."""
@@ -115,21 +152,29 @@ class Roofline:
             self._model.weight_bytes / self._bandwidth,
             2 * self._model.parameters * batch / self._flops,
         )
-        return STEP_OVERHEAD + weights + context * self._model.kv_bytes / self._bandwidth
+        return weights + context * self._model.kv_bytes / self._bandwidth
 
     def move(self, tokens: int) -> float:
         """Latency and the link."""
         return HANDOFF_LATENCY + tokens * self._model.kv_bytes / (
-            self._device.link * LINK_UTILIZATION
+            self._device.link * self._device.link_reached
         )
 
     def load(self, tokens: int) -> float:
         """PCIe."""
-        return tokens * self._model.kv_bytes / (self._device.host_link * LINK_UTILIZATION)
+        device = self._device
+        return tokens * self._model.kv_bytes / (device.host_link * device.host_link_reached)
 
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Step times from measurements of a real engine, seconds: each is linear in what it counts."""
+    """Step times from measurements of a real engine, seconds: each is linear in what it counts.
+
+    `cores`: of the machine on which all workers run, without it each has a device of its own.
+    `prefill_cores` and `decode_cores`: how many of them a step used when it ran alone; together
+    they slow down when they want more than there are. `request`: seconds of one core that a request
+    costs besides its steps (gateway, HTTP, tokens). `page`: tokens of a page. `chunk`: of a prefill
+    batch, at most.
+    """
 
     pool_tokens: int
     prefill_step: float
@@ -141,6 +186,12 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_product: float = 0.0
     decode_context_token: float = 0.0
     load_token: float = 0.0
+    cores: float | None = None
+    prefill_cores: float = 1.0
+    decode_cores: float = 1.0
+    request: float = 0.0
+    page: int = PAGE
+    chunk: int = CHUNK
 
     def prefill(self, new: int, products: float) -> float:
         """A pass, its tokens, its attention."""
@@ -165,6 +216,8 @@ def measured(path: Path) -> Measured:
         found = msgspec.json.decode(path.read_bytes(), type=Measured)
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"{path} has no measurements that can be used: {error}") from error
-    if found.pool_tokens < 1 or min(msgspec.structs.astuple(found)) < 0:
-        raise UsageError(f"{path}: pool_tokens must be at least 1, and no time below 0")
+    if 0 in (found.pool_tokens, found.page, found.chunk, found.cores):
+        raise UsageError(f"{path}: pool_tokens, page, chunk and cores must be above 0")
+    if below := [name for name, value in msgspec.structs.asdict(found).items() if (value or 0) < 0]:
+        raise UsageError(f"{path}: {below[0]} must not be below 0")
     return found

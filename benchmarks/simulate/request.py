@@ -12,25 +12,29 @@ PAGE: Final = 64
 _MOST_PAGES: Final = 24  # bits of a page's number within its session
 
 
-def pages(session: Session, tokens: int) -> list[int]:
+def pages(session: Session, tokens: int, page: int) -> list[int]:
     """The names of the whole pages in the first `tokens` tokens of a session's context.
 
     Equal content has equal names: the pages of the system prompt are those of every session.
     """
-    shared = min(session.system, tokens) // PAGE
+    shared = min(session.system, tokens) // page
     own = (session.number + 1) << _MOST_PAGES
-    return [*range(shared), *range(own + shared, own + tokens // PAGE)]
+    return [*range(shared), *range(own + shared, own + tokens // page)]
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A turn. `computed`, `held` and `loaded` add up to `base` if the prefill worker was needed."""
+    """A turn. `computed`, `held` and `loaded` add up to `base` if the prefill worker was needed.
+
+    `asked`, `first` (token) and `ended` are times.
+    """
 
     session: Session
     turn: Turn
     prompt: int
     asked: float
     first: float = 0.0
+    ended: float = 0.0
     route: Any = None
     prefill_held: int = 0  # pages locked there
     decode_held: int = 0

@@ -8,26 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
 
 from benchmarks.gateway.tree import PageTree
+from benchmarks.simulate.cores import Clock, Cores, Job
 from benchmarks.simulate.hardware import Steps
-from benchmarks.simulate.request import PAGE, Request, pages
+from benchmarks.simulate.request import Request, pages
 from ps_sglang.errors import UsageError
-
-CHUNK: Final = 8192
-"""Tokens of a prefill batch at most: SGLang's chunked_prefill_size on GPUs of this size."""
-
-
-class Clock(Protocol):
-    """Simulated time."""
-
-    now: float
-
-    def at(self, time: float, act: Callable[[], None]) -> None:
-        """Do something then."""
-        ...
-
 
 Told = Callable[[Sequence[int], Sequence[int], int | None], None]
 """Takes the pages that went, those that came, and the page before these."""
@@ -36,25 +22,33 @@ Told = Callable[[Sequence[int], Sequence[int], int | None], None]
 class Worker:
     """See the module. `prefilled` and `decoded` are called when a request's part has ended.
 
-    `whole`: both parts run here; what is generated then stays in the tree as well.
+    `whole`: both parts run here; what is generated then stays in the tree as well. `samples`: the
+    first token comes from the prefill, as in stock SGLang, and the decode steps are one fewer.
+    `busy` and `link_busy` are seconds at full speed.
     """
 
     def __init__(
         self,
         clock: Clock,
+        cores: Cores,
         steps: Steps,
+        pool_tokens: int,
+        page: int,
         told: Told,
         prefilled: Callable[[Request], None],
         decoded: Callable[[Request], None],
         *,
         whole: bool = False,
+        samples: bool = False,
         host_pages: int = 0,
     ) -> None:
-        self.tree = PageTree(steps.pool_tokens // PAGE)
-        self.busy = self.link_free = 0.0
+        self.tree = PageTree(pool_tokens // page)
+        self.busy = self.link_free = self.link_busy = 0.0
         self.peak = 0
-        self._clock, self._steps, self._told = clock, steps, told
-        self._prefilled, self._decoded, self._whole = prefilled, decoded, whole
+        self._clock, self._cores, self._steps, self._told = clock, cores, steps, told
+        self._page = page
+        self._prefilled, self._decoded = prefilled, decoded
+        self._whole, self._samples = whole, samples
         self._host: OrderedDict[int, None] = OrderedDict()
         self._host_pages = host_pages
         self._reserved = 0
@@ -66,8 +60,7 @@ class Worker:
         self._decoding: list[Request] = []
         self._step = 0
         self._segment: tuple[float, int, float, float] | None = None
-        self._running = False
-        self._version = 0
+        self._job: Job | None = None
 
     # -- the pool --------------------------------------------------------------------------------
 
@@ -77,8 +70,8 @@ class Worker:
         except MemoryError:
             if not self._reserved and not self._begun and not self._decoding:
                 raise UsageError(
-                    f"a request needs {count * PAGE} tokens of a pool that has "
-                    f"{self.tree.capacity * PAGE}: take a larger pool or shorter sessions"
+                    f"a request needs {count * self._page} tokens of a pool that has "
+                    f"{self.tree.capacity * self._page}: take a larger pool or shorter sessions"
                 ) from None
             self._full = True
             return False
@@ -112,7 +105,7 @@ class Worker:
     def _admit(self) -> float:
         """Begin what waits, as far as there is room; returns the seconds of loading pages."""
         loading, later = 0.0, []
-        budget = CHUNK - sum(one.base - one.done for one in self._begun)
+        budget = self._steps.chunk - sum(one.base - one.done for one in self._begun)
         while self._waiting and budget > 0 and not self._full:
             request = self._waiting[0]
             names = request.names
@@ -122,7 +115,7 @@ class Worker:
                 continue
             self.tree.lock(names[:held])
             output = request.turn.output if self._whole else 0
-            wanted = -(-(request.base + 1 + output) // PAGE) - held
+            wanted = -(-(request.base + 1 + output) // self._page) - held
             if not self._make_room(wanted):
                 self.tree.unlock(names[:held])
                 break
@@ -132,9 +125,9 @@ class Worker:
                 self._host.move_to_end(names[there])
                 there += 1
             request.prefill_held, request.reserved = held, wanted
-            request.loaded = (there - held) * PAGE
+            request.loaded = (there - held) * self._page
             loading += self._steps.load(request.loaded) if request.loaded else 0.0
-            request.done = there * PAGE
+            request.done = there * self._page
             request.computed = request.base - request.done
             self._coming.update(names[held:])
             self._begun.append(request)
@@ -146,7 +139,7 @@ class Worker:
         loading = self._admit()
         if not self._begun:
             return False
-        left, products, ended, work = CHUNK, 0.0, [], 0
+        left, products, ended, work = self._steps.chunk, 0.0, [], 0
         for request in self._begun:
             new = min(left, request.base - request.done)
             products += new * request.done + new * new / 2
@@ -168,9 +161,10 @@ class Worker:
                 self._keep(names, request.prefill_held)
                 request.prefill_held = len(names)
                 self._prefilled(request)
-            self._pause()
+            self._job = None
+            self._wake()
 
-        self._run(seconds, end)
+        self._run(seconds, end, self._steps.prefill_cores)
         return True
 
     def release(self, request: Request) -> None:
@@ -192,13 +186,13 @@ class Worker:
             request, ready = self._room_wanted[0]
             held = self.tree.match(request.names)
             self.tree.lock(request.names[:held])
-            wanted = -(-(request.prompt + request.turn.output) // PAGE) - held
+            wanted = -(-(request.prompt + request.turn.output) // self._page) - held
             if not self._make_room(wanted):
                 self.tree.unlock(request.names[:held])
                 return
             self._room_wanted.popleft()
             request.decode_held, request.decode_reserved = held, wanted
-            request.moved = request.base - held * PAGE if held < len(request.names) else 0
+            request.moved = request.base - held * self._page if held < len(request.names) else 0
             ready()
 
     def land(self, request: Request) -> None:
@@ -213,31 +207,37 @@ class Worker:
     def start(self, request: Request) -> None:
         """Decode from the next step on."""
         request.last_step = 0
+        if self._samples:
+            request.first = self._clock.now
+            if request.turn.output == 1:
+                # Not at once, as the caller is in the middle of its own work.
+                self._clock.at(self._clock.now, lambda: self._end_at_once(request))
+                return
         self._decoding.append(request)
+        self._wake()
+
+    def _end_at_once(self, request: Request) -> None:
+        self._end([request])
         self._wake()
 
     def _decode_steps(self) -> bool:
         if not self._decoding:
             return False
-        now = self._clock.now
         batch, context = len(self._decoding), 0.0
         first = self._steps.decode(batch, 0.0)
         slope = self._steps.decode(batch, 1.0) - first
-        count = None
+        count = self._decoding[0].turn.output
         for request in self._decoding:
-            fresh = not request.last_step
-            if fresh:
-                request.last_step = self._step + request.turn.output
+            if not request.last_step:
+                request.last_step = self._step + request.turn.output - self._samples
             left = request.last_step - self._step
             context += request.prompt + request.turn.output - left
-            count = left if count is None else min(count, left)
+            # A first token's time is that of a step's end.
+            count = min(count, left if request.first else 1)
         first += slope * context
-        for request in self._decoding:
-            if not request.first:
-                request.first = now + first
-        assert count is not None
-        self._segment = (now, count, first, slope * batch)
-        self._run(_steps_take(count, first, slope * batch), self._segment_end)
+        self._segment = (self._cores.work, count, first, slope * batch)
+        seconds = _steps_take(count, first, slope * batch)
+        self._run(seconds, self._segment_end, self._steps.decode_cores)
         return True
 
     def _interrupt(self) -> None:
@@ -245,66 +245,58 @@ class Worker:
         if self._segment is None:
             return
         start, count, first, more = self._segment
+        now = self._cores.work
         low, high = 1, count
         while low < high:
             middle = (low + high) // 2
-            if start + _steps_take(middle, first, more) >= self._clock.now:
+            if start + _steps_take(middle, first, more) >= now:
                 high = middle
             else:
                 low = middle + 1
         if low < count:
-            self.busy -= _steps_take(count, first, more)
-            self._segment = (start, low, first, more)
+            assert self._job is not None
             seconds = _steps_take(low, first, more)
-            self.busy += seconds
-            self._schedule(start + seconds, self._segment_end)
+            self.busy += seconds - _steps_take(count, first, more)
+            self._segment = (start, low, first, more)
+            self._cores.end_at(self._job, start + seconds)
 
     def _segment_end(self) -> None:
         assert self._segment is not None
         self._step += self._segment[1]
         self._segment = None
+        for request in self._decoding:
+            request.first = request.first or self._clock.now
         ended = [one for one in self._decoding if one.last_step == self._step]
         self._decoding = [one for one in self._decoding if one.last_step != self._step]
-        self._full = False
+        self._end(ended)
+        self._job = None
+        self._wake()
+
+    def _end(self, ended: Sequence[Request]) -> None:
+        """Answers are complete."""
         for request in ended:
+            self._full = False
             if self._whole:
-                everything = pages(request.session, request.prompt + request.turn.output - 1)
-                new = len(everything) - len(request.names)
+                tokens = request.prompt + request.turn.output - 1
+                everything = pages(request.session, tokens, self._page)
                 self._reserved -= request.reserved
                 request.reserved = 0
-                assert new >= 0
                 self._keep(everything, len(request.names))
                 self.tree.unlock(everything)
             else:
                 self._reserved -= request.decode_reserved
                 self.tree.unlock(request.names)
             self._decoded(request)
-        self._pause()
 
     # -- one thing at a time ---------------------------------------------------------------------
 
-    def _run(self, seconds: float, end: Callable[[], None]) -> None:
-        self._running = True
+    def _run(self, seconds: float, end: Callable[[], None], wants: float) -> None:
         self.busy += seconds
-        self._schedule(self._clock.now + seconds, end)
-
-    def _schedule(self, time: float, end: Callable[[], None]) -> None:
-        self._version += 1
-        version = self._version
-
-        def act() -> None:
-            if version == self._version:
-                end()
-
-        self._clock.at(time, act)
-
-    def _pause(self) -> None:
-        self._running = False
-        self._wake()
+        self._job = self._cores.run(seconds, end, wants)
 
     def _wake(self) -> None:
         self._give_room()
-        if self._running:
+        if self._job is not None:
             self._interrupt()
         elif not self._prefill_batch():
             self._decode_steps()

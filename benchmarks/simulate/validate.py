@@ -1,0 +1,116 @@
+"""Saved runs of benchmarks.agents, predicted from measured step times."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from benchmarks.agents.drive import Load
+from benchmarks.agents.workload import KINDS, Shape, sessions
+from benchmarks.simulate.hardware import Measured
+from benchmarks.simulate.simulation import Cluster, Simulator, System
+from ps_sglang.errors import UsageError
+
+BAR: Final = 0.15
+"""A prediction may be off by so much, as a part of what was measured."""
+_SYSTEMS: Final[dict[str, System]] = {"ps_sglang": "shared", "stock_pd": "stock-pd"}
+_ALL_AT_ONCE: Final = 1e6  # sessions a second, as benchmarks.agents has it
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One value of one system under one load: the median of its repeats, and the prediction."""
+
+    study: str
+    system: str
+    load: str
+    value: str
+    measured: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """As a part of what was measured."""
+        return self.predicted / self.measured - 1
+
+
+def print_validation(path: Path, steps: Measured) -> int:
+    """Print predictions beside measurements; 0 if all are within BAR, else 1."""
+    rows = compare(path, steps)
+    for row in rows:
+        print(
+            f"{row.study}, {row.system:<9} {row.load:>18}: {row.value} measured "
+            f"{row.measured:8.3f}, predicted {row.predicted:8.3f} ({row.error:+.1%})"
+        )
+    worst = max(rows, key=lambda row: abs(row.error))
+    within = sum(abs(row.error) <= BAR for row in rows)
+    print(
+        f"simulate: {within} of {len(rows)} predictions within {BAR:.0%}, "
+        f"the worst is {worst.error:+.1%} off"
+    )
+    return 0 if within == len(rows) else 1
+
+
+def compare(path: Path, steps: Measured) -> list[Compared]:
+    """Simulate what ran. Raises UsageError for a file without such runs."""
+    try:
+        studies: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())["studies"]
+        found = [row for name, one in studies.items() for row in _study(name, one, steps)]
+    except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} has no runs of benchmarks.agents: {error!r}") from error
+    if not found:
+        raise UsageError(
+            f"{path} has no runs of {' or '.join(_SYSTEMS)} with a workload of {' or '.join(KINDS)}"
+        )
+    return found
+
+
+def _study(name: str, found: Mapping[str, Any], steps: Measured) -> list[Compared]:
+    study = found["study"]
+    if study["shape"]["kind"] not in KINDS:
+        return []
+    groups: dict[tuple[str, float | None, int | None], list[Mapping[str, Any]]] = {}
+    for run in found["runs"]:
+        if run["system"] in _SYSTEMS and not run["failures"]:
+            load = run["load"]
+            groups.setdefault((run["system"], load["rate"], load["concurrent"]), []).append(run)
+    rows = []
+    for (system, rate, concurrent), runs in groups.items():
+        predicted = _predict(study, _SYSTEMS[system], rate, concurrent, steps)
+        load = str(Load(rate, concurrent))
+        rows += [
+            Compared(
+                name, system, load, value,
+                statistics.median(_value(run, value) for run in runs), _value(predicted, value),
+            )
+            for value in ("p95", "tokens/s")
+        ]  # fmt: skip
+    return rows
+
+
+def _value(run: Mapping[str, Any], value: str) -> float:
+    return float(run["turn_s"]["p95"] if value == "p95" else run["output_tokens_per_s"])
+
+
+def _predict(
+    study: Mapping[str, Any], system: System, rate: float | None, most: int | None, steps: Measured
+) -> dict[str, Any]:
+    """The pools are those of `benchmarks.agents.systems`."""
+    shape = msgspec.convert(study["shape"], Shape)
+    pool, number = study["pool"], shape.decoders
+    shared = system == "shared"
+    cluster = Cluster(
+        system,
+        number,
+        prefill=1 if shared else number,
+        prefill_pool=pool * number if shared else pool,
+        decode_pool=pool,
+        page=steps.page,
+    )
+    trace: Sequence[Any] = sessions(shape, rate or _ALL_AT_ONCE, study["count"], study["seed"])
+    return Simulator(cluster, steps, most).run(trace)
