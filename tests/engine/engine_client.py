@@ -113,10 +113,22 @@ def assert_conserved(cluster: Cluster, *killed: str) -> None:
     assert all(worker.alive for worker in alive)
 
 
-def in_work(url: str) -> dict[str, Any]:
-    """What is not zero among a worker's queues and used tokens."""
+def _load(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{url}/v1/loads?include=all", timeout=_DEADLINE_S) as response:
         (load,) = json.load(response)["loads"]
+    found: dict[str, Any] = load
+    return found
+
+
+def queues(url: str) -> dict[str, int]:
+    """Requests in a worker's queues that could go on; SGLang's loads count handshakes as well."""
+    found: dict[str, int] = _load(url)["queues"]
+    return found
+
+
+def in_work(url: str) -> dict[str, Any]:
+    """What is not zero among a worker's queues and used tokens."""
+    load = _load(url)
     queues = {k: v for k, v in load["disaggregation"].items() if k.endswith("_reqs")}
     counts = {k: load[k] for k in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
     return {name: value for name, value in (queues | counts).items() if value}
