@@ -48,7 +48,7 @@ RECIPES: Final = {
     for recipe in (
         Recipe("code", 480, 1, 128, 40, 2, "humaneval", (5e-5, 1.5e-4, 5e-4)),
         Recipe("math", 960, 1, 128, 40, 2, "gsm8k", (5e-5, 1.5e-4)),
-        Recipe("tools", 448, 1, 64, 40, 2, "bfcl-live-simple", (5e-5, 1.5e-4)),
+        Recipe("tools", 448, 3, 64, 40, 2, "bfcl-live-simple", (5e-5, 1.5e-4, 5e-4)),
     )
 }
 
