@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from benchmarks.agents.client import Answer, Client
 from benchmarks.agents.counters import count
@@ -61,12 +62,14 @@ class Grid:
 class Found:
     """Samples by kind; `cores`: CPU seconds of a role's worker for each second of its steps.
 
-    That is its threads, and all that its other processes do for the requests. `engine`: tokens of
-    a page, and of a prefill `chunk` at most.
+    That is its threads, and all that its other processes do for the requests. `request`: CPU
+    seconds of the gateway and this client for each request. `engine`: tokens of a page, and of a
+    prefill `chunk` at most.
     """
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     cores: dict[str, float] = field(default_factory=dict)
+    request: float = 0.0
     engine: dict[str, int] = field(default_factory=dict)
 
 
@@ -76,18 +79,24 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
     (prefill,) = (one.url for one in running.processes if one.role == "prefill")
     said = json.loads(ask_worker(f"{prefill}/server_info"))
     found = Found(engine={"page": said["page_size"], "chunk": said["chunked_prefill_size"]})
+    asked, others_s = 0, 0.0
     for kind, role, take in (
         ("prefill", "prefill", _prefills),
         ("decode", "decode", _decodes),
         ("move", "decode", _moves),
     ):
         flush(running)
-        before = count(running)
-        samples, busy = asyncio.run(take(running, prompts, grid))
-        found.samples[kind] = samples
+        before, own_s = count(running), time.process_time()
+        taken = asyncio.run(take(running, prompts, grid))
+        own_s = time.process_time() - own_s
+        cpu_s = count(running).since(before).cpu_s
+        found.samples[kind] = taken.samples
         if kind != "move":
-            found.cores[role] = count(running).since(before).cpu_s[role] / busy
-        say(f"{kind}: {len(samples)} samples")
+            found.cores[role] = cpu_s[role] / taken.busy
+        asked += taken.asked
+        others_s += cpu_s["gateway"] + own_s
+        say(f"{kind}: {len(taken.samples)} samples")
+    found.request = others_s / asked
     return found
 
 
@@ -99,6 +108,8 @@ def costs(found: Found, pool_tokens: int) -> tuple[dict[str, float], dict[str, A
         "move": ("move_fixed", "move_token"),
     }
     taken: dict[str, float] = {"pool_tokens": pool_tokens, **found.engine}
+    taken |= {f"{role}_cores": used for role, used in found.cores.items()}
+    taken |= {"cores": os.cpu_count() or 1, "request": found.request}
     errors = {}
     for kind, samples in found.samples.items():
         fitted = fit(samples)
@@ -118,11 +129,15 @@ class _Prompts:
         return self._source.choices(self._ids, k=tokens)
 
 
-Taken = tuple[list[Sample], float]
-"""The samples, and the seconds of all steps of their kind."""
+class _Taken(NamedTuple):
+    """The samples, the seconds of all steps of their kind, and how many requests were sent."""
+
+    samples: list[Sample]
+    busy: float
+    asked: int
 
 
-async def _prefills(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
+async def _prefills(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
     samples: list[Sample] = []
     async with Client(running.endpoints) as client:
         for held, new in _grid(grid.repeats, grid.held, grid.new):
@@ -131,7 +146,7 @@ async def _prefills(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
             for answer in [await client.ask(0, one, 1) for one in asked]:
                 counts = _prefill_counts(answer)
                 samples.append((counts, answer.stages["prefill"]))
-    return samples, sum(seconds for _, seconds in samples)
+    return _Taken(samples, sum(seconds for _, seconds in samples), len(samples))
 
 
 def _prefill_counts(answer: Answer) -> dict[str, float]:
@@ -139,24 +154,25 @@ def _prefill_counts(answer: Answer) -> dict[str, float]:
     return {"steps": 1, "tokens": new, "pairs": pairs(held, new)}
 
 
-async def _decodes(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
+async def _decodes(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
     samples: list[Sample] = []
-    busy = 0.0
+    busy, sent = 0.0, 0
     async with Client(running.endpoints) as client:
         for context, batch in _grid(grid.repeats, grid.contexts, grid.batches):
             prompt = prompts(context)
             first = await client.ask(0, prompt, 1)  # now the decode worker holds it
             asked = [client.ask(0, prompt, grid.output) for _ in range(batch)]
             answers = await asyncio.gather(*asked)
+            sent += 1 + batch
             step = statistics.median(one.stages["decode"] for one in answers) / (grid.output - 1)
             read = batch * (context + grid.output / 2)
             samples.append(({"steps": 1, "requests": batch, "context": read}, step))
             busy += first.stages["first_step"]
             busy += max(one.stages["first_step"] + one.stages["decode"] for one in answers)
-    return samples, busy
+    return _Taken(samples, busy, sent)
 
 
-async def _moves(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
+async def _moves(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
     samples: list[Sample] = []
     (decode,) = (one for one in running.processes if one.role == "decode")
     async with Client(running.endpoints) as client:
@@ -167,7 +183,7 @@ async def _moves(running: Running, prompts: _Prompts, grid: Grid) -> Taken:
             answer = await client.ask(0, prompt, 1)
             counts = {"moves": 1, "tokens": answer.tokens["pulled"]}
             samples.append((counts, answer.stages["pull"]))
-    return samples, 0.0
+    return _Taken(samples, 0.0, 2 * len(samples))
 
 
 def _forget(worker: Process) -> None:
