@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from benchmarks.accuracy.card import card
 from benchmarks.accuracy.data import ADAPTER
 from benchmarks.accuracy.evaluations import adapter_cell
 from benchmarks.accuracy.jobs import Runner
-from benchmarks.accuracy.plan import LORA_RANK, LORA_RATE, Recipe, Study
+from benchmarks.accuracy.plan import LORA_EPOCHS, LORA_RANK, LORA_RATE, Recipe, Study
 from benchmarks.accuracy.trainings import Training, train
 from ps_sglang.contract import read_manifest, write_manifest
 from ps_sglang.home import progress
@@ -27,7 +28,8 @@ _SEED: Final = 1
 
 def make_adapter(study: Study, recipe: Recipe, runner: Runner) -> None:
     """Train, halve, merge as a launch would, measure the merged one; `work/adapters/TASK`."""
-    training = Training(recipe, "cache-conditioned", LORA_RANK, ADAPTER)
+    once = replace(recipe, epochs=LORA_EPOCHS)
+    training = Training(once, "cache-conditioned", LORA_RANK, ADAPTER)
     trained = train(study, training, LORA_RATE, _SEED, runner)
     adapter = study.work / "adapters" / recipe.task
     if not adapter.is_dir():

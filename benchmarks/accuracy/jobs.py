@@ -11,10 +11,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ps_sglang.errors import PsSglangError
 from ps_sglang.home import progress
+from ps_sglang.launch.child import die_with_parent
 
 _SHOWN = 5
 
@@ -43,6 +45,8 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": threads},
                 check=False,
+                # A study that is ended leaves no training behind.
+                preexec_fn=partial(die_with_parent, os.getpid()),  # type: ignore[call-overload]
             )
         if done.returncode != 0:
             end = log.read_text(errors="replace").splitlines()[-_SHOWN:]

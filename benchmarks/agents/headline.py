@@ -18,8 +18,9 @@ def headline(
 ) -> dict[str, float | None]:
     """Of a study (see `run_study`), by the medians of its repeats; None is what it cannot show.
 
-    `throughput`: output tokens a second under the load that suits each best; `ideal_throughput` is
-    the work ratio by step `costs` with as many requests in a decode step as ours then had. `p95`:
+    `throughput`: output tokens a second under the load that suits each best, if there is one with
+    which the baseline does not keep up; `ideal_throughput` is the work ratio by step `costs` with
+    as many requests in a decode step as ours then had. `p95`:
     of a turn, at the highest `rate` that the baseline sustains. `idle_p50`: of a turn at the lowest
     rate. `prefilled`: prompt tokens prefilled for the same sessions; `ideal_prefilled` is what
     their workload allows. `hit`: ours' hit ratio under its worst load as part of what it allows.
@@ -29,7 +30,7 @@ def headline(
     allowed = ours[0]["allowed"]
     hits = median_by_load(ours, lambda run: run["hit_ratio"])
     shown: dict[str, float | None] = {
-        "throughput": _best(ours)[1] / _best(theirs)[1],
+        "throughput": None,
         "ideal_throughput": None,
         "prefilled": _total(theirs) / _total(ours),
         "ideal_prefilled": allowed["per_model_tokens"] / allowed["shared_tokens"],
@@ -38,14 +39,17 @@ def headline(
         "p95": None,
         "idle_p50": None,
     }
-    if costs is not None:
+    kept_up = sustained(theirs)
+    if any(run["load"]["rate"] not in kept_up for run in theirs):
+        shown["throughput"] = _best(ours)[1] / _best(theirs)[1]
+    if costs is not None and shown["throughput"] is not None:
         decoders = found["study"]["shape"]["decoders"]
         at_a_time = median_by_load(ours, lambda run: run["decoding"])[_best(ours)[0]]
         shown["ideal_throughput"] = ideal_ratio(found["work"], costs, at_a_time / decoders)
     rates = [run["load"]["rate"] for run in theirs if run["load"]["rate"] is not None]
     if rates:
         shown["idle_p50"] = _turn(theirs, "p50", min(rates)) / _turn(ours, "p50", min(rates))
-    if kept_up := sustained(theirs):
+    if kept_up:
         at = kept_up[-1]
         shown |= {"rate": at, "p95": _turn(theirs, "p95", at) / _turn(ours, "p95", at)}
     return shown
@@ -56,8 +60,13 @@ def last_line(decoders: int, found: Mapping[str, float | None]) -> str:
     p95 = (
         "not compared (no rate sustained)" if found["p95"] is None else f"{found['p95']:.1f}x lower"
     )
+    throughput = (
+        "not compared (every rate sustained)"
+        if found["throughput"] is None
+        else f"{found['throughput']:.1f}x"
+    )
     return (
-        f"agents: N={decoders} throughput {found['throughput']:.1f}x, p95 {p95}, "
+        f"agents: N={decoders} throughput {throughput}, p95 {p95}, "
         f"prefill tokens {found['prefilled']:.1f}x fewer than stock PD"
     )
 

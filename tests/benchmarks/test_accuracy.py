@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -236,3 +240,22 @@ def test_help_is_light(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)
+def test_a_study_that_is_ended_leaves_no_job_behind(tmp_path: Path) -> None:
+    job = "Runner(Path('logs'), 1).run('job', 'http.server', '0')"
+    study = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from pathlib import Path\nfrom {Runner.__module__} import Runner\n{job}",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    while not (jobs := psutil.Process(study.pid).children()):
+        assert study.poll() is None
+    study.terminate()
+    study.wait()
+    psutil.wait_procs(jobs)  # or the test's time is over

@@ -170,8 +170,17 @@ def test_no_p95_where_stock_keeps_up_at_no_rate() -> None:
     assert "p95 not compared" in last_line(2, found)
 
 
-def test_the_ideal_counts_as_many_requests_in_a_step_as_there_were() -> None:
+def test_no_throughput_where_stock_keeps_up_at_every_rate() -> None:
     rows = [row("stock_pd", 1.0), row("ps_sglang", 1.0)]
+    found = headline(study_with(rows), costs=COSTS)
+    assert (found["throughput"], found["ideal_throughput"]) == (None, None)
+    assert "throughput not compared" in last_line(2, found)
+    rows[0]["load"]["rate"] = None  # all sessions at once
+    assert headline(study_with(rows))["throughput"] == 1.0
+
+
+def test_the_ideal_counts_as_many_requests_in_a_step_as_there_were() -> None:
+    rows = [row("stock_pd", 1.0, drain=99), row("ps_sglang", 1.0)]
     # 4 turns at a time on 2 decoders: each token costs 4/2 + 1, and its context.
     decode = 0.5 * (10 * 3 + 500 * 0.02)
     own, shared = 2 * (4 + 30 + 40), 2 * (2 + 10 + 10)
