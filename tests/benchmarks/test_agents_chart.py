@@ -86,6 +86,8 @@ def test_the_table_says_what_was_won_and_where_time_went(tmp_path: Path) -> None
     theirs, ours = study["runs"]
     ours |= {"output_tokens_per_s": 15.0, "prefilled_tokens": 100}
     ours["stages_s"] = {"prefill": {"mean": 0.25, "p95": 1.0}}
+    at_once = {"rate": None, "concurrent": None}
+    study["runs"] += [{**one, "load": at_once} for one in (theirs, ours)]
     study["work"] = {
         "shared": {"passes": 1, "tokens": 10, "pairs": 0},
         "per_model": {"passes": 1, "tokens": 40, "pairs": 0},
