@@ -46,7 +46,7 @@ class Runner:
                 env=os.environ | {"OMP_NUM_THREADS": threads},
                 check=False,
                 # A study that is ended leaves no training behind.
-                preexec_fn=partial(die_with_parent, os.getpid()),  # type: ignore[call-overload]
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         if done.returncode != 0:
             end = log.read_text(errors="replace").splitlines()[-_SHOWN:]
