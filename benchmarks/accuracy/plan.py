@@ -9,7 +9,7 @@ from typing import Final
 from ps_sglang.train.settings import Dtype, Method
 
 METHODS: Final[tuple[Method, ...]] = ("full", "cache-conditioned")
-# The demo's adapters. Their dev loss is lowest after one pass.
+# The demo's adapters. Three passes gave tools no better one: 37.0 % instead of 39.5.
 LORA_EPOCHS: Final = 1
 LORA_RANK: Final = 8
 LORA_RATE: Final = 1.5e-3

@@ -20,10 +20,10 @@ def headline(
 
     `throughput`: output tokens a second under the load that suits each best, if there is one with
     which the baseline does not keep up; `ideal_throughput` is the work ratio by step `costs` with
-    as many requests in a decode step as ours then had. `p95`:
-    of a turn, at the highest `rate` that the baseline sustains. `idle_p50`: of a turn at the lowest
-    rate. `prefilled`: prompt tokens prefilled for the same sessions; `ideal_prefilled` is what
-    their workload allows. `hit`: ours' hit ratio under its worst load as part of what it allows.
+    as many requests in a decode step as ours then had. `p95`: of a turn, at the highest `rate` that
+    the baseline sustains. `idle_p50`: of a turn at the lowest rate. `prefilled`: prompt tokens
+    prefilled for the same sessions; `ideal_prefilled` is what their workload allows. `hit`: ours'
+    hit ratio under its worst load as part of what it allows.
     """
     ours = [run for run in found["runs"] if run["system"] == OURS]
     theirs = [run for run in found["runs"] if run["system"] == baseline]

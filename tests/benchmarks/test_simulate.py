@@ -4,6 +4,7 @@ import json
 
 import msgspec
 import pytest
+from step_costs import SMALL
 
 from benchmarks.agents.workload import Session, Shape, Turn, sessions, work
 from benchmarks.simulate.hardware import DEVICES, MODELS, Measured, Roofline
@@ -11,16 +12,7 @@ from benchmarks.simulate.request import PAGE
 from benchmarks.simulate.simulation import SYSTEMS, Cluster, Simulator, percentiles
 from ps_sglang.errors import UsageError
 
-ENDLESS = Measured(
-    pool_tokens=100_000_000,
-    prefill_step=1e-3,
-    prefill_token=5e-5,
-    decode_step=1e-2,
-    decode_request=1e-4,
-    move_fixed=1e-3,
-    move_token=1e-6,
-)
-SMALL = msgspec.structs.replace(ENDLESS, pool_tokens=60_000)
+ENDLESS = msgspec.structs.replace(SMALL, pool_tokens=100_000_000)
 TRACE = sessions(Shape(), 2.0, 40, 1)
 
 

@@ -10,26 +10,17 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from step_costs import SMALL as STEPS
 
 from benchmarks.agents.workload import Shape, sessions
 from benchmarks.simulate.__main__ import main
 from benchmarks.simulate.figure import draw
-from benchmarks.simulate.hardware import Measured, measured
+from benchmarks.simulate.hardware import measured
 from benchmarks.simulate.headline import groups, headline, line
 from benchmarks.simulate.simulation import SYSTEMS, Cluster
 from benchmarks.simulate.studies import MEASURED, PAIR, STUDIES, Case, paper
 from benchmarks.simulate.traces import TEAM, interrupted, shuffled, teams
 from ps_sglang.errors import UsageError
-
-STEPS = Measured(
-    pool_tokens=60_000,
-    prefill_step=1e-3,
-    prefill_token=5e-5,
-    decode_step=1e-2,
-    decode_request=1e-4,
-    move_fixed=1e-3,
-    move_token=1e-6,
-)
 
 
 def test_measurements_are_read_and_refused(tmp_path: Path) -> None:
