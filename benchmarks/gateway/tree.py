@@ -48,6 +48,11 @@ class PageTree:
                 return count
         return len(pages)
 
+    def touch(self, pages: Sequence[int]) -> None:
+        """Count as a use of held pages."""
+        for page in reversed(pages):
+            self._locks.move_to_end(page)
+
     def lock(self, pages: Sequence[int]) -> None:
         """Use held pages: they stay until they are unlocked."""
         for page in reversed(pages):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from benchmarks.gateway.tree import PageTree
 from benchmarks.simulate.cores import Clock, Cores, Job
 from benchmarks.simulate.hardware import Steps
 from benchmarks.simulate.request import Request, pages
 from ps_sglang.errors import UsageError
+
+# SGLang's managers/schedule_policy.py, WAITING_QUEUE_PREFIX_MATCH_MAX.
+_MOST_SORTED: Final = 128
 
 Told = Callable[[Sequence[int], Sequence[int], int | None], None]
 """Takes the pages that went, those that came, and the page before these."""
@@ -22,8 +26,8 @@ Told = Callable[[Sequence[int], Sequence[int], int | None], None]
 class Worker:
     """See the module. `prefilled` and `decoded` are called when a request's part has ended.
 
-    `whole`: both parts run here; what is generated then stays in the tree as well. `samples`: the
-    first token comes from the prefill, as in stock SGLang, and the decode steps are one fewer.
+    `whole`: both parts run here; what is generated then stays in the tree as well. `samples`: it
+    is stock SGLang's, whose prefill gives the first token, so the decode steps are one fewer.
     `busy` and `link_busy` are seconds at full speed.
     """
 
@@ -104,6 +108,7 @@ class Worker:
 
     def _admit(self) -> float:
         """Begin what waits, as far as there is room; returns the seconds of loading pages."""
+        self._sort()
         loading, later = 0.0, []
         budget = self._steps.chunk - sum(one.base - one.done for one in self._begun)
         while self._waiting and budget > 0 and not self._full:
@@ -134,6 +139,20 @@ class Worker:
             budget -= request.computed
         self._waiting.extendleft(reversed(later))
         return loading
+
+    def _sort(self) -> None:
+        """The longest held prefix first, as SGLang's policy lpm.
+
+        Of a long queue each request is looked up once; in stock SGLang it goes by arrival.
+        """
+        is_long = len(self._waiting) > _MOST_SORTED
+        if is_long and self._samples:
+            return
+        for request in self._waiting:
+            if request.held is None or not is_long:
+                request.held = self.tree.match(request.names)
+                self.tree.touch(request.names[: request.held])
+        self._waiting = deque(sorted(self._waiting, key=lambda one: -(one.held or 0)))
 
     def _prefill_batch(self) -> bool:
         loading = self._admit()

@@ -9,7 +9,7 @@ from step_costs import SMALL
 from benchmarks.agents.workload import Session, Shape, Turn, sessions, work
 from benchmarks.simulate.hardware import DEVICES, MODELS, Measured, Roofline
 from benchmarks.simulate.request import PAGE
-from benchmarks.simulate.simulation import SYSTEMS, Cluster, Simulator, percentiles
+from benchmarks.simulate.simulation import SYSTEMS, Cluster, Simulator, System, percentiles
 from ps_sglang.errors import UsageError
 
 ENDLESS = msgspec.structs.replace(SMALL, pool_tokens=100_000_000)
@@ -167,6 +167,23 @@ def test_what_two_requests_want_at_once_is_computed_once() -> None:
     ]
     figures = Simulator(Cluster("shared", 1, 1), ENDLESS).run(trace)
     assert figures["computed_tokens"] == 64 + 2048 + 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("system", "others", "is_first"),
+    [("shared", 20, True), ("stock-pd", 20, True), ("shared", 200, True), ("stock-pd", 200, False)],
+)
+def test_a_held_prefix_goes_first_and_in_a_long_queue_only_with_us(
+    system: System, others: int, is_first: bool
+) -> None:
+    again = (Turn(0, 8193, 1, 0.0), Turn(0, 64, 1, 0.0))
+    trace = [Session(0, 0.0, 0, again)]
+    trace += [Session(one, 1e-3, 0, again[:1]) for one in range(1, others + 1)]
+    simulator = Simulator(Cluster(system, 1, 1), ENDLESS)
+    simulator.run(trace)
+    order = [one.turn for one in sorted(simulator.ended, key=lambda one: one.first)]
+    place = order.index(again[1])
+    assert (place < 5) == is_first, place
 
 
 def test_a_stock_prefill_gives_the_first_token_and_a_shared_one_does_not() -> None:

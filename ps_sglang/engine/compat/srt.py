@@ -21,6 +21,7 @@ from sglang.srt.disaggregation.utils import (
 )
 from sglang.srt.layers.sampler import multinomial_with_seed
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
     MatchResult,
@@ -43,6 +44,7 @@ __all__ = [
     "FAKE_BOOTSTRAP_HOST",
     "AbortNotification",
     "BatchedMinNewTokensPenalizer",
+    "CacheAwarePolicy",
     "CommonKVBootstrapServer",
     "CommonKVManager",
     "CommonKVReceiver",

@@ -1,12 +1,16 @@
-"""A request's priority: where requests wait, higher goes first; 0 without one.
+"""The order in which requests wait: the highest priority first (0 if a request has none), among
+equals on a prefill worker the longest prefix that the tree holds.
 
-SGLang's own priority scheduling excludes its policy for long shared prefixes (lpm), so the queues
-are sorted here. Among equals the order stays what it was.
+SGLang's own priority scheduling excludes its policy for long held prefixes (lpm), so the queues
+are sorted here. And beyond 128 waiting requests that policy falls back to the order of arrival,
+just when a full pool needs it most: conversations come back in the order in which their pages go.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from ps_sglang.engine.compat.srt import CacheAwarePolicy, match_kv_cache
 
 
 def rank(req: Any) -> int:
@@ -16,6 +20,10 @@ def rank(req: Any) -> int:
 
 def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any, **__: Any) -> None:
     """After ``SchedulePolicy.calc_priority``: the prefill worker's requests."""
+    if policy.policy is CacheAwarePolicy.LPM and not policy.waiting_queue_prefix_matched(
+        waiting_queue
+    ):
+        _sort_long_queue(waiting_queue, policy.tree_cache)
     if not policy.enable_priority_scheduling:
         waiting_queue.sort(key=rank)
 
@@ -25,3 +33,13 @@ def pop_preallocated(original: Any, queue: Any, *args: Any, **kwargs: Any) -> An
     if not queue.scheduler.enable_priority_scheduling:
         queue.queue.sort(key=lambda waiting: rank(waiting.req))
     return original(queue, *args, **kwargs)
+
+
+def _sort_long_queue(waiting_queue: list[Any], tree: Any) -> None:
+    """By what was held when each request was looked up, once: for all of them again at every
+    step it would cost too much, and what is out of date costs a place in the queue, no more."""
+    for req in waiting_queue:
+        if not getattr(req, "is_looked_up", False):
+            match_kv_cache(req, tree)
+            req.is_looked_up = True
+    waiting_queue.sort(key=lambda req: -req.num_matched_prefix_tokens)
