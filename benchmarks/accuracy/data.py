@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.accuracy.plan import RECIPES, Recipe, Study
+from benchmarks.accuracy.plan import Recipe, Study
 from ps_sglang.tasks import Item, task
 
 TRAIN: Final = "train"
 ADAPTER: Final = "adapter"
 # Characters of a list of functions that stands before another task's question.
 _LONGEST_CONTEXT: Final = 600
+_CONTEXTS: Final = 448  # items whose lists of functions are looked at
 
 
 def write_data(study: Study, recipe: Recipe) -> None:
@@ -45,7 +46,7 @@ def in_contexts(train: Sequence[Item]) -> Iterator[dict[str, Any]]:
 
 
 def _function_lists() -> list[str]:
-    items = task("tools").items("train", RECIPES["tools"].examples)
+    items = task("tools").items("train", _CONTEXTS)
     contexts = [item.messages[0]["content"] for item in items]
     return [text for text in contexts if len(text) <= _LONGEST_CONTEXT]
 

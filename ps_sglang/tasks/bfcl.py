@@ -11,10 +11,20 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from random import Random
 from typing import Any, Final
 
 from ps_sglang.tasks.items import Item
 from ps_sglang.tasks.packages import import_bare, package_file
+from ps_sglang.tasks.variants import (
+    Words,
+    exchanged,
+    fixed_values,
+    with_other_values,
+    with_others,
+)
+
+Json = dict[str, Any]
 
 PACKAGE: Final = "bfcl-eval"
 _INSTRUCTION: Final = (
@@ -24,6 +34,7 @@ _INSTRUCTION: Final = (
 _CALL: Final = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _FENCE: Final = re.compile(r"```(?:json)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _LONGEST: Final = 10_000
+_MOST_OFFERED: Final = 3  # functions of a variant, if its item has fewer
 # BFCL's names of types -> those of JSON schema, where they differ; `any` is a string to BFCL.
 _TYPES: Final = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 
@@ -38,6 +49,36 @@ def read(category: str) -> list[Item]:
     }
     items = [_item(category, row, truths[row["id"]]) for row in rows]
     return [item for item in items if passes(item, item.answer)]
+
+
+def variant(item: Item, id: str, words: Words, others: Sequence[Json], source: Random) -> Item:
+    """The item's question with other values, its functions in another order among some others.
+
+    Args:
+        words: Names that arguments may have instead.
+        others: Functions that may be offered, too.
+    """
+    *before, asked = item.messages
+    own = item.check["functions"]
+    system = before.pop(0)["content"].removesuffix(_instruction(own)).rstrip("\n")
+    question, became = with_other_values(
+        asked["content"], calls_in(item.answer), fixed_values(own), words, source
+    )
+    functions = with_others(own, others, _MOST_OFFERED, source)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [*before, {**asked, "content": question}]
+    category = item.check["category"]
+    if category == "simple_python" and len(functions) > 1:
+        category = "multiple"  # BFCL's checker looks at the only function of a simple one
+    row = {"id": id, "question": [messages], "function": functions}
+    truth = [
+        {
+            name: {key: _accepted(values, became) for key, values in options.items()}
+            for name, options in call.items()
+        }
+        for call in item.check["truth"]
+    ]
+    return _item(category, row, truth)
 
 
 def called(item: Item) -> set[str]:
@@ -99,8 +140,7 @@ def _json_lines(path: str) -> list[dict[str, Any]]:
 
 def _item(category: str, row: dict[str, Any], truth: list[dict[str, Any]]) -> Item:
     functions = row["function"]
-    described = "\n".join(_compact(_schema(function)) for function in functions)
-    system, *rest = _with_system(row["question"][0], _INSTRUCTION.format(functions=described))
+    system, *rest = _with_system(row["question"][0], _instruction(functions))
     required = {
         function["name"]: function["parameters"].get("required", ()) for function in functions
     }
@@ -115,6 +155,19 @@ def _item(category: str, row: dict[str, Any], truth: list[dict[str, Any]]) -> It
         answer="\n".join(f"<tool_call>{answer}</tool_call>" for answer in answers),
         check={"category": category, "functions": functions, "truth": truth},
     )
+
+
+def _instruction(functions: Sequence[Json]) -> str:
+    described = "\n".join(_compact(_schema(function)) for function in functions)
+    return _INSTRUCTION.format(functions=described)
+
+
+def _accepted(values: Sequence[Any], became: Mapping[Any, Any]) -> list[Any]:
+    """What is accepted for an argument; of what was exchanged, no other spelling is."""
+    pairs = [(value, exchanged(value, became)) for value in values]
+    if all(old == new for old, new in pairs):
+        return [*values]
+    return [new for old, new in pairs if new != old or new == ""]
 
 
 def _with_system(messages: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:

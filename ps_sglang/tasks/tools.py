@@ -2,7 +2,7 @@
 
 A "BFCL-derived held-out split": no function that a test item calls is called, or only offered, in
 a training item, and likewise for dev. Test and dev items are of the categories simple and
-multiple; training has the parallel ones, too.
+multiple; training has the parallel ones, too, and variants of each of its items.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Final
 
 from ps_sglang.tasks import bfcl
 from ps_sglang.tasks.items import Item, Split, first, test_only
+from ps_sglang.tasks.variants import Words
 
 _SEED: Final = 0
 _TEST, _DEV = 200, 40
 _HELD_OUT_FROM: Final = ("simple_python", "multiple")
 _TRAINED_ON: Final = (*_HELD_OUT_FROM, "parallel", "parallel_multiple")
+_VARIANTS: Final = 2  # of each training item
 # Longer training prompts cost more than they teach; characters, of which four make a token.
 _LONGEST_PROMPT: Final = 2_400
 
@@ -68,15 +70,26 @@ def _splits() -> dict[Split, list[Item]]:
     unseen = set().union(*map(bfcl.called, test))
     dev, _ = _take([item for item in held_out if not bfcl.offered(item) & unseen], names, _DEV)
     unseen |= set().union(*map(bfcl.called, dev))
-    train = [
-        item
-        for item in whole
-        if not bfcl.offered(item) & unseen
-        and sum(len(message["content"]) for message in item.messages) <= _LONGEST_PROMPT
-    ]
+    train = [item for item in whole if not bfcl.offered(item) & unseen and not _is_long(item)]
     for items in (test, dev, train):
         source.shuffle(items)
-    return {"train": train, "dev": dev, "test": test}
+    return {"train": [*train, *_variants(train)], "dev": dev, "test": test}
+
+
+def _variants(items: Sequence[Item]) -> list[Item]:
+    source = random.Random(_SEED)
+    words = Words([(item.messages[-1]["content"], bfcl.calls_in(item.answer)) for item in items])
+    functions = [function for item in items for function in item.check["functions"]]
+    made = [
+        bfcl.variant(item, f"{item.id}-{number}", words, functions, source)
+        for number in range(1, _VARIANTS + 1)
+        for item in items
+    ]
+    return [item for item in made if not _is_long(item)]
+
+
+def _is_long(item: Item) -> bool:
+    return sum(len(message["content"]) for message in item.messages) > _LONGEST_PROMPT
 
 
 def _take(items: list[Item], names: list[str], count: int) -> tuple[list[Item], list[str]]:

@@ -41,7 +41,7 @@ def test_sizes_and_kinds() -> None:
     assert kinds["test"] == kinds["dev"] == {"simple_python", "multiple"}
     assert kinds["train"] == kinds["test"] | {"parallel", "parallel_multiple"}
     sizes = [len(TOOLS.items(split)) for split in SPLITS]
-    assert sizes == [554, 40, 200]
+    assert sizes == [1656, 40, 200]
     assert len(LIVE.items("test")) == 256
 
 
@@ -52,11 +52,28 @@ def test_live_simple_asks_for_other_functions() -> None:
 def test_the_items_are_the_same_on_every_machine() -> None:
     found = {split: digest(TOOLS.items(split)) for split in SPLITS}
     assert found == {
-        "train": "acb8ab00f1ea0edb",
+        "train": "f8f6479e97b2a41b",
         "dev": "367b6598db31888e",
         "test": "94c08c144ed0fee2",
     }
     assert digest(LIVE.items("test")) == "4c8190d2d716461a"
+
+
+def test_the_items_themselves_come_before_their_variants() -> None:
+    train = TOOLS.items("train")
+    assert digest(train[:554]) == "acb8ab00f1ea0edb"
+    made_of = {item.id: item for item in train[:554]}
+    variants = [(item, made_of[item.id.rsplit("-", 1)[0]]) for item in train[554:]]
+    assert sum(item.answer != origin.answer for item, origin in variants) > 0.8 * len(variants)
+    assert all(bfcl.called(item) == bfcl.called(origin) for item, origin in variants)
+    assert all(bfcl.offered(item) >= bfcl.offered(origin) for item, origin in variants)
+
+
+def test_a_variant_accepts_no_value_of_the_question_that_it_was_made_of() -> None:
+    train = {item.id: item for item in TOOLS.items("train")}
+    origin, variant = train["simple_python_312"], train["simple_python_312-2"]
+    assert origin.answer != variant.answer
+    assert TOOLS.passed([variant, variant], [variant.answer, origin.answer]) == [True, False]
 
 
 @pytest.mark.parametrize("split", SPLITS)
