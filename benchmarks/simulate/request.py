@@ -36,6 +36,7 @@ class Request:
     first: float = 0.0
     ended: float = 0.0
     route: Any = None
+    expected: float = 0.0  # tokens that the prefill worker held when it was chosen
     held: int | None = None  # pages, when it was last looked up in the queue
     prefill_held: int = 0  # pages locked there
     decode_held: int = 0

@@ -196,11 +196,17 @@ class Worker:
     # -- decode ----------------------------------------------------------------------------------
 
     def reserve(self, request: Request, ready: Callable[[], None]) -> None:
-        """Call `ready` when there is room for the request's prompt and answer."""
+        """Call `ready` when there is room for the request's prompt and answer.
+
+        Where several wait, the one of which most was held when it was routed goes first; in stock
+        SGLang the first to come.
+        """
         self._room_wanted.append((request, ready))
         self._give_room()
 
     def _give_room(self) -> None:
+        if not self._samples and len(self._room_wanted) > 1 and not self._full:
+            self._room_wanted = deque(sorted(self._room_wanted, key=lambda one: -one[0].expected))
         while self._room_wanted and not self._full:
             request, ready = self._room_wanted[0]
             held = self.tree.match(request.names)

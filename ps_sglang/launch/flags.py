@@ -22,6 +22,7 @@ _ADDRESS: Final = (
 _PARALLEL: Final = "one launcher runs one machine"
 _ROLE: Final = "the launcher decides it from the worker's role"
 _HANDOFF: Final = "it moves or keeps KV in ways that a shared prefill cannot allow"
+_ORDER: Final = "requests wait by priority and by what is held of them, see docs/gateway.md"
 _SPECULATIVE: Final = "a draft model would need hidden states of the base"
 
 OWNED: Final[Mapping[str, str]] = MappingProxyType(
@@ -51,6 +52,9 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--enable-pd-role-switch": _HANDOFF,
         "--enable-session-radix-cache": _HANDOFF,
         "--enable-streaming-session": _HANDOFF,
+        "--enable-priority-scheduling": _ORDER,
+        "--schedule-low-priority-values-first": _ORDER,
+        "--abort-on-priority-when-disabled": _ORDER,
         "--enable-lora": "a decoder is a whole model: merge the adapter into its weights",
         "--lora-paths": "a decoder is a whole model: merge the adapter into its weights",
         "--speculative-algorithm": _SPECULATIVE,

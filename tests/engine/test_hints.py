@@ -13,6 +13,7 @@ from served import Launch, Models, Served
 from tree_mirror import Mirror
 
 from ps_sglang.feed.messages import Pin, Release
+from ps_sglang.place import place
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -168,9 +169,9 @@ def test_a_higher_priority_runs_first(
     A fast worker can be done with the first before all three wait: then they come again.
     """
     here = served.cluster.plan.workers[worker]
-    priorities: tuple[dict[str, int], ...] = ({"priority": -1}, {}, {"priority": 5})
+    places = (place(-1, 9), 0, place(5, 0))
     waiting, order = 0, [0]
-    while waiting != len(priorities):
+    while waiting != len(places):
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
@@ -181,9 +182,9 @@ def test_a_higher_priority_runs_first(
             leader = pool.submit(ask, served.cluster, "a", first, 1)
             tree.wait_for(first[:16])
             asked = []
-            for number, options in enumerate(priorities, start=1):
+            for number, there in enumerate(places, start=1):
                 ids = prompts(1, length + 1)[0]
-                asked.append(pool.submit(ask, served.cluster, "a", ids, 1, **options))
+                asked.append(pool.submit(ask, served.cluster, "a", ids, 1, priority=there))
                 waiting = 0
                 while waiting != number and not leader.done():
                     waiting = queues(here.url)[queue]

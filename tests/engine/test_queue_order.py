@@ -14,6 +14,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from ps_sglang.engine.handoff import priority
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
+from ps_sglang.place import place
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -71,8 +72,23 @@ def test_the_longest_held_prefix_goes_first(tree: BaseTokenTree, count: int) -> 
 
 def test_priority_goes_before_a_held_prefix(tree: BaseTokenTree) -> None:
     queue = requests(LONG)
-    queue[-1].priority = 1
+    queue[-1].priority = place(1, 0)
     assert sort(tree, queue)[:2] == [LONG - 1, 70]
+
+
+def test_what_the_gateway_knew_held_is_no_priority(tree: BaseTokenTree) -> None:
+    queue = requests(LONG)
+    queue[-1].priority = place(0, 10_000)
+    assert sort(tree, queue)[:3] == [70, 100, 5]
+
+
+def test_room_goes_by_priority_and_then_by_what_is_held() -> None:
+    """On a decode worker; equal ones stay in the order of arrival."""
+    places = [None, place(0, 32), place(1, 0), place(0, 64), None, place(-1, 10**9), place(0, 32)]
+    reqs = [SimpleNamespace(number=n, priority=one) for n, one in enumerate(places)]
+    queue = SimpleNamespace(queue=[SimpleNamespace(req=req) for req in reqs])
+    popped = priority.pop_preallocated(lambda queue: [*queue.queue], queue)
+    assert [waiting.req.number for waiting in popped] == [2, 3, 1, 6, 0, 4, 5]
 
 
 def test_other_policies_keep_their_order(tree: BaseTokenTree) -> None:

@@ -14,6 +14,7 @@ from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.dispatch.legs import Call
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.place import place, priority_of
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
 
@@ -209,7 +210,7 @@ async def test_next_brings_the_turn_to_the_next_decoder(
     if path != "/generate":
         assert (got["model"], got["max_tokens"]) == ("b", 1)
     assert (got["cache_salt"], got["session_id"]) == ("t", "talk")
-    assert got["priority"] == -1, "it must not delay requests that somebody waits for"
+    assert priority_of(got["priority"]) == -1, "it must not delay requests that somebody waits for"
     assert not got.keys() & {"hints", "stop", "seed", "stream"}
     assert got["bootstrap_room"] == gateway.prefill.requests[-1]["bootstrap_room"]
     assert gateway.pending() == 0
@@ -304,12 +305,29 @@ async def test_hints_about_pages_need_no_session_of_the_client(gateway: Setup) -
     assert len(gateway.app[GATEWAY].sessions) == 0
 
 
+async def test_workers_are_told_how_much_is_held(gateway: Setup) -> None:
+    for _ in range(2):
+        await gateway.post("/generate", body("/generate", "x" * 400))
+    await ended(gateway)
+    for worker in (gateway.prefill, gateway.decode()):
+        first, again = (one["priority"] for one in worker.requests)
+        assert (first, priority_of(again)) == (0, 0)
+        assert again > 0
+
+
+@pytest.mark.parametrize("priority", ["high", 1.5, 2**31, True])
+async def test_a_priority_that_is_none_is_refused(gateway: Setup, priority: object) -> None:
+    status, answer = await gateway.post("/generate", body("/generate", "x", priority=priority))
+    assert (status, answer["error"]["param"]) == (400, "priority")
+    assert not gateway.prefill.requests
+
+
 async def test_priority_goes_to_both_workers(gateway: Setup) -> None:
     headers = {"x-agent-hints": '{"priority": 3}'}
     await gateway.post("/generate", body("/generate", "x"), headers=headers)
     for worker in (gateway.prefill, gateway.decode()):
         (got,) = worker.requests
-        assert got["priority"] == 3
+        assert got["priority"] == place(3, 0)
         assert "hints" not in got
 
 

@@ -1,5 +1,6 @@
 """The order in which requests wait: the highest priority first (0 if a request has none), among
-equals on a prefill worker the longest prefix that the tree holds.
+equals the longest held prefix. A prefill worker looks into its tree; a decode worker goes by what
+the gateway knew of the prefill worker's, see `ps_sglang.place`.
 
 SGLang's own priority scheduling excludes its policy for long held prefixes (lpm), so the queues
 are sorted here. And beyond 128 waiting requests that policy falls back to the order of arrival,
@@ -11,11 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 from ps_sglang.engine.compat.srt import CacheAwarePolicy, match_kv_cache
+from ps_sglang.place import priority_of
 
 
 def rank(req: Any) -> int:
-    """What sorts a request among others, the first to go first."""
-    return -int(req.priority or 0)
+    """What sorts a request among others on a prefill worker, the first to go first."""
+    return -priority_of(req.priority or 0)
 
 
 def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any, **__: Any) -> None:
@@ -24,14 +26,12 @@ def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any,
         waiting_queue
     ):
         _sort_long_queue(waiting_queue, policy.tree_cache)
-    if not policy.enable_priority_scheduling:
-        waiting_queue.sort(key=rank)
+    waiting_queue.sort(key=rank)
 
 
 def pop_preallocated(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
     """Around ``DecodePreallocQueue.pop_preallocated``: the decode worker's, waiting for room."""
-    if not queue.scheduler.enable_priority_scheduling:
-        queue.queue.sort(key=lambda waiting: rank(waiting.req))
+    queue.queue.sort(key=lambda waiting: -(waiting.req.priority or 0))
     return original(queue, *args, **kwargs)
 
 

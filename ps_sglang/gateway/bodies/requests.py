@@ -78,8 +78,9 @@ def parse(
     session = _session_for_workers(named, told)
     if session is not None:
         body["session_id"] = session
-    if told.priority is not None:
-        body["priority"] = told.priority
+    priority = validation.priority(body) if told.priority is None else told.priority
+    if priority is not None:
+        body["priority"] = priority
     if surface is not Surface.GENERATE:
         body["model"] = decoder
     samples, listed = split(surface, body, served)

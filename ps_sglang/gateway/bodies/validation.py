@@ -13,6 +13,7 @@ from ps_sglang.gateway.errors import BadRequest
 Body = dict[str, Any]
 
 MAX_N = 128
+PRIORITIES = range(-(2**31), 2**31)
 MAX_SAMPLES = 2048  # prompts times n of one request; OpenAI's limit on prompts
 _SEEDS = range(-(2**63), 2**63)
 
@@ -190,6 +191,14 @@ def integer(body: Body, name: str, param: str | None = None) -> int | None:
     raise BadRequest(
         f"`{param or name}` must be an integer, not {_kind(value)}.", param=param or name
     )
+
+
+def priority(body: Body) -> int | None:
+    """An optional integer of 32 bits."""
+    value = integer(body, "priority")
+    if value is not None and value not in PRIORITIES:
+        raise BadRequest(f"`priority` must fit 32 bits, not {value}.", param="priority")
+    return value
 
 
 def n_samples(body: Body, param: str = "n") -> int:

@@ -31,6 +31,7 @@ from ps_sglang.gateway.errors import (
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.telemetry.timeline import Timeline
+from ps_sglang.place import place
 
 ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
@@ -100,6 +101,7 @@ class Pair:
             "bootstrap_host": route.prefill.worker.bootstrap_host,
             "bootstrap_port": route.prefill.worker.bootstrap_port,
             "bootstrap_room": ids.room(),
+            "priority": place(sample.body.get("priority") or 0, route.held_tokens),
         }
         self._response: WorkerResponse | None = None
         self._splitter = sse.Splitter()

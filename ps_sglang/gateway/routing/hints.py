@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
+from ps_sglang.gateway.bodies.validation import PRIORITIES
 from ps_sglang.gateway.errors import BadRequest
 
 HEADER = "x-agent-hints"
 MAX_PIN_SECONDS = 3600.0
-_PRIORITIES = range(-(2**31), 2**31)
 
 
 class Hints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +69,6 @@ def _problem(hints: Hints) -> str | None:
         return "`pin` keeps what `release` lets go; send one of them"
     if hints.next is not None and hints.release:
         return "`next` continues the conversation that `release` ends; send one of them"
-    if hints.priority is not None and hints.priority not in _PRIORITIES:
+    if hints.priority is not None and hints.priority not in PRIORITIES:
         return f"`priority` must fit 32 bits, not {hints.priority}"
     return None

@@ -21,7 +21,8 @@ from ps_sglang.gateway.routing.sessions import Session
 class Route:
     """A chosen pair. Its holder calls `release` exactly when the request has ended.
 
-    `shared_tokens`: how much of what the prefill worker holds another decoder's turn brought in.
+    `held_tokens`: how much of the prompt the prefill worker holds, `shared_tokens`: how much of
+    that another decoder's turn brought in.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Route:
         # Whole numbers, which leave nothing behind when they are subtracted again.
         self.new_tokens = round(decision.new)
         self.moved_tokens = round(decision.moved)
+        self.held_tokens = int(prefill.held)
         self.shared_tokens = shared_tokens
         self._router = router
         self._prompt = prompt
