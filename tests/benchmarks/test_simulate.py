@@ -186,6 +186,19 @@ def test_a_held_prefix_goes_first_and_in_a_long_queue_only_with_us(
     assert (place < 5) == is_first, place
 
 
+@pytest.mark.parametrize(("system", "is_first"), [("shared", True), ("stock-pd", False)])
+def test_room_goes_to_the_one_of_which_most_is_held_and_in_stock_to_the_first_to_come(
+    system: System, is_first: bool
+) -> None:
+    again = (Turn(0, 8192, 8, 0.0), Turn(0, 64, 8, 0.0))
+    trace = [Session(0, 0.0, 0, again)]
+    trace += [Session(one, 1e-3, 0, again[:1]) for one in range(1, 21)]
+    simulator = Simulator(Cluster(system, 1, 1, decode_pool=8448), ENDLESS)  # one at a time
+    simulator.run(trace)
+    order = [one.turn for one in sorted(simulator.ended, key=lambda one: one.ended)]
+    assert order.index(again[1]) == (2 if is_first else 21)
+
+
 def test_a_stock_prefill_gives_the_first_token_and_a_shared_one_does_not() -> None:
     steps = msgspec.structs.replace(
         ENDLESS, prefill_step=1.0, prefill_token=0.0, decode_step=0.25, decode_request=0.0,
