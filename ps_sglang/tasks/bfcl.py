@@ -24,8 +24,6 @@ from ps_sglang.tasks.variants import (
     with_others,
 )
 
-Json = dict[str, Any]
-
 PACKAGE: Final = "bfcl-eval"
 _INSTRUCTION: Final = (
     "You can call these functions:\n{functions}\nAnswer only with calls, each as "
@@ -51,7 +49,9 @@ def read(category: str) -> list[Item]:
     return [item for item in items if passes(item, item.answer)]
 
 
-def variant(item: Item, id: str, words: Words, others: Sequence[Json], source: Random) -> Item:
+def variant(
+    item: Item, id: str, words: Words, others: Sequence[dict[str, Any]], source: Random
+) -> Item:
     """The item's question with other values, its functions in another order among some others.
 
     Args:
@@ -157,7 +157,7 @@ def _item(category: str, row: dict[str, Any], truth: list[dict[str, Any]]) -> It
     )
 
 
-def _instruction(functions: Sequence[Json]) -> str:
+def _instruction(functions: Sequence[dict[str, Any]]) -> str:
     described = "\n".join(_compact(_schema(function)) for function in functions)
     return _INSTRUCTION.format(functions=described)
 

@@ -33,7 +33,8 @@ class ToolsTask:
     trained = True
 
     def items(self, split: Split, count: int | None = None) -> list[Item]:
-        return first(_splits()[split], count, f"tools {split}")
+        whole = _train() if split == "train" else _splits()[split]
+        return first(whole, count, f"tools {split}")
 
     def passed(self, items: Sequence[Item], answers: Sequence[str]) -> list[bool]:
         return [bfcl.passes(item, answer) for item, answer in zip(items, answers, strict=True)]
@@ -73,10 +74,13 @@ def _splits() -> dict[Split, list[Item]]:
     train = [item for item in whole if not bfcl.offered(item) & unseen and not _is_long(item)]
     for items in (test, dev, train):
         source.shuffle(items)
-    return {"train": [*train, *_variants(train)], "dev": dev, "test": test}
+    return {"train": train, "dev": dev, "test": test}
 
 
-def _variants(items: Sequence[Item]) -> list[Item]:
+@functools.cache
+def _train() -> list[Item]:
+    """The items of the training split, and behind them their variants."""
+    items = _splits()["train"]
     source = random.Random(_SEED)
     words = Words([(item.messages[-1]["content"], bfcl.calls_in(item.answer)) for item in items])
     functions = [function for item in items for function in item.check["functions"]]
@@ -85,7 +89,7 @@ def _variants(items: Sequence[Item]) -> list[Item]:
         for number in range(1, _VARIANTS + 1)
         for item in items
     ]
-    return [item for item in made if not _is_long(item)]
+    return [*items, *(item for item in made if not _is_long(item))]
 
 
 def _is_long(item: Item) -> bool:

@@ -31,7 +31,7 @@ def requests(count: int) -> list[Req]:
     for number in range(count):
         params = SamplingParams(max_new_tokens=1)
         req = Req(str(number), "", array("q", prompt(number)), params, vocab_size=5_000)
-        req.base_prefix_len, req.session_id = LENGTH, None
+        req.base_prefix_len, req.session_id, req.is_looked_up = LENGTH, None, False
         made.append(req)
     return made
 

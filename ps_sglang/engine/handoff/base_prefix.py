@@ -41,6 +41,7 @@ def create_generation_req(
     req = _create(original, scheduler, recv_req, args, kwargs)
     req.turn = next_turn()
     req.fan_out = None
+    req.is_looked_up = False
     req.moments = Moments()
     return req
 

@@ -39,7 +39,7 @@ def _sort_long_queue(waiting_queue: list[Any], tree: Any) -> None:
     """By what was held when each request was looked up, once: for all of them again at every
     step it would cost too much, and what is out of date costs a place in the queue, no more."""
     for req in waiting_queue:
-        if not getattr(req, "is_looked_up", False):
+        if not req.is_looked_up:
             match_kv_cache(req, tree)
             req.is_looked_up = True
     waiting_queue.sort(key=lambda req: -req.num_matched_prefix_tokens)
