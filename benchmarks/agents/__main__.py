@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.agents.args import parse, study_of
 from benchmarks.agents.headline import headline, last_line
-from benchmarks.agents.record import keep, report, steps_of
+from benchmarks.agents.record import keep, report
 from benchmarks.agents.study import run_study
 from benchmarks.agents.systems import OURS, STOCK_PD
 from benchmarks.agents.table import HEAD, comparisons, markdown
@@ -58,7 +58,7 @@ def _measure(args: argparse.Namespace) -> int:
             f"{STOCK_PD} needs sglang-router; run: pip install sglang-router==0.3.2   "
             "(or leave it out of --systems)"
         )
-    found: dict[str, Any] = run_study(study, say)
+    found: dict[str, Any] = run_study(study, say, step_costs=not args.quick)
     found["sglang_router"] = router
     failures = [failure for run in found["runs"] for failure in run["failures"]]
     if not args.quick:
@@ -68,7 +68,7 @@ def _measure(args: argparse.Namespace) -> int:
         print(f"agents: {len(failures)} sessions failed: {failures[0]}", file=sys.stderr)
         return 1
     if OURS in study.systems:
-        rows = list(comparisons("this one", found, steps_of(args.results, study.model)))
+        rows = list(comparisons("this one", found))
         print("\n".join(markdown(HEAD, rows)))
     if {OURS, STOCK_PD} <= set(study.systems):
         print(last_line(study.shape.decoders, headline(found)))

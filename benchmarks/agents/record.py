@@ -1,7 +1,7 @@
 """Where studies are kept: `results/agents.json`, one entry a workload, model and number of models.
 
-A study replaces the one of its name. Beside it are the step costs of each model, a figure for each
-study and, in `agents.md`, the table of all that they show: `report` draws these from what is kept.
+A study replaces the one of its name. Beside it are a figure for each study and, in `agents.md`, the
+table of all that they show: `report` draws these from what is kept.
 """
 
 from __future__ import annotations
@@ -28,13 +28,6 @@ def keep(folder: Path, found: Mapping[str, Any], label: str = "") -> list[Path]:
     return [path, *report(folder)]
 
 
-def keep_steps(folder: Path, model: str, found: Mapping[str, Any]) -> Path:
-    """Add a model's step costs to the results."""
-    kept = _kept(folder)
-    kept["steps"][model] = {"environment": environment(), **found}
-    return _write(kept, folder)
-
-
 def report(folder: Path) -> list[Path]:
     """Draw the figures and the table from what is kept; returns their paths.
 
@@ -52,16 +45,10 @@ def report(folder: Path) -> list[Path]:
     return list(written)
 
 
-def steps_of(folder: Path, model: str) -> dict[str, Any] | None:
-    """A model's step costs, if they were measured."""
-    found: dict[str, Any] | None = _kept(folder)["steps"].get(model)
-    return found
-
-
 def _kept(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / _FILE
     kept: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-    return {"studies": {}, "steps": {}} | kept
+    return {"studies": {}} | kept
 
 
 def _write(kept: Mapping[str, Any], folder: Path) -> Path:

@@ -3,8 +3,8 @@
     python -m benchmarks.agents.steps --model small --out steps.json
 
 One prefill and one decode worker run as in the systems: same model, flags and threads. Every
-figure is what the workers tell of requests that came through the gateway. Kept in
-`results/agents.json`; OUT gets the costs alone, for `benchmarks.simulate --measured`.
+figure is what the workers tell of requests that came through the gateway. `benchmarks.agents`
+measures the same beside its runs; OUT is for `benchmarks.simulate --measured`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from benchmarks.agents.counters import count
 from benchmarks.agents.fit import Sample, fit, misses
 from benchmarks.agents.ideal import pairs
 from benchmarks.agents.models import MODELS, checkpoints
-from benchmarks.agents.record import keep_steps
 from benchmarks.agents.systems import Process, Running, ask_worker, flush, ours
-from benchmarks.report import RESULTS
 from ps_sglang.errors import PsSglangError, UsageError
 
 # Within one chunk of SGLang's prefill on a CPU (4,096 tokens), so that each is one pass.
@@ -41,6 +39,8 @@ CONTEXTS: Final = (256, 2048, 6144)
 BATCHES: Final = (1, 2, 4, 8)
 MOVES: Final = (256, 1024, 4096)
 OUTPUT: Final = 24
+POOL: Final = 65536
+_REPEATS: Final = 3
 
 Say = Callable[[str], None]
 
@@ -55,22 +55,56 @@ class Grid:
     batches: Sequence[int] = BATCHES
     moves: Sequence[int] = MOVES
     output: int = OUTPUT
-    repeats: int = 3
+    repeats: int = 1
 
 
 @dataclass
 class Found:
-    """Samples by kind; `cores`: CPU seconds of a role's worker for each second of its steps.
+    """Samples by kind, and sums: seconds of a role's steps and CPU seconds of its worker meanwhile.
 
-    That is its threads, and all that its other processes do for the requests. `request`: CPU
-    seconds of the gateway and this client for each request. `engine`: tokens of a page, and of a
-    prefill `chunk` at most.
+    `others_s`: CPU seconds of the gateway and this client for the `asked` requests. `engine`:
+    tokens of a page, and of a prefill `chunk` at most.
     """
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    cores: dict[str, float] = field(default_factory=dict)
-    request: float = 0.0
+    steps_s: dict[str, float] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    others_s: float = 0.0
+    asked: int = 0
     engine: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def cores(self) -> dict[str, float]:
+        """CPU seconds of a role's worker for each second of its steps.
+
+        That is its threads, and all that its other processes do for the requests.
+        """
+        return {role: self.cpu_s[role] / seconds for role, seconds in self.steps_s.items()}
+
+    def add(self, other: Found) -> None:
+        """What was found at another time."""
+        for kind, samples in other.samples.items():
+            self.samples.setdefault(kind, []).extend(samples)
+        for mine, others in ((self.steps_s, other.steps_s), (self.cpu_s, other.cpu_s)):
+            for role, seconds in others.items():
+                mine[role] = mine.get(role, 0.0) + seconds
+        self.others_s += other.others_s
+        self.asked += other.asked
+        self.engine = other.engine
+
+
+def measure_apart(
+    model: str, pool: int = POOL, grid: Grid | None = None, say: Say = lambda line: None
+) -> Found:
+    """All samples, on a prefill and a decode worker that are started for it."""
+    models = checkpoints(model, 1)
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        ours(models, pool, Path(logs)) as running,
+    ):
+        ids = range(models.first, models.vocabulary)
+        measure(running, ids, Grid((0,), (64,), (64,), (1,), (64,), 4))  # what is done only once
+        return measure(running, ids, grid or Grid(), say)
 
 
 def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: None) -> Found:
@@ -79,7 +113,6 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
     (prefill,) = (one.url for one in running.processes if one.role == "prefill")
     said = json.loads(ask_worker(f"{prefill}/server_info"))
     found = Found(engine={"page": said["page_size"], "chunk": said["chunked_prefill_size"]})
-    asked, others_s = 0, 0.0
     for kind, role, take in (
         ("prefill", "prefill", _prefills),
         ("decode", "decode", _decodes),
@@ -92,16 +125,19 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
         cpu_s = count(running).since(before).cpu_s
         found.samples[kind] = taken.samples
         if kind != "move":
-            found.cores[role] = cpu_s[role] / taken.busy
-        asked += taken.asked
-        others_s += cpu_s["gateway"] + own_s
+            found.steps_s[role] = taken.busy
+            found.cpu_s[role] = cpu_s[role]
+        found.asked += taken.asked
+        found.others_s += cpu_s["gateway"] + own_s
         say(f"{kind}: {len(taken.samples)} samples")
-    found.request = others_s / asked
     return found
 
 
-def costs(found: Found, pool_tokens: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """The keys of `benchmarks.simulate.hardware.Measured`, and the fits' relative errors."""
+def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
+    """`measured`: the keys of `benchmarks.simulate.hardware.Measured`; and what they rest on.
+
+    `off`: relative errors of the fits.
+    """
     names = {
         "prefill": ("prefill_step", "prefill_token", "prefill_product"),
         "decode": ("decode_step", "decode_request", "decode_context_token"),
@@ -109,13 +145,21 @@ def costs(found: Found, pool_tokens: int) -> tuple[dict[str, float], dict[str, A
     }
     taken: dict[str, float] = {"pool_tokens": pool_tokens, **found.engine}
     taken |= {f"{role}_cores": used for role, used in found.cores.items()}
-    taken |= {"cores": os.cpu_count() or 1, "request": found.request}
+    taken |= {"cores": os.cpu_count() or 1, "request": found.others_s / found.asked}
     errors = {}
     for kind, samples in found.samples.items():
         fitted = fit(samples)
         errors[kind] = misses(samples, fitted)
         taken |= dict(zip(names[kind], fitted.values(), strict=True))
-    return taken, errors
+    return {
+        "measured": taken,
+        "cores": found.cores,
+        "off": errors,
+        "samples": {
+            kind: [{**counts, "seconds": seconds} for counts, seconds in samples]
+            for kind, samples in found.samples.items()
+        },
+    }
 
 
 class _Prompts:
@@ -204,12 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", choices=MODELS, default="small", help="shape of the weights (default small)")
     add(
-        "--pool", type=int, default=65536, metavar="TOKENS",
-        help="KV memory of a worker (default 65536)",
-    )  # fmt: skip
-    add(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER",
-        help="where studies, step costs and figures are kept (default benchmarks/results)",
+        "--pool", type=int, default=POOL, metavar="TOKENS",
+        help=f"KV memory of a worker (default {POOL})",
     )  # fmt: skip
     add("--out", type=Path, metavar="FILE", help="for benchmarks.simulate --measured")
     args = parser.parse_args(argv)
@@ -219,46 +259,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
 
     try:
-        path = _run(args, say)
+        _run(args, say)
     except PsSglangError as error:
         print(f"agents.steps: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
-    print(f"saved {path}")
     return 0
 
 
-def _run(args: argparse.Namespace, say: Say) -> Path:
-    models = checkpoints(args.model, 1)
+def _run(args: argparse.Namespace, say: Say) -> None:
     say("starting a prefill and a decode worker; then some minutes of measuring")
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        ours(models, args.pool, Path(logs)) as running,
-    ):
-        ids = range(models.first, models.vocabulary)
-        measure(running, ids, Grid((0,), (64,), (64,), (1,), (64,), 4, 1))  # what is done only once
-        found = measure(running, ids, Grid(), say)
-    taken, errors = costs(found, args.pool)
-    for name, value in taken.items():
+    found = costs(measure_apart(args.model, args.pool, Grid(repeats=_REPEATS), say), args.pool)
+    for name, value in found["measured"].items():
         print(f"{name:>22}: {value:.6g}")
-    for kind, error in errors.items():
+    for kind, error in found["off"].items():
         print(f"{kind}: off by {error['median']:.1%} in the median, {error['most']:.1%} at most")
     if args.out is not None:
-        args.out.write_text(json.dumps(taken, indent=1) + "\n")
-    return keep_steps(
-        args.results,
-        args.model,
-        {
-            "measured": taken,
-            "cores": found.cores,
-            "off": errors,
-            "samples": {
-                kind: [{**counts, "seconds": taken} for counts, taken in samples]
-                for kind, samples in found.samples.items()
-            },
-        },
-    )
+        args.out.write_text(json.dumps(found["measured"], indent=1) + "\n")
+        print(f"saved {args.out}")
 
 
 if __name__ == "__main__":

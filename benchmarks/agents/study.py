@@ -20,6 +20,7 @@ from benchmarks.agents.measures import measures
 from benchmarks.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
 from benchmarks.agents.pace import Pace
 from benchmarks.agents.pools import Sample, used, watched
+from benchmarks.agents.steps import Found, costs, measure_apart
 from benchmarks.agents.systems import SYSTEMS, Running, flush
 from benchmarks.agents.text import text_sessions
 from benchmarks.agents.workload import TEXT, Conversation, Session, Shape, sessions
@@ -113,8 +114,11 @@ class Study:
             )
 
 
-def run_study(study: Study, say: Say) -> dict[str, Any]:
+def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
     """Measure everything; the result is plain JSON.
+
+    `step_costs`: in each repeat, before its first system, also what steps cost then. A machine
+    that is shared with others is a tenth slower at one hour than at another.
 
     Raises:
         UsageError: nothing was started.
@@ -127,9 +131,13 @@ def run_study(study: Study, say: Say) -> dict[str, Any]:
     say(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
     loads = study.loads()
     runs: list[dict[str, Any]] = []
+    steps: list[Found] = []
     for repeat, name in starts:
-        say(f"starting {name}")
         began = time.monotonic()
+        if step_costs and repeat == len(steps):
+            say("measuring what steps cost, a minute")
+            steps.append(measure_apart(study.model))
+        say(f"starting {name}")
         with _started(name, study, models) as running:
             pace.started(time.monotonic() - began)
             done = 0
@@ -145,8 +153,16 @@ def run_study(study: Study, say: Say) -> dict[str, Any]:
                 done += 1
                 left = pace.left(name, loads[done:], loads)
                 say(f"  about {left / 60:.1f} minutes left")
-    work = amounts(study.trace(Load()))
-    return {"study": asdict(study), "work": work, "runs": runs}
+    found = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
+    return {**found, "steps": _costs(steps)} if steps else found
+
+
+def _costs(steps: Sequence[Found]) -> dict[str, Any]:
+    """Of all times at which they were measured."""
+    found = Found()
+    for one in steps:
+        found.add(one)
+    return costs(found)
 
 
 def measure(

@@ -24,11 +24,7 @@ def table(kept: Mapping[str, Any]) -> str:
         for name, one in kept["studies"].items()
         if OURS in one["study"]["systems"] and not any(run["failures"] for run in one["runs"])
     ]
-    rows = [
-        row
-        for name, one in studies
-        for row in comparisons(name, one, kept["steps"].get(one["study"]["model"]))
-    ]
+    rows = [row for name, one in studies for row in comparisons(name, one)]
     times = [row for name, one in studies if (row := _times(name, one)) is not None]
     stages = list(dict.fromkeys(stage for _, _, found in times for stage in found))
     return "\n".join(
@@ -49,13 +45,11 @@ def table(kept: Mapping[str, Any]) -> str:
     )
 
 
-def comparisons(
-    name: str, found: Mapping[str, Any], costs: Mapping[str, Any] | None
-) -> Iterator[tuple[str, ...]]:
+def comparisons(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """A row for each system that ours is compared with."""
     for baseline in found["study"]["systems"]:
         if baseline != OURS:
-            shown = headline(found, baseline, costs)
+            shown = headline(found, baseline, found.get("steps"))
             at = f" at {shown['rate']:.2g}/s" if shown["rate"] is not None else ""
             yield (
                 name,

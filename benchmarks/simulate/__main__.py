@@ -1,7 +1,7 @@
 """Ours against stock serving at the paper's scale, simulated.
 
     python -m benchmarks.simulate [--quick | --study STUDY ...] [--measured STEPS.json] [--out NAME]
-    python -m benchmarks.simulate --validate AGENTS.json --measured STEPS.json
+    python -m benchmarks.simulate --validate AGENTS.json
 
 The product's gateway policy and base-token index decide, and a tree of pages evicts; only the times
 of steps are modelled, or taken from measurements. See docs/simulation.md.
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     group.add_argument(
         "--validate", type=Path, metavar="AGENTS.json",
-        help="simulate the saved runs of benchmarks.agents and compare (needs --measured)",
+        help="simulate the saved runs of benchmarks.agents, by the step times saved with them",
     )  # fmt: skip
     parser.add_argument(
         "--measured", type=Path, metavar="STEPS.json", help="step times of a real engine"
@@ -52,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         steps = None if args.measured is None else measured(args.measured)
         if args.validate is not None:
-            if steps is None:
-                raise UsageError("--validate needs --measured: the step times of that machine")
-            return print_validation(args.validate, steps)
+            if steps is not None:
+                raise UsageError(
+                    "--validate takes the step times saved with the runs: no --measured"
+                )
+            return print_validation(args.validate)
         if args.quick:
             runs = _Runs(args.out)
             quick(runs, steps)

@@ -1,4 +1,4 @@
-"""Saved runs of benchmarks.agents, predicted from measured step times."""
+"""Saved runs of benchmarks.agents, predicted from the step times that were measured beside them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Compared:
         return self.predicted / self.measured - 1
 
 
-def print_validation(path: Path, steps: Measured) -> int:
+def print_validation(path: Path) -> int:
     """Print predictions beside measurements; 0 if all are within BAR, else 1."""
-    rows = compare(path, steps)
+    rows = compare(path)
     for row in rows:
         print(
             f"{row.study}, {row.system:<9} {row.load:>18}: {row.value} measured "
@@ -56,12 +56,12 @@ def print_validation(path: Path, steps: Measured) -> int:
     return 0 if within == len(rows) else 1
 
 
-def compare(path: Path, steps: Measured) -> list[Compared]:
+def compare(path: Path) -> list[Compared]:
     """Simulate what ran. Raises UsageError for a file without such runs."""
     try:
         studies: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())["studies"]
-        found = [row for name, one in studies.items() for row in _study(name, one, steps)]
-    except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+        found = [row for name, one in studies.items() for row in _study(name, one)]
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} has no runs of benchmarks.agents: {error!r}") from error
     if not found:
         raise UsageError(
@@ -70,10 +70,11 @@ def compare(path: Path, steps: Measured) -> list[Compared]:
     return found
 
 
-def _study(name: str, found: Mapping[str, Any], steps: Measured) -> list[Compared]:
+def _study(name: str, found: Mapping[str, Any]) -> list[Compared]:
     study = found["study"]
     if study["shape"]["kind"] not in KINDS:
         return []
+    steps = msgspec.convert(found["steps"]["measured"], Measured)
     groups: dict[tuple[str, float | None, int | None], list[Mapping[str, Any]]] = {}
     for run in found["runs"]:
         if run["system"] in _SYSTEMS and not run["failures"]:

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.agents.drive import Load
 from benchmarks.agents.models import checkpoints
-from benchmarks.agents.steps import Grid, costs
+from benchmarks.agents.steps import Found, Grid, costs
 from benchmarks.agents.steps import measure as measure_steps
 from benchmarks.agents.study import Study, measure
 from benchmarks.agents.systems import OURS, STOCK_PD, STOCK_UNIFIED, SYSTEMS, ours
@@ -102,8 +102,9 @@ def test_step_costs_are_those_of_the_engines_steps(
     monkeypatch.setenv("PS_SGLANG_HOME", str(tmp_path))
     models = checkpoints("tiny", 1)
     grid = Grid((0, 64), (16, 256), (100,), (1, 2), (50, 500), 4, 1)
+    found = Found()
     with ours(models, 4096, tmp_path / "logs") as running:
-        found = measure_steps(running, range(models.first, models.vocabulary), grid)
+        found.add(measure_steps(running, range(models.first, models.vocabulary), grid))
     prefills = [counts for counts, _ in found.samples["prefill"]]
     assert [(one["tokens"], one["pairs"]) for one in prefills] == [
         (16, 16 * 8), (256, 256 * 128), (64, 64 * 32), (16, 16 * 72), (64, 64 * 32),
@@ -115,7 +116,7 @@ def test_step_costs_are_those_of_the_engines_steps(
     assert all(seconds > 0 for taken in found.samples.values() for _, seconds in taken)
     assert min(found.cores["prefill"], found.cores["decode"]) > 0
     costs_file = tmp_path / "steps.json"
-    costs_file.write_text(json.dumps(costs(found, 4096)[0]))
+    costs_file.write_text(json.dumps(costs(found, 4096)["measured"]))
     read = measured(costs_file)
     assert (read.pool_tokens, read.cores) == (4096, os.cpu_count())
     assert {"prefill": read.prefill_cores, "decode": read.decode_cores} == found.cores

@@ -77,13 +77,14 @@ def saved(folder: Path, study: Study = STUDY, wrong: float = 1.0) -> Path:
     runs.append({**runs[0], "system": "unshared"})
     runs.append({**runs[0], "failures": ["a session failed"], "turn_s": {}})
     path = folder / "agents.json"
-    kept = {"react-small-n3": {"environment": {}, "study": asdict(study), "runs": runs}}
-    path.write_text(json.dumps({"studies": kept, "steps": {}}))
+    steps = {"measured": msgspec.to_builtins(STEPS)}
+    kept = {"study": asdict(study), "runs": runs, "steps": steps}
+    path.write_text(json.dumps({"studies": {"react-small-n3": kept}}))
     return path
 
 
 def test_the_same_sessions_pools_and_loads_are_predicted(tmp_path: Path) -> None:
-    rows = compare(saved(tmp_path), STEPS)
+    rows = compare(saved(tmp_path))
     assert [(one.system, one.load, one.value) for one in rows] == [
         (system, load, value)
         for system in ("ps_sglang", "stock_pd")
@@ -92,21 +93,19 @@ def test_the_same_sessions_pools_and_loads_are_predicted(tmp_path: Path) -> None
     ]
     assert [one.error for one in rows] == pytest.approx([0.0] * 12)
     assert {one.study for one in rows} == {"react-small-n3"}
-    slower = compare(saved(tmp_path, wrong=1.25), STEPS)
+    slower = compare(saved(tmp_path, wrong=1.25))
     assert [one.error for one in slower] == pytest.approx([-0.2, 0.25] * 6)
 
 
 def test_the_command_says_how_far_off_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = tmp_path / "steps.json"
-    steps.write_bytes(msgspec.json.encode(STEPS))
     for wrong, status, said in (
         (1.1, 0, "simulate: 12 of 12 predictions within 15%, the worst is +10.0% off"),
         (2.0, 1, "simulate: 0 of 12 predictions within 15%, the worst is +100.0% off"),
     ):
         path = saved(tmp_path, wrong=wrong)
-        assert main(["--validate", str(path), "--measured", str(steps)]) == status
+        assert main(["--validate", str(path)]) == status
         out = capsys.readouterr().out.splitlines()
         assert len(out) == 13
         assert out[-1] == said
@@ -116,18 +115,28 @@ def test_the_command_says_how_far_off_it_is(
 def test_files_that_cannot_be_validated_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--validate", str(tmp_path / "agents.json")]) == 2
-    assert "--validate needs --measured" in capsys.readouterr().err
-    for content in ("{", "{}", "[]", json.dumps({"studies": {"a": {"study": {}}}})):
+    steps = tmp_path / "steps.json"
+    steps.write_bytes(msgspec.json.encode(STEPS))
+    assert main(["--validate", str(saved(tmp_path)), "--measured", str(steps)]) == 2
+    assert "no --measured" in capsys.readouterr().err
+    kept = json.loads(saved(tmp_path).read_text())
+    del kept["studies"]["react-small-n3"]["steps"]["measured"]["prefill_token"]
+    for content in (
+        "{",
+        "{}",
+        "[]",
+        json.dumps({"studies": {"a": {"study": {}}}}),
+        json.dumps(kept),
+    ):
         path = tmp_path / "agents.json"
         path.write_text(content)
         with pytest.raises(UsageError, match=r"has no runs of benchmarks\.agents"):
-            compare(path, STEPS)
+            compare(path)
     path.write_text(json.dumps({"studies": {}}))
     with pytest.raises(UsageError, match="no runs of ps_sglang or stock_pd with a workload of"):
-        compare(path, STEPS)
+        compare(path)
     # Real conversations are not drawn from a shape: their lengths are not in the file.
     path.unlink()
     text = replace(STUDY, shape=replace(STUDY.shape, kind="text"))
     with pytest.raises(UsageError, match="with a workload of react or reflexion"):
-        compare(saved(tmp_path, text), STEPS)
+        compare(saved(tmp_path, text))
