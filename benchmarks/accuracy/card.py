@@ -25,7 +25,8 @@ _DATA: Final = {
     ),
     "tools": (
         "a BFCL-derived held-out split (bfcl-eval, Apache-2.0): no function that a test item calls "
-        "is called or offered in training. This is not a BFCL score"
+        "is called or offered in training. Two variants of each item, with other values and other "
+        "functions on offer, are among the examples. This is not a BFCL score"
     ),
     "math": (
         "chain_sum and leg_counting of reasoning-gym (Apache-2.0); no expression and no herd of a "

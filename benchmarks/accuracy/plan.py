@@ -9,7 +9,8 @@ from typing import Final
 from ps_sglang.train.settings import Dtype, Method
 
 METHODS: Final[tuple[Method, ...]] = ("full", "cache-conditioned")
-# The demo's adapters. Three passes gave tools no better one: 37.0 % instead of 39.5.
+# The demo's adapters. Three passes over 448 examples of tools gave no better one: 37.0 % instead
+# of 39.5.
 LORA_EPOCHS: Final = 1
 LORA_RANK: Final = 8
 LORA_RATE: Final = 1.5e-3
@@ -49,7 +50,7 @@ RECIPES: Final = {
     for recipe in (
         Recipe("code", 480, 1, 128, 40, 2, "humaneval", (5e-5, 1.5e-4, 5e-4)),
         Recipe("math", 960, 1, 128, 40, 2, "gsm8k", (5e-5, 1.5e-4)),
-        Recipe("tools", 448, 3, 64, 40, 2, "bfcl-live-simple", (5e-5, 1.5e-4, 5e-4)),
+        Recipe("tools", 1648, 1, 64, 40, 2, "bfcl-live-simple", (5e-5, 1.5e-4, 5e-4)),
     )
 }
 
