@@ -20,15 +20,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.agents.client import Answer, Client
-from benchmarks.agents.counters import count
+from benchmarks.agents.counters import count, pools
 from benchmarks.agents.fit import Sample, fit, misses
 from benchmarks.agents.ideal import pairs
 from benchmarks.agents.models import MODELS, checkpoints
+from benchmarks.agents.pools import watched
 from benchmarks.agents.systems import Process, Running, ask_worker, flush, ours
 from ps_sglang.errors import PsSglangError, UsageError
 
@@ -47,7 +49,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured, in tokens and requests, each `repeats` times."""
+    """What is measured, in tokens and requests, each `repeats` times.
+
+    Before each is a `pause` (seconds), as agents make between turns: after one a prefill takes a
+    tenth longer than at the heels of another. `idle` seconds it is looked at what nothing costs.
+    """
 
     held: Sequence[int] = HELD
     new: Sequence[int] = NEW
@@ -56,19 +62,26 @@ class Grid:
     moves: Sequence[int] = MOVES
     output: int = OUTPUT
     repeats: int = 1
+    pause: float = 0.5
+    idle: float = 9.0
+
+
+_ONCE: Final = Grid((0,), (64,), (64,), (1,), (64,), 4, pause=0.0, idle=0.0)
 
 
 @dataclass
 class Found:
-    """Samples by kind, and sums: seconds of a role's steps and CPU seconds of its worker meanwhile.
+    """Samples by kind, and sums: seconds of a role's steps and CPU seconds of its worker for them.
 
-    `others_s`: CPU seconds of the gateway and this client for the `asked` requests. `engine`:
-    tokens of a page, and of a prefill `chunk` at most.
+    `idle`: CPU seconds a second of each worker while nothing is asked, at each time. `others_s`:
+    CPU seconds of the gateway and this client for the `asked` requests. `engine`: tokens of a
+    page, and of a prefill `chunk` at most.
     """
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     steps_s: dict[str, float] = field(default_factory=dict)
     cpu_s: dict[str, float] = field(default_factory=dict)
+    idle: list[float] = field(default_factory=list)
     others_s: float = 0.0
     asked: int = 0
     engine: dict[str, int] = field(default_factory=dict)
@@ -88,6 +101,7 @@ class Found:
         for mine, others in ((self.steps_s, other.steps_s), (self.cpu_s, other.cpu_s)):
             for role, seconds in others.items():
                 mine[role] = mine.get(role, 0.0) + seconds
+        self.idle += other.idle
         self.others_s += other.others_s
         self.asked += other.asked
         self.engine = other.engine
@@ -103,7 +117,7 @@ def measure_apart(
         ours(models, pool, Path(logs)) as running,
     ):
         ids = range(models.first, models.vocabulary)
-        measure(running, ids, Grid((0,), (64,), (64,), (1,), (64,), 4))  # what is done only once
+        measure(running, ids, _ONCE)  # what is done only once
         return measure(running, ids, grid or Grid(), say)
 
 
@@ -113,20 +127,22 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
     (prefill,) = (one.url for one in running.processes if one.role == "prefill")
     said = json.loads(ask_worker(f"{prefill}/server_info"))
     found = Found(engine={"page": said["page_size"], "chunk": said["chunked_prefill_size"]})
+    idle = asyncio.run(_idle(running, grid.idle))
+    found.idle.append(idle)
     for kind, role, take in (
         ("prefill", "prefill", _prefills),
         ("decode", "decode", _decodes),
         ("move", "decode", _moves),
     ):
         flush(running)
-        before, own_s = count(running), time.process_time()
+        before, own_s, began = count(running), time.process_time(), time.monotonic()
         taken = asyncio.run(take(running, prompts, grid))
         own_s = time.process_time() - own_s
-        cpu_s = count(running).since(before).cpu_s
+        cpu_s, took = count(running).since(before).cpu_s, time.monotonic() - began
         found.samples[kind] = taken.samples
         if kind != "move":
             found.steps_s[role] = taken.busy
-            found.cpu_s[role] = cpu_s[role]
+            found.cpu_s[role] = cpu_s[role] - idle * took
         found.asked += taken.asked
         found.others_s += cpu_s["gateway"] + own_s
         say(f"{kind}: {len(taken.samples)} samples")
@@ -146,6 +162,7 @@ def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
     taken: dict[str, float] = {"pool_tokens": pool_tokens, **found.engine}
     taken |= {f"{role}_cores": used for role, used in found.cores.items()}
     taken |= {"cores": os.cpu_count() or 1, "request": found.others_s / found.asked}
+    taken["idle"] = statistics.fmean(found.idle)
     errors = {}
     for kind, samples in found.samples.items():
         fitted = fit(samples)
@@ -181,15 +198,25 @@ class _Taken(NamedTuple):
     asked: int
 
 
+async def _idle(running: Running, seconds: float) -> float:
+    """CPU seconds a second of a worker that has nothing to do but to be looked at as in a study."""
+    before, began = count(running), time.monotonic()
+    async with watched(partial(pools, running)):
+        await asyncio.sleep(seconds)  # this is what is measured
+    cpu_s, took = count(running).since(before).cpu_s, time.monotonic() - began
+    return (cpu_s["prefill"] + cpu_s["decode"]) / took / len(running.workers)
+
+
 async def _prefills(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
     samples: list[Sample] = []
     async with Client(running.endpoints) as client:
         for held, new in _grid(grid.repeats, grid.held, grid.new):
             prompt = prompts(held + new + 1)  # its last token is the decoder's
             asked = [prompt[: held + 1], prompt] if held else [prompt]
-            for answer in [await client.ask(0, one, 1) for one in asked]:
-                counts = _prefill_counts(answer)
-                samples.append((counts, answer.stages["prefill"]))
+            for one in asked:
+                await asyncio.sleep(grid.pause)
+                answer = await client.ask(0, one, 1)
+                samples.append((_prefill_counts(answer), answer.stages["prefill"]))
     return _Taken(samples, sum(seconds for _, seconds in samples), len(samples))
 
 
@@ -205,6 +232,7 @@ async def _decodes(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
         for context, batch in _grid(grid.repeats, grid.contexts, grid.batches):
             prompt = prompts(context)
             first = await client.ask(0, prompt, 1)  # now the decode worker holds it
+            await asyncio.sleep(grid.pause)
             asked = [client.ask(0, prompt, grid.output) for _ in range(batch)]
             answers = await asyncio.gather(*asked)
             sent += 1 + batch

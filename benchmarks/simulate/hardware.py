@@ -100,6 +100,11 @@ class Steps(Protocol):
         ...
 
     @property
+    def idle(self) -> float:
+        """How much of one core each worker burns all the time."""
+        ...
+
+    @property
     def request(self) -> float:
         """What a request costs a core besides its steps."""
         ...
@@ -130,6 +135,7 @@ class Roofline:
     chunk = CHUNK
     cores = None
     prefill_cores = decode_cores = 1.0
+    idle = 0.0
     request = 0.0
 
     def __init__(self, model: Model, device: Device) -> None:
@@ -172,7 +178,8 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `cores`: of the machine on which all workers run, without it each has a device of its own.
     `prefill_cores` and `decode_cores`: how many of them a step used when it ran alone; together
     they slow down when they want more than there are. `request`: seconds of one core that a request
-    costs besides its steps (gateway, HTTP, tokens). `page`: tokens of a page. `chunk`: of a prefill
+    costs besides its steps (gateway, HTTP, tokens). `idle`: of one core, what each worker burns
+    all the time. `page`: tokens of a page. `chunk`: of a prefill
     batch, at most.
     """
 
@@ -190,6 +197,7 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_cores: float = 1.0
     decode_cores: float = 1.0
     request: float = 0.0
+    idle: float = 0.0
     page: int = PAGE
     chunk: int = CHUNK
 

@@ -85,8 +85,20 @@ class Simulator:
         self._peak = self._blocks = 0
         self.ended: list[Request] = []
         self._window = _Window(0, inf)
-        self._cores = Cores(self, steps.cores)
+        self._cores = Cores(self, self._left(steps))
         self._domains = self._build()
+
+    def _left(self, steps: Steps) -> float | None:
+        """Cores for steps and requests."""
+        if steps.cores is None:
+            return None
+        workers = self._cluster.prefill + self._cluster.decoders * self._cluster.decode
+        if (left := steps.cores - steps.idle * workers) <= 0:
+            raise UsageError(
+                f"{workers} workers that each burn {steps.idle:.1%} of a core when idle leave "
+                f"nothing of {steps.cores:g} cores"
+            )
+        return left
 
     def _build(self) -> list[Domain]:
         one = self._cluster

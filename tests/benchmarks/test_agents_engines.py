@@ -101,7 +101,7 @@ def test_step_costs_are_those_of_the_engines_steps(
 ) -> None:
     monkeypatch.setenv("PS_SGLANG_HOME", str(tmp_path))
     models = checkpoints("tiny", 1)
-    grid = Grid((0, 64), (16, 256), (100,), (1, 2), (50, 500), 4, 1)
+    grid = Grid((0, 64), (16, 256), (100,), (1, 2), (50, 500), 4, 1, pause=0.0, idle=1.0)
     found = Found()
     with ours(models, 4096, tmp_path / "logs") as running:
         found.add(measure_steps(running, range(models.first, models.vocabulary), grid))
@@ -120,6 +120,7 @@ def test_step_costs_are_those_of_the_engines_steps(
     read = measured(costs_file)
     assert (read.pool_tokens, read.cores) == (4096, os.cpu_count())
     assert {"prefill": read.prefill_cores, "decode": read.decode_cores} == found.cores
+    assert 0 < read.idle < 0.5
     # The gateway and the client work for some milliseconds, not for the seconds of a start.
     assert 0 < read.request < 0.5
 

@@ -13,6 +13,7 @@ from benchmarks.agents.workload import Session, Shape, Turn, sessions
 from benchmarks.simulate.cores import Cores
 from benchmarks.simulate.hardware import Measured
 from benchmarks.simulate.simulation import SYSTEMS, Cluster, Simulator
+from ps_sglang.errors import UsageError
 
 STEPS = Measured(
     pool_tokens=1_000_000,
@@ -130,3 +131,20 @@ def test_no_more_is_done_than_the_cores_can_do(system: str) -> None:
     assert 0.8 * 2 * figures["seconds"] < busy <= 2 * figures["seconds"] * (1 + 1e-9)
     freely = Simulator(cluster, msgspec.structs.replace(steps, cores=None)).run(trace)
     assert freely["seconds"] < figures["seconds"]
+
+
+def test_workers_that_burn_some_of_the_cores_leave_the_rest() -> None:
+    cluster = Cluster("shared", 2, 1)  # three workers
+    idle = msgspec.structs.replace(STEPS, cores=2)
+    less = msgspec.structs.replace(STEPS, cores=1.4)
+    burned = msgspec.structs.replace(STEPS, cores=2, idle=0.2)
+    trace = [Session(name, 0.0, 0, (Turn(name, 129, 5, 0.0),)) for name in range(2)]
+    found = []
+    for steps in (idle, less, burned):
+        simulator = Simulator(cluster, steps)
+        simulator.run(trace)
+        found.append([one.ended for one in simulator.ended])
+    assert found[2] == pytest.approx(found[1])
+    assert min(found[1]) > max(found[0])
+    with pytest.raises(UsageError, match=r"3 workers .* 70\.0% .* nothing of 2 cores"):
+        Simulator(cluster, msgspec.structs.replace(STEPS, cores=2, idle=0.7))
