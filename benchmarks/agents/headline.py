@@ -13,13 +13,11 @@ from benchmarks.agents.systems import OURS, STOCK_PD
 Row = Mapping[str, Any]
 
 
-def headline(
-    found: Mapping[str, Any], baseline: str = STOCK_PD, costs: Mapping[str, Any] | None = None
-) -> dict[str, float | None]:
+def headline(found: Mapping[str, Any], baseline: str = STOCK_PD) -> dict[str, float | None]:
     """Of a study (see `run_study`), by the medians of its repeats; None is what it cannot show.
 
     `throughput`: output tokens a second under the load that suits each best, if there is one with
-    which the baseline does not keep up; `ideal_throughput` is the work ratio by step `costs` with
+    which the baseline does not keep up; `ideal_throughput` is the work ratio by `steps` with
     as many requests in a decode step as ours then had. `p95`: of a turn, at the highest `rate` that
     the baseline sustains. `idle_p50`: of a turn at the lowest rate. `prefilled`: prompt tokens
     prefilled for the same sessions; `ideal_prefilled` is what their workload allows. `hit`: ours'
@@ -42,10 +40,10 @@ def headline(
     kept_up = sustained(theirs)
     if any(run["load"]["rate"] not in kept_up for run in theirs):
         shown["throughput"] = _best(ours)[1] / _best(theirs)[1]
-    if costs is not None and shown["throughput"] is not None:
+    if "steps" in found and shown["throughput"] is not None:
         decoders = found["study"]["shape"]["decoders"]
         at_a_time = median_by_load(ours, lambda run: run["decoding"])[_best(ours)[0]]
-        shown["ideal_throughput"] = ideal_ratio(found["work"], costs, at_a_time / decoders)
+        shown["ideal_throughput"] = ideal_ratio(found["work"], found["steps"], at_a_time / decoders)
     rates = [run["load"]["rate"] for run in theirs if run["load"]["rate"] is not None]
     if rates:
         shown["idle_p50"] = _turn(theirs, "p50", min(rates)) / _turn(ours, "p50", min(rates))

@@ -51,15 +51,14 @@ def ideal_ratio(
     `costs` as `steps` saves them and decode steps of `batch` requests. Nothing else costs anything.
     """
     steps = msgspec.convert(costs["measured"], Measured)
-    cores: Mapping[str, float] = costs["cores"]
 
     def prefill(amount: Mapping[str, float]) -> float:
         further = (amount["passes"] - 1) * steps.prefill_step
-        return cores["prefill"] * (
+        return steps.prefill_cores * (
             steps.prefill(round(amount["tokens"]), amount["pairs"]) + further
         )
 
     count, context = work["decode"]["tokens"], work["decode"]["context"]
     each = steps.decode_step / max(batch, 1.0) + steps.decode_request
-    decode = cores["decode"] * (count * each + context * steps.decode_context_token)
+    decode = steps.decode_cores * (count * each + context * steps.decode_context_token)
     return (prefill(work["per_model"]) + decode) / (prefill(work["shared"]) + decode)

@@ -170,7 +170,6 @@ def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
         taken |= dict(zip(names[kind], fitted.values(), strict=True))
     return {
         "measured": taken,
-        "cores": found.cores,
         "off": errors,
         "samples": {
             kind: [{**counts, "seconds": seconds} for counts, seconds in samples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,13 +20,11 @@ from benchmarks.agents.measures import measures
 from benchmarks.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
 from benchmarks.agents.pace import Pace
 from benchmarks.agents.pools import Sample, used, watched
-from benchmarks.agents.steps import Found, costs, measure_apart
+from benchmarks.agents.steps import Found, Say, costs, measure_apart
 from benchmarks.agents.systems import SYSTEMS, Running, flush
 from benchmarks.agents.text import text_sessions
 from benchmarks.agents.workload import TEXT, Conversation, Session, Shape, sessions
 from ps_sglang.errors import LaunchError, UsageError
-
-Say = Callable[[str], None]
 
 _ALL_AT_ONCE: Final = 1e6  # sessions a second
 _PROGRESS_S: Final = 5.0

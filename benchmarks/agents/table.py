@@ -49,7 +49,7 @@ def comparisons(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]
     """A row for each system that ours is compared with."""
     for baseline in found["study"]["systems"]:
         if baseline != OURS:
-            shown = headline(found, baseline, found.get("steps"))
+            shown = headline(found, baseline)
             at = f" at {shown['rate']:.2g}/s" if shown["rate"] is not None else ""
             yield (
                 name,

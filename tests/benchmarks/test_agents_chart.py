@@ -93,11 +93,11 @@ def test_the_table_says_what_was_won_and_where_time_went(tmp_path: Path) -> None
     }
     steps = {
         "pool_tokens": 1, "prefill_step": 0.0, "prefill_token": 1.0, "decode_step": 0.0,
-        "decode_request": 0.0, "move_fixed": 0.0, "move_token": 0.0,
+        "decode_request": 0.0, "move_fixed": 0.0, "move_token": 0.0, "prefill_cores": 2.0,
     }  # fmt: skip
     keep(tmp_path, study)
     assert "| 3.0x | - |" in (tmp_path / "agents.md").read_text()
-    study["steps"] = {"measured": steps, "cores": {"prefill": 2.0, "decode": 1.0}}
+    study["steps"] = {"measured": steps}
     keep(tmp_path, study)
     lines = (tmp_path / "agents.md").read_text().splitlines()
     assert lines[3] == (

@@ -26,9 +26,8 @@ COSTS = {
     "measured": {
         "pool_tokens": 1, "prefill_step": 1.0, "prefill_token": 0.1, "prefill_product": 0.01,
         "decode_step": 4.0, "decode_request": 1.0, "decode_context_token": 0.02,
-        "move_fixed": 0.0, "move_token": 0.0,
+        "move_fixed": 0.0, "move_token": 0.0, "prefill_cores": 2.0, "decode_cores": 0.5,
     },
-    "cores": {"prefill": 2.0, "decode": 0.5},
 }  # fmt: skip
 
 METRICS = """\
@@ -172,7 +171,7 @@ def test_no_p95_where_stock_keeps_up_at_no_rate() -> None:
 
 def test_no_throughput_where_stock_keeps_up_at_every_rate() -> None:
     rows = [row("stock_pd", 1.0), row("ps_sglang", 1.0)]
-    found = headline(study_with(rows), costs=COSTS)
+    found = headline({**study_with(rows), "steps": COSTS})
     assert (found["throughput"], found["ideal_throughput"]) == (None, None)
     assert "throughput not compared" in last_line(2, found)
     rows[0]["load"]["rate"] = None  # all sessions at once
@@ -184,7 +183,7 @@ def test_the_ideal_counts_as_many_requests_in_a_step_as_there_were() -> None:
     # 4 turns at a time on 2 decoders: each token costs 4/2 + 1, and its context.
     decode = 0.5 * (10 * 3 + 500 * 0.02)
     own, shared = 2 * (4 + 30 + 40), 2 * (2 + 10 + 10)
-    shown = headline(study_with(rows), costs=COSTS)
+    shown = headline({**study_with(rows), "steps": COSTS})
     assert shown["ideal_throughput"] == pytest.approx((own + decode) / (shared + decode))
 
 
