@@ -131,10 +131,10 @@ def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     steps: list[Found] = []
     for repeat, name in starts:
-        began = time.monotonic()
         if step_costs and repeat == len(steps):
             say("measuring what steps cost, a minute")
             steps.append(measure_apart(study.model))
+        began = time.monotonic()
         say(f"starting {name}")
         with _started(name, study, models) as running:
             pace.started(time.monotonic() - began)
