@@ -18,4 +18,6 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 
 def progress(message: str) -> None:
     """Tell the person who waits what is being done, on stderr."""
-    print(f"ps-sglang: {message}", file=sys.stderr, flush=True)
+    # In one piece, as threads and processes tell things side by side.
+    sys.stderr.write(f"ps-sglang: {message}\n")
+    sys.stderr.flush()

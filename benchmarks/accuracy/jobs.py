@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +29,17 @@ class JobError(PsSglangError):
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs jobs, each on `threads` cores, with a log in `logs`."""
+    """Runs jobs, each on `threads` cores, with a log in `logs`.
+
+    `makes`: a lock for each folder that a job makes, as units that run side by side may want the
+    same one.
+    """
 
     logs: Path
     threads: int
+    makes: defaultdict[Path, threading.Lock] = field(
+        default_factory=lambda: defaultdict(threading.Lock)
+    )
 
     def run(self, name: str, module: str, *arguments: str) -> None:
         """`python -m module arguments`. Raises JobError with the end of its log."""

@@ -38,6 +38,13 @@ def best_rate(study: Study, training: Training, rates: tuple[float, ...], runner
     if len(rates) == 1:
         return rates[0]
     folder = study.work / "search"
+    with runner.makes[folder / training.name]:
+        return _searched(study, training, rates, folder, runner)
+
+
+def _searched(
+    study: Study, training: Training, rates: tuple[float, ...], folder: Path, runner: Runner
+) -> float:
     losses = {}
     for rate in rates:
         name = f"{training.name}-{rate:g}"
@@ -57,9 +64,10 @@ def train(study: Study, training: Training, rate: float, seed: int, runner: Runn
     """The folder of the decoder, trained if it is not there yet."""
     name = f"{training.name}-seed{seed}"
     out = study.work / "runs" / name
-    _train(study, training, rate, seed, out, f"train-{name}", runner)
-    for checkpoint in (out / "training").glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    with runner.makes[out]:
+        _train(study, training, rate, seed, out, f"train-{name}", runner)
+        for checkpoint in (out / "training").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     return out
 
 
