@@ -102,10 +102,10 @@ def _run(study: Study) -> None:
 
 
 def _report(study: Study) -> None:
-    from benchmarks.accuracy.report import rows, save_results, write_docs
+    from benchmarks.accuracy.report import save_results, write_docs
 
-    write_docs(rows(study.work), _REPOSITORY / "docs")
-    print(f"saved {save_results(study)}, docs/accuracy.md and docs/accuracy.svg")
+    write_docs(save_results(study), _REPOSITORY / "docs")
+    print("saved benchmarks/results/accuracy.json, docs/accuracy.md and docs/accuracy.svg")
 
 
 def _publish(study: Study) -> None:

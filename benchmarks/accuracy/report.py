@@ -1,4 +1,8 @@
-"""From the study's cells to `results/accuracy.json`, the table and the figure's rows."""
+"""From the study's cells to `results/accuracy.json`, the table and the figure's rows.
+
+What an earlier study saved and this one has not measured stays: parts of it can be run again,
+on another machine, too.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.accuracy.plan import RECIPES, Study
-from benchmarks.report import save
+from benchmarks.report import RESULTS, save
 from ps_sglang.evaluate.figure import draw
 from ps_sglang.evaluate.scores import wilson
 
 Row = dict[str, Any]
 
+_NAME: Final = "accuracy"
 _KEPT: Final = ("task", "system", "share", "seed", "n", "score", "low", "high", "few_shot", "dtype")
 # Where the table stands in the page.
 _BEGIN, _END = "<!-- table -->", "<!-- end of the table -->"
@@ -29,9 +34,21 @@ def rows(work: Path) -> list[Row]:
         for cell in sorted((work / "cells").glob("*.json"))
         for row in json.loads(cell.read_text())["rows"]
     ]
-    return sorted(
-        found, key=lambda r: (r["task"], _SYSTEMS.index(r["system"]), r["share"], r["seed"])
-    )
+    return _in_order(found)
+
+
+def with_saved(found: Sequence[Row], saved: Sequence[Row]) -> list[Row]:
+    """`found`, and those of the saved rows that it has not measured again."""
+    measured = {_place(row) for row in found}
+    return _in_order([*found, *(row for row in saved if _place(row) not in measured)])
+
+
+def _place(row: Row) -> tuple[str, int, float, int]:
+    return row["task"], _SYSTEMS.index(row["system"]), row["share"], row["seed"]
+
+
+def _in_order(found: Sequence[Row]) -> list[Row]:
+    return sorted(found, key=_place)
 
 
 def _named(row: Row) -> Row:
@@ -42,21 +59,28 @@ def _named(row: Row) -> Row:
     return kept
 
 
-def save_results(study: Study) -> Path:
-    """Write `benchmarks/results/accuracy.json`: how it was made, and all rows."""
+def save_results(study: Study) -> list[Row]:
+    """Write `benchmarks/results/accuracy.json`: how it was made, and all rows, which are returned.
+
+    Recipes and learning rates are told of all tasks, as rows are kept of all.
+    """
+    path = RESULTS / f"{_NAME}.json"
+    saved = json.loads(path.read_text()) if path.is_file() else {"learning_rates": {}, "rows": []}
     rates = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((study.work / "search").glob("*.json"))
+        found.stem: json.loads(found.read_text())
+        for found in sorted((study.work / "search").glob("*.json"))
     }
-    return save(
-        "accuracy",
+    together = with_saved(rows(study.work), saved["rows"])
+    save(
+        _NAME,
         {
-            "recipes": [asdict(recipe) for recipe in study.recipes],
+            "recipes": [asdict(recipe) for recipe in RECIPES.values()],
             "dtype": study.dtype,
-            "learning_rates": rates,
-            "rows": rows(study.work),
+            "learning_rates": saved["learning_rates"] | rates,
+            "rows": together,
         },
     )
+    return together
 
 
 def write_docs(found: Sequence[Row], docs: Path) -> None:
