@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from benchmarks.accuracy.adapters import publish
 from benchmarks.accuracy.data import in_contexts, write_data
 from benchmarks.accuracy.jobs import JobError, Runner, flags
 from benchmarks.accuracy.plan import RECIPES, Recipe, Study
-from benchmarks.accuracy.report import rows, table, write_docs
+from benchmarks.accuracy.report import rows, table, with_saved, write_docs
+from benchmarks.accuracy.trainings import Training, train
 from benchmarks.accuracy.units import Unit, run_all, units
 from ps_sglang.contract import read_manifest
 from ps_sglang.models.tiny import make_tiny
@@ -104,6 +106,28 @@ def test_a_study_that_is_complete_does_nothing_again(study: Study) -> None:
     # What is only written down from what is there.
     written = [*(study.work / "search").glob("*.json"), *(study.work / "adapters").rglob("*.*")]
     assert {name for name in after if after[name] != before.get(name)} <= set(map(str, written))
+
+
+def test_a_training_that_two_units_want_is_run_once(study: Study) -> None:
+    """The report-only tasks want decoders that may be in training still."""
+    started = []
+    both_asked = threading.Barrier(2, timeout=60)
+
+    class Counting(InThisProcess):
+        def run(self, name: str, module: str, *arguments: str) -> None:
+            started.append(name)
+            super().run(name, module, *arguments)
+
+    again = replace(study, work=study.work.with_name("twice"))
+    write_data(again, TINY)
+    runner = Counting(again.work / "logs", threads=1)
+
+    def wanted() -> None:
+        both_asked.wait()
+        train(again, Training(TINY, "full"), 1e-4, 1, runner)
+
+    run_all([Unit("one", wanted), Unit("other", wanted)], at_once=2)
+    assert started == ["train-code-full-seed1"]
 
 
 def test_a_cell_that_is_missing_is_evaluated_again(study: Study) -> None:
@@ -199,6 +223,12 @@ def test_the_page_gets_the_table_between_its_marks_and_the_figure(tmp_path: Path
     figure = (tmp_path / "accuracy.svg").read_text()
     assert "naive-share" in figure
     assert "full-ft" in figure
+
+
+def test_what_was_saved_and_is_not_measured_again_stays() -> None:
+    saved = [row("full-ft", 0.0, 0.8), row("naive-share", 1.0, 0.4)]
+    new = [row("naive-share", 0.5, 0.6), row("naive-share", 1.0, 0.5)]
+    assert with_saved(new, saved) == [saved[0], *new]
 
 
 def test_the_page_in_the_repository_has_the_marks() -> None:
