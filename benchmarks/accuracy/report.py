@@ -62,7 +62,8 @@ def _named(row: Row) -> Row:
 def save_results(study: Study) -> list[Row]:
     """Write `benchmarks/results/accuracy.json`: how it was made, and all rows, which are returned.
 
-    Recipes and learning rates are told of all tasks, as rows are kept of all.
+    Recipes and learning rates are told of all tasks, as rows are kept of all. They and the
+    environment are today's: after a change of a recipe all of its task has to be measured again.
     """
     path = RESULTS / f"{_NAME}.json"
     saved = json.loads(path.read_text()) if path.is_file() else {"learning_rates": {}, "rows": []}
