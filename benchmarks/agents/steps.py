@@ -13,59 +13,27 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from benchmarks.agents.client import Answer, Client
 from benchmarks.agents.counters import count, pools
 from benchmarks.agents.fit import Sample, fit, misses
-from benchmarks.agents.ideal import pairs
 from benchmarks.agents.models import MODELS, checkpoints
+from benchmarks.agents.pace import Say, seldom
 from benchmarks.agents.pools import watched
-from benchmarks.agents.systems import Process, Running, ask_worker, flush, ours
+from benchmarks.agents.samplers import Grid, Prompts, decodes, moves, prefills
+from benchmarks.agents.systems import Running, ask_worker, flush, ours
 from ps_sglang.errors import PsSglangError, UsageError
 
-# Within one chunk of SGLang's prefill on a CPU (4,096 tokens), so that each is one pass.
-HELD: Final = (0, 1024, 3072)
-NEW: Final = (32, 128, 512, 2048)
-CONTEXTS: Final = (256, 2048, 6144)
-BATCHES: Final = (1, 2, 4, 8)
-MOVES: Final = (256, 1024, 4096)
-OUTPUT: Final = 24
 POOL: Final = 65536
 _REPEATS: Final = 3
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is measured, in tokens and requests, each `repeats` times.
-
-    Before each is a `pause` (seconds), as agents make between turns: after one a prefill takes a
-    tenth longer than at the heels of another. `idle` seconds it is looked at what nothing costs.
-    """
-
-    held: Sequence[int] = HELD
-    new: Sequence[int] = NEW
-    contexts: Sequence[int] = CONTEXTS
-    batches: Sequence[int] = BATCHES
-    moves: Sequence[int] = MOVES
-    output: int = OUTPUT
-    repeats: int = 1
-    pause: float = 0.5
-    idle: float = 9.0
-
-
 _ONCE: Final = Grid((0,), (64,), (64,), (1,), (64,), 4, pause=0.0, idle=0.0)
 
 
@@ -123,20 +91,24 @@ def measure_apart(
 
 def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: None) -> Found:
     """All samples, on a system of one decoder that nothing else asks."""
-    prompts = _Prompts(ids)
+    prompts, seldom_say = Prompts(ids), seldom(say)
     (prefill,) = (one.url for one in running.processes if one.role == "prefill")
     said = json.loads(ask_worker(f"{prefill}/server_info"))
     found = Found(engine={"page": said["page_size"], "chunk": said["chunked_prefill_size"]})
     idle = asyncio.run(_idle(running, grid.idle))
     found.idle.append(idle)
     for kind, role, take in (
-        ("prefill", "prefill", _prefills),
-        ("decode", "decode", _decodes),
-        ("move", "decode", _moves),
+        ("prefill", "prefill", prefills),
+        ("decode", "decode", decodes),
+        ("move", "decode", moves),
     ):
         flush(running)
+
+        def tell(done: int, kind: str = kind) -> None:
+            seldom_say(f"  what steps cost: {done} samples of {kind}")
+
         before, own_s, began = count(running), time.process_time(), time.monotonic()
-        taken = asyncio.run(take(running, prompts, grid))
+        taken = asyncio.run(take(running, prompts, grid, tell))
         own_s = time.process_time() - own_s
         cpu_s, took = count(running).since(before).cpu_s, time.monotonic() - began
         found.samples[kind] = taken.samples
@@ -145,7 +117,6 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
             found.cpu_s[role] = cpu_s[role] - idle * took
         found.asked += taken.asked
         found.others_s += cpu_s["gateway"] + own_s
-        say(f"{kind}: {len(taken.samples)} samples")
     return found
 
 
@@ -178,25 +149,6 @@ def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
     }
 
 
-class _Prompts:
-    """Prompts that share nothing: no worker's tree holds anything of them."""
-
-    def __init__(self, ids: range) -> None:
-        self._ids = ids
-        self._source = random.Random(0)
-
-    def __call__(self, tokens: int) -> list[int]:
-        return self._source.choices(self._ids, k=tokens)
-
-
-class _Taken(NamedTuple):
-    """The samples, the seconds of all steps of their kind, and how many requests were sent."""
-
-    samples: list[Sample]
-    busy: float
-    asked: int
-
-
 async def _idle(running: Running, seconds: float) -> float:
     """CPU seconds a second of a worker that has nothing to do but to be looked at as in a study."""
     before, began = count(running), time.monotonic()
@@ -204,66 +156,6 @@ async def _idle(running: Running, seconds: float) -> float:
         await asyncio.sleep(seconds)  # this is what is measured
     cpu_s, took = count(running).since(before).cpu_s, time.monotonic() - began
     return (cpu_s["prefill"] + cpu_s["decode"]) / took / len(running.workers)
-
-
-async def _prefills(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
-    samples: list[Sample] = []
-    async with Client(running.endpoints) as client:
-        for held, new in _grid(grid.repeats, grid.held, grid.new):
-            prompt = prompts(held + new + 1)  # its last token is the decoder's
-            asked = [prompt[: held + 1], prompt] if held else [prompt]
-            for one in asked:
-                await asyncio.sleep(grid.pause)
-                answer = await client.ask(0, one, 1)
-                samples.append((_prefill_counts(answer), answer.stages["prefill"]))
-    return _Taken(samples, sum(seconds for _, seconds in samples), len(samples))
-
-
-def _prefill_counts(answer: Answer) -> dict[str, float]:
-    new, held = answer.tokens["computed"], answer.tokens["tree"]
-    return {"steps": 1, "tokens": new, "pairs": pairs(held, new)}
-
-
-async def _decodes(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
-    samples: list[Sample] = []
-    busy, sent = 0.0, 0
-    async with Client(running.endpoints) as client:
-        for context, batch in _grid(grid.repeats, grid.contexts, grid.batches):
-            prompt = prompts(context)
-            first = await client.ask(0, prompt, 1)  # now the decode worker holds it
-            await asyncio.sleep(grid.pause)
-            asked = [client.ask(0, prompt, grid.output) for _ in range(batch)]
-            answers = await asyncio.gather(*asked)
-            sent += 1 + batch
-            step = statistics.median(one.stages["decode"] for one in answers) / (grid.output - 1)
-            read = batch * (context + grid.output / 2)
-            samples.append(({"steps": 1, "requests": batch, "context": read}, step))
-            busy += first.stages["first_step"]
-            busy += max(one.stages["first_step"] + one.stages["decode"] for one in answers)
-    return _Taken(samples, busy, sent)
-
-
-async def _moves(running: Running, prompts: _Prompts, grid: Grid) -> _Taken:
-    samples: list[Sample] = []
-    (decode,) = (one for one in running.processes if one.role == "decode")
-    async with Client(running.endpoints) as client:
-        for (tokens,) in _grid(grid.repeats, grid.moves):
-            prompt = prompts(tokens + 1)
-            await client.ask(0, prompt, 1)
-            await asyncio.to_thread(_forget, decode)
-            answer = await client.ask(0, prompt, 1)
-            counts = {"moves": 1, "tokens": answer.tokens["pulled"]}
-            samples.append((counts, answer.stages["pull"]))
-    return _Taken(samples, 0.0, 2 * len(samples))
-
-
-def _forget(worker: Process) -> None:
-    flush(Running((), (worker,)))
-
-
-def _grid(repeats: int, *axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    for _ in range(repeats):
-        yield from product(*axes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,16 +18,15 @@ from benchmarks.agents.drive import Load, Run, drive
 from benchmarks.agents.ideal import amounts
 from benchmarks.agents.measures import measures
 from benchmarks.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
-from benchmarks.agents.pace import Pace
+from benchmarks.agents.pace import Pace, Say, seldom
 from benchmarks.agents.pools import Sample, used, watched
-from benchmarks.agents.steps import Found, Say, costs, measure_apart
+from benchmarks.agents.steps import Found, costs, measure_apart
 from benchmarks.agents.systems import SYSTEMS, Running, flush
 from benchmarks.agents.text import text_sessions
 from benchmarks.agents.workload import TEXT, Conversation, Session, Shape, sessions
 from ps_sglang.errors import LaunchError, UsageError
 
 _ALL_AT_ONCE: Final = 1e6  # sessions a second
-_PROGRESS_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,17 @@ def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
     study.check()
     models = checkpoints(study.model, study.shape.decoders)
     starts = study.starts()
-    pace = Pace([name for _, name in starts], study.count)
+    pace = Pace([name for _, name in starts], study.count, study.repeats if step_costs else 0)
     say(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
     loads = study.loads()
     runs: list[dict[str, Any]] = []
     steps: list[Found] = []
     for repeat, name in starts:
         if step_costs and repeat == len(steps):
-            say("measuring what steps cost, a minute")
-            steps.append(measure_apart(study.model))
+            say("measuring what steps cost")
+            began = time.monotonic()
+            steps.append(measure_apart(study.model, say=say))
+            pace.step_costs_took(time.monotonic() - began)
         began = time.monotonic()
         say(f"starting {name}")
         with _started(name, study, models) as running:
@@ -198,15 +199,8 @@ def _stages(found: dict[str, dict[str, float]]) -> str:
 
 def _progress(say: Say, name: str, load: Load) -> Say:
     """Says how far a run is, every few seconds."""
-    told = time.monotonic()
-
-    def tell(progress: str) -> None:
-        nonlocal told
-        if time.monotonic() - told > _PROGRESS_S:
-            told = time.monotonic()
-            say(f"  {name}, {load}: {progress}")
-
-    return tell
+    tell = seldom(say)
+    return lambda progress: tell(f"  {name}, {load}: {progress}")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks.agents.drive import Load
 from benchmarks.agents.models import checkpoints
-from benchmarks.agents.steps import Found, Grid, costs
+from benchmarks.agents.samplers import Grid
+from benchmarks.agents.steps import Found, costs
 from benchmarks.agents.steps import measure as measure_steps
 from benchmarks.agents.study import Study, measure
 from benchmarks.agents.systems import OURS, STOCK_PD, STOCK_UNIFIED, SYSTEMS, ours

@@ -32,6 +32,16 @@ def test_what_is_left_is_what_the_same_took_or_what_arrivals_and_capacity_allow(
     assert pace.left("b", LOADS[1:], LOADS) == pytest.approx(20 + 10 + 30 + (5 + 30 + 5))
 
 
+def test_measuring_step_costs_counts_as_often_as_it_is_still_to_be_done() -> None:
+    pace = Pace(["a", "a"], 10, step_costs=2)
+    pace.step_costs_took(100.0)
+    pace.started(20.0)
+    pace.took("a", AT_ONCE, 5.0, 2.0)
+    assert pace.left("a", [], [AT_ONCE]) == pytest.approx(20 + 5 + 100)
+    pace.step_costs_took(100.0)
+    assert pace.left("a", [], [AT_ONCE]) == pytest.approx(20 + 5)
+
+
 async def test_pools_are_looked_at_once_more_at_the_end() -> None:
     looks = itertools.count(1)
     async with watched(lambda: {"prefill": Pool(next(looks), 10)}) as samples:
