@@ -11,8 +11,6 @@ from benchmarks.agents.drive import Load
 
 _START_S: Final = 30.0
 """To start a system, before one has been: SGLang's import and its workers' on two cores."""
-
-
 _SELDOM_S: Final = 5.0
 
 Say = Callable[[str], None]

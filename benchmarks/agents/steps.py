@@ -103,10 +103,7 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
         ("move", "decode", moves),
     ):
         flush(running)
-
-        def tell(done: int, kind: str = kind) -> None:
-            seldom_say(f"  what steps cost: {done} samples of {kind}")
-
+        tell = partial(_tell, seldom_say, kind)
         before, own_s, began = count(running), time.process_time(), time.monotonic()
         taken = asyncio.run(take(running, prompts, grid, tell))
         own_s = time.process_time() - own_s
@@ -118,6 +115,10 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
         found.asked += taken.asked
         found.others_s += cpu_s["gateway"] + own_s
     return found
+
+
+def _tell(say: Say, kind: str, done: int) -> None:
+    say(f"  what steps cost: {done} samples of {kind}")
 
 
 def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
