@@ -20,7 +20,8 @@ from typing import Final
 
 from benchmarks.accuracy.plan import RECIPES, Study
 from ps_sglang.errors import PsSglangError
-from ps_sglang.home import home, progress
+from ps_sglang.home import home
+from ps_sglang.progress import progress
 
 _REPOSITORY: Final = Path(__file__).parents[2]
 

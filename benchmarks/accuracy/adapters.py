@@ -19,9 +19,9 @@ from benchmarks.accuracy.jobs import Runner
 from benchmarks.accuracy.plan import LORA_EPOCHS, LORA_RANK, LORA_RATE, Recipe, Study
 from benchmarks.accuracy.trainings import Training, train
 from ps_sglang.contract import read_manifest, write_manifest
-from ps_sglang.home import progress
 from ps_sglang.models import resolve
 from ps_sglang.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapted
+from ps_sglang.progress import progress
 
 _SEED: Final = 1
 

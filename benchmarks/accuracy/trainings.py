@@ -11,7 +11,7 @@ from typing import Final
 from benchmarks.accuracy.jobs import Runner, flags
 from benchmarks.accuracy.plan import Recipe, Study
 from ps_sglang.contract import read_manifest
-from ps_sglang.home import progress
+from ps_sglang.progress import progress
 from ps_sglang.train.settings import Method
 
 _SEARCH_SEED: Final = 0

@@ -12,7 +12,7 @@ from benchmarks.accuracy.evaluations import base_cells, decoder_cells, report_on
 from benchmarks.accuracy.jobs import Runner
 from benchmarks.accuracy.plan import METHODS, Recipe, Study
 from benchmarks.accuracy.trainings import Training, best_rate, train
-from ps_sglang.home import progress
+from ps_sglang.progress import progress
 from ps_sglang.train.settings import Method
 
 

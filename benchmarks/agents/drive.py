@@ -15,6 +15,7 @@ from typing import Protocol
 
 from benchmarks.agents.client import Answer, TurnFailed
 from benchmarks.agents.workload import Conversation, Session
+from ps_sglang.progress import Say
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ async def drive(
     load: Load,
     conversation: Callable[[Session], Conversation],
     ask: Asks,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Run:
     """Run the trace to its end; a session that fails goes no further, the others go on."""
     run, began = Run(), perf_counter()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.agents.drive import Load
+from ps_sglang.progress import Say
 
 _START_S: Final = 30.0
 """To start a system, before one has been: SGLang's import and its workers' on two cores."""
 _SELDOM_S: Final = 5.0
-
-Say = Callable[[str], None]
-"""Takes a line for people."""
 
 
 def seldom(say: Say) -> Say:

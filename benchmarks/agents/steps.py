@@ -26,11 +26,12 @@ from typing import Any, Final
 from benchmarks.agents.counters import count, pools
 from benchmarks.agents.fit import Sample, fit, misses
 from benchmarks.agents.models import MODELS, checkpoints
-from benchmarks.agents.pace import Say, seldom
+from benchmarks.agents.pace import seldom
 from benchmarks.agents.pools import watched
 from benchmarks.agents.samplers import Grid, Prompts, decodes, moves, prefills
 from benchmarks.agents.systems import Running, ask_worker, flush, ours
 from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.progress import Say
 
 POOL: Final = 65536
 _REPEATS: Final = 3

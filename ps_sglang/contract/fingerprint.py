@@ -23,7 +23,8 @@ from typing import Any
 from ps_sglang.contract.files import digest
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import Tensor, read_tensors, weight_files
-from ps_sglang.home import home, progress
+from ps_sglang.home import home
+from ps_sglang.progress import progress
 
 SCHEME = "ps1"
 _MAKES_NO_KV = frozenset({"lm_head.weight"})

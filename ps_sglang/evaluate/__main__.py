@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ps_sglang.errors import EvaluationError, PsSglangError
 from ps_sglang.evaluate.args import parse_args
-from ps_sglang.home import progress
+from ps_sglang.progress import progress
 
 if TYPE_CHECKING:
     from ps_sglang.evaluate.results import Evaluation

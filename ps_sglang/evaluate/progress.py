@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-from ps_sglang.train.progress import duration
-
-Say = Callable[[str], None]
+from ps_sglang.progress import Say, duration
 
 # Between lines, so that a short run is not drowned in them.
 _EVERY_S = 10.0

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ps_sglang.evaluate.compare import compare
 from ps_sglang.evaluate.figure import draw
 from ps_sglang.evaluate.generate import Tokens, batches
-from ps_sglang.evaluate.progress import Progress, Say
+from ps_sglang.evaluate.progress import Progress
 from ps_sglang.evaluate.prompts import Question, data_digest, encode, questions
 from ps_sglang.evaluate.record import record
 from ps_sglang.evaluate.results import (
@@ -24,7 +24,7 @@ from ps_sglang.evaluate.scores import Row, wilson
 from ps_sglang.evaluate.served import ServedDecoder
 from ps_sglang.evaluate.settings import EvaluateSettings
 from ps_sglang.evaluate.subject import Subject
-from ps_sglang.home import progress
+from ps_sglang.progress import Say, progress
 from ps_sglang.tasks import Task, task
 
 

@@ -25,8 +25,7 @@ from ps_sglang.launch.messages import Ending, Loaded, Start
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.readiness import Probe, gateway_url, read_ahead, tail
 from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
-
-Say = Callable[[str], None]
+from ps_sglang.progress import Say
 
 GATEWAY: Final = "gateway"
 HOST: Final = "host"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ps_sglang.home import progress
+from ps_sglang.progress import progress
 
 
 def prepare_once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -16,11 +16,12 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from ps_sglang.errors import MissingPackageError
-from ps_sglang.home import home, progress
+from ps_sglang.home import home
 from ps_sglang.models.adapter import ADAPTER_WEIGHTS, write_adapted
 from ps_sglang.models.cache import prepare_once
 from ps_sglang.models.checkpoint import WEIGHTS_FILE, write_checkpoint
 from ps_sglang.models.stand_in import Noise, write_stand_in
+from ps_sglang.progress import progress
 
 BASE = "smollm2-135m"
 # Noise of 12 %: outputs differ from the base's and stay language.

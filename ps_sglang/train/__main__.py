@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ps_sglang.errors import PsSglangError, TrainingError
-from ps_sglang.home import progress
+from ps_sglang.progress import progress
 from ps_sglang.train.args import parse_args
 
 

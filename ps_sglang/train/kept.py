@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ps_sglang.home import progress
+from ps_sglang.progress import progress
 from ps_sglang.train.settings import TrainSettings
 
 _SUFFIX: Final = ".safetensors"

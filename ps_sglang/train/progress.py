@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-Say = Callable[[str], None]
+from ps_sglang.progress import Say, duration
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
@@ -54,16 +53,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
             f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4f}, "
             f"{rate:,.0f} tokens/s, {duration(left)} left"
         )
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 41 s, 7 min 03 s, 5 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def tensorboard(folder: Path) -> list[TrainerCallback]:

@@ -14,6 +14,7 @@ from ps_sglang.contract import Manifest
 from ps_sglang.contract.manifest import BaseReference, Score, Training
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel, resolve
+from ps_sglang.progress import Say
 from ps_sglang.train.arguments import training_arguments
 from ps_sglang.train.base import BaseReader
 from ps_sglang.train.batches import conditioned_batch, full_batch
@@ -24,7 +25,7 @@ from ps_sglang.train.identity import Identity, check_new, check_resume
 from ps_sglang.train.kept import KeptKv, open_kept
 from ps_sglang.train.lengths import report
 from ps_sglang.train.loop import DecoderTrainer
-from ps_sglang.train.progress import Progress, Say, tensorboard
+from ps_sglang.train.progress import Progress, tensorboard
 from ps_sglang.train.records import read_data
 from ps_sglang.train.saving import saving
 from ps_sglang.train.settings import TrainSettings

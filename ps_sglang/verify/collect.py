@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from ps_sglang.progress import Say
 from ps_sglang.verify.client import Answer, GatewayClient, Message, RequestFailed
 from ps_sglang.verify.prompts import ANSWER_LENGTH, AT_ONCE, Ask, Chat, Conversation, Script, Tokens
 
-Say = Callable[[str], None]
 Render = Callable[[tuple[Message, ...]], Tokens]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -11,14 +11,13 @@ from transformers.utils import logging
 
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
+from ps_sglang.progress import Say
 from ps_sglang.verify.client import GatewayClient, Message
 from ps_sglang.verify.collect import Exchange, collect
 from ps_sglang.verify.compare import judge
 from ps_sglang.verify.prompts import ANSWER_LENGTH, Tokens, script
 from ps_sglang.verify.reference import Reference
 from ps_sglang.verify.report import Report
-
-Say = Callable[[str], None]
 
 
 def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> Report:
