@@ -15,8 +15,7 @@ from typing import Any, Final
 
 from benchmarks.accuracy.plan import RECIPES, Study
 from benchmarks.report import RESULTS, save
-from ps_sglang.evaluate.figure import draw
-from ps_sglang.evaluate.scores import wilson
+from ps_sglang.evaluate.figure import draw, mean
 
 Row = dict[str, Any]
 
@@ -94,8 +93,8 @@ def write_docs(found: Sequence[Row], docs: Path) -> None:
 
 
 def table(found: Iterable[Row]) -> str:
-    """A Markdown table: a line a task and system, a column a share, in per cent. Seeds are
-    pooled: the interval is of all their answers together."""
+    """A Markdown table: a line a task and system, a column a share, in per cent: the mean
+    over seeds, as in the figure."""
     cells: dict[tuple[str, str], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in found:
         cells[row["task"], row["system"]][row["share"]].append(row)
@@ -110,7 +109,5 @@ def table(found: Iterable[Row]) -> str:
 
 
 def _score(same: Sequence[Row]) -> str:
-    n = sum(row["n"] for row in same)
-    score = sum(row["score"] * row["n"] for row in same) / n
-    low, high = wilson(score, n)
-    return f"{100 * score:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    one = mean(same)
+    return f"{100 * one.score:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})"

@@ -49,14 +49,17 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> Lines:
             continue
         groups.setdefault((row["task"], row["system"], row["share"]), {})[row["seed"]] = row
     found: Lines = {}
-    for (task, system, share), seeds in sorted(groups.items(), key=lambda group: group[0][2]):
-        score = sum(row["score"] for row in seeds.values()) / len(seeds)
-        low, high = wilson(score, min(row["n"] for row in seeds.values()))
-        point = Score(share, score, low, high)
-        found.setdefault(task, {}).setdefault(system, []).append(point)
+    for (task, system, _), seeds in sorted(groups.items(), key=lambda group: group[0][2]):
+        found.setdefault(task, {}).setdefault(system, []).append(mean([*seeds.values()]))
     if not found:
         raise UsageError("no offline rows: there is nothing to draw")
     return found
+
+
+def mean(seeds: Sequence[Mapping[str, Any]]) -> Score:
+    """Of a system's rows at one share, a row a seed."""
+    score = sum(row["score"] for row in seeds) / len(seeds)
+    return Score(seeds[0]["share"], score, *wilson(score, min(row["n"] for row in seeds)))
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> str:
