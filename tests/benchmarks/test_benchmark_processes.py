@@ -15,6 +15,8 @@ BENCHMARK = """
 import signal, subprocess, sys
 from benchmarks.gateway.systems import process
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+# A shell that runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with process([sys.executable, "-c", "import signal; signal.pause()"], None) as started:
     print(started.pid, flush=True)
     signal.pause()
