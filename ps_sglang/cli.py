@@ -9,6 +9,7 @@ from typing import Final
 
 from ps_sglang import __version__
 from ps_sglang.errors import PsSglangError
+from ps_sglang.progress import progress
 
 Command = Callable[[Sequence[str]], int]
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(words[1:])
     except PsSglangError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 2
 
 

@@ -10,7 +10,7 @@ Say = Callable[[str], None]
 
 
 def progress(line: str) -> None:
-    """A line on stderr."""
+    """A line on stderr; what a tool prints on stdout may be piped."""
     # In one piece, as threads and processes tell things side by side.
     sys.stderr.write(f"ps-sglang: {line}\n")
     sys.stderr.flush()

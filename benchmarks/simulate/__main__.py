@@ -25,6 +25,7 @@ from benchmarks.simulate.studies import MEASURED, STUDIES, Case, quick
 from benchmarks.simulate.traces import SEED
 from benchmarks.simulate.validate import print_validation
 from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.progress import progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 STUDIES[study](runs, steps)
                 runs.keep()
     except PsSglangError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 2
     for title, one in runs.headlines().items():
         print(line(title, one))

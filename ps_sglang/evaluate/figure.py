@@ -21,6 +21,7 @@ from ps_sglang.chart import Axis, Panel, Point, chart
 from ps_sglang.errors import PsSglangError, UsageError
 from ps_sglang.evaluate.results import check_writable
 from ps_sglang.evaluate.scores import wilson
+from ps_sglang.progress import progress
 
 _PERCENT: Final = (0, 25, 50, 75, 100)
 _ROW: Final = ("task", "system", "share", "seed", "n", "score")
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable("--out", args.out)
         args.out.write_text(draw([row for file in args.results for row in _rows(file)]))
     except PsSglangError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 2
     return 0
 

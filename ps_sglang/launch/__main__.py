@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ps_sglang.errors import LaunchError, PsSglangError
 from ps_sglang.launch.args import parse_args
+from ps_sglang.progress import progress
 
 if TYPE_CHECKING:
     from ps_sglang.launch.cluster import Cluster
@@ -22,16 +23,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m ps_sglang.lau
         from ps_sglang.launch.cluster import Cluster
 
         _interrupt_on_signals()
-        with Cluster.start(spec, say) as cluster:
-            say(ready_line(cluster))
+        with Cluster.start(spec, progress) as cluster:
+            progress(ready_line(cluster))
             cluster.wait()
     except KeyboardInterrupt:
-        say("stopped")
+        progress("stopped")
     except LaunchError as error:
-        say(f"error: {error}")
+        progress(f"error: {error}")
         return 1
     except PsSglangError as error:
-        say(f"error: {error}")
+        progress(f"error: {error}")
         return 2
     return 0
 
@@ -55,18 +56,13 @@ def ready_line(cluster: Cluster) -> str:
     )
 
 
-def say(line: str) -> None:
-    """Tell the user; standard error, as in all tools whose output could be piped."""
-    print(f"ps-sglang: {line}", file=sys.stderr, flush=True)
-
-
 def _interrupt_on_signals() -> None:
     """The first Ctrl-C or SIGTERM begins the stop, which takes seconds; more change nothing."""
 
     def interrupt(*_: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        say("stopping")
+        progress("stopping")
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

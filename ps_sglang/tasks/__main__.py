@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.progress import progress
 from ps_sglang.tasks.args import Arguments, parse_args
 from ps_sglang.tasks.items import Item, Split
 from ps_sglang.tasks.registry import task
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m ps_sglang.tas
         for line in write(parse_args(argv, prog)):
             print(line)
     except PsSglangError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 2
     return 0
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from ps_sglang.errors import PsSglangError, UsageError
 from ps_sglang.models import resolve, resolve_all
+from ps_sglang.progress import progress
 
 _DESCRIPTION: Final = """\
 Compare what a running cluster answers with the Hugging Face reference: the base's forward pass
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang verify") -> i
     try:
         return _run(argv, prog)
     except PsSglangError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 2
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.progress import progress
 from ps_sglang.workers.client import Json, RefusedError, WorkersClient
 
 _DESCRIPTION: Final = """\
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang workers") -> 
     try:
         run(WorkersClient(args.gateway), args)
     except RefusedError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 1
     except PsSglangError as error:
-        print(f"ps-sglang: error: {error}", file=sys.stderr)
+        progress(f"error: {error}")
         return 2
     return 0
 
