@@ -16,7 +16,7 @@ import msgspec
 
 from ps_sglang.engine import waiting
 from ps_sglang.engine.compat.srt import EventPublisherFactory
-from ps_sglang.engine.handoff.base_prefix import next_turn
+from ps_sglang.engine.request_state import next_sequence_number
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
 from ps_sglang.feed.messages import PUBLISHER, Pin, Release, TimelineRecord
 from ps_sglang.feed.publisher import Command, FeedPublisher
@@ -107,7 +107,7 @@ def process_input_requests(original: Any, scheduler: Any, recv_reqs: list[Any]) 
 
 def _apply(hint: Hint, conversations: Any) -> None:
     if isinstance(hint, Release):
-        conversations.release(hint.session, next_turn())
+        conversations.release(hint.session, next_sequence_number())
     elif isinstance(hint, Pin):
         conversations.pin(hint.session)
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ps_sglang.engine import feed
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST
+from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.feed.messages import TimelineRecord
 
 
@@ -26,7 +27,7 @@ def tell_decoded(reqs: list[Any]) -> None:
     """Note first outputs, and tell the feed of requests that have ended."""
     now = time.perf_counter()
     for req in reqs:
-        moments = req.moments
+        moments = handoff_state(req).timestamps
         if not moments.first_output and req.output_ids:
             moments.first_output = now
         # Under overlap scheduling an ended request is in the next batch as well.
@@ -36,8 +37,9 @@ def tell_decoded(reqs: list[Any]) -> None:
 
 
 def _of_prefill(req: Any) -> TimelineRecord:
-    moments, stats = req.moments, req.time_stats
-    waited = 0.0 if req.fan_out is None else req.fan_out.waited
+    state, stats = handoff_state(req), req.time_stats
+    moments = state.timestamps
+    waited = 0.0 if state.fan_out is None else state.fan_out.waited
     computed_at = stats.prefill_finished_time
     started = stats.forward_entry_time or computed_at  # no forward pass: it took no time
     computed = len(req.origin_input_ids) - req.cached_tokens
@@ -55,7 +57,8 @@ def _of_prefill(req: Any) -> TimelineRecord:
 
 
 def _of_decode(req: Any, now: float) -> TimelineRecord:
-    moments, asked = req.moments, req.time_stats.decode_transfer_queue_entry_time
+    moments = handoff_state(req).timestamps
+    asked = req.time_stats.decode_transfer_queue_entry_time
     first_output = moments.first_output or moments.landed  # ended without any output
     return TimelineRecord(
         rid=req.rid,

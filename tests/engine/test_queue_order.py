@@ -13,6 +13,7 @@ from sglang.srt.managers.schedule_policy import WAITING_QUEUE_PREFIX_MATCH_MAX, 
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from ps_sglang.engine.handoff import priority
+from ps_sglang.engine.request_state import begin_handoff
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
 from ps_sglang.place import place
 
@@ -31,7 +32,8 @@ def requests(count: int) -> list[Req]:
     for number in range(count):
         params = SamplingParams(max_new_tokens=1)
         req = Req(str(number), "", array("q", prompt(number)), params, vocab_size=5_000)
-        req.base_prefix_len, req.session_id, req.is_looked_up = LENGTH, None, False
+        req.session_id = None
+        begin_handoff(req, LENGTH)
         made.append(req)
     return made
 

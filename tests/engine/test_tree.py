@@ -136,7 +136,7 @@ def test_forgotten_conversations_leave_no_pins(tree: BaseTokenTree) -> None:
     for number, node in enumerate(nodes):
         tree.conversations.reached(str(number), number, node)
         tree.conversations.pin(str(number))
-    pins = [tree.tree_core.node_by_id(node).pins for node in nodes]
+    pins = [tree.tree_core.node_by_id(node).hint_marks.pins for node in nodes]
     assert pins == [0, 1, 1]
 
 

@@ -13,54 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, SamplingParams
-from ps_sglang.engine.handoff.moments import Moments
-
-_TURNS = count(1)
-
-Request = Any  # sglang.srt.managers.schedule_batch.Req, which ships no types
-
-
-def base_prefix_len(req: Request) -> int:
-    """Tokens of the request's prompt whose KV is the base's."""
-    return int(req.base_prefix_len)
-
-
-def awaits_first_output(req: Request) -> bool:
-    """Whether the next decode step is the one that reads the boundary token."""
-    return len(req.output_ids) == 0
+from ps_sglang.engine.request_state import Request, awaits_first_output, begin_handoff
 
 
 def create_generation_req(
     original: Any, scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
 ) -> Request:
     """Around ``Scheduler._create_generation_req``: give the request its base prefix."""
-    req = _create(original, scheduler, recv_req, args, kwargs)
-    req.turn = next_turn()
-    req.fan_out = None
-    req.is_looked_up = False
-    req.moments = Moments()
-    return req
-
-
-def next_turn() -> int:
-    """A number above those of all requests that this worker has begun."""
-    return next(_TURNS)
-
-
-def _create(
-    original: Any, scheduler: Any, recv_req: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Request:
     mode = scheduler.disaggregation_mode
     if mode is DisaggregationMode.NULL:
         return _whole_prompt(original(scheduler, recv_req, *args, **kwargs))
     if kwargs.get("bootstrap_host") == FAKE_BOOTSTRAP_HOST:
         req = _whole_prompt(original(scheduler, recv_req, *args, **kwargs))
         if mode is DisaggregationMode.DECODE:
-            req.base_prefix_len -= 1
+            begin_handoff(req, len(req.origin_input_ids) - 1)
             req.skip_radix_cache_insert = True  # a health check's KV is no one's
         return req
     if mode is DisaggregationMode.PREFILL:
@@ -69,7 +38,7 @@ def _create(
 
 
 def _whole_prompt(req: Request) -> Request:
-    req.base_prefix_len = len(req.origin_input_ids)
+    begin_handoff(req, len(req.origin_input_ids))
     return req
 
 
@@ -100,7 +69,7 @@ def _base_prefix_only(
 
 
 def _for_decoder(req: Request, recv_req: Any) -> Request:
-    req.base_prefix_len = len(req.origin_input_ids) - 1
+    begin_handoff(req, len(req.origin_input_ids) - 1)
     if recv_req.return_logprob and 0 <= recv_req.logprob_start_len < len(req.origin_input_ids):
         recv_req.logprob_start_len = -1
         req.set_finish_with_abort(

@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, prepare_abort
-from ps_sglang.engine.handoff.base_prefix import (
-    as_handed_over,
-    awaits_first_output,
-    base_prefix_len,
-)
+from ps_sglang.engine.handoff import transport
+from ps_sglang.engine.handoff.base_prefix import as_handed_over
+from ps_sglang.engine.request_state import awaits_first_output, base_prefix_len, handoff_state
 from ps_sglang.engine.sampling.penalties import count_outputs, recount_outputs
 from ps_sglang.engine.timeline import tell_decoded
-from ps_sglang.engine.transfer.endpoints import ZmqKVReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,20 +76,20 @@ def send_kv_metadata(
 ) -> None:  # fmt: skip
     """Around ``DecodePreallocQueue._send_kv_metadata``: ask for the delta, or for nothing."""
     req = decode_req.req
-    if isinstance(decode_req.kv_receiver, ZmqKVReceiver):
-        decode_req.kv_receiver.expect(req.origin_input_ids[: base_prefix_len(req)])
+    transport.expect(decode_req.kv_receiver, req.origin_input_ids[: base_prefix_len(req)])
     original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
     if req.bootstrap_host == FAKE_BOOTSTRAP_HOST:
         return
     held = kwargs["decode_prefix_len"]
-    req.moments.held = held
-    if len(kv_indices) == 0 and getattr(decode_req.kv_receiver, "holds_everything", False):
+    timestamps = handoff_state(req).timestamps
+    timestamps.held = held
+    if len(kv_indices) == 0 and transport.holds_everything(decode_req.kv_receiver):
         _fill_metadata(queue.metadata_buffers, decode_req, cached=held)
         metrics.handoff_skipped(tokens=held)
     else:
         pages = -(-len(kv_indices) // page_size)
         size = pages * queue.kv_manager.kv_item_lens_sum
-        req.moments.pulled, req.moments.pulled_bytes = len(kv_indices), size
+        timestamps.pulled, timestamps.pulled_bytes = len(kv_indices), size
         metrics.handoff_started(pulled=len(kv_indices), held=held, size=size)
 
 
@@ -113,7 +110,7 @@ def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
     req = decode_req.req
     with _without_first_output(req):
         original(queue, decode_req)
-    req.moments.landed = time.perf_counter()
+    handoff_state(req).timestamps.landed = time.perf_counter()
     _account_cached_tokens(req)
 
 
@@ -142,7 +139,7 @@ _REASONING_STATE = (
 
 def _account_cached_tokens(req: Any) -> None:
     """Split ``cached_tokens`` into what this worker's tree held and what the base's tree held."""
-    own = min(req.moments.held, req.cached_tokens)
+    own = min(handoff_state(req).timestamps.held, req.cached_tokens)
     req.cached_tokens_device = own
     req.cached_tokens_host = req.cached_tokens - own
     # The prefill worker's count is the truth; the stock code would add this worker's hit to it.

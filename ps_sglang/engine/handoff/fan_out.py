@@ -20,6 +20,7 @@ from xxhash import xxh3_64_intdigest
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
 from ps_sglang.engine.handoff.priority import rank
+from ps_sglang.engine.request_state import FanOutWait, handoff_state
 
 _WORTH_WAITING: Final = 32
 """Tokens; computing fewer once more costs less than waiting for a pass of somebody else's."""
@@ -28,35 +29,20 @@ _LOOKED_AT: Final = 128
 """Waiting requests that are compared in a pass, as many as SGLang itself orders by prefix."""
 
 
-class FanOut:
-    """A request's part in the fan-out.
+def _pass_over(part: FanOutWait, now: float) -> None:
+    """The request waits for another one from now on."""
+    if part.since is None:
+        part.since = now
 
-    Attributes:
-        blocks: hashes of its prefixes of 1, 2, ... blocks.
-        waited: seconds for which it was passed over so far, up to `since`.
-        since: when it was first passed over (`time.perf_counter`), None while it is not.
-    """
 
-    __slots__ = ("blocks", "since", "waited")
-
-    def __init__(self, req: Any, block: int) -> None:
-        self.blocks = list(_prefixes(req, block))
-        self.waited = 0.0
-        self.since: float | None = None
-
-    def passed_over(self, now: float) -> None:
-        """It waits for another request from now on."""
-        if self.since is None:
-            self.since = now
-
-    def goes_on(self, now: float) -> bool:
-        """It waits no more; whether it did."""
-        if self.since is None:
-            return False
-        metrics.prefill_waited()
-        self.waited += now - self.since
-        self.since = None
-        return True
+def _goes_on(part: FanOutWait, now: float) -> bool:
+    """The request waits no more; whether it did."""
+    if part.since is None:
+        return False
+    metrics.prefill_waited()
+    part.waited += now - part.since
+    part.since = None
+    return True
 
 
 def who_waits(scheduler: Any) -> list[Any]:
@@ -85,11 +71,14 @@ def pass_over(scheduler: Any, waits: Iterable[Any]) -> list[Any]:
     now = time.perf_counter()
     passed = set(map(id, waits))
     for req in waits:
-        req.fan_out.passed_over(now)
+        if (part := handoff_state(req).fan_out) is not None:
+            _pass_over(part, now)
     return [
         req
         for req in scheduler.waiting_queue
-        if id(req) not in passed and req.fan_out is not None and req.fan_out.goes_on(now)
+        if id(req) not in passed
+        and (part := handoff_state(req).fan_out) is not None
+        and _goes_on(part, now)
     ]
 
 
@@ -133,11 +122,11 @@ def _held_by_tree(scheduler: Any, req: Any) -> int:
     return int(req.prefix_len)
 
 
-def _part(req: Any, block: int) -> FanOut:
-    if req.fan_out is None:
-        req.fan_out = FanOut(req, block)
-    part: FanOut = req.fan_out
-    return part
+def _part(req: Any, block: int) -> FanOutWait:
+    state = handoff_state(req)
+    if state.fan_out is None:
+        state.fan_out = FanOutWait(list(_prefixes(req, block)))
+    return state.fan_out
 
 
 def _prefixes(req: Any, block: int) -> Iterator[int]:

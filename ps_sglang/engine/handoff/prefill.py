@@ -14,15 +14,15 @@ import torch
 
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, match_kv_cache
-from ps_sglang.engine.handoff import fan_out
-from ps_sglang.engine.transfer.endpoints import ZmqKVSender
+from ps_sglang.engine.handoff import fan_out, transport
+from ps_sglang.engine.request_state import handoff_state
 
 
 def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> bool:
     """Around ``PrefillBootstrapQueue.create_sender``: both workers must mean the same tokens."""
     created = bool(original(queue, req, num_kv_heads))
-    if created and isinstance(req.disagg_kv_sender, ZmqKVSender):
-        req.disagg_kv_sender.open(req.origin_input_ids)
+    if created:
+        transport.announce(req.disagg_kv_sender, req.origin_input_ids)
     return created
 
 
@@ -67,7 +67,7 @@ def _served_without_forward(scheduler: Any, req: Any) -> bool:
         metrics.prefill_skipped(cached=0)
         return True
     if _adopt_cached_prefix(scheduler, req):
-        req.moments.held = len(req.origin_input_ids)
+        handoff_state(req).timestamps.held = len(req.origin_input_ids)
         _send_pages(scheduler, req)
         metrics.prefill_skipped(cached=len(req.origin_input_ids))
         return True
@@ -135,5 +135,5 @@ def process_batch_result(original: Any, scheduler: Any, batch: Any, result: Any)
     for req in finishing:
         if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
             computed = len(req.origin_input_ids) - req.cached_tokens
-            req.moments.held = req.cached_tokens
+            handoff_state(req).timestamps.held = req.cached_tokens
             metrics.prefilled(computed=computed, cached=req.cached_tokens)

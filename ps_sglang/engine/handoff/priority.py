@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ps_sglang.engine.compat.srt import CacheAwarePolicy, match_kv_cache
+from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.place import priority_of
 
 
@@ -39,7 +40,8 @@ def _sort_long_queue(waiting_queue: list[Any], tree: Any) -> None:
     """By what was held when each request was looked up, once: for all of them again at every
     step it would cost too much, and what is out of date costs a place in the queue, no more."""
     for req in waiting_queue:
-        if not req.is_looked_up:
+        state = handoff_state(req)
+        if not state.prefix_matched:
             match_kv_cache(req, tree)
-            req.is_looked_up = True
+            state.prefix_matched = True
     waiting_queue.sort(key=lambda req: -req.num_matched_prefix_tokens)

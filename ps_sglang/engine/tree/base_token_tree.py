@@ -23,7 +23,7 @@ from ps_sglang.engine.compat.srt import (
     create_unified_radix_cache,
     register_radix_cache_backend,
 )
-from ps_sglang.engine.handoff.base_prefix import base_prefix_len
+from ps_sglang.engine.request_state import base_prefix_len, handoff_state
 from ps_sglang.engine.tree.events import TreeEvents
 from ps_sglang.engine.tree.hints import Conversations, EvictionOrder
 
@@ -54,7 +54,8 @@ class BaseTokenTree(UnifiedRadixCache):  # type: ignore[misc]
         """Insert the request's tokens ``[0, up_to)``, cut at its base prefix."""
         super().checkpoint(req, up_to=min(up_to, base_prefix_len(req)), **kwargs)
         if req.session_id is not None and req.last_node is not None:
-            self.conversations.reached(req.session_id, req.turn, req.last_node)
+            number = handoff_state(req).sequence_number
+            self.conversations.reached(req.session_id, number, req.last_node)
 
     def republish(self) -> None:
         """Make the next `take_events` begin with all that the tree holds."""

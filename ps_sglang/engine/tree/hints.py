@@ -20,6 +20,25 @@ MOST_CONVERSATIONS: Final = 16_384
 _RELEASED, _USUAL, _PINNED = range(3)
 
 
+@dataclass(slots=True)
+class NodeMarks:
+    """What hints say of a node of the tree, at its attribute ``hint_marks``.
+
+    `pins` counts the conversations that hold it; `released_at` is its last access at its release.
+    """
+
+    pins: int = 0
+    released_at: Any = None
+
+
+def _marks(node: Any) -> NodeMarks:
+    """A node's marks; SGLang's nodes begin without."""
+    if not hasattr(node, "hint_marks"):
+        node.hint_marks = NodeMarks()
+    marks: NodeMarks = node.hint_marks
+    return marks
+
+
 class EvictionOrder:
     """SGLang's eviction strategy, with released nodes before all others and pinned ones after."""
 
@@ -32,11 +51,13 @@ class EvictionOrder:
         return self._rank(node), self._usual.get_priority(node)
 
     def _rank(self, node: Any) -> int:
-        if getattr(node, "pins", 0):
+        marks: NodeMarks | None = getattr(node, "hint_marks", None)
+        if marks is None:
+            return _USUAL
+        if marks.pins:
             return _PINNED
         # A node that was used after its release is wanted again.
-        is_released = getattr(node, "released_at", None) == node.last_access_time
-        return _RELEASED if is_released else _USUAL
+        return _RELEASED if marks.released_at == node.last_access_time else _USUAL
 
 
 @dataclass
@@ -106,7 +127,7 @@ class Conversations:
         for node in reversed(self._down_to(path)):
             if set(node.children.values()) - {below}:
                 return
-            node.released_at = node.last_access_time
+            _marks(node).released_at = node.last_access_time
             below = node
 
     def _hold(self, conversation: _Conversation) -> None:
@@ -121,7 +142,7 @@ class Conversations:
 
     def _add_pins(self, path: list[int], number: int) -> None:
         for node in filter(None, map(self._find, path)):
-            node.pins = getattr(node, "pins", 0) + number
+            _marks(node).pins += number
 
     def _down_to(self, path: list[int]) -> list[Any]:
         """The nodes from below the root down to the last of a path's that is still there."""

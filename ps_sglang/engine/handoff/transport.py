@@ -1,0 +1,47 @@
+"""What the handoff asks of a transfer backend beyond SGLang's interface.
+
+A sender or receiver that knows token ids has these members; SGLang's own backends do not, and then
+nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class TokenAwareSender(Protocol):
+    """A prefill worker's end that compares token ids before pages move."""
+
+    def open(self, base_prefix: Sequence[int]) -> None:
+        """Wait for a decode worker that has found these token ids."""
+        ...
+
+
+@runtime_checkable
+class TokenAwareReceiver(Protocol):
+    """A decode worker's end that compares token ids before pages move."""
+
+    holds_everything: bool
+
+    def expect(self, base_prefix: Sequence[int]) -> None:
+        """The prefill worker must have found these token ids."""
+        ...
+
+
+def announce(sender: Any, base_prefix: Sequence[int]) -> None:
+    """Tell the prefill worker's end which token ids it offers."""
+    if isinstance(sender, TokenAwareSender):
+        sender.open(base_prefix)
+
+
+def expect(receiver: Any, base_prefix: Sequence[int]) -> None:
+    """Tell the decode worker's end which token ids it wants."""
+    if isinstance(receiver, TokenAwareReceiver):
+        receiver.expect(base_prefix)
+
+
+def holds_everything(receiver: Any) -> bool:
+    """Whether the decode worker's end needs no page and no answer."""
+    return isinstance(receiver, TokenAwareReceiver) and receiver.holds_everything
