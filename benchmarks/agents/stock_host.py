@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ps_sglang.engine import hooks
+from ps_sglang.engine.hooking import Hook
 from ps_sglang.engine.transfer.endpoints import ZmqKVReceiver
 from ps_sglang.launch import host
 
@@ -27,8 +28,7 @@ from ps_sglang.launch import host
 # other hook cuts it.
 _KEPT: Final = (
     ".TransferBackend", ".get_kv_class", ".create_sender", ".update_status",
-    ".init_idle_sleeper", ".on_idle", "._run_sdpa_forward_extend",
-    "._run_sdpa_forward_decode",
+    ".init_idle_sleeper", ".on_idle",
 )  # fmt: skip
 _METADATA: Final = "._send_kv_metadata"
 
@@ -43,11 +43,11 @@ def send_kv_metadata(
     original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
 
 
-def stock_hooks() -> tuple[hooks.Hook, ...]:
+def stock_hooks() -> tuple[Hook, ...]:
     """What of the plugin's hooks remains."""
     kept = [hook for hook in hooks.HOOKS if hook.target.endswith(_KEPT)]
     metadata = next(hook for hook in hooks.HOOKS if hook.target.endswith(_METADATA))
-    wanted = hooks.Hook(metadata.target, metadata.kind, send_kv_metadata, metadata.parameters)
+    wanted = Hook(metadata.target, metadata.kind, send_kv_metadata, metadata.parameters)
     return (*kept, wanted)
 
 

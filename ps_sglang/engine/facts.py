@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.contract import model_facts, read_manifest
+from ps_sglang.engine.hooking import after
 from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
 
@@ -17,6 +18,7 @@ KEY: Final = "ps_sglang"
 _ENGINE_FACTS: Final = ("page_size", "kv_cache_dtype", "dtype", "disaggregation_transfer_backend")
 
 
+@after("utils.common.build_server_info", "server_args", "scheduler_info")
 def build_server_info(
     info: dict[str, Any], server_args: Any, scheduler_info: dict[str, Any]
 ) -> dict[str, Any]:

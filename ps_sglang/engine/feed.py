@@ -16,6 +16,7 @@ import msgspec
 
 from ps_sglang.engine import waiting
 from ps_sglang.engine.compat.srt import EventPublisherFactory
+from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.request_state import next_sequence_number
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
 from ps_sglang.feed.messages import PUBLISHER, Pin, Release, TimelineRecord
@@ -60,15 +61,22 @@ class SchedulerFeed:
         return due
 
 
-def register() -> None:
-    """Make the feed selectable as a publisher of KV events."""
-    EventPublisherFactory.register_publisher(PUBLISHER, FeedPublisher)
-
-
 class _Here:
     """The feed of this process's scheduler; None where another rank has it, or nobody."""
 
     feed: SchedulerFeed | None = None
+
+
+def register() -> None:
+    """Make the feed selectable as a publisher of KV events."""
+    EventPublisherFactory.register_publisher(PUBLISHER, _publisher)
+
+
+def _publisher(**config: Any) -> FeedPublisher:
+    """The publisher of the rank that SGLang has chosen for it, which is this one."""
+    publisher = FeedPublisher(**config)
+    _Here.feed = SchedulerFeed(publisher)
+    return publisher
 
 
 def record(timeline: TimelineRecord) -> None:
@@ -77,17 +85,11 @@ def record(timeline: TimelineRecord) -> None:
         _Here.feed.publisher.record(timeline)
 
 
-def init_kv_events_publisher(_result: None, scheduler: Any) -> None:
-    """After ``Scheduler.init_kv_events_publisher``: the feed, where that is the publisher."""
-    publisher = scheduler.kv_events_publisher.kv_event_publisher
-    # Without a tree (--disable-radix-cache) there is nothing to tell.
-    if isinstance(publisher, FeedPublisher) and isinstance(scheduler.tree_cache, BaseTokenTree):
-        _Here.feed = SchedulerFeed(publisher)
-
-
+@after("managers.scheduler.Scheduler._poll_timeout_aborts", "self")
 def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any]:
     """After ``Scheduler._poll_timeout_aborts``: hints go to all ranks along with the aborts."""
-    if _Here.feed is None:
+    # Without a tree (--disable-radix-cache) there is nothing to tell, and nobody to be told.
+    if _Here.feed is None or not isinstance(scheduler.tree_cache, BaseTokenTree):
         return aborts
     commands = _Here.feed.commands(time.monotonic())
     hints = [command for command in commands if isinstance(command, Hint)]
@@ -96,6 +98,7 @@ def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any]:
     return [*aborts, *hints]
 
 
+@around("managers.scheduler.Scheduler.process_input_requests", "self", "recv_reqs")
 def process_input_requests(original: Any, scheduler: Any, recv_reqs: list[Any]) -> None:
     """Around ``Scheduler.process_input_requests``: take up hints, then publish what changed."""
     for hint in recv_reqs:

@@ -1,217 +1,30 @@
-"""Every place in SGLang that the plugin hooks, in one list, with what it was written for."""
+"""Every function of SGLang that the plugin hooks.
+
+``python -m ps_sglang.engine.hooks`` prints what is hooked, why, and for which signature.
+"""
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from importlib import import_module
 
-from ps_sglang.engine import attention, facts, feed, swap, timeline, waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
-from ps_sglang.engine.handoff import base_prefix, decode, prefill, priority
-from ps_sglang.engine.sampling import murmur, seeds
-from ps_sglang.engine.transfer import backend
+from ps_sglang.engine.hooking import Hook, declared
 
-_SRT = "sglang.srt."
-_DECODE = _SRT + "disaggregation.decode."
-_PREBUILT = (
-    _SRT + "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin."
-)
-_SCHEDULER = _SRT + "managers.scheduler.Scheduler."
+# In the order of a request's life; each declares its hooks beside their functions.
+for _module in (
+    "transfer.backend", "handoff.base_prefix", "handoff.prefill", "handoff.priority",
+    "handoff.decode", "sampling.seeds", "sampling.murmur", "feed", "timeline", "facts", "swap",
+    "waiting",
+):  # fmt: skip
+    import_module(f"ps_sglang.engine.{_module}")
 
-
-@dataclass(frozen=True)
-class Hook:
-    """One hooked function of SGLang.
-
-    Attributes:
-        target: dotted name, as ``HookRegistry`` takes it.
-        kind: how the hook is applied.
-        function: the hook (or the class that replaces a class).
-        parameters: names of the target's parameters that the hook was written for.
-    """
-
-    target: str
-    kind: HookType
-    function: Callable[..., Any]
-    parameters: tuple[str, ...]
+HOOKS = tuple(declared)
 
 
-HOOKS: tuple[Hook, ...] = (
-    # Transfer backend zmq.
-    Hook(
-        _SRT + "disaggregation.utils.TransferBackend", HookType.REPLACE,
-        backend.ExtendedTransferBackend, (),
-    ),
-    Hook(
-        _SRT + "disaggregation.utils.get_kv_class", HookType.AROUND,
-        backend.get_kv_class, ("transfer_backend", "class_type"),
-    ),
-    # Both roles: the base prefix of a request.
-    Hook(
-        _SCHEDULER + "_create_generation_req", HookType.AROUND,
-        base_prefix.create_generation_req, ("self", "recv_req", "args", "kwargs"),
-    ),
-    # Prefill worker.
-    Hook(
-        _SRT + "disaggregation.prefill.PrefillBootstrapQueue.create_sender", HookType.AROUND,
-        prefill.create_sender, ("self", "req", "num_kv_heads"),
-    ),
-    Hook(
-        _SRT + "disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped", HookType.AROUND,
-        prefill.pop_bootstrapped, ("self",),
-    ),
-    Hook(
-        _SRT + "disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
-        "process_batch_result_disagg_prefill", HookType.AROUND,
-        prefill.process_batch_result, ("self", "batch", "result"),
-    ),
-    Hook(
-        _SCHEDULER + "get_new_batch_prefill", HookType.AROUND,
-        prefill.get_new_batch_prefill, ("self", "running_batch"),
-    ),
-    Hook(
-        _SRT + "managers.schedule_policy.SchedulePolicy.calc_priority", HookType.AFTER,
-        priority.calc_priority, ("self", "waiting_queue", "running_batch", "processed_tokens"),
-    ),
-    # Decode worker, in the order of a request's life.
-    Hook(
-        _DECODE + "DecodePreallocQueue.add", HookType.AROUND,
-        decode.add, ("self", "req", "is_retracted", "is_rebootstrap"),
-    ),
-    Hook(
-        _DECODE + "DecodePreallocQueue.pop_preallocated", HookType.AROUND,
-        priority.pop_preallocated, ("self", "rids_to_check", "pp_good_rids", "pp_bad_rids"),
-    ),
-    Hook(
-        _DECODE + "DecodePreallocQueue._pre_alloc_fill_len", HookType.AROUND,
-        decode.pre_alloc_fill_len, ("req",),
-    ),
-    Hook(
-        _DECODE + "DecodePreallocQueue._rebootstrap_prefill_len", HookType.AROUND,
-        decode.prefill_len, ("req",),
-    ),
-    Hook(
-        _DECODE + "DecodePreallocQueue._required_admission_tokens", HookType.AROUND,
-        decode.required_admission_tokens,
-        ("self", "req", "allocated_tokens", "prefix_len", "retractable_tokens"),
-    ),
-    Hook(
-        _DECODE + "DecodePreallocQueue._send_kv_metadata", HookType.AROUND,
-        decode.send_kv_metadata,
-        ("self", "decode_req", "kv_indices", "page_size", "state_indices", "metadata_kwargs"),
-    ),
-    Hook(
-        _DECODE + "DecodeTransferQueue._commit_transfer_to_req", HookType.AROUND,
-        decode.commit_transfer, ("self", "decode_req"),
-    ),
-    Hook(
-        _PREBUILT + "prepare_for_prebuilt", HookType.AROUND,
-        decode.prepare_for_prebuilt, ("self",),
-    ),
-    Hook(
-        _PREBUILT + "process_prebuilt", HookType.AROUND,
-        decode.process_prebuilt, ("self", "future_map"),
-    ),
-    Hook(
-        _SRT + "managers.scheduler_components.batch_result_processor."
-        "SchedulerBatchResultProcessor.process_batch_result_prebuilt", HookType.AROUND,
-        decode.process_batch_result_prebuilt, ("self", "batch"),
-    ),
-    Hook(
-        _SRT + "managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens",
-        HookType.AROUND, decode.cumulate_penalty_output_tokens, ("self",),
-    ),
-    Hook(
-        _SRT + "mem_cache.common.release_kv_cache", HookType.AROUND,
-        decode.release_kv_cache, ("req", "tree_cache", "checkpoint"),
-    ),
-    # Seeds, on every worker that samples.
-    Hook(
-        _SRT + "sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
-        HookType.AFTER, seeds.from_schedule_batch, ("batch", "vocab_size"),
-    ),
-    Hook(
-        _SRT + "layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch", HookType.AROUND,
-        seeds.sample_from_filtered_probs,
-        (
-            "probs", "top_ks", "top_ps", "min_ps", "need_min_p_sampling", "sampling_seed",
-            "positions", "return_filtered_probs", "max_top_k",
-        ),
-    ),
-    Hook(
-        "sglang.kernels.ops.sampling.murmur_hash.murmur_hash32", HookType.AROUND,
-        murmur.murmur_hash32, ("seed", "positions", "col_indices"),
-    ),
-    # The feed: KV events, hints about conversations, timelines.
-    Hook(
-        _SCHEDULER + "init_kv_events_publisher", HookType.AFTER,
-        feed.init_kv_events_publisher, ("self",),
-    ),
-    Hook(
-        _SCHEDULER + "_poll_timeout_aborts", HookType.AFTER, feed.poll_timeout_aborts, ("self",),
-    ),
-    Hook(
-        _SCHEDULER + "process_input_requests", HookType.AROUND,
-        feed.process_input_requests, ("self", "recv_reqs"),
-    ),
-    Hook(
-        _SRT + "disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
-        "process_disagg_prefill_inflight_queue", HookType.AFTER,
-        timeline.process_disagg_prefill_inflight_queue, ("self", "rids_to_check"),
-    ),
-    Hook(
-        _SRT + "managers.scheduler_components.batch_result_processor."
-        "SchedulerBatchResultProcessor.process_batch_result_decode", HookType.AFTER,
-        timeline.process_batch_result_decode, ("self", "batch", "result"),
-    ),
-    # A worker in an elastic cluster: its facts, and new weights for it.
-    Hook(
-        _SRT + "utils.common.build_server_info", HookType.AFTER,
-        facts.build_server_info, ("server_args", "scheduler_info"),
-    ),
-    Hook(
-        _SRT + "managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
-        HookType.AROUND, swap.update_weights_from_disk, ("self", "obj", "request"),
-    ),
-    Hook(
-        _SRT + "managers.tokenizer_manager.TokenizerManager._update_model_path_info",
-        HookType.AROUND, swap.update_model_path_info, ("self", "model_path", "load_format"),
-    ),
-    # The portable CPU platform's attention.
-    Hook(
-        _SRT + "layers.attention.torch_native_backend.TorchNativeAttnBackend."
-        "_run_sdpa_forward_extend", HookType.AROUND,
-        attention.run_sdpa_forward_extend,
-        (
-            "self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices",
-            "seq_lens", "extend_prefix_lens", "extend_seq_lens", "encoder_lens", "scaling",
-            "enable_gqa", "causal", "is_cross_attn", "sliding_window_size",
-        ),
-    ),
-    Hook(
-        _SRT + "layers.attention.torch_native_backend.TorchNativeAttnBackend."
-        "_run_sdpa_forward_decode", HookType.AROUND,
-        attention.run_sdpa_forward_decode,
-        (
-            "self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices",
-            "seq_lens", "encoder_lens", "scaling", "enable_gqa", "causal", "is_cross_attn",
-            "sliding_window_size",
-        ),
-    ),
-    # Waiting.
-    Hook(
-        _SRT + "disaggregation.common.conn.CommonKVManager.update_status", HookType.AFTER,
-        waiting.ring, ("self", "bootstrap_room", "status"),
-    ),
-    Hook(_SCHEDULER + "init_idle_sleeper", HookType.AFTER, waiting.init_idle_sleeper, ("self",)),
-    Hook(_SCHEDULER + "on_idle", HookType.AFTER, waiting.on_idle, ("self",)),
-)  # fmt: skip
-
-
-def misfits(hooks: Sequence[Hook] = HOOKS) -> list[str]:
+def misfits(hooks: Iterable[Hook] = HOOKS) -> list[str]:
     """What changed in SGLang's hooked functions, one sentence each; empty if nothing did."""
     return [text for hook in hooks if (text := _misfit(hook)) is not None]
 
@@ -239,4 +52,19 @@ def install() -> None:
     if changed:
         raise SystemExit("ps_sglang cannot hook this SGLang: " + "; ".join(changed))
     for hook in HOOKS:
-        HookRegistry.register(hook.target, hook.function, hook.kind)
+        HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
+
+
+def main() -> None:
+    """Print the list; ends with 1 if a hooked function has changed."""
+    for hook in HOOKS:
+        print(f"{hook.target}({', '.join(hook.parameters)})")
+        print(f"    {hook.kind} {hook.function.__module__}.{hook.function.__name__}: {hook.reason}")
+    changed = misfits()
+    for text in changed:
+        print(f"CHANGED: {text}")
+    raise SystemExit(bool(changed))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,10 +14,13 @@ def register() -> None:
     from ps_sglang.engine.compat import require_supported_sglang
 
     require_supported_sglang()
-    from ps_sglang.engine import feed, hooks
+    from ps_sglang.engine import attention, feed, hooks
+    from ps_sglang.engine.sampling import seeds
     from ps_sglang.engine.transfer import backend
     from ps_sglang.engine.tree import base_token_tree
 
+    attention.register()
+    seeds.register()
     backend.register()
     base_token_tree.register()
     feed.register()

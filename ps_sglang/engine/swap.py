@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ps_sglang.contract import check_replacement
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat.srt import DisaggregationMode
+from ps_sglang.engine.hooking import around
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
 
@@ -40,6 +41,10 @@ _NO_FINGERPRINT = (
 )
 
 
+@around(
+    "managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
+    "self", "obj", "request",
+)  # fmt: skip
 async def update_weights_from_disk(
     original: Callable[..., Awaitable[Answer]], manager: Any, obj: Any, request: Any = None
 ) -> Answer:
@@ -63,6 +68,10 @@ async def update_weights_from_disk(
     return succeeded, message, paused
 
 
+@around(
+    "managers.tokenizer_manager.TokenizerManager._update_model_path_info",
+    "self", "model_path", "load_format",
+)  # fmt: skip
 def update_model_path_info(
     original: Callable[..., None], manager: Any, model_path: str, load_format: str
 ) -> None:

@@ -7,10 +7,16 @@ from typing import Any
 
 from ps_sglang.engine import feed
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST
+from ps_sglang.engine.hooking import after
 from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.feed.messages import TimelineRecord
 
 
+@after(
+
+    "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_disagg_prefill_inflight_queue",
+    "self", "rids_to_check",
+)  # fmt: skip
 def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -> None:
     """After ``process_disagg_prefill_inflight_queue``: a prefill worker's part has ended."""
     for req in done:
@@ -18,6 +24,11 @@ def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -
             feed.record(_of_prefill(req))
 
 
+@after(
+
+    "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_decode",
+    "self", "batch", "result",
+)  # fmt: skip
 def process_batch_result_decode(_result: None, _processor: Any, batch: Any, *_: Any) -> None:
     """After ``process_batch_result_decode``: a decode worker's first and last outputs."""
     tell_decoded(batch.reqs)

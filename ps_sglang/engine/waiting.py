@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import zmq
 
+from ps_sglang.engine.hooking import after
+
 # Nothing a scheduler waits for is silent for longer: transfers ring, requests arrive on
 # sockets. The limit only bounds how late a timeout (bootstrap, waiting) is noticed.
 _LONGEST_SLEEP_MS: Final = 100
@@ -74,12 +76,17 @@ class _Waiting:
     collect: Callable[[], None] | None = None
 
 
+@after(
+    "disaggregation.common.conn.CommonKVManager.update_status",
+    "self", "bootstrap_room", "status",
+)  # fmt: skip
 def ring(*_: object) -> None:
     """After ``CommonKVManager.update_status`` (and on arriving pages): wake the scheduler."""
     if _Waiting.doorbell is not None:
         _Waiting.doorbell.ring()
 
 
+@after("managers.scheduler.Scheduler.init_idle_sleeper", "self")
 def init_idle_sleeper(_result: None, scheduler: Any) -> None:
     """After ``Scheduler.init_idle_sleeper``: hang up a doorbell if the scheduler may sleep."""
     if scheduler.idle_sleeper is not None:
@@ -98,6 +105,7 @@ def watch_mailbox(fd: int, collect: Callable[[], None]) -> None:
         _Waiting.collect = collect
 
 
+@after("managers.scheduler.Scheduler.on_idle", "self")
 def on_idle(_result: None, scheduler: Any) -> None:
     """After ``Scheduler.on_idle``: with requests in handoff queues only, wait for news."""
     if _Waiting.doorbell is None:

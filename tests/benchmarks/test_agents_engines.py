@@ -51,8 +51,6 @@ def test_stock_keeps_what_lies_below_sglang_and_nothing_else() -> None:
         "init_idle_sleeper",
         "on_idle",
         "_send_kv_metadata",
-        "_run_sdpa_forward_extend",
-        "_run_sdpa_forward_decode",
     }
 
 

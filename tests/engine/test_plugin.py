@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from ps_sglang.engine import platform, settings
-from ps_sglang.engine.compat.srt import HookType
-from ps_sglang.engine.hooks import HOOKS, Hook, misfits
+from ps_sglang.engine.hooking import Hook
+from ps_sglang.engine.hooks import HOOKS, misfits
 
 LOOK = """
 from sglang.srt.plugins import load_plugins
@@ -78,9 +78,9 @@ def test_hooked_function_is_the_one_written_for(hook: Hook) -> None:
 def test_a_changed_function_is_named() -> None:
     def nothing() -> None: ...
 
-    gone = Hook("sglang.srt.managers.scheduler.Scheduler.gone", HookType.AFTER, nothing, ())
+    gone = Hook("sglang.srt.managers.scheduler.Scheduler.gone", "after", nothing, ())
     changed = Hook(
-        "sglang.srt.managers.scheduler.Scheduler.on_idle", HookType.AFTER, nothing, ("self", "now")
+        "sglang.srt.managers.scheduler.Scheduler.on_idle", "after", nothing, ("self", "now")
     )
     first, second = misfits([gone, changed])
     assert "Scheduler.gone is gone" in first

@@ -10,7 +10,7 @@ import torch
 
 from ps_sglang.engine.sampling.murmur import murmur_hash32
 from ps_sglang.engine.sampling.penalties import cumulate_rows
-from ps_sglang.engine.sampling.seeds import sample_from_filtered_probs
+from ps_sglang.engine.sampling.seeds import SeededSampler
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +61,14 @@ class Batch:
 
 def draw(probs: torch.Tensor, top_k: int, top_p: float, min_p: float, seeds: range) -> list[int]:
     rows = len(seeds)
-    drawn = sample_from_filtered_probs(
-        None, probs.expand(rows, -1), torch.full((rows,), top_k), torch.full((rows,), top_p),
-        torch.full((rows,), min_p), min_p > 0, torch.tensor(list(seeds)), torch.zeros(rows).int(),
+    info = types.SimpleNamespace(
+        top_ks=torch.full((rows,), top_k), top_ps=torch.full((rows,), top_p),
+        min_ps=torch.full((rows,), min_p), need_min_p_sampling=min_p > 0,
+        sampling_seed=torch.tensor(list(seeds)), sampling_mask_batch_indices=None,
     )  # fmt: skip
+    sampler = SeededSampler.__new__(SeededSampler)
+    positions = torch.zeros(rows).int()
+    drawn, _ = sampler._sample_from_probs(probs.expand(rows, -1), info, positions, False)
     return list(drawn.tolist())
 
 

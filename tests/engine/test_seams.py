@@ -38,6 +38,21 @@ RELIED_ON: dict[tuple[Any, str], tuple[str, ...]] = {
     (srt, "match_kv_cache"): ("req", "tree_cache", "token_ids", "cow_mamba", "max_prefix_len"),
     (srt, "prepare_abort"): ("req", "error_message", "status_code"),
     (srt, "multinomial_with_seed"): ("logprobs", "seed", "positions"),
+    (srt.TorchNativeAttnBackend, "_run_sdpa_forward_extend"): (
+        "self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices",
+        "seq_lens", "extend_prefix_lens", "extend_seq_lens", "encoder_lens", "scaling",
+        "enable_gqa", "causal", "is_cross_attn", "sliding_window_size",
+    ),
+    (srt.TorchNativeAttnBackend, "_run_sdpa_forward_decode"): (
+        "self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices",
+        "seq_lens", "encoder_lens", "scaling", "enable_gqa", "causal", "is_cross_attn",
+        "sliding_window_size",
+    ),
+    (srt.Sampler, "_sample_from_probs"): (
+        "self", "probs", "sampling_info", "positions", "simple_sampling_case",
+    ),
+    (srt, "register_attention_backend"): ("name",),
+    (srt, "register_sampler_backend"): ("backend", "factory"),
     (srt, "register_radix_cache_backend"): ("name", "factory"),
     (srt, "create_unified_radix_cache"): ("ctx", "cache_class"),
     (memory.MHATokenToKVPool, "_create_buffers_normal"): ("self",),

@@ -19,7 +19,9 @@ from sglang.srt.disaggregation.utils import (
     TransferBackend,
     prepare_abort,
 )
-from sglang.srt.layers.sampler import multinomial_with_seed
+from sglang.srt.layers.attention.attention_registry import register_attention_backend
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.sampler import Sampler, multinomial_with_seed, register_sampler_backend
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -61,7 +63,9 @@ __all__ = [
     "NetworkAddress",
     "RadixKey",
     "Req",
+    "Sampler",
     "SamplingParams",
+    "TorchNativeAttnBackend",
     "TransferBackend",
     "TreeCacheBuildContext",
     "UnifiedRadixCache",
@@ -71,5 +75,7 @@ __all__ = [
     "match_kv_cache",
     "multinomial_with_seed",
     "prepare_abort",
+    "register_attention_backend",
     "register_radix_cache_backend",
+    "register_sampler_backend",
 ]

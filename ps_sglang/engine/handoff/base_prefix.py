@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, SamplingParams
+from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import Request, awaits_first_output, begin_handoff
 
 
+@around("managers.scheduler.Scheduler._create_generation_req", "self", "recv_req", "args", "kwargs")
 def create_generation_req(
     original: Any, scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
 ) -> Request:

@@ -18,6 +18,7 @@ from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, prepare_abort
 from ps_sglang.engine.handoff import transport
 from ps_sglang.engine.handoff.base_prefix import as_handed_over
+from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import awaits_first_output, base_prefix_len, handoff_state
 from ps_sglang.engine.sampling.penalties import count_outputs, recount_outputs
 from ps_sglang.engine.timeline import tell_decoded
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@around(
+    "disaggregation.decode.DecodePreallocQueue.add",
+    "self", "req", "is_retracted", "is_rebootstrap",
+)  # fmt: skip
 def add(
     original: Any, queue: Any, req: Any, is_retracted: bool = False, is_rebootstrap: bool = False
 ) -> None:
@@ -46,16 +51,22 @@ def add(
     queue.scheduler.output_streamer.stream_output([req], req.return_logprob)
 
 
+@around("disaggregation.decode.DecodePreallocQueue._pre_alloc_fill_len", "req")
 def pre_alloc_fill_len(_original: Any, req: Any) -> int:
     """Around ``DecodePreallocQueue._pre_alloc_fill_len``: all but the next input token."""
     return int(req.seqlen) - 1
 
 
+@around("disaggregation.decode.DecodePreallocQueue._rebootstrap_prefill_len", "req")
 def prefill_len(_original: Any, req: Any) -> int:
     """Around ``DecodePreallocQueue._rebootstrap_prefill_len``: the tokens to hand over."""
     return base_prefix_len(req)
 
 
+@around(
+    "disaggregation.decode.DecodePreallocQueue._required_admission_tokens",
+    "self", "req", "allocated_tokens", "prefix_len", "retractable_tokens",
+)  # fmt: skip
 def required_admission_tokens(
     original: Any, queue: Any, req: Any, allocated_tokens: int, prefix_len: int,
     retractable_tokens: int,
@@ -70,6 +81,10 @@ def required_admission_tokens(
     return min(wanted, max(allocated_tokens, whole_pool))
 
 
+@around(
+    "disaggregation.decode.DecodePreallocQueue._send_kv_metadata",
+    "self", "decode_req", "kv_indices", "page_size", "state_indices", "metadata_kwargs",
+)  # fmt: skip
 def send_kv_metadata(
     original: Any, queue: Any, decode_req: Any, kv_indices: Any, page_size: int,
     state_indices: Any = None, **kwargs: Any,
@@ -101,6 +116,7 @@ def _fill_metadata(buffers: Any, decode_req: Any, *, cached: int) -> None:
     buffers.bootstrap_room[slot, 0] = decode_req.req.bootstrap_room
 
 
+@around("disaggregation.decode.DecodeTransferQueue._commit_transfer_to_req", "self", "decode_req")
 def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
     """Around ``DecodeTransferQueue._commit_transfer_to_req``: drop the base's token.
 
@@ -146,6 +162,11 @@ def _account_cached_tokens(req: Any) -> None:
     req.already_computed = base_prefix_len(req)
 
 
+@around(
+
+    "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin.prepare_for_prebuilt",
+    "self",
+)  # fmt: skip
 def prepare_for_prebuilt(original: Any, batch: Any) -> None:
     """Around ``ScheduleBatch.prepare_for_prebuilt``: n-1 tokens prefilled, one to decode."""
     with as_handed_over(batch.reqs):
@@ -153,6 +174,11 @@ def prepare_for_prebuilt(original: Any, batch: Any) -> None:
     recount_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
 
 
+@around(
+
+    "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin.process_prebuilt",
+    "self", "future_map",
+)  # fmt: skip
 def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
     """Around ``ScheduleBatch.process_prebuilt``: the boundary token is the next input.
 
@@ -169,6 +195,11 @@ def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
             req.grammar = grammar
 
 
+@around(
+
+    "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_prebuilt",
+    "self", "batch",
+)  # fmt: skip
 def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
     """Around ``BatchResultProcessor.process_batch_result_prebuilt``: there is no output yet.
 
@@ -193,6 +224,7 @@ def _starts_decoding(req: Any) -> bool:
     return awaits_first_output(req) and not req.finished() and not ends_at_once
 
 
+@around("managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens", "self")
 def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
     """Around ``ScheduleBatch.cumulate_penalty_output_tokens``: outputs only, each once.
 
@@ -204,6 +236,7 @@ def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
         count_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
 
 
+@around("mem_cache.common.release_kv_cache", "req", "tree_cache", "checkpoint")
 def release_kv_cache(original: Any, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
     """Around ``mem_cache.common.release_kv_cache``: a row that holds no token.
 

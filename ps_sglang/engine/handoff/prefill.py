@@ -15,9 +15,11 @@ import torch
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, match_kv_cache
 from ps_sglang.engine.handoff import fan_out, transport
+from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import handoff_state
 
 
+@around("disaggregation.prefill.PrefillBootstrapQueue.create_sender", "self", "req", "num_kv_heads")
 def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> bool:
     """Around ``PrefillBootstrapQueue.create_sender``: both workers must mean the same tokens."""
     created = bool(original(queue, req, num_kv_heads))
@@ -26,6 +28,7 @@ def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> boo
     return created
 
 
+@around("disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped", "self")
 def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
     """Around ``PrefillBootstrapQueue.pop_bootstrapped``: keep back what needs no forward."""
     waiting = []
@@ -37,6 +40,7 @@ def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
     return waiting
 
 
+@around("managers.scheduler.Scheduler.get_new_batch_prefill", "self", "running_batch")
 def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> Any:
     """Around ``Scheduler.get_new_batch_prefill``: one prefill for all who want it now."""
     if scheduler.disaggregation_mode is not DisaggregationMode.PREFILL:
@@ -128,6 +132,11 @@ def _send_pages(scheduler: Any, req: Any) -> None:
     scheduler.send_kv_chunk(req, last_chunk=True)
 
 
+@around(
+
+    "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill",
+    "self", "batch", "result",
+)  # fmt: skip
 def process_batch_result(original: Any, scheduler: Any, batch: Any, result: Any) -> None:
     """Around ``process_batch_result_disagg_prefill``: count what a forward pass finished."""
     finishing = [req for req in batch.reqs if req.inflight_middle_chunks <= 0]

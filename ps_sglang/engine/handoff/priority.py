@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ps_sglang.engine.compat.srt import CacheAwarePolicy, match_kv_cache
+from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.place import priority_of
 
@@ -21,6 +22,10 @@ def rank(req: Any) -> int:
     return -priority_of(req.priority or 0)
 
 
+@after(
+    "managers.schedule_policy.SchedulePolicy.calc_priority",
+    "self", "waiting_queue", "running_batch", "processed_tokens",
+)  # fmt: skip
 def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any, **__: Any) -> None:
     """After ``SchedulePolicy.calc_priority``: the prefill worker's requests."""
     if policy.policy is CacheAwarePolicy.LPM and not policy.waiting_queue_prefix_matched(
@@ -30,6 +35,10 @@ def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any,
     waiting_queue.sort(key=rank)
 
 
+@around(
+    "disaggregation.decode.DecodePreallocQueue.pop_preallocated",
+    "self", "rids_to_check", "pp_good_rids", "pp_bad_rids",
+)  # fmt: skip
 def pop_preallocated(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
     """Around ``DecodePreallocQueue.pop_preallocated``: the decode worker's, waiting for room."""
     queue.queue.sort(key=lambda waiting: -(waiting.req.priority or 0))

@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ps_sglang.engine.hooking import around
+
 _Words = npt.NDArray[np.uint32]
 
 _C1, _C2, _N = np.uint32(0xCC9E2D51), np.uint32(0x1B873593), np.uint32(0xE6546B64)
 _KEY_BYTES: Final = 16  # 8 of seed, 4 of position, 4 of token
 
 
+@around("sglang.kernels.ops.sampling.murmur_hash.murmur_hash32", "seed", "positions", "col_indices")
 def murmur_hash32(
     original: Any, seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
 ) -> torch.Tensor:

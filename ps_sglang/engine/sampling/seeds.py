@@ -14,9 +14,16 @@ from typing import Any
 
 import torch
 
-from ps_sglang.engine.compat.srt import get_exec, multinomial_with_seed
+from ps_sglang.engine.compat.srt import (
+    Sampler,
+    get_exec,
+    multinomial_with_seed,
+    register_sampler_backend,
+)
+from ps_sglang.engine.hooking import after
 
 
+@after("sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", "batch", "vocab_size")
 def from_schedule_batch(info: Any, _cls: Any, batch: Any, vocab_size: int) -> None:
     """After ``SamplingBatchInfo.from_schedule_batch``: one seed a row, int64."""
     del vocab_size
@@ -31,35 +38,38 @@ def _seed(req: Any) -> int:
     return int(req.sampling_params.sampling_seed)
 
 
-def sample_from_filtered_probs(
-    original: Any, probs: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor,
-    min_ps: torch.Tensor, need_min_p_sampling: bool, sampling_seed: torch.Tensor | None,
-    positions: torch.Tensor, *, return_filtered_probs: bool = False, max_top_k: int | None = None,
-) -> Any:  # fmt: skip
-    """Around ``top_k_top_p_min_p_sampling_from_probs_torch``: noise by token, not by rank.
+class SeededSampler(Sampler):  # type: ignore[misc]
+    """SGLang's sampler, with the noise of filtered sampling by token, not by rank.
 
-    The stock function draws the noise for the sorted tokens, so the same seed gives another
-    answer as soon as any request in the batch asks for top-k or top-p, and it asserts against
-    min-p together with a seed.
-
-    Args:
-        probs: ``[batch, vocab]``, float. The other tensors are ``[batch]``.
-
-    Returns:
-        ``[batch]`` int32 token ids.
+    The stock one draws the noise for the sorted tokens, so the same seed gives another answer as
+    soon as any request in the batch asks for top-k or top-p, and it asserts against min-p together
+    with a seed.
     """
-    if sampling_seed is None or return_filtered_probs:
-        return original(
-            probs, top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions,
-            return_filtered_probs=return_filtered_probs, max_top_k=max_top_k,
-        )  # fmt: skip
+
+    def _sample_from_probs(
+        self, probs: torch.Tensor, sampling_info: Any, positions: torch.Tensor,
+        simple_sampling_case: bool,
+    ) -> Any:  # fmt: skip
+        """Token ids ([batch], int32) for `probs` ([batch, vocab], float), and no mask."""
+        stock = simple_sampling_case or sampling_info.sampling_seed is None
+        if stock or sampling_info.sampling_mask_batch_indices is not None:
+            return super()._sample_from_probs(probs, sampling_info, positions, simple_sampling_case)
+        return _sample_filtered(probs, sampling_info, positions), None
+
+
+def _sample_filtered(probs: torch.Tensor, info: Any, positions: torch.Tensor) -> torch.Tensor:
     ordered, tokens = probs.sort(dim=-1, descending=True)
     ranks = torch.arange(probs.shape[-1], device=probs.device)
     before = ordered.cumsum(dim=-1) - ordered
-    dropped = (ranks >= top_ks[:, None]) | (before > top_ps[:, None])
-    if need_min_p_sampling:
-        dropped |= ordered < ordered[:, :1] * min_ps[:, None]
+    dropped = (ranks >= info.top_ks[:, None]) | (before > info.top_ps[:, None])
+    if info.need_min_p_sampling:
+        dropped |= ordered < ordered[:, :1] * info.min_ps[:, None]
     ordered = ordered.masked_fill(dropped, 0.0)
     kept = torch.zeros_like(probs).scatter_(-1, tokens, ordered)
-    drawn = multinomial_with_seed(kept.log(), sampling_seed, positions)
+    drawn = multinomial_with_seed(kept.log(), info.sampling_seed, positions)
     return drawn.view(-1).to(torch.int32)
+
+
+def register() -> None:
+    """Sample with seeds wherever ``--sampling-backend pytorch`` is in use, as on every CPU."""
+    register_sampler_backend("pytorch", SeededSampler)

@@ -12,16 +12,19 @@ from ps_sglang.engine.compat.srt import (
     TransferBackend,
     add_disagg_transfer_backend_choices,
 )
+from ps_sglang.engine.hooking import around, replace
 
 BACKEND_NAME: Final = "zmq"
 
-# SGLang's enum is closed, so it is replaced by one with a member more (see hooks.py).
 ExtendedTransferBackend = Enum(  # type: ignore[misc]
     "TransferBackend",
     {**{member.name: member.value for member in TransferBackend}, "ZMQ": BACKEND_NAME},
 )
+ExtendedTransferBackend.__doc__ = "SGLang's transfer backends and zmq: its enum is closed."
+replace("disaggregation.utils.TransferBackend")(ExtendedTransferBackend)
 
 
+@around("disaggregation.utils.get_kv_class", "transfer_backend", "class_type")
 def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) -> type | None:
     """Around ``disaggregation.utils.get_kv_class``: the classes of backend ``zmq``."""
     if transfer_backend.value != BACKEND_NAME or class_type is KVClassType.KVARGS:
