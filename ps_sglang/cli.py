@@ -1,4 +1,4 @@
-"""`ps-sglang`: launch, verify and change clusters; check, train, evaluate and list models."""
+"""`ps-sglang COMMAND`: one word for each command."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv, prog="ps-sglang train")
 
 
+def _tasks(argv: Sequence[str]) -> int:
+    from ps_sglang.tasks.__main__ import main as tasks
+
+    return tasks(argv, prog="ps-sglang tasks")
+
+
 def _evaluate(argv: Sequence[str]) -> int:
     from ps_sglang.evaluate.__main__ import main as evaluate
 
@@ -96,6 +102,7 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
+    "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),
     "models": (_models, "list the built-in demo models"),

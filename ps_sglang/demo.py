@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ps_sglang.errors import PsSglangError
+from ps_sglang.extras import require_extra
 
 # In the form that the tools decoder was trained on; the others know to leave it alone.
 CONTEXT: Final = """\
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(port: int, once: bool) -> int:
+    require_extra("demo", "the demo")
     from ps_sglang.launch import Cluster, ClusterSpec
 
     spec = ClusterSpec("base", tuple(QUESTIONS), port=port)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ps_sglang.errors import PsSglangError, TrainingError
+from ps_sglang.extras import require_extra
 from ps_sglang.progress import progress
 from ps_sglang.train.args import parse_args
 
@@ -14,6 +15,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m ps_sglang.tra
     """Exit status: 0 trained, 1 the run stopped, 2 refused before any work, 130 Ctrl-C."""
     try:
         settings = parse_args(argv, prog)
+        require_extra("train", "training")
         # Imported late: torch and transformers take seconds, and `--help` needs neither.
         from transformers.utils import logging
 

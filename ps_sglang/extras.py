@@ -1,0 +1,25 @@
+"""Packages that a server does not need, by the extra of this package that brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Final
+
+from ps_sglang.errors import MissingPackageError
+
+# As in pyproject.toml; a test compares the two.
+EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "train": ("accelerate", "peft", "datasets"),
+    "demo": ("openai",),
+}
+
+
+def require_extra(extra: str, what: str) -> None:
+    """Raise MissingPackageError unless all packages of `extra` are there; `what` needs them."""
+    missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
+    if missing:
+        raise MissingPackageError(
+            f"{what} needs {', '.join(missing)}: pip install 'ps-sglang[{extra}]', in a checkout "
+            f"pip install -e '.[{extra}]'"
+        )
