@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ps_sglang.errors import UsageError
+
+
+def user_path(text: str) -> Path:
+    """A path as a user types it, for argparse."""
+    return Path(text).expanduser()
 
 
 class SettingsParser(argparse.ArgumentParser):

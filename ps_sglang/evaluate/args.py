@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.evaluate.settings import Dtype, EvaluateSettings, Split
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 from ps_sglang.tasks import TASK_NAMES
 
 _DESCRIPTION: Final = """\
@@ -29,10 +28,6 @@ examples:
   python -m ps_sglang.evaluate.figure code.json math.json --out figure.svg"""
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 # Flag -> (type, metavar, help); defaults are added from EvaluateSettings.
 _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "task": (str, "TASK", f"one of {', '.join(TASK_NAMES)}"),
@@ -45,9 +40,9 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "batch_tokens": (int, "N", "tokens of prompts and answers in a batch"),
     "through": (str, "URL", "ask this gateway, too, and compare with the offline answers"),
     "at_once": (int, "N", "requests to the gateway at a time"),
-    "out": (_path, "FILE.json", "write the rows there"),
-    "answers": (_path, "FILE.jsonl", "write every answer there as soon as it is scored"),
-    "figure": (_path, "FILE.svg", "draw accuracy against share"),
+    "out": (user_path, "FILE.json", "write the rows there"),
+    "answers": (user_path, "FILE.jsonl", "write every answer there as soon as it is scored"),
+    "figure": (user_path, "FILE.svg", "draw accuracy against share"),
 }
 _CHOICES: Final[dict[str, tuple[Any, str]]] = {
     "split": (Split, "which items"),

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
 
 from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster
 from ps_sglang.contract.engine_flags import check_engine_flags
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
+from ps_sglang.engine.compat import SGLANG_VERSION
 from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.home import home
 from ps_sglang.launch import flags
@@ -22,7 +22,6 @@ from ps_sglang.launch.ports import free_ports, require_free
 from ps_sglang.launch.spec import ClusterSpec, Feed, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
-SGLANG_VERSION: Final = "0.5.23"
 """The version whose inside the engine plugin knows."""
 
 

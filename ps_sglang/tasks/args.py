@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 from ps_sglang.tasks.registry import TASK_NAMES
 
 _DESCRIPTION: Final = """\
@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None, prog: str) -> Arguments:
     parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("task", choices=TASK_NAMES, metavar="TASK", help="one of the tasks below")
     parser.add_argument(
-        "--out", type=_path, metavar="DIR", required=True, help="folder for the files"
+        "--out", type=user_path, metavar="DIR", required=True, help="folder for the files"
     )
     parser.add_argument(
         "--train-items",
@@ -55,7 +55,3 @@ def parse_args(argv: Sequence[str] | None, prog: str) -> Arguments:
         help="write only the first N items to train.jsonl (default all)",
     )
     return Arguments(**vars(parser.parse_args(argv)))
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 from ps_sglang.train.settings import Dtype, Method, Schedule, TrainSettings
 
 _DESCRIPTION: Final = """\
@@ -36,15 +35,11 @@ examples:
   python -m ps_sglang.train --base base --data train.jsonl --out ./math --resume"""
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 # Flag -> (type, metavar, help); `%(default)s` is filled in from TrainSettings.
 _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "base": (str, "MODEL", "the base: a checkpoint folder, a demo model or a hub id"),
     "data": (str, "DATA", "what to train on"),
-    "out": (_path, "DIR", "where the decoder goes; new, or that of the run to resume"),
+    "out": (user_path, "DIR", "where the decoder goes; new, or that of the run to resume"),
     "eval_data": (str, "DATA", "measure the loss on it; the best checkpoint becomes the decoder"),
     "lora_rank": (int, "N", "train LoRA adapters of this rank; 0 trains all weights"),
     "lora_alpha": (int, "N", "LoRA's scale times its rank; 0 means twice the rank"),
@@ -63,7 +58,7 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
         "GB",
         "keep so much base KV between epochs, in each process; 0: none",
     ),
-    "keep_kv_dir": (_path, "DIR", "keep it on disk, for later runs too, instead of in memory"),
+    "keep_kv_dir": (user_path, "DIR", "keep it on disk, for later runs too, instead of in memory"),
     "checkpoint_steps": (int, "N", "steps between checkpoints (and evaluations); 0: each epoch"),
     "keep_checkpoints": (int, "N", "how many of the last checkpoints stay, beside the best"),
     "log_steps": (int, "N", "steps between lines of progress"),

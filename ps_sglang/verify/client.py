@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway_http import GatewayRefused, GatewayUnreachable, Json, call, no_gateway
 
-Json = dict[str, Any]
 Message = Mapping[str, str]
 
 # A lone long prompt on a busy laptop takes seconds; this only ends a request that hangs.
@@ -48,10 +45,7 @@ class GatewayClient:
             models = self.call("/v1/models")["data"]
             return {model["id"]: int(model["max_model_len"]) for model in models}
         except (RequestFailed, KeyError, TypeError) as error:
-            raise UsageError(
-                f"no ps_sglang gateway answers at {self.url} ({error}); "
-                "is the cluster running, and is this the address of its ready line?"
-            ) from error
+            raise UsageError(no_gateway(self.url, error)) from error
 
     def generate(self, decoder: str, prompt: Sequence[int], length: int) -> Answer:
         """`length` greedy tokens of `decoder` after the token ids `prompt`.
@@ -97,18 +91,9 @@ class GatewayClient:
         Raises:
             RequestFailed: with the server's own reason.
         """
-        request = urllib.request.Request(
-            self.url + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-                answer: Json = json.load(response)
-                return answer
-        except urllib.error.HTTPError as error:
-            raise RequestFailed(f"status {error.code}: {_reason(error.read())}") from error
-        except (OSError, ValueError) as error:
+            return call(self.url + path, body, timeout_s=_TIMEOUT_S)
+        except (GatewayRefused, GatewayUnreachable) as error:
             raise RequestFailed(str(error)) from error
 
 
@@ -118,10 +103,3 @@ def _as_asked(path: str) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError) as error:
         raise RequestFailed(f"the answer of {path} is not as asked for: {error!r}") from error
-
-
-def _reason(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace").strip()

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.gateway_http import Json
 from ps_sglang.progress import progress
-from ps_sglang.workers.client import Json, RefusedError, WorkersClient
+from ps_sglang.workers.client import RefusedError, WorkersClient
 
 _DESCRIPTION: Final = """\
 See and change who serves in a running cluster: workers join, drain and leave, and a decode worker

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import urllib.error
-import urllib.request
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 from ps_sglang.errors import UsageError
-
-Json = dict[str, Any]
+from ps_sglang.gateway_http import GatewayRefused, GatewayUnreachable, Json, call, no_gateway
 
 # A drained worker finishes its requests first, and a swap reads a whole checkpoint.
 _TIMEOUT_S: Final = 3600.0
@@ -57,32 +52,14 @@ class WorkersClient:
         return self._call("POST", f"{_path(name)}/swap", {"model_path": model_path})
 
     def _call(self, method: str, path: str, body: Json | None = None) -> Json:
-        request = urllib.request.Request(
-            self._url + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-            method=method,
-        )
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                answer: Json = json.load(response)
-                return answer
-        except urllib.error.HTTPError as error:
-            raise RefusedError(_reason(error)) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UsageError(
-                f"no ps_sglang gateway answers at {self._url} ({error}); "
-                "is the cluster running, and is this the address of its ready line?"
-            ) from error
+            return call(self._url + path, body, method=method, timeout_s=self._timeout_s)
+        except GatewayRefused as error:
+            status = "" if error.is_explained else f"status {error.status}: "
+            raise RefusedError(status + error.reason) from error
+        except GatewayUnreachable as error:
+            raise UsageError(no_gateway(self._url, error)) from error
 
 
 def _path(name: str) -> str:
     return f"/workers/{quote(name, safe='')}"
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    content = error.read()
-    try:
-        return str(json.loads(content)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"status {error.code}: {content.decode(errors='replace').strip()}"
