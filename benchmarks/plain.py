@@ -1,7 +1,8 @@
-"""One plain SGLang server, to compare with."""
+"""One plain SGLang server, to compare with, and a request to it or to a decoder of a cluster."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import threads
@@ -71,6 +73,16 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
         server.wait()
         for path in memory:  # SGLang leaves its load statistics behind
             path.unlink(missing_ok=True)
+
+
+def generate(url: str, ids: Sequence[int], sampling: Mapping[str, Any]) -> Any:
+    """Ask `url`/generate for a whole answer to a prompt of token ids."""
+    body = {"input_ids": ids, "sampling_params": sampling}
+    request = urllib.request.Request(
+        f"{url}/generate", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:

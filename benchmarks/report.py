@@ -1,16 +1,46 @@
-"""What every benchmark saves: figures with their spread, and where they were taken."""
+"""Where benchmarks write: `out/`, which git ignores, and with `--publish` the tracked reference.
+
+A run with `--quick` is kept apart, as `out/NAME-quick.json`: it replaces neither the reference nor
+what a whole run has measured.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ps_sglang.errors import UsageError
 from ps_sglang.machine import environment
 
-RESULTS: Final = Path(__file__).parent / "results"
+REPOSITORY: Final = Path(__file__).parents[1]
+OUT: Final = REPOSITORY / "out"
+REFERENCE: Final = REPOSITORY / "benchmarks" / "results"
+
+
+def parser(name: str, doc: str | None, quick: str) -> argparse.ArgumentParser:
+    """The command line of `python -m benchmarks.NAME`; `quick` says what that option does."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = made.add_mutually_exclusive_group()
+    group.add_argument("--quick", action="store_true", help=f"{quick}; never the reference")
+    group.add_argument(
+        "--publish", action="store_true", help="write the reference in benchmarks/results, too"
+    )
+    return made
+
+
+def count(text: str) -> int:
+    """A number of repeats on a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -23,9 +53,55 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def save(name: str, figures: dict[str, Any]) -> Path:
-    """Write `results/NAME.json` and return its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), **figures}, indent=2) + "\n")
-    return path
+def save(
+    name: str,
+    figures: Mapping[str, Any],
+    *,
+    quick: bool = False,
+    publish: bool = False,
+    summary: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `NAME.json` where it belongs, with the machine it was measured on; prints the paths.
+
+    The reference keeps `summary` of the figures, if there is one.
+    """
+    taken = {"environment": environment()}
+    write(OUT / f"{name}{'-quick' if quick else ''}.json", to_json({**taken, **figures}))
+    if publish:
+        write(REFERENCE / f"{name}.json", to_json({**taken, **(summary or figures)}))
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file of results and print its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    print(f"saved {path}")
+
+
+def saved(path: Path, command: str) -> Any:
+    """What an earlier run saved as JSON.
+
+    Raises:
+        UsageError: it is missing or broken; says that `command` makes it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}; make it first: {command}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; make it again: {command}") from error
+
+
+def to_json(value: Any, indent: str = "") -> str:
+    """JSON that people can read: what holds nothing but plain values takes one line."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping) and any(isinstance(one, Mapping | list) for one in value.values()):
+        lines = [f"{json.dumps(key)}: {to_json(one, deeper)}" for key, one in value.items()]
+        brackets = "{}"
+    elif isinstance(value, list) and any(isinstance(one, Mapping | list) for one in value):
+        lines = [to_json(one, deeper) for one in value]
+        brackets = "[]"
+    else:
+        return json.dumps(value)
+    body = ",\n".join(f"{deeper}{line}" for line in lines)
+    return f"{brackets[0]}\n{body}\n{indent}{brackets[1]}" + ("" if indent else "\n")
