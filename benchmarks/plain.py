@@ -1,4 +1,4 @@
-"""One plain SGLang server, to compare with, and a request to it or to a decoder of a cluster."""
+"""One plain SGLang server, to compare with; and what it takes to ask a server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ps_sglang.errors import LaunchError
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import threads
 from ps_sglang.launch.spec import Role
@@ -64,7 +65,7 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_healthy(url, server)
+        wait_until_ok(f"{url}/health", server, _READY_S, log)
         yield PlainServer(url, server.pid, time.monotonic() - began)
     finally:
         pids = [server.pid, *procfs.descendants(server.pid)]
@@ -85,13 +86,18 @@ def generate(url: str, ids: Sequence[int], sampling: Mapping[str, Any]) -> Any:
         return json.load(response)
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + _READY_S
+def wait_until_ok(url: str, server: subprocess.Popen[bytes], limit_s: float, log: Path) -> None:
+    """Ask until the answer is 200.
+
+    Raises:
+        LaunchError: the server ended, or did not answer in time.
+    """
+    limit = time.monotonic() + limit_s
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
             if server.poll() is not None or time.monotonic() > limit:
-                raise SystemExit("the plain server did not start") from None
-            time.sleep(0.2)  # between polls of a process that has no other way to say so
+                raise LaunchError(f"no answer from {url}; log: {log}") from None
+            time.sleep(0.1)  # between polls of a process that has no other way to say so

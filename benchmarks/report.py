@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ps_sglang.errors import UsageError
+from ps_sglang.errors import PsSglangError, UsageError
 from ps_sglang.machine import environment
+from ps_sglang.progress import Say
 
 REPOSITORY: Final = Path(__file__).parents[1]
 OUT: Final = REPOSITORY / "out"
@@ -34,6 +37,23 @@ def parser(name: str, doc: str | None, quick: str) -> argparse.ArgumentParser:
         "--publish", action="store_true", help="write the reference in benchmarks/results, too"
     )
     return made
+
+
+def run(name: str, work: Callable[[], int]) -> int:
+    """The exit status of a benchmark: what goes wrong is one line, what is refused status 2."""
+    try:
+        return work()
+    except PsSglangError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def timed() -> Say:
+    """Prints lines with the seconds since this call."""
+    began = time.monotonic()
+    return lambda line: print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
 
 
 def count(text: str) -> int:
@@ -78,30 +98,33 @@ def write(path: Path, content: str) -> None:
     print(f"saved {path}")
 
 
-def saved(path: Path, command: str) -> Any:
+def saved(path: Path, what: str, command: str) -> Any:
     """What an earlier run saved as JSON.
 
     Raises:
-        UsageError: it is missing or broken; says that `command` makes it.
+        UsageError: it is missing, and `command` makes it; or it has no `what`.
     """
+    if not path.exists():
+        raise UsageError(f"{path} is missing; this makes it: {command}")
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"there is no {path}; make it first: {command}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; make it again: {command}") from error
+        raise UsageError(f"{path} has no {what}: {error}") from error
 
 
 def to_json(value: Any, indent: str = "") -> str:
     """JSON that people can read: what holds nothing but plain values takes one line."""
     deeper = indent + "  "
-    if isinstance(value, Mapping) and any(isinstance(one, Mapping | list) for one in value.values()):
+    inner = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping | list) or not any(
+        isinstance(one, Mapping | list) for one in inner
+    ):
+        return json.dumps(value) + ("" if indent else "\n")
+    if isinstance(value, Mapping):
+        start, end = "{}"
         lines = [f"{json.dumps(key)}: {to_json(one, deeper)}" for key, one in value.items()]
-        brackets = "{}"
-    elif isinstance(value, list) and any(isinstance(one, Mapping | list) for one in value):
-        lines = [to_json(one, deeper) for one in value]
-        brackets = "[]"
     else:
-        return json.dumps(value)
+        start, end = "[]"
+        lines = [to_json(one, deeper) for one in value]
     body = ",\n".join(f"{deeper}{line}" for line in lines)
-    return f"{brackets[0]}\n{body}\n{indent}{brackets[1]}" + ("" if indent else "\n")
+    return f"{start}\n{body}\n{indent}{end}" + ("" if indent else "\n")

@@ -9,6 +9,7 @@ server is started in between, the way SGLang starts, without its warm-up request
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.plain import generate, plain_server
-from benchmarks.report import count, parser, save, spread
+from benchmarks.report import count, parser, run, save, spread
 from ps_sglang.launch import Cluster, ClusterSpec, procfs
 from ps_sglang.models import resolve
 
@@ -28,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser("startup", __doc__, "one start, in under 2 minutes")
     options.add_argument("--repeats", type=count, help="starts (default 3, with --quick 1)")
     args = options.parse_args(argv)
+    return run("startup", lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     repeats = args.repeats or (1 if args.quick else 3)
     seconds, ready_gb, used_gb, plain_seconds, plain_gb = [], [], [], [], []
     for number in range(repeats):

@@ -10,6 +10,7 @@ memory; rounds of all ways follow each other, so that what else the machine does
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import resource
 import statistics
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.report import count, parser, save, spread
+from benchmarks.report import count, parser, run, save, spread
 from ps_sglang.models import resolve
 
 FULL, CONDITIONED, KEPT = "full", "cache-conditioned", "kept-kv"
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser("train_cost", __doc__, "one process each, in under 4 minutes")
     options.add_argument("--rounds", type=count, help="processes each (default 5, with --quick 1)")
     args = options.parse_args(argv)
+    return run("train_cost", lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     rounds = args.rounds or (1 if args.quick else 5)
     base = resolve("base").path
     found: dict[str, Any] = {}

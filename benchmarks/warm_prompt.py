@@ -8,6 +8,7 @@ server (stock SGLang on the same CPU platform, the decoder's own weights) is ask
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plain import generate, plain_server
-from benchmarks.report import count, parser, save, spread
+from benchmarks.report import count, parser, run, save, spread
 from ps_sglang.launch import Cluster, ClusterSpec
 from ps_sglang.models import resolve
 
@@ -28,10 +29,12 @@ OUTPUT_TOKENS = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
     options = parser("warm_prompt", __doc__, "fewer requests, in under 2 minutes")
-    options.add_argument(
-        "--repeats", type=count, help="requests each (default 30, with --quick 5)"
-    )
+    options.add_argument("--repeats", type=count, help="requests each (default 30, with --quick 5)")
     args = options.parse_args(argv)
+    return run("warm_prompt", lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     repeats = args.repeats or (5 if args.quick else 30)
     source = random.Random(0)
     prompt = [source.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)]

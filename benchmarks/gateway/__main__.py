@@ -10,13 +10,12 @@ prefill workers, each router with what it has seen itself.
 
 from __future__ import annotations
 
+import argparse
 import signal
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from benchmarks.gateway import agents, latency, systems
 from benchmarks.gateway.compared import OURS, PEER, engine, running
 from benchmarks.gateway.latency import MODES
 from benchmarks.gateway.vocabulary import write_tokenizer
-from benchmarks.report import count, parser, save
+from benchmarks.report import count, parser, run, save, spread
 
 RATE: Final = 300.0
 
@@ -42,18 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.only and options.publish:
         command.error("--publish needs both parts: leave --only out")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is stopped
+    return run("gateway", lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
     quick = options.quick
-    figures: dict[str, Any] = {"peer": {"sglang-router": version("sglang-router")}}
+    figures: dict[str, Any] = {"peer": {PEER: systems.router_version()}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tokenizer(folder / "tokenizer")
         if options.only in (None, "latency"):
-            figures["latency"] = measure_latency(folder, options.repeats or (2 if quick else 5), quick)
+            figures["latency"] = measure_latency(
+                folder, options.repeats or (2 if quick else 5), quick
+            )
         if options.only in (None, "trace"):
             figures["trace"] = agents.measure(folder, quick)
             agents.print_medians(figures["trace"]["medians"])
     if options.only is None:
-        save("gateway", figures, quick=quick, publish=options.publish, summary=without_runs(figures))
+        save(
+            "gateway", figures, quick=quick, publish=options.publish, summary=without_runs(figures)
+        )
         print(summary(figures))
     return 0
 
@@ -135,14 +142,7 @@ def _print_latency(kind: str, name: str, found: dict[str, Any]) -> None:
 
 
 def _spread(found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "min": min(one[name] for one in found),
-            "median": statistics.median(one[name] for one in found),
-            "max": max(one[name] for one in found),
-        }
-        for name in found[0]
-    }
+    return {name: spread([one[name] for one in found]) for name in found[0]}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ neither side looks at the pages: it shows what the digest costs, and is no optio
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import sys
@@ -32,7 +33,7 @@ from typing import Any, Final
 from benchmarks.handoff import peers
 from benchmarks.handoff.cases import CASES, Case
 from benchmarks.handoff.prefill_worker import PrefillWorker, workers
-from benchmarks.report import count, parser, save, spread
+from benchmarks.report import count, parser, run, save, spread
 
 _PACKAGES: Final = {"mooncake_tcp": "mooncake-transfer-engine-non-cuda", "nixl": "nixl"}
 
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser("handoff", __doc__, "fewer repeats, in under 50 seconds")
     options.add_argument("--repeats", type=count, help="of each case (default 21, with --quick 7)")
     arguments = options.parse_args(argv)
+    return run("handoff", lambda: _measure(arguments))
+
+
+def _measure(arguments: argparse.Namespace) -> int:
     repeats = arguments.repeats or (7 if arguments.quick else 21)
     missing = peers.missing()
     for name, reason in missing.items():

@@ -1,10 +1,10 @@
-"""The accuracy study: four systems on three tasks at five shares of the base's KV.
+"""A study, which takes hours: four systems on three tasks at five shares of the base's KV.
 
     python -m benchmarks.studies.accuracy [--work DIR] [--at-once N]
     python -m benchmarks.studies.accuracy --quick | --report | --publish
 
-Run by `make accuracy`. It takes hours and can be stopped at any time: what is done is kept in
---work, and the same command goes on from there. `--quick` is one small cell in a few minutes.
+Run by `make accuracy`. It can be stopped at any time: what is done is kept in --work, and the same
+command goes on from there. --quick is one small cell, in under 10 minutes; it saves nothing.
 """
 
 from __future__ import annotations
@@ -16,39 +16,33 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
+from benchmarks.report import REPOSITORY, run
 from benchmarks.studies.accuracy.plan import RECIPES, Study
-from ps_sglang.errors import PsSglangError
 from ps_sglang.home import home
 from ps_sglang.progress import progress
 
-_REPOSITORY: Final = Path(__file__).parents[2]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 complete, 1 a job failed, 130 Ctrl-C."""
+    """Exit status: 0 complete, 1 a job failed, 2 refused, 130 Ctrl-C."""
     args = _parser().parse_args(argv)
     recipes = tuple(RECIPES[name] for name in args.tasks)
     work = args.work or home() / "accuracy"
     study = Study(recipes, tuple(args.seeds), work.resolve(), at_once=args.at_once)
-    try:
-        if args.quick:
-            with tempfile.TemporaryDirectory(prefix="ps_sglang-accuracy-") as folder:
-                _run(_quick(study, Path(folder)))
-            return 0
-        if args.publish:
-            _publish(study)
-            return 0
-        if not args.report:
-            _run(study)
-        _report(study)
-    except PsSglangError as error:
-        print(f"accuracy: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+    status = run("accuracy", lambda: _do(args, study))
+    if status == 130:
         progress("stopped; the same command goes on from here")
-        return 130
+    return status
+
+
+def _do(args: argparse.Namespace, study: Study) -> int:
+    if args.quick:
+        with tempfile.TemporaryDirectory(prefix="ps_sglang-accuracy-") as folder:
+            _run(_quick(study, Path(folder)))
+        return 0
+    if not (args.report or args.publish):
+        _run(study)
+    _report(study, args.publish)
     return 0
 
 
@@ -65,10 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--at-once", type=int, default=1, metavar="N", help="jobs at a time; they share the cores")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--quick", action="store_true", help="one small cell; saves nothing")
-    part.add_argument("--report", action="store_true", help="only report what is there")
+    part.add_argument("--report", action="store_true", help="only report what is there, in out")
     part.add_argument(
-        "--publish", action="store_true", help="only copy the finished adapters into the package"
-    )
+        "--publish", action="store_true",
+        help="only report, in benchmarks/results and in the page, too, and copy the finished "
+        "adapters into the package",
+    )  # fmt: skip
     return parser
 
 
@@ -102,17 +98,12 @@ def _run(study: Study) -> None:
     print(table(rows(study.work)))
 
 
-def _report(study: Study) -> None:
-    from benchmarks.studies.accuracy.report import save_results, write_docs
+def _report(study: Study, publish: bool) -> None:
+    from benchmarks.studies.accuracy import adapters, report
 
-    write_docs(save_results(study), _REPOSITORY / "docs")
-    print("saved benchmarks/results/accuracy.json, docs/accuracy.md and docs/accuracy.svg")
-
-
-def _publish(study: Study) -> None:
-    from benchmarks.studies.accuracy.adapters import publish
-
-    publish(study, _REPOSITORY / "ps_sglang" / "models" / "adapters")
+    if publish:
+        adapters.publish(study, REPOSITORY / "ps_sglang" / "models" / "adapters")
+    report.save_results(study, publish=publish)
 
 
 if __name__ == "__main__":

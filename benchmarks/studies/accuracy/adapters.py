@@ -19,6 +19,7 @@ from benchmarks.studies.accuracy.jobs import Runner
 from benchmarks.studies.accuracy.plan import LORA_EPOCHS, LORA_RANK, LORA_RATE, Recipe, Study
 from benchmarks.studies.accuracy.trainings import Training, train
 from ps_sglang.contract import read_manifest, write_manifest
+from ps_sglang.errors import UsageError
 from ps_sglang.models import resolve
 from ps_sglang.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapted
 from ps_sglang.progress import progress
@@ -64,9 +65,19 @@ def _halve(trained: Path, adapter: Path) -> None:
 
 
 def publish(study: Study, target: Path) -> None:
-    """Copy the finished adapters into the package."""
-    for recipe in study.recipes:
-        source = study.work / "adapters" / recipe.task
-        shutil.rmtree(target / recipe.task, ignore_errors=True)
-        shutil.copytree(source, target / recipe.task)
-        progress(f"published {target / recipe.task}")
+    """Copy the finished adapters into the package.
+
+    Raises:
+        UsageError: one is not finished; nothing was copied.
+    """
+    sources = [study.work / "adapters" / recipe.task for recipe in study.recipes]
+    for source in sources:
+        if not (source / "README.md").is_file():  # which is written last
+            raise UsageError(
+                f"{source} is missing or not finished; this makes it: "
+                f"python -m benchmarks.studies.accuracy --tasks {source.name}"
+            )
+    for source in sources:
+        shutil.rmtree(target / source.name, ignore_errors=True)
+        shutil.copytree(source, target / source.name)
+        progress(f"published {target / source.name}")

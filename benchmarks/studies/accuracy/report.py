@@ -1,6 +1,6 @@
-"""From the study's cells to `results/accuracy.json`, the table and the figure's rows.
+"""From the study's cells to `accuracy.json`, the table and the figure's rows.
 
-What an earlier study saved and this one has not measured stays: parts of it can be run again,
+What the reference has and this study has not measured stays: parts of it can be run again,
 on another machine, too.
 """
 
@@ -13,13 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.report import OUT, REFERENCE, save, write
 from benchmarks.studies.accuracy.plan import RECIPES, Study
-from benchmarks.report import RESULTS, save
+from ps_sglang.errors import UsageError
 from ps_sglang.evaluate.figure import draw, mean
 
 Row = dict[str, Any]
 
 _NAME: Final = "accuracy"
+PAGE: Final = Path(__file__).with_name("README.md")
 _KEPT: Final = ("task", "system", "share", "seed", "n", "score", "low", "high", "few_shot", "dtype")
 # Where the table stands in the page.
 _BEGIN, _END = "<!-- table -->", "<!-- end of the table -->"
@@ -58,38 +60,45 @@ def _named(row: Row) -> Row:
     return kept
 
 
-def save_results(study: Study) -> list[Row]:
-    """Write `benchmarks/results/accuracy.json`: how it was made, and all rows, which are returned.
+def save_results(study: Study, *, publish: bool) -> None:
+    """Write how the study was made, all rows and Figure 2; of the reference also the page's table.
 
     Recipes and learning rates are told of all tasks, as rows are kept of all. They and the
     environment are today's: after a change of a recipe all of its task has to be measured again.
+
+    Raises:
+        UsageError: nothing was measured.
     """
-    path = RESULTS / f"{_NAME}.json"
-    saved = json.loads(path.read_text()) if path.is_file() else {"learning_rates": {}, "rows": []}
+    if not (measured := rows(study.work)):
+        raise UsageError(
+            f"{study.work} has no rows; this makes them: python -m benchmarks.studies.accuracy"
+        )
+    path = REFERENCE / f"{_NAME}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {"learning_rates": {}, "rows": []}
     rates = {
         found.stem: json.loads(found.read_text())
         for found in sorted((study.work / "search").glob("*.json"))
     }
-    together = with_saved(rows(study.work), saved["rows"])
-    save(
-        _NAME,
-        {
-            "recipes": [asdict(recipe) for recipe in RECIPES.values()],
-            "dtype": study.dtype,
-            "learning_rates": saved["learning_rates"] | rates,
-            "rows": together,
-        },
-    )
-    return together
+    together = with_saved(measured, kept["rows"])
+    figures = {
+        "recipes": [asdict(recipe) for recipe in RECIPES.values()],
+        "dtype": study.dtype,
+        "learning_rates": kept["learning_rates"] | rates,
+        "rows": together,
+    }
+    save(_NAME, figures, publish=publish)
+    figure = draw([row for row in together if row["task"] in RECIPES])
+    for folder in (OUT, REFERENCE) if publish else (OUT,):
+        write(folder / f"{_NAME}.svg", figure)
+    if publish:
+        write_table(together, PAGE)
 
 
-def write_docs(found: Sequence[Row], docs: Path) -> None:
-    """Put the table into `docs/accuracy.md`, and Figure 2 beside it."""
-    page = docs / "accuracy.md"
+def write_table(found: Sequence[Row], page: Path) -> None:
+    """Put the table into the page, between its marks."""
     before, _, rest = page.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    page.write_text(f"{before}{_BEGIN}\n{table(found)}{_END}{after}")
-    (docs / "accuracy.svg").write_text(draw([row for row in found if row["task"] in RECIPES]))
+    write(page, f"{before}{_BEGIN}\n{table(found)}{_END}{after}")
 
 
 def table(found: Iterable[Row]) -> str:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.report import OUT
 from benchmarks.studies.agents.models import MODELS
 from benchmarks.studies.agents.study import Study
 from benchmarks.studies.agents.systems import OURS, STOCK_PD, SYSTEMS
 from benchmarks.studies.agents.workload import KINDS, TEXT, Shape
-from benchmarks.report import RESULTS
 
 # From idle to past saturation, of what stock PD does when all sessions come at once.
 PARTS: Final = (0.4, 0.7, 1.0, 2.0)
@@ -24,9 +24,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.studies.agents",
         description=(
-            "Sessions in which several models take turns over one growing context, on ps_sglang, "
-            "on stock SGLang (prefill/decode workers for each model; a plain server for each) and "
-            "on ps_sglang with a prefill worker for each model."
+            "A study, which takes hours: sessions in which several models take turns over one "
+            "growing context, on ps_sglang, on stock SGLang (prefill/decode workers for each "
+            "model; a plain server for each) and on ps_sglang with a prefill worker for each "
+            "model. --quick gives an impression in minutes."
         ),
     )
     add = parser.add_argument
@@ -62,17 +63,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--seed", type=int, default=0, help="default 0")
     add(
+        "--results", type=Path, default=OUT, metavar="FOLDER",
+        help="where studies, step costs and figures are kept (default out)",
+    )  # fmt: skip
+    add("--label", default="", metavar="WORD", help="to keep it beside the study of the same name")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
         "--quick", action="store_true",
         help="short sessions on ps_sglang and stock_pd, in under 8 minutes; saves nothing",
     )  # fmt: skip
-    add(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER",
-        help="where studies, step costs and figures are kept (default benchmarks/results)",
-    )  # fmt: skip
-    add("--label", default="", metavar="WORD", help="to keep it beside the study of the same name")
-    add(
+    part.add_argument(
         "--report", action="store_true",
         help="measure nothing: draw figures and table again from what is kept",
+    )  # fmt: skip
+    part.add_argument(
+        "--publish", action="store_true",
+        help="measure nothing: write the reference in benchmarks/results from what is kept",
     )  # fmt: skip
     return parser.parse_args(argv)
 

@@ -1,10 +1,10 @@
 """What steps cost on this machine: prefills, decode steps and moves, each alone on it.
 
-    python -m benchmarks.studies.agents.steps --model small --out steps.json
+    python -m benchmarks.studies.agents.steps --model small --out out/steps.json
 
 One prefill and one decode worker run as in the systems: same model, flags and threads. Every
-figure is what the workers tell of requests that came through the gateway. `benchmarks.studies.agents`
-measures the same beside its runs; OUT is for `benchmarks.studies.simulate --measured`.
+figure is what the workers tell of requests that came through the gateway. The study measures the
+same beside its runs; OUT is for `benchmarks.studies.simulate --measured`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.report import run, timed, to_json, write
 from benchmarks.studies.agents.counters import count, pools
 from benchmarks.studies.agents.fit import Sample, fit, misses
 from benchmarks.studies.agents.models import MODELS, checkpoints
@@ -30,7 +31,6 @@ from benchmarks.studies.agents.pace import seldom
 from benchmarks.studies.agents.pools import watched
 from benchmarks.studies.agents.samplers import Grid, Prompts, decodes, moves, prefills
 from benchmarks.studies.agents.systems import Running, ask_worker, flush, ours
-from ps_sglang.errors import PsSglangError, UsageError
 from ps_sglang.progress import Say
 
 POOL: Final = 65536
@@ -123,7 +123,7 @@ def _tell(say: Say, kind: str, done: int) -> None:
 
 
 def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
-    """`measured`: the keys of `benchmarks.studies.simulate.hardware.Measured`; and what they rest on.
+    """`measured`: the keys of `simulate.hardware.Measured`; and what they rest on.
 
     `off`: relative errors of the fits.
     """
@@ -174,22 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add("--out", type=Path, metavar="FILE", help="for benchmarks.studies.simulate --measured")
     args = parser.parse_args(argv)
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
-
-    try:
-        _run(args, say)
-    except PsSglangError as error:
-        print(f"agents.steps: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run("agents.steps", lambda: _measure(args, timed()))
 
 
-def _run(args: argparse.Namespace, say: Say) -> None:
+def _measure(args: argparse.Namespace, say: Say) -> int:
     say("starting a prefill and a decode worker; then some minutes of measuring")
     found = costs(measure_apart(args.model, args.pool, Grid(repeats=_REPEATS), say), args.pool)
     for name, value in found["measured"].items():
@@ -197,8 +185,8 @@ def _run(args: argparse.Namespace, say: Say) -> None:
     for kind, error in found["off"].items():
         print(f"{kind}: off by {error['median']:.1%} in the median, {error['most']:.1%} at most")
     if args.out is not None:
-        args.out.write_text(json.dumps(found["measured"], indent=1) + "\n")
-        print(f"saved {args.out}")
+        write(args.out, to_json(found["measured"]))
+    return 0
 
 
 if __name__ == "__main__":

@@ -60,7 +60,11 @@ def stock_servers(
     runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
     environ = host_environment(os.environ, runtime, "LlamaForCausalLM", cpu=True)
     link = HostLink(
-        runtime, servers[0].model, environ, log_dir / "host.log", "benchmarks.studies.agents.stock_host"
+        runtime,
+        servers[0].model,
+        environ,
+        log_dir / "host.log",
+        "benchmarks.studies.agents.stock_host",
     )
     try:
         for model in {server.model for server in servers}:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from benchmarks.studies.agents.client import Client
 from benchmarks.studies.agents.counters import count, pools
@@ -23,11 +23,16 @@ from benchmarks.studies.agents.pools import Sample, used, watched
 from benchmarks.studies.agents.steps import Found, costs, measure_apart
 from benchmarks.studies.agents.systems import SYSTEMS, Running, flush
 from benchmarks.studies.agents.text import text_sessions
-from benchmarks.studies.agents.workload import TEXT, Conversation, Session, Shape, sessions
+from benchmarks.studies.agents.workload import (
+    ALL_AT_ONCE,
+    TEXT,
+    Conversation,
+    Session,
+    Shape,
+    sessions,
+)
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.progress import Say
-
-_ALL_AT_ONCE: Final = 1e6  # sessions a second
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Study:
     def trace(self, load: Load) -> list[Session]:
         """The sessions; of a closed load, the same without arrivals."""
         draw = text_sessions if self.shape.kind == TEXT else sessions
-        return draw(self.shape, load.rate or _ALL_AT_ONCE, self.count, self.seed)
+        return draw(self.shape, load.rate or ALL_AT_ONCE, self.count, self.seed)
 
     def starts(self) -> list[tuple[int, str]]:
         """The systems as they are started, by repeats; each comes first in its turn."""

@@ -8,8 +8,6 @@ ours has N decode workers and one prefill worker that holds N pools.
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.gateway.systems import router
 from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints
 from benchmarks.studies.agents.stock import StockServer, stock_servers
-from benchmarks.gateway.systems import process
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import Cluster, ClusterSpec
 from ps_sglang.launch.cluster import GATEWAY
-from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.spec import Role
 
 OURS: Final = "ps_sglang"
@@ -33,7 +30,6 @@ STOCK_PD: Final = "stock_pd"
 STOCK_UNIFIED: Final = "stock_unified"
 UNSHARED: Final = "unshared"
 
-_ROUTER_S: Final = 60.0
 _FLUSH_S: Final = 30.0
 _ASK_S: Final = 30.0
 
@@ -123,9 +119,10 @@ def stock_pd(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
         processes = [Process(str(one.role), one.pid, one.url) for one in running]
         endpoints = []
         for prefill, decode in zip(running[::2], running[1::2], strict=True):
-            command = ["--pd-disaggregation", "--prefill", prefill.url, str(prefill.bootstrap)]
-            command += ["--decode", decode.url]
-            url, pid = routers.enter_context(_router(command, logs / f"{decode.name}-router.log"))
+            # There is one worker of a kind, so the cheapest policy is as good as any.
+            command = ["--policy", "round_robin", "--decode", decode.url]
+            command += ["--prefill", prefill.url, str(prefill.bootstrap)]
+            url, pid = routers.enter_context(router(command, logs / f"{decode.name}-router.log"))
             endpoints.append(f"{url}/generate")
             processes.append(Process("router", pid))
         yield Running(tuple(endpoints), tuple(processes))
@@ -191,30 +188,3 @@ def ask_worker(url: str, body: bytes | None = None) -> str:
     except OSError as error:
         raise LaunchError(f"a worker has gone: {url}: {error}") from error
     return text
-
-
-@contextmanager
-def _router(options: list[str], log: Path) -> Iterator[tuple[str, int]]:
-    port, metrics = free_ports(2)
-    command = [sys.executable, "-m", "benchmarks.gateway.start_router"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
-    # There is one worker of a kind, so the cheapest policy is as good as any.
-    command += ["--policy", "round_robin", "--log-level", "warn"]
-    command += ["--worker-startup-check-interval", "1", *options]
-    url = f"http://127.0.0.1:{port}"
-    # It waits for its clients for seconds when it is asked to end.
-    with log.open("wb") as output, process(command, output, output, signal.SIGKILL) as started:
-        limit = time.monotonic() + _ROUTER_S
-        while not _healthy(url):
-            if started.poll() is not None or time.monotonic() > limit:
-                raise LaunchError(f"sglang-router did not start; log: {log}")
-            time.sleep(0.1)  # between polls of a process that has no other way to say so
-        yield url, started.pid
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readiness", timeout=5):
-            return True
-    except OSError:
-        return False

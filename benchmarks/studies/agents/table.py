@@ -18,10 +18,10 @@ _BARS: Final = ("*bar*", STOCK_PD, "", "0.9", "4.5x", "1x", "", "0.95", "0.95")
 
 
 def table(kept: Mapping[str, Any]) -> str:
-    """Of all kept studies of ours in which no session failed; `kept` see `record`."""
+    """Of all studies of ours in which no session failed, by their names; see `record`."""
     studies = [
         (name, one)
-        for name, one in kept["studies"].items()
+        for name, one in kept.items()
         if OURS in one["study"]["systems"] and not any(run["failures"] for run in one["runs"])
     ]
     rows = [row for name, one in studies for row in comparisons(name, one)]

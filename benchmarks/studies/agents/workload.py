@@ -25,6 +25,8 @@ Kind = Literal["react", "reflexion", "text"]
 KINDS: Final[tuple[Kind, ...]] = ("react", "reflexion")
 """The shapes whose sessions `sessions` draws."""
 TEXT: Final = "text"
+ALL_AT_ONCE: Final = 1e6
+"""Sessions a second, where all come at once."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ _LOADS: Final = {
 }
 
 
+def shown(runs: Sequence[Row]) -> list[Row]:
+    """The runs whose figures the page has: of one model and device, as the others look alike."""
+    return [run for run in runs if (run["model"], run["device"]) == ("llama-3.1-8b", "a100-80g")]
+
+
 def draw(runs: Sequence[Row], study: str) -> str | None:
     """A row of panels for each workload, model and device; None if no run is of the study."""
     key, load = _LOADS[study]

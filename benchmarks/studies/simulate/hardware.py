@@ -1,6 +1,6 @@
 """How long a step takes: published figures of models and GPUs, or measurements.
 
-docs/simulation.md has the source of each constant.
+The page beside this file has the source of each constant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Saved runs of benchmarks.studies.agents, predicted from the step times that were measured beside them."""
+"""Saved runs of the agents study, predicted from the step times that were measured beside them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+from benchmarks.report import saved
 from benchmarks.studies.agents.drive import Load
-from benchmarks.studies.agents.workload import KINDS, Session, Shape, sessions
+from benchmarks.studies.agents.workload import ALL_AT_ONCE, KINDS, Session, Shape, sessions
 from benchmarks.studies.simulate.hardware import Measured
 from benchmarks.studies.simulate.simulation import Cluster, Simulator, System
 from ps_sglang.errors import UsageError
@@ -19,7 +20,6 @@ from ps_sglang.errors import UsageError
 BAR: Final = 0.15
 """A prediction may be off by so much, as a part of what was measured."""
 _SYSTEMS: Final[dict[str, System]] = {"ps_sglang": "shared", "stock_pd": "stock-pd"}
-_ALL_AT_ONCE: Final = 1e6  # sessions a second, as benchmarks.studies.agents has it
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ def print_validation(path: Path) -> int:
 
 def compare(path: Path) -> list[Compared]:
     """Simulate what ran. Raises UsageError for a file without such runs."""
+    kept = saved(path, "runs of benchmarks.studies.agents", "python -m benchmarks.studies.agents")
     try:
-        studies: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())["studies"]
+        studies: Mapping[str, Any] = kept["studies"]
         found = [row for name, one in studies.items() for row in _study(name, one)]
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} has no runs of benchmarks.studies.agents: {error!r}") from error
     if not found:
         raise UsageError(
@@ -125,12 +126,12 @@ def _predict(
         decode_pool=pool,
         page=steps.page,
     )
-    trace = sessions(shape, rate or _ALL_AT_ONCE, study["count"], study["seed"])
+    trace = sessions(shape, rate or ALL_AT_ONCE, study["count"], study["seed"])
     found = Simulator(cluster, steps, most).run(trace)
     return {**found, **_as_benchmarked(trace, found)}
 
 
 def _as_benchmarked(trace: Sequence[Session], found: Mapping[str, Any]) -> dict[str, float]:
-    """Throughput as benchmarks.studies.agents has it, whose clock begins before the first arrival."""
+    """Throughput as the agents study has it, whose clock begins before the first arrival."""
     output = sum(turn.output for session in trace for turn in session.turns)
     return {"output_tokens_per_s": output / (trace[0].start + found["seconds"])}

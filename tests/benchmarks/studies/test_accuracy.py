@@ -16,15 +16,17 @@ import psutil
 import pytest
 import torch
 
+from benchmarks.report import REPOSITORY
 from benchmarks.studies.accuracy.__main__ import main
 from benchmarks.studies.accuracy.adapters import publish
 from benchmarks.studies.accuracy.data import in_contexts, write_data
 from benchmarks.studies.accuracy.jobs import JobError, Runner, flags
 from benchmarks.studies.accuracy.plan import RECIPES, Recipe, Study
-from benchmarks.studies.accuracy.report import rows, table, with_saved, write_docs
+from benchmarks.studies.accuracy.report import PAGE, rows, save_results, table, with_saved
 from benchmarks.studies.accuracy.trainings import Training, train
 from benchmarks.studies.accuracy.units import Unit, run_all, units
 from ps_sglang.contract import read_manifest
+from ps_sglang.errors import UsageError
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.tasks import task
 
@@ -210,19 +212,40 @@ def test_the_table_has_the_mean_over_seeds_and_the_interval_on_the_items_of_one(
     ]
 
 
-def test_the_page_gets_the_table_between_its_marks_and_the_figure(tmp_path: Path) -> None:
-    (tmp_path / "accuracy.md").write_text(
-        "before\n<!-- table -->\nold\n<!-- end of the table -->\nafter\n"
-    )
+def test_the_page_gets_the_table_between_its_marks_and_the_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OUT", "REFERENCE"):
+        monkeypatch.setattr(f"benchmarks.report.{name}", tmp_path / name)
+        monkeypatch.setattr(f"benchmarks.studies.accuracy.report.{name}", tmp_path / name)
+    monkeypatch.setattr("benchmarks.studies.accuracy.report.PAGE", page := tmp_path / "page.md")
+    page.write_text("before\n<!-- table -->\nold\n<!-- end of the table -->\nafter\n")
+    study = Study((), (), tmp_path)
+    with pytest.raises(UsageError, match="has no rows; this makes them"):
+        save_results(study, publish=True)
+    (tmp_path / "cells").mkdir()
     found = [row("full-ft", 0.0, 0.9), row("naive-share", 1.0, 0.4)]
+    (tmp_path / "cells" / "one.json").write_text(json.dumps({"rows": found}))
+    save_results(study, publish=False)
+    assert "old" in page.read_text()
+    assert not (tmp_path / "REFERENCE").exists()
     for _ in range(2):
-        write_docs(found, tmp_path)
-    assert (tmp_path / "accuracy.md").read_text() == (
+        save_results(study, publish=True)
+    assert page.read_text() == (
         f"before\n<!-- table -->\n{table(found)}<!-- end of the table -->\nafter\n"
     )
-    figure = (tmp_path / "accuracy.svg").read_text()
-    assert "naive-share" in figure
-    assert "full-ft" in figure
+    for folder in ("OUT", "REFERENCE"):
+        assert json.loads((tmp_path / folder / "accuracy.json").read_text())["rows"] == found
+        figure = (tmp_path / folder / "accuracy.svg").read_text()
+        assert "naive-share" in figure
+        assert "full-ft" in figure
+
+
+def test_an_adapter_that_is_not_finished_is_not_published(tmp_path: Path) -> None:
+    (before := tmp_path / "package" / "code").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"adapters/code is missing .* --tasks code$"):
+        publish(Study((TINY,), (1,), tmp_path), tmp_path / "package")
+    assert before.is_dir()
 
 
 def test_what_was_saved_and_is_not_measured_again_stays() -> None:
@@ -232,7 +255,7 @@ def test_what_was_saved_and_is_not_measured_again_stays() -> None:
 
 
 def test_the_page_in_the_repository_has_the_marks() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "accuracy.md").read_text()
+    page = PAGE.read_text()
     assert page.index("<!-- table -->") < page.index("<!-- end of the table -->")
 
 
@@ -282,7 +305,7 @@ def test_a_study_that_is_ended_leaves_no_job_behind(tmp_path: Path) -> None:
             f"from pathlib import Path\nfrom {Runner.__module__} import Runner\n{job}",
         ],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     while not (jobs := psutil.Process(study.pid).children()):
         assert study.poll() is None

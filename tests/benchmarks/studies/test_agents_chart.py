@@ -50,15 +50,16 @@ def found(decoders: int, hit: float, systems: tuple[str, ...] = ("a",)) -> dict[
 def test_a_study_replaces_the_one_of_its_name(tmp_path: Path) -> None:
     for study in (found(2, 0.1), found(3, 0.2), found(2, 0.3)):
         keep(tmp_path, study)
-    path, *drawn = keep(tmp_path, found(2, 0.4), "long")
-    kept = json.loads(path.read_text())
+    keep(tmp_path, found(2, 0.4), "long")
+    kept = json.loads((tmp_path / "agents.json").read_text())
     assert {name: one["runs"][0]["hit_ratio"] for name, one in kept["studies"].items()} == {
         "react-tiny-n2": 0.3,
         "react-tiny-n3": 0.2,
         "react-tiny-n2-long": 0.4,
     }
     assert kept["studies"]["react-tiny-n2"]["environment"]["cores"] > 0
-    assert {one.name for one in drawn} == {
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "agents.json",
         "agents.md",
         *(f"agents-{name}.svg" for name in kept["studies"]),
     }

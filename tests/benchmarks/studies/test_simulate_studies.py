@@ -179,8 +179,7 @@ def test_every_study_is_of_clusters_and_traces_that_can_be(study: str) -> None:
 def test_the_command_saves_and_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.report.RESULTS", tmp_path)
-    monkeypatch.setattr("benchmarks.studies.simulate.__main__.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.report.OUT", tmp_path)
     steps = tmp_path / "steps.json"
     monkeypatch.setattr(Case, "_count", 12)
     steps.write_bytes(msgspec.json.encode(STEPS))

@@ -135,7 +135,7 @@ def test_files_that_cannot_be_validated_are_refused(
     ):
         path = tmp_path / "agents.json"
         path.write_text(content)
-        with pytest.raises(UsageError, match=r"has no runs of benchmarks\.agents"):
+        with pytest.raises(UsageError, match=r"has no runs of benchmarks\.studies\.agents"):
             compare(path)
     path.write_text(json.dumps({"studies": {}}))
     with pytest.raises(UsageError, match="no runs of ps_sglang or stock_pd with a workload of"):
