@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 something did not work, 2 refused."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.studies.agents.steps",
-        description="What prefills, decode steps and moves cost, each alone on this machine.",
+        description="What prefills, decode steps and moves cost, each alone here; some minutes.",
     )
     add = parser.add_argument
     add("--model", choices=MODELS, default="small", help="shape of the weights (default small)")

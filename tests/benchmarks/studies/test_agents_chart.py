@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.studies.agents import record
 from benchmarks.studies.agents.__main__ import main
 from benchmarks.studies.agents.panels import panels
 from benchmarks.studies.agents.record import keep
@@ -78,6 +79,22 @@ def test_a_report_is_drawn_again_from_what_is_kept(tmp_path: Path) -> None:
 def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--report", "--results", str(tmp_path)]) == 2
     assert "no study is kept" in capsys.readouterr().err
+
+
+def test_the_reference_has_the_table_and_the_figures_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "REFERENCE", reference := tmp_path / "reference")
+    monkeypatch.setattr(record, "SHOWN", ("react-tiny-n2",))
+    keep(tmp_path, found(3, 0.1))
+    assert main(["--publish", "--results", str(tmp_path)]) == 2
+    assert "lacks the study react-tiny-n2" in capsys.readouterr().err
+    assert not reference.exists()
+    keep(tmp_path, found(2, 0.1))
+    assert main(["--publish", "--results", str(tmp_path)]) == 0
+    published = {one.name: one.read_text() for one in reference.iterdir()}
+    assert published.keys() == {"agents.md", "agents-react-tiny-n2.svg"}
+    assert all((tmp_path / name).read_text() == text for name, text in published.items())
 
 
 def test_the_table_says_what_was_won_and_where_time_went(tmp_path: Path) -> None:

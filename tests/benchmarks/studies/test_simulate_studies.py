@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from step_costs import SMALL as STEPS
 
+from benchmarks.report import save
 from benchmarks.studies.agents.workload import Shape, sessions
 from benchmarks.studies.simulate.__main__ import main
 from benchmarks.studies.simulate.figure import draw
@@ -201,3 +202,22 @@ def test_the_command_saves_and_says(
     assert main(["--study", "host", "--measured", str(steps)]) == 2
     assert "--study host is of modelled GPUs" in capsys.readouterr().err
     assert set(MEASURED) < set(STUDIES)
+
+
+def test_the_reference_has_headlines_and_one_models_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.report.OUT", tmp_path / "out")
+    monkeypatch.setattr("benchmarks.report.REFERENCE", tmp_path / "reference")
+    assert main(["--publish"]) == 2
+    assert "out/simulate.json is missing; this makes it: python -m" in capsys.readouterr().err
+    shown = [{**one, "model": "llama-3.1-8b", "device": "a100-80g"} for one in ROWS]
+    save("simulate", {"seed": 1, "headlines": {"a": 1}, "runs": [*ROWS, *shown]})
+    assert main(["--publish"]) == 0
+    published = {one.name: one.read_text() for one in (tmp_path / "reference").iterdir()}
+    assert published.keys() == {
+        "simulate.json", "simulate-rates.svg", "simulate-concurrency.svg",
+    }  # fmt: skip
+    summary = json.loads(published["simulate.json"])
+    assert summary.keys() == {"environment", "seed", "headlines"}
+    assert published["simulate-rates.svg"] == draw(shown, "rates")
