@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks import index, report
 from benchmarks.gateway.__main__ import without_runs
+from benchmarks.plain import generate, wait_until_ok
 from ps_sglang.errors import LaunchError, UsageError
 
 BENCHMARKS = ("startup", "warm_prompt", "handoff", "gateway", "index", "train_cost")
@@ -107,7 +109,7 @@ def test_the_index_is_measured(folders: Path, monkeypatch: pytest.MonkeyPatch) -
     assert written(folders) == ["out/index-quick.json"]
     found = json.loads((folders / "out" / "index-quick.json").read_text())
     assert found["blocks"] >= 20_000
-    assert found["bytes_per_block"] > 0
+    assert found["lookup_ms"]["mostly new"]["median"] > 0
 
 
 def test_the_gateways_reference_has_medians_and_no_runs() -> None:
@@ -135,3 +137,14 @@ def test_what_runs_in_minutes_knows_no_study() -> None:
     for path in folder.rglob("*.py"):
         if folder / "studies" not in path.parents:
             assert "benchmarks.studies" not in path.read_text(), path
+
+
+def test_a_server_that_ends_or_is_gone_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(["sh", "-c", "echo no memory; exit 1"], stdout=output)
+        with pytest.raises(LaunchError, match=r"no answer from .*its log ends:\nno memory"):
+            wait_until_ok("http://127.0.0.1:9", server, 30.0, log)
+        server.wait()
+    with pytest.raises(LaunchError, match=r"no answer from http://127\.0\.0\.1:9/generate: "):
+        generate("http://127.0.0.1:9", [1], {})
