@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
     finally:
         pids = [server.pid, *procfs.descendants(server.pid)]
         memory = [path for pid in pids for path in procfs.shared_memory_files(pid)]
-        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
         for path in memory:  # SGLang leaves its load statistics behind
             path.unlink(missing_ok=True)
