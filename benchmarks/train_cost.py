@@ -58,7 +58,7 @@ class Cost:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save. Exit status 1 if a bar is missed."""
-    options = parser("train_cost", __doc__, "one process each, in under 4 minutes")
+    options = parser("train_cost", __doc__, "one process each, in some minutes")
     options.add_argument("--rounds", type=count, help="processes each (default 5, with --quick 1)")
     args = options.parse_args(argv)
     return run("train_cost", lambda: _measure(args))
