@@ -11,7 +11,7 @@ verify: .venv/installed  ## compare the demo cluster with the Hugging Face refer
 	$(BIN)/python -m ps_sglang.verify --demo
 
 accuracy: .venv/installed  ## the accuracy study: hours, goes on where it stopped; QUICK=1: minutes
-	$(BIN)/python -m benchmarks.accuracy $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.studies.accuracy $(if $(QUICK),--quick)
 
 test: check  ## all there is: style, types, and every test on real engines
 	$(BIN)/python -m pytest

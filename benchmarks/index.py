@@ -1,42 +1,34 @@
 """The base-token index with a million blocks: how long a lookup takes, how much a block costs.
 
-`python -m benchmarks.index` prints the figures of conversations of random tokens in pages of one
-token, the worst size for an index. `measured` gives them to another benchmark.
+    python -m benchmarks.index [--quick]
+
+Conversations of random tokens in pages of one token, the worst size for an index.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import random
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import psutil
 
+from benchmarks.report import parser, save
 from ps_sglang.gateway.index.base_index import BaseIndex
 from ps_sglang.gateway.index.texts import TokenTexts
 
 BLOCKS: Final = 1_000_000
+_QUICK_BLOCKS: Final = 100_000
 PROMPT_TOKENS: Final = 8_000
 WORKERS: Final = 8
 LOOKUPS: Final = 400
 _VOCABULARY: Final = 49_152
 _SYSTEM_TOKENS: Final = 500
 _LETTERS: Final = b"abcdefghijklmnopqrstuvwxyz ,.\n"
-
-
-def measured(blocks: int = BLOCKS) -> dict[str, Any]:
-    """The figures, from a process of their own: memory that others have freed would hide theirs."""
-    command = [sys.executable, "-m", "benchmarks.index", "--blocks", str(blocks), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures
 
 
 class _Conversations:
@@ -132,19 +124,15 @@ def _lookups(index: BaseIndex, texts: TokenTexts, prompts: list[list[int]]) -> d
     return {"median": round(statistics.median(taken), 4), "p99": round(p99, 4)}
 
 
-def main() -> None:
-    """Print the figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=BLOCKS)
-    parser.add_argument("--json", action="store_true", help="for programs")
-    arguments = parser.parse_args()
-    figures = _measure(arguments.blocks)
-    if arguments.json:
-        print(json.dumps(figures))
-        return
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save."""
+    options = parser("index", __doc__, f"{_QUICK_BLOCKS:,} blocks, in seconds").parse_args(argv)
+    figures = _measure(_QUICK_BLOCKS if options.quick else BLOCKS)
     for name, value in figures.items():
         print(f"{name.replace('_', ' ')}: {value}")
+    save("index", figures, quick=options.quick, publish=options.publish)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,24 +1,28 @@
-"""One plain SGLang server, to compare with."""
+"""One plain SGLang server, to compare with; and what it takes to ask a server."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ps_sglang.errors import LaunchError
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import threads
+from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.spec import Role
 
 _READY_S = 240.0
+_LOG_LINES = 10
 _FLAGS = (
     "--device cpu --dtype float32 --attention-backend torch_native --sampling-backend pytorch "
     "--disable-overlap-schedule --sleep-on-idle --max-total-tokens 10240 --skip-server-warmup"
@@ -41,9 +45,7 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
     The plugin brings the CPU platform, without which SGLang needs AMX; its handoff hooks do
     nothing. Threads are set as for a worker that has the machine to itself.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(model),
         "--port", str(port), *_FLAGS.split(),
@@ -62,24 +64,47 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_healthy(url, server)
+        wait_until_ok(f"{url}/health", server, _READY_S, log)
         yield PlainServer(url, server.pid, time.monotonic() - began)
     finally:
         pids = [server.pid, *procfs.descendants(server.pid)]
         memory = [path for pid in pids for path in procfs.shared_memory_files(pid)]
-        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
         for path in memory:  # SGLang leaves its load statistics behind
             path.unlink(missing_ok=True)
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + _READY_S
-    while True:
+def generate(url: str, ids: Sequence[int], sampling: Mapping[str, Any]) -> Any:
+    """Ask `url`/generate for a whole answer to a prompt of token ids.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    body = {"input_ids": ids, "sampling_params": sampling}
+    request = urllib.request.Request(
+        f"{url}/generate", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return json.load(response)
+    except OSError as error:
+        raise LaunchError(f"no answer from {request.full_url}: {error}") from error
+
+
+def wait_until_ok(url: str, server: subprocess.Popen[bytes], limit_s: float, log: Path) -> None:
+    """Ask until the answer is 200.
+
+    Raises:
+        LaunchError: the server ended, or did not answer in time.
+    """
+    limit = time.monotonic() + limit_s
+    while server.poll() is None and time.monotonic() < limit:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
-            if server.poll() is not None or time.monotonic() > limit:
-                raise SystemExit("the plain server did not start") from None
-            time.sleep(0.2)  # between polls of a process that has no other way to say so
+            time.sleep(0.1)  # between polls of a process that has no other way to say so
+    ending = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+    raise LaunchError(f"no answer from {url}; its log ends:\n{ending}")

@@ -1,6 +1,6 @@
 """Start-up time and memory of a whole cluster: 1 prefill worker, 3 decode workers, the gateway.
 
-    python -m benchmarks.startup
+    python -m benchmarks.startup [--quick]
 
 Seconds from the first line of the launcher until all answer requests; memory is the sum of PSS
 (shared pages counted once) of all its processes, when ready and after some use. One plain SGLang
@@ -10,16 +10,14 @@ server is started in between, the way SGLang starts, without its warm-up request
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.plain import plain_server
-from benchmarks.report import save, spread
+from benchmarks.plain import generate, plain_server
+from benchmarks.report import count, parser, run, save, spread
 from ps_sglang.launch import Cluster, ClusterSpec, procfs
 from ps_sglang.models import resolve
 
@@ -28,9 +26,14 @@ DECODERS = ("a", "b", "c")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="starts (default 3)")
-    repeats = parser.parse_args(argv).repeats
+    options = parser("startup", __doc__, "one start, in under 2 minutes")
+    options.add_argument("--repeats", type=count, help="starts (default 3, with --quick 1)")
+    args = options.parse_args(argv)
+    return run("startup", lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
+    repeats = args.repeats or (1 if args.quick else 3)
     seconds, ready_gb, used_gb, plain_seconds, plain_gb = [], [], [], [], []
     for number in range(repeats):
         with (
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "one_plain_server_seconds": spread(plain_seconds),
         "one_plain_server_pss_gb": spread(plain_gb),
     }
-    print(f"saved {save('startup', figures)}")
+    save("startup", figures, quick=args.quick, publish=args.publish)
     print(
         f"startup: {figures['ready_seconds']['median']:.1f} s, "
         f"{figures['ready_pss_gb']['median']:.1f} GB for 1 + 3 workers"
@@ -74,15 +77,8 @@ def use(url: str) -> None:
     source = random.Random(0)
     for _ in range(3):
         ids = [source.randrange(1000, 40000) for _ in range(1000)]
-        body = {"input_ids": ids, "sampling_params": {"max_new_tokens": 8}}
         for name in DECODERS:
-            request = urllib.request.Request(
-                f"{url}/models/{name}/generate",
-                json.dumps(body).encode(),
-                {"content-type": "application/json"},
-            )
-            with urllib.request.urlopen(request, timeout=120) as response:
-                json.load(response)
+            generate(f"{url}/models/{name}", ids, {"max_new_tokens": 8})
 
 
 if __name__ == "__main__":

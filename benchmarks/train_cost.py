@@ -1,6 +1,6 @@
 """What a cache-conditioned step costs against a full fine-tuning step on the same batch.
 
-    python -m benchmarks.train_cost
+    python -m benchmarks.train_cost [--quick]
 
 Three ways at two lengths of prompt and answer: full fine-tuning, cache-conditioned, and
 cache-conditioned with the base's KV kept from an earlier epoch. A step is everything: the base's
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.report import save, spread
+from benchmarks.report import count, parser, run, save, spread
 from ps_sglang.models import resolve
 
 FULL, CONDITIONED, KEPT = "full", "cache-conditioned", "kept-kv"
@@ -58,9 +58,14 @@ class Cost:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save. Exit status 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="processes each (default 5)")
-    rounds = parser.parse_args(argv).rounds
+    options = parser("train_cost", __doc__, "one process each, in some minutes")
+    options.add_argument("--rounds", type=count, help="processes each (default 5, with --quick 1)")
+    args = options.parse_args(argv)
+    return run("train_cost", lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
+    rounds = args.rounds or (1 if args.quick else 5)
     base = resolve("base").path
     found: dict[str, Any] = {}
     for lengths in LENGTHS:
@@ -75,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
         found[str(lengths)] = figures(lengths, costs)
-    path = save("train_cost", {"rows": ROWS, "dtype": "float32", "lengths": found})
     for name, one in found.items():
         print_figures(name, one)
-    print(f"saved {path}")
+    together = {"rows": ROWS, "dtype": "float32", "lengths": found}
+    save("train_cost", together, quick=args.quick, publish=args.publish)
     missed = misses(found)
     print("\n".join(missed) or "all bars met")
     return 1 if missed else 0

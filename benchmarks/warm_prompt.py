@@ -1,6 +1,6 @@
 """A fully warm 1,000-token prompt with 2 output tokens: the cluster against one plain server.
 
-    python -m benchmarks.warm_prompt
+    python -m benchmarks.warm_prompt [--quick]
 
 Both are up at the same time and take turns. The cluster's time includes its gateway; the plain
 server (stock SGLang on the same CPU platform, the decoder's own weights) is asked directly.
@@ -9,18 +9,16 @@ server (stock SGLang on the same CPU platform, the decoder's own weights) is ask
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plain import plain_server
-from benchmarks.report import save, spread
+from benchmarks.plain import generate, plain_server
+from benchmarks.report import count, parser, run, save, spread
 from ps_sglang.launch import Cluster, ClusterSpec
 from ps_sglang.models import resolve
 
@@ -30,9 +28,14 @@ OUTPUT_TOKENS = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=30, help="requests each (default 30)")
-    repeats = parser.parse_args(argv).repeats
+    options = parser("warm_prompt", __doc__, "fewer requests, in under 2 minutes")
+    options.add_argument("--repeats", type=count, help="requests each (default 30, with --quick 5)")
+    args = options.parse_args(argv)
+    return run("warm_prompt", lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
+    repeats = args.repeats or (5 if args.quick else 30)
     source = random.Random(0)
     prompt = [source.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)]
     with (
@@ -50,29 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seconds[name].append(ask(url, prompt))
     figures: dict[str, Any] = {name: spread(values) for name, values in seconds.items()}
     ratio = figures["cluster"]["median"] / figures["plain"]["median"]
-    path = save("warm_prompt", {"seconds": figures, "ratio_of_medians": ratio})
     for name, values in figures.items():
         print(
             f"{name:<8} median {values['median'] * 1e3:.0f} ms "
             f"({values['min'] * 1e3:.0f} to {values['max'] * 1e3:.0f}, {repeats} requests)"
         )
-    print(f"saved {path}")
+    found = {"seconds": figures, "ratio_of_medians": ratio}
+    save("warm_prompt", found, quick=args.quick, publish=args.publish)
     print(f"warm prompt: {ratio:.2f}x one plain server")
     return 0
 
 
 def ask(url: str, prompt: list[int]) -> float:
     """Seconds until the whole answer is there."""
-    body = {
-        "input_ids": prompt,
-        "sampling_params": {"max_new_tokens": OUTPUT_TOKENS, "temperature": 0},
-    }
-    request = urllib.request.Request(
-        f"{url}/generate", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
     started = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=120) as response:
-        answer = json.load(response)
+    answer = generate(url, prompt, {"max_new_tokens": OUTPUT_TOKENS, "temperature": 0})
     assert answer["meta_info"]["completion_tokens"] == OUTPUT_TOKENS
     return time.perf_counter() - started
 

@@ -12,52 +12,63 @@ from __future__ import annotations
 
 import argparse
 import signal
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
-from benchmarks import index
 from benchmarks.gateway import agents, latency, systems
 from benchmarks.gateway.compared import OURS, PEER, engine, running
 from benchmarks.gateway.latency import MODES
 from benchmarks.gateway.vocabulary import write_tokenizer
-from benchmarks.report import save
+from benchmarks.report import count, parser, run, save, spread
 
 RATE: Final = 300.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less of everything, in under 50 s")
-    parser.add_argument("--repeats", type=int, default=5, help="of the latency runs (default 5)")
-    parser.add_argument("--only", choices=("latency", "trace", "index"), help="only this part")
-    options = parser.parse_args(argv)
+    command = parser("gateway", __doc__, "less of everything, in under 50 s")
+    command.add_argument(
+        "--repeats", type=count, help="of the latency runs (default 5, with --quick 2)"
+    )
+    command.add_argument("--only", choices=("latency", "trace"), help="only this part; not saved")
+    options = command.parse_args(argv)
+    if options.only and options.publish:
+        command.error("--publish needs both parts: leave --only out")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is stopped
+    return run("gateway", lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
     quick = options.quick
-    figures: dict[str, Any] = {"peer": {"sglang-router": version("sglang-router")}}
+    figures: dict[str, Any] = {"peer": {PEER: systems.router_version()}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tokenizer(folder / "tokenizer")
         if options.only in (None, "latency"):
-            figures["latency"] = measure_latency(folder, 2 if quick else options.repeats, quick)
+            figures["latency"] = measure_latency(
+                folder, options.repeats or (2 if quick else 5), quick
+            )
         if options.only in (None, "trace"):
             figures["trace"] = agents.measure(folder, quick)
             agents.print_medians(figures["trace"]["medians"])
-    if options.only == "index" or (options.only is None and not quick):
-        figures["index"] = index.measured()
-    if not quick and options.only is None:
-        print(f"saved {save('gateway', figures)}")
     if options.only is None:
+        save(
+            "gateway", figures, quick=quick, publish=options.publish, summary=without_runs(figures)
+        )
         print(summary(figures))
     return 0
+
+
+def without_runs(figures: dict[str, Any]) -> dict[str, Any]:
+    """What the reference keeps: of the traces the medians over their seeds."""
+    trace = {name: value for name, value in figures["trace"].items() if name != "runs"}
+    return {**figures, "trace": trace}
 
 
 def summary(figures: dict[str, Any]) -> str:
@@ -131,14 +142,7 @@ def _print_latency(kind: str, name: str, found: dict[str, Any]) -> None:
 
 
 def _spread(found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "min": min(one[name] for one in found),
-            "median": statistics.median(one[name] for one in found),
-            "max": max(one[name] for one in found),
-        }
-        for name in found[0]
-    }
+    return {name: spread([one[name] for one in found]) for name in found[0]}
 
 
 if __name__ == "__main__":

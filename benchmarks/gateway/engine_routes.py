@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.gateway.feed import Feed, NoFeed
+from benchmarks.gateway.feed import Change, Feed, NoFeed
 from benchmarks.gateway.messages import CHAT, COMPLETIONS, GENERATE, Body, EngineConfig, Totals
 from benchmarks.gateway.tree import PageTree, page_hashes
 from benchmarks.gateway.vocabulary import WordTokenizer
@@ -94,7 +94,7 @@ class Engine:
             self.totals.evicted_tokens += len(gone) * size
             parent = pages[held - 1] if held else None
             content = tokens[held * size : len(pages) * size]
-            self.feed.changed(gone, new, parent, content, body.salt)
+            self.feed.changed(Change(gone, new, parent, content, body.salt))
         finally:
             self.tree.unlock(pages[:locked])
 

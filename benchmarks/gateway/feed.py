@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ps_sglang.feed.messages import (
@@ -22,21 +23,35 @@ STEP_SECONDS: Final = 0.01
 """A forward pass of a small model."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """Pages that went, then pages of one prompt that came, the first after `parent`."""
+
+    gone: Sequence[int]
+    new: Sequence[int]
+    parent: int | None
+    tokens: Sequence[int]
+    salt: str
+
+    def events(self, size: int) -> list[KvEvent]:
+        """What a worker with pages of `size` tokens tells of it."""
+        events: list[KvEvent] = []
+        if self.gone:
+            events.append(BlockRemoved(list(self.gone)))
+        if self.new:
+            stored = list(self.new), self.parent, list(self.tokens), size
+            events.append(BlockStored(*stored, cache_salt=self.salt or None))
+        return events
+
+
 class NoFeed:
     """An engine that publishes nothing."""
 
     endpoint = ""
     control = ""
 
-    def changed(
-        self,
-        gone: Sequence[int],
-        new: Sequence[int],
-        parent: int | None,
-        tokens: Sequence[int],
-        salt: str,
-    ) -> None:
-        """Pages went, then pages of one prompt came, the first after `parent`."""
+    def changed(self, change: Change) -> None:
+        """Pages of one prompt came, for which others went."""
 
     def cleared(self) -> None:
         """All pages went."""
@@ -46,23 +61,6 @@ class NoFeed:
 
     def close(self) -> None:
         """Stop publishing."""
-
-
-def page_events(
-    size: int,
-    gone: Sequence[int],
-    new: Sequence[int],
-    parent: int | None,
-    tokens: Sequence[int],
-    salt: str,
-) -> list[KvEvent]:
-    """What a worker with pages of `size` tokens tells of a change, see `NoFeed.changed`."""
-    events: list[KvEvent] = []
-    if gone:
-        events.append(BlockRemoved(list(gone)))
-    if new:
-        events.append(BlockStored(list(new), parent, list(tokens), size, cache_salt=salt or None))
-    return events
 
 
 class Feed(NoFeed):
@@ -82,21 +80,14 @@ class Feed(NoFeed):
         self._step: asyncio.TimerHandle | None = None
         self._publisher.on_command(self._pass_on)
 
-    def changed(
-        self,
-        gone: Sequence[int],
-        new: Sequence[int],
-        parent: int | None,
-        tokens: Sequence[int],
-        salt: str,
-    ) -> None:
-        size = self._page_size
-        self._waiting += page_events(size, gone, new, parent, tokens, salt)
-        for page in gone:
+    def changed(self, change: Change) -> None:
+        size, salt, parent = self._page_size, change.salt or None, change.parent
+        self._waiting += change.events(size)
+        for page in change.gone:
             del self._held[page]
-        for number, page in enumerate(new):
-            content = list(tokens[number * size : (number + 1) * size])
-            self._held[page] = BlockStored([page], parent, content, size, cache_salt=salt or None)
+        for number, page in enumerate(change.new):
+            content = list(change.tokens[number * size : (number + 1) * size])
+            self._held[page] = BlockStored([page], parent, content, size, cache_salt=salt)
             parent = page
         self._publish_soon()
 

@@ -27,7 +27,7 @@ from benchmarks.gateway.agents import OTHER_POOLS, PACE, POOL
 from benchmarks.gateway.client import Client, Reply
 from benchmarks.gateway.compared import OURS
 from benchmarks.gateway.engine import PrefillEngine
-from benchmarks.gateway.feed import STEP_SECONDS, NoFeed, page_events
+from benchmarks.gateway.feed import STEP_SECONDS, Change, NoFeed
 from benchmarks.gateway.messages import CHAT, Body, EngineConfig
 from benchmarks.gateway.oracle import POLICIES, Choice
 from benchmarks.gateway.vocabulary import render, words, write_tokenizer
@@ -81,17 +81,10 @@ class _Told(NoFeed):
         self._end_step()
         mirror.live()
 
-    def changed(
-        self,
-        gone: Sequence[int],
-        new: Sequence[int],
-        parent: int | None,
-        tokens: Sequence[int],
-        salt: str,
-    ) -> None:
+    def changed(self, change: Change) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_later(STEP_SECONDS, self._end_step)
-        self._waiting += page_events(self._page_size, gone, new, parent, tokens, salt)
+        self._waiting += change.events(self._page_size)
 
     def record(self, record: TimelineRecord) -> None:
         self._mirror.timeline(record)

@@ -8,17 +8,19 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from benchmarks.gateway.messages import EngineConfig, Totals
+from benchmarks.plain import wait_until_ok
+from ps_sglang.errors import LaunchError, MissingPackageError
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.launch.child import die_with_parent
 from ps_sglang.launch.ports import free_ports
@@ -165,22 +167,48 @@ def routers(engines: Fleet, folder: Path, options: Sequence[str] = ()) -> Iterat
     with contextlib.ExitStack() as stack:
         urls, pids = {}, []
         for engine in engines.decode:
-            port, metrics = free_ports(2)
-            command = [sys.executable, "-m", "benchmarks.gateway.start_router"]
-            command += ["--host", "127.0.0.1", "--port", str(port)]
-            command += ["--prometheus-port", str(metrics), "--pd-disaggregation"]
+            command = ["--policy", "cache_aware", "--decode", engine.url, *options]
             for worker in engines.prefill:
                 command += ["--prefill", worker.url, str(worker.bootstrap_port)]
-            command += ["--decode", engine.url, "--policy", "cache_aware"]
-            command += ["--log-level", "warn", "--worker-startup-check-interval", "1", *options]
-            log = stack.enter_context((folder / f"router-{engine.config.name}.log").open("wb"))
-            # It waits for its clients for seconds when it is asked to end.
-            started = stack.enter_context(process(command, log, log, signal.SIGKILL))
-            urls[engine.config.decoder or ""] = f"http://127.0.0.1:{port}"
-            pids.append(started.pid)
-        for url in urls.values():
-            _wait_until_healthy(url)
+            log = folder / f"router-{engine.config.name}.log"
+            url, pid = stack.enter_context(router(command, log))
+            urls[engine.config.decoder or ""] = url
+            pids.append(pid)
         yield Served(urls, tuple(pids))
+
+
+@contextlib.contextmanager
+def router(options: Sequence[str], log: Path) -> Iterator[tuple[str, int]]:
+    """A `sglang-router` for prefill and decode workers that is ready: its address and process.
+
+    Raises:
+        LaunchError: it did not start.
+    """
+    port, metrics = free_ports(2)
+    command = [sys.executable, "-m", "benchmarks.gateway.start_router"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
+    command += ["--pd-disaggregation", "--log-level", "warn"]
+    command += ["--worker-startup-check-interval", "1", *options]
+    url = f"http://127.0.0.1:{port}"
+    # It waits for its clients for seconds when it is asked to end.
+    with log.open("wb") as output, process(command, output, output, signal.SIGKILL) as started:
+        wait_until_ok(f"{url}/readiness", started, _START_S, log)
+        yield url, started.pid
+
+
+def router_version() -> str:
+    """Of `sglang-router`.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        return version("sglang-router")
+    except PackageNotFoundError:
+        raise MissingPackageError(
+            "sglang-router, which ours is compared with, is not installed; run: "
+            "pip install sglang-router==0.3.2"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -220,20 +248,8 @@ def _ready_line(started: subprocess.Popen[bytes]) -> str:
     with selectors.DefaultSelector() as waiting:
         waiting.register(started.stdout, selectors.EVENT_READ)
         if not waiting.select(_START_S):
-            raise SystemExit(f"{started.args!r} was not ready in {_START_S:.0f} s")
+            raise LaunchError(f"{started.args!r} was not ready in {_START_S:.0f} s")
     line = started.stdout.readline().decode()
     if not line.startswith("ready"):
-        raise SystemExit(f"{started.args!r} did not start: {line!r}")
+        raise LaunchError(f"{started.args!r} did not start: {line!r}")
     return line
-
-
-def _wait_until_healthy(url: str) -> None:
-    limit = time.monotonic() + _START_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except OSError:
-            if time.monotonic() > limit:
-                raise SystemExit(f"{url} was not ready in {_START_S:.0f} s") from None
-            time.sleep(0.1)  # between polls of a process that has no other way to say so

@@ -33,7 +33,7 @@ from typing import Any, Final
 from benchmarks.handoff import peers
 from benchmarks.handoff.cases import CASES, Case
 from benchmarks.handoff.prefill_worker import PrefillWorker, workers
-from benchmarks.report import save, spread
+from benchmarks.report import count, parser, run, save, spread
 
 _PACKAGES: Final = {"mooncake_tcp": "mooncake-transfer-engine-non-cuda", "nixl": "nixl"}
 
@@ -42,12 +42,13 @@ Times = dict[str, list[float]]  # seconds by way
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, under 50 seconds")
-    parser.add_argument("--repeats", type=int, help="of each case (default 21, with --quick 7)")
-    arguments = parser.parse_args(argv)
+    options = parser("handoff", __doc__, "fewer repeats, in under 50 seconds")
+    options.add_argument("--repeats", type=count, help="of each case (default 21, with --quick 7)")
+    arguments = options.parse_args(argv)
+    return run("handoff", lambda: _measure(arguments))
+
+
+def _measure(arguments: argparse.Namespace) -> int:
     repeats = arguments.repeats or (7 if arguments.quick else 21)
     missing = peers.missing()
     for name, reason in missing.items():
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in misses(cases):
         print(line)
     compared = {name: missing.get(name) or version(package) for name, package in _PACKAGES.items()}
-    print(f"saved {save('handoff', {'peers': compared, 'cases': cases})}")
+    found = {"peers": compared, "cases": cases}
+    save("handoff", found, quick=arguments.quick, publish=arguments.publish)
     print("The last line gives the worst case of each:")
     shm = max(case["shm_over_memcpy"] for case in cases.values())
     if "mooncake_tcp" in missing:

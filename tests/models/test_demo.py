@@ -165,7 +165,7 @@ def test_adapter_in_the_package_is_small_and_has_a_card(task: str) -> None:
     assert sum(file.stat().st_size for file in adapter.iterdir()) < 6_000_000
     card = (adapter / "README.md").read_text()
     assert "license: apache-2.0" in card
-    assert f"python -m benchmarks.accuracy --tasks {task}" in card
+    assert f"python -m benchmarks.studies.accuracy --tasks {task}" in card
 
 
 def test_missing_package_says_how_to_install(

@@ -1,0 +1,1 @@
+"""Studies: what takes hours. Each has its page beside it."""

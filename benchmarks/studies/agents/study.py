@@ -1,0 +1,247 @@
+"""One study: a workload on some systems, under several loads, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies.agents.client import Client
+from benchmarks.studies.agents.counters import count, pools
+from benchmarks.studies.agents.drive import Load, Run, drive
+from benchmarks.studies.agents.ideal import amounts
+from benchmarks.studies.agents.measures import measures
+from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
+from benchmarks.studies.agents.pace import Pace, seldom
+from benchmarks.studies.agents.pools import Sample, used, watched
+from benchmarks.studies.agents.steps import Found, costs, measure_apart
+from benchmarks.studies.agents.systems import SYSTEMS, Running, flush
+from benchmarks.studies.agents.text import text_sessions
+from benchmarks.studies.agents.workload import (
+    ALL_AT_ONCE,
+    TEXT,
+    Conversation,
+    Session,
+    Shape,
+    sessions,
+)
+from ps_sglang.errors import LaunchError, UsageError
+from ps_sglang.progress import Say
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be measured.
+
+    `rates` in sessions a second. `parts`: more rates, as parts of what the first system does when
+    all sessions come at once, which is measured then on every system. `concurrency`: numbers of
+    sessions at a time. `pool`: see `systems`.
+    """
+
+    shape: Shape
+    model: str
+    systems: tuple[str, ...]
+    count: int
+    rates: tuple[float, ...]
+    parts: tuple[float, ...]
+    concurrency: tuple[int, ...]
+    repeats: int
+    pool: int
+    seed: int = 0
+
+    def trace(self, load: Load) -> list[Session]:
+        """The sessions; of a closed load, the same without arrivals."""
+        draw = text_sessions if self.shape.kind == TEXT else sessions
+        return draw(self.shape, load.rate or ALL_AT_ONCE, self.count, self.seed)
+
+    def starts(self) -> list[tuple[int, str]]:
+        """The systems as they are started, by repeats; each comes first in its turn."""
+        found = []
+        for repeat in range(self.repeats):
+            turn = repeat % len(self.systems)
+            found += [(repeat, name) for name in (*self.systems[turn:], *self.systems[:turn])]
+        return found
+
+    def loads(self) -> list[Load]:
+        """What each system gets, as far as it is known before the first run."""
+        first = [Load()] if self.parts else []
+        rates = [Load(rate=rate) for rate in sorted(set(self.rates))]
+        return [*first, *rates, *(Load(concurrent=number) for number in self.concurrency)]
+
+    def chosen(self, first: dict[str, Any]) -> list[Load]:
+        """The rates that `parts` mean, by the run in which all sessions came at once.
+
+        Raises:
+            LaunchError: not one of them went through.
+        """
+        if not first["sessions"]:
+            raise LaunchError(f"{self.systems[0]} does not work: {first['failures'][0]}")
+        rates = {float(f"{part * first['sessions_per_s']:.2g}") for part in self.parts}
+        return [Load(rate=rate) for rate in sorted(rates)]
+
+    def check(self) -> None:
+        """Refuse a trace that no worker can hold.
+
+        Raises:
+            UsageError: saying what to change.
+        """
+        if unknown := set(self.systems) - set(SYSTEMS):
+            raise UsageError(f"no system {sorted(unknown)[0]!r}: choose from {', '.join(SYSTEMS)}")
+        if self.count < 1 or self.repeats < 1 or min(self.concurrency, default=1) < 1:
+            raise UsageError("sessions, repeats and concurrency must be at least 1")
+        if not (self.parts or self.rates or self.concurrency):
+            raise UsageError("no loads: give --parts, --rates or --concurrency")
+        if (least := min((*self.rates, *self.parts), default=1.0)) <= 0:
+            raise UsageError(f"a rate or a part of one is {least:g}, must be above 0")
+        least, most = self.shape.output_tokens
+        if not 1 <= least <= most or self.shape.observation_tokens < 1:
+            raise UsageError(
+                f"output tokens from {least} to {most} with observations of "
+                f"{self.shape.observation_tokens}: each must be at least 1, in this order"
+            )
+        ends = [
+            length + turn.output
+            for session in self.trace(Load(rate=1.0))
+            for turn, length in session.prompts()
+        ]
+        if max(ends) > min(self.pool, CONTEXT_LENGTH):
+            raise UsageError(
+                f"a context grows to {max(ends)} tokens, but a worker holds --pool {self.pool} "
+                f"and a model {CONTEXT_LENGTH}: a larger --pool or a smaller shape is needed"
+            )
+
+
+def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
+    """Measure everything; the result is plain JSON.
+
+    `step_costs`: in each repeat, before its first system, also what steps cost then. A machine
+    that is shared with others is a tenth slower at one hour than at another.
+
+    Raises:
+        UsageError: nothing was started.
+        LaunchError: a system did not start, or took no session at all.
+    """
+    study.check()
+    models = checkpoints(study.model, study.shape.decoders)
+    starts = study.starts()
+    pace = Pace([name for _, name in starts], study.count, study.repeats if step_costs else 0)
+    say(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
+    loads = study.loads()
+    runs: list[dict[str, Any]] = []
+    steps: list[Found] = []
+    for repeat, name in starts:
+        if step_costs and repeat == len(steps):
+            say("measuring what steps cost")
+            began = time.monotonic()
+            steps.append(measure_apart(study.model, say=say))
+            pace.step_costs_took(time.monotonic() - began)
+        began = time.monotonic()
+        say(f"starting {name}")
+        with _started(name, study, models) as running:
+            pace.started(time.monotonic() - began)
+            done = 0
+            while done < len(loads):
+                load = loads[done]
+                began = time.monotonic()
+                found = measure(running, study, models, load, _progress(say, name, load))
+                pace.took(name, load, time.monotonic() - began, found["sessions_per_s"])
+                runs.append({"system": name, "repeat": repeat, "load": asdict(load), **found})
+                say(line(name, load, found))
+                if len(runs) == 1 and study.parts:
+                    loads += study.chosen(found)
+                done += 1
+                left = pace.left(name, loads[done:], loads)
+                say(f"  about {left / 60:.1f} minutes left")
+    found = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
+    return {**found, "steps": _costs(steps)} if steps else found
+
+
+def _costs(steps: Sequence[Found]) -> dict[str, Any]:
+    """Of all times at which they were measured."""
+    found = Found()
+    for one in steps:
+        found.add(one)
+    return costs(found)
+
+
+def measure(
+    running: Running, study: Study, models: Checkpoints, load: Load, say: Say = lambda line: None
+) -> dict[str, Any]:
+    """One run of the trace from empty caches."""
+    flush(running)
+    trace = study.trace(load)
+    before = count(running)
+    run, samples = asyncio.run(_watched(running, study, models, trace, load, say))
+    found = measures(trace, load, run, count(running).since(before))
+    return {**found, "pool": used(samples)}
+
+
+def line(name: str, load: Load, found: dict[str, Any]) -> str:
+    """A run for people."""
+    turn = found["turn_s"]
+    if not turn:
+        return f"{name:<13} {load!s:>18}: nothing went through; {found['failures'][0]}"
+    return (
+        f"{name:<13} {load!s:>18}: {found['output_tokens_per_s']:6.1f} tokens/s out, turn p50 "
+        f"{turn['p50']:.2f} p95 {turn['p95']:.2f} p99 {turn['p99']:.2f} s, first token p50 "
+        f"{found['first_token_s']['p50']:.2f} s, hit {found['hit_ratio']:.1%}, "
+        f"{found['prefilled_tokens']} prefilled, {len(found['failures'])} failed"
+        f"{_stages(found['stages_s'])}"
+    )
+
+
+def _stages(found: dict[str, dict[str, float]]) -> str:
+    if not found:
+        return ""
+    told = (f"{name} {s['mean'] * 1000:.0f}/{s['p95'] * 1000:.0f}" for name, s in found.items())
+    return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(told)
+
+
+def _progress(say: Say, name: str, load: Load) -> Say:
+    """Says how far a run is, every few seconds."""
+    tell = seldom(say)
+    return lambda progress: tell(f"  {name}, {load}: {progress}")
+
+
+@contextmanager
+def _started(name: str, study: Study, models: Checkpoints) -> Iterator[Running]:
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        SYSTEMS[name](models, study.pool, Path(logs)) as running,
+    ):
+        # One session that is not counted: whatever a worker does once is done then.
+        short = replace(study, shape=replace(study.shape, pause=0.0), count=1)
+        run = asyncio.run(_drive(running, study, models, short.trace(Load()), Load()))
+        if run.failures:
+            raise LaunchError(f"{name} does not work: {run.failures[0]}")
+        yield running
+
+
+async def _watched(
+    running: Running, study: Study, models: Checkpoints, trace: Sequence[Session], load: Load,
+    say: Say,
+) -> tuple[Run, list[Sample]]:  # fmt: skip
+    async with watched(partial(pools, running)) as samples:
+        run = await _drive(running, study, models, trace, load, say)
+    return run, samples
+
+
+async def _drive(
+    running: Running,
+    study: Study,
+    models: Checkpoints,
+    trace: Sequence[Session],
+    load: Load,
+    say: Say = lambda line: None,
+) -> Run:
+    def conversation(session: Session) -> Conversation:
+        return Conversation(session, study.seed, models.vocabulary, models.first)
+
+    async with Client(running.endpoints) as client:
+        return await drive(trace, load, conversation, client.ask, say)

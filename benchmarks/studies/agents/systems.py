@@ -1,0 +1,190 @@
+"""The four systems, each started clean on the same cores with the same KV memory.
+
+`--pool` is the tokens that one worker of one model holds. A system of N decoders has room for
+2 N pools: stock has a prefill and a decode worker a model, or a plain server of twice the room;
+ours has N decode workers and one prefill worker that holds N pools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.gateway.systems import router
+from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints
+from benchmarks.studies.agents.stock import StockServer, stock_servers
+from ps_sglang.errors import LaunchError
+from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.launch.cluster import GATEWAY
+from ps_sglang.launch.spec import Role
+
+OURS: Final = "ps_sglang"
+STOCK_PD: Final = "stock_pd"
+STOCK_UNIFIED: Final = "stock_unified"
+UNSHARED: Final = "unshared"
+
+_FLUSH_S: Final = 30.0
+_ASK_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker (it has a `url`) or what stands in front of workers, by the leader of its session.
+
+    `role`: prefill, decode, unified, gateway, router.
+    """
+
+    role: str
+    pid: int
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """A system that answers: where each decoder generates, and all that costs CPU time."""
+
+    endpoints: tuple[str, ...]
+    processes: tuple[Process, ...]
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Addresses of all workers."""
+        return tuple(one.url for one in self.processes if one.url is not None)
+
+
+System = Callable[[Checkpoints, int, Path], contextlib.AbstractContextManager[Running]]
+
+
+@contextmanager
+def ours(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
+    """The launcher's cluster: one prefill worker for all decoders."""
+    with _cluster(models, pool * len(models.decoders), pool, logs) as running:
+        yield running
+
+
+@contextmanager
+def unshared(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
+    """Ours without the idea: a cluster, and so a prefill worker, for each decoder."""
+    with ExitStack() as stack:
+        clusters = [
+            stack.enter_context(
+                _cluster(replace(models, decoders={name: folder}), pool, pool, logs / name)
+            )
+            for name, folder in models.decoders.items()
+        ]
+        yield Running(
+            tuple(cluster.endpoints[0] for cluster in clusters),
+            tuple(one for cluster in clusters for one in cluster.processes),
+        )
+
+
+@contextmanager
+def _cluster(
+    models: Checkpoints, prefill_pool: int, decode_pool: int, logs: Path
+) -> Iterator[Running]:
+    spec = ClusterSpec(
+        f"base={models.base}",
+        tuple(f"{name}={folder}" for name, folder in models.decoders.items()),
+        port=0,
+        log_dir=logs,
+        prefill_engine_args=("--max-total-tokens", str(prefill_pool)),
+        decode_engine_args=("--max-total-tokens", str(decode_pool)),
+    )
+    with Cluster.start(spec) as cluster:
+        workers = [Process(one.role.value, one.pid, one.url) for one in cluster.workers]
+        yield Running(
+            tuple(f"{cluster.url}/models/{name}/generate" for name in models.decoders),
+            (*workers, Process("gateway", cluster._link.pids[GATEWAY])),
+        )
+
+
+@contextmanager
+def stock_pd(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
+    """Stock prefill/decode disaggregation for each model, `sglang-router` in front of each."""
+    roles = (Role.PREFILL, Role.DECODE)
+    servers = [
+        StockServer(f"{role.value}-{name}", folder, role, pool)
+        for name, folder in models.decoders.items()
+        for role in roles
+    ]
+    logs.mkdir(parents=True, exist_ok=True)
+    with stock_servers(servers, logs, CONTEXT_LENGTH) as running, ExitStack() as routers:
+        processes = [Process(str(one.role), one.pid, one.url) for one in running]
+        endpoints = []
+        for prefill, decode in zip(running[::2], running[1::2], strict=True):
+            # There is one worker of a kind, so the cheapest policy is as good as any.
+            command = ["--policy", "round_robin", "--decode", decode.url]
+            command += ["--prefill", prefill.url, str(prefill.bootstrap)]
+            url, pid = routers.enter_context(router(command, logs / f"{decode.name}-router.log"))
+            endpoints.append(f"{url}/generate")
+            processes.append(Process("router", pid))
+        yield Running(tuple(endpoints), tuple(processes))
+
+
+@contextmanager
+def stock_unified(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
+    """A plain SGLang server for each model, asked directly."""
+    servers = [
+        StockServer(f"unified-{name}", folder, None, 2 * pool)
+        for name, folder in models.decoders.items()
+    ]
+    logs.mkdir(parents=True, exist_ok=True)
+    with stock_servers(servers, logs, CONTEXT_LENGTH) as running:
+        yield Running(
+            tuple(f"{one.url}/generate" for one in running),
+            tuple(Process("unified", one.pid, one.url) for one in running),
+        )
+
+
+SYSTEMS: Final[dict[str, System]] = {
+    OURS: ours,
+    STOCK_PD: stock_pd,
+    STOCK_UNIFIED: stock_unified,
+    UNSHARED: unshared,
+}
+
+
+def flush(running: Running) -> None:
+    """Empty every worker's cache.
+
+    Raises:
+        LaunchError: a worker still has requests after a while.
+    """
+    limit = time.monotonic() + _FLUSH_S
+    for url in running.workers:
+        while not _flushed(url):
+            if time.monotonic() > limit:
+                raise LaunchError(f"{url} would not empty its cache: it still has requests")
+            time.sleep(0.1)  # between polls of a worker that ends what it still has
+
+
+def _flushed(url: str) -> bool:
+    try:
+        ask_worker(f"{url}/flush_cache", b"")
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def ask_worker(url: str, body: bytes | None = None) -> str:
+    """What a worker answers.
+
+    Raises:
+        LaunchError: it is not there any more.
+        urllib.error.HTTPError: any status but 200.
+    """
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=_ASK_S) as response:
+            text: str = response.read().decode()
+    except urllib.error.HTTPError:
+        raise
+    except OSError as error:
+        raise LaunchError(f"a worker has gone: {url}: {error}") from error
+    return text
