@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from typing import Any
 
 import pytest
-from engine_client import post
+from engine_client import assert_known, post
 from served import Launch, Models, Served
 from tokenizers import Tokenizer
 
@@ -52,19 +54,11 @@ def test_the_gateway_renders_what_the_engine_does(name: str, served: Served) -> 
     tokenizer = Tokenizer.from_file(str(served.models.base / "tokenizer.json"))
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert answer["usage"]["prompt_tokens"] == len(ids)
-    want = len(ids) - 1
-    for _ in range(100):  # until the workers' events have come
-        (decision,) = post(f"{served.cluster.url}/debug/route", asked)["decisions"]
-        if decision["prompt_tokens"] == want == decision["candidates"][0]["held"]["prefill"]:
-            break
-    assert decision["prompt_tokens"] == want
+    assert_known(served.cluster, asked, len(ids))
 
 
 def test_workers_tell_which_template_they_have(served: Served) -> None:
     """By it a worker with another one is refused when it joins."""
-    import json
-    import urllib.request
-
     facts = []
     for worker in served.cluster.workers:
         with urllib.request.urlopen(f"{worker.url}/server_info", timeout=60) as response:
