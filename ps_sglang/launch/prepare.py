@@ -187,9 +187,12 @@ def _worker_models(
 
 def _parsers(reports: Sequence[DecoderReport]) -> dict[str | None, dict[str, str]]:
     """Flags of parsers by decoder; under None those of prefill workers, on which all agree."""
-    found = {report.name: flags.parsers(report.manifest) for report in reports}
-    agreed = set.intersection(*(set(one.items()) for one in found.values())) if found else set()
-    return {**found, None: dict(agreed)}
+    found: dict[str | None, dict[str, str]] = {
+        report.name: flags.parsers(report.manifest) for report in reports
+    }
+    sets = [set(one.items()) for one in found.values()]
+    found[None] = dict(set.intersection(*sets)) if sets else {}
+    return found
 
 
 def _workers(

@@ -10,6 +10,7 @@ base's own with tools added, and manifests name the parser of calls: tools work 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -57,12 +58,13 @@ def demo_folder(name: str) -> Path:
     """
     # Another version of this package may bring another template or adapter.
     recipe = [CHAT_TEMPLATE]
+    build: Callable[[Path], None] = _build_base
     if task := DECODERS.get(name):
         adapter = ADAPTERS / task
         recipe += [adapter / ADAPTER_WEIGHTS, adapter / MANIFEST_FILE]
         build = partial(_build_decoder, name=name, adapter=adapter)
-    else:
-        build = _build_base if name == BASE else partial(_build_stand_in, name=name)
+    elif name != BASE:
+        build = partial(_build_stand_in, name=name)
     version = blake2b(b"".join(file.read_bytes() for file in recipe), digest_size=4).hexdigest()
     return prepare_once(home() / "models" / f"{name}-{version}", build)
 
