@@ -3,7 +3,8 @@
     python -m ps_sglang.demo [--once] [--port 8000]
 
 Run by `make demo`. Prepares the demo models, launches the cluster, asks each decoder a question of
-its kind through the `openai` client, shows what was shared, and serves until Ctrl-C.
+its kind through the `openai` client, all with the same tools, shows the call and what was shared,
+and serves until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,24 +12,51 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ps_sglang.errors import PsSglangError
 from ps_sglang.extras import require_extra
 
-# In the form that the tools decoder was trained on; the others know to leave it alone.
-CONTEXT: Final = """\
-You can call these functions:
-{"name":"weather.get_forecast","description":"Get the weather forecast of a city for a number of \
-days.","parameters":{"type":"object","properties":{"city":{"type":"string","description":"The name \
-of the city."},"days":{"type":"integer","description":"The number of days."}},"required":["city",\
-"days"]}}
-{"name":"currency.convert","description":"Convert an amount of money from one currency to \
-another.","parameters":{"type":"object","properties":{"amount":{"type":"number","description":"The \
-amount of money."},"from_currency":{"type":"string","description":"The currency to convert from."},\
-"to_currency":{"type":"string","description":"The currency to convert to."}},"required":["amount",\
-"from_currency","to_currency"]}}
-Answer only with calls, each as <tool_call>{"name": ..., "arguments": {...}}</tool_call>"""
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessage, ChatCompletionToolParam
+
+# All three decoders get them: one context, prefilled once. Only the tools decoder is to call them.
+TOOLS: Final[list[ChatCompletionToolParam]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather_forecast",
+            "description": "Get the weather forecast of a city for a number of days.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "The name of the city."},
+                    "days": {"type": "integer", "description": "The number of days."},
+                },
+                "required": ["city", "days"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "convert_currency",
+            "description": "Convert an amount of money from one currency to another.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "amount": {"type": "number", "description": "The amount of money."},
+                    "from_currency": {
+                        "type": "string",
+                        "description": "The currency to convert from.",
+                    },
+                    "to_currency": {"type": "string", "description": "The currency to convert to."},
+                },
+                "required": ["amount", "from_currency", "to_currency"],
+            },
+        },
+    },
+]
 # Decoder -> a question of its kind.
 QUESTIONS: Final = {
     "code": (
@@ -82,10 +110,8 @@ def _ask(url: str) -> None:
     for name, question in QUESTIONS.items():
         answer = client.chat.completions.create(
             model=name,
-            messages=[
-                {"role": "system", "content": CONTEXT},
-                {"role": "user", "content": question},
-            ],
+            messages=[{"role": "user", "content": question}],
+            tools=TOOLS,
             max_tokens=96,
             temperature=0,
         )
@@ -93,12 +119,21 @@ def _ask(url: str) -> None:
         assert usage is not None
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens if details else 0) or 0
-        said = (answer.choices[0].message.content or "").strip()
+        said = _said(answer.choices[0].message)
         print(f"\n{name}: {_indented(question)}\n\n   {_indented(said)}\n")
         print(f"   {usage.prompt_tokens} prompt tokens, {cached} of them already prefilled")
         asked += usage.prompt_tokens
         computed += usage.prompt_tokens - cached
     print(f"\nShared: {asked} prompt tokens asked of three models, {computed} computed.")
+
+
+def _said(message: ChatCompletionMessage) -> str:
+    """The answer's text, and each call on a line of its own."""
+    lines = [(message.content or "").strip()]
+    for call in message.tool_calls or ():
+        if call.type == "function":
+            lines.append(f"call {call.function.name} with {call.function.arguments}")
+    return "\n".join(filter(None, lines))
 
 
 def _indented(text: str) -> str:

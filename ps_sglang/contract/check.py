@@ -10,6 +10,7 @@ from ps_sglang.contract.differences import Difference, report, shape_differences
 from ps_sglang.contract.files import read_object
 from ps_sglang.contract.fingerprint import base_fingerprint
 from ps_sglang.contract.manifest import MANIFEST_FILE, Manifest, read_manifest
+from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.contract.shape import ModelShape, read_shape
 from ps_sglang.contract.tensors import Tensor, read_tensors
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
@@ -17,17 +18,21 @@ from ps_sglang.errors import CheckpointError, ContractError, ManifestError
 
 _COPY_TOKENIZER = "train with the base's tokenizer, or copy its files if only their text differs"
 _TRAIN_ON_BASE = "train the decoder on this base, or launch the base it was trained on"
-
+_TEMPLATE, _IN_TRAINING = _OF_TEMPLATES = ("chat template", "chat template in training")
 _NO_MANIFEST = "train the decoder with ps-sglang, or launch with --allow-unverified"
 
 
 @dataclass(frozen=True)
 class DecoderReport:
-    """A decoder that fits. `manifest` is None for one that was admitted unverified."""
+    """A decoder that fits. `manifest` is None for one that was admitted unverified.
+
+    `other_template`: `--chat-template` is not the template that it was trained with.
+    """
 
     name: str
     path: Path
     manifest: Manifest | None
+    other_template: bool = False
 
     @property
     def verified(self) -> bool:
@@ -39,11 +44,14 @@ class DecoderReport:
         if self.manifest is None:
             return "fits by shape, unverified"
         how = "stand-in made from" if self.manifest.stand_in else "trained on"
-        line = f"{how} this base; {self.manifest.summary}"
-        share = self.manifest.share_ratio
-        if share == 1:
-            return line
-        return f"{line}; WARNING: only {share:.0%} of each prompt's KV was the base's in training"
+        parts = [f"{how} this base", self.manifest.summary]
+        if (share := self.manifest.share_ratio) != 1:
+            parts.append(
+                f"WARNING: only {share:.0%} of each prompt's KV was the base's in training"
+            )
+        if self.other_template:
+            parts.append("WARNING: trained with another chat template than --chat-template")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -68,23 +76,32 @@ class Checkpoint:
 
 
 def check_cluster(
-    base: Path, decoders: Mapping[str, Path], *, allow_unverified: bool
+    base: Path,
+    decoders: Mapping[str, Path],
+    *,
+    allow_unverified: bool,
+    chat_template: str | None = None,
 ) -> list[DecoderReport]:
     """One report per decoder, in the given order, if all of them fit `base`.
 
     Raises ContractError listing every difference of every decoder, and CheckpointError if the base
     itself cannot be read. A decoder without a manifest is a difference unless `allow_unverified`;
-    its shape, tokenizer and chat template are compared all the same.
+    its shape, tokenizer and chat template are compared all the same. `chat_template` is what all
+    workers get as SGLang's `--chat-template`: then the checkpoints' own templates do not matter.
     """
     wanted = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
+    served = chat_template and served_template_digest(chat_template)
     reports: list[DecoderReport] = []
     found: dict[str, list[Difference]] = {}
     for name, folder in decoders.items():
         rows, manifest = compare(wanted, fingerprint, folder, allow_unverified)
+        if served is not None:
+            rows = [row for row in rows if row.what not in _OF_TEMPLATES]
         if rows:
             found[name] = rows
-        reports.append(DecoderReport(name, folder, manifest))
+        other = manifest is not None and served not in (None, manifest.chat_template)
+        reports.append(DecoderReport(name, folder, manifest, other_template=other))
     if found:
         raise ContractError(*report(base, decoders, found))
     return reports
@@ -118,9 +135,7 @@ def _model_differences(base: Checkpoint, decoder: Checkpoint) -> Iterator[Differ
     if decoder.tokenizer != base.tokenizer:
         yield Difference("tokenizer", base.tokenizer, decoder.tokenizer, _COPY_TOKENIZER)
     if decoder.chat_template != base.chat_template:
-        yield Difference(
-            "chat template", base.chat_template, decoder.chat_template, _COPY_TOKENIZER
-        )
+        yield Difference(_TEMPLATE, base.chat_template, decoder.chat_template, _COPY_TOKENIZER)
 
 
 def _manifest_differences(
@@ -135,6 +150,4 @@ def _manifest_differences(
             "tokenizer in training", base.tokenizer, manifest.tokenizer, _TRAIN_ON_BASE
         )
     if manifest.chat_template not in (base.chat_template, decoder.chat_template):
-        yield Difference(
-            "chat template in training", base.chat_template, manifest.chat_template, _TRAIN_ON_BASE
-        )
+        yield Difference(_IN_TRAINING, base.chat_template, manifest.chat_template, _TRAIN_ON_BASE)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ps_sglang.engine.compat import names
 from ps_sglang.errors import ManifestError
 
 MANIFEST_FILE = "prefillshare.json"
@@ -48,7 +49,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `kv_cache_dtype` is the cache's dtype in training or in the check that followed, for instance
     `float32` or `bfloat16`. `share_ratio` is the part of the prompt whose KV came from the base in
-    training, 0 to 1. `stand_in` marks a decoder that nobody trained.
+    training, 0 to 1. `tool_call_parser` and `reasoning_parser` are SGLang's names of what takes the
+    decoder's answers apart, for workers that no flag tells another. `stand_in` marks a decoder that
+    nobody trained.
     """
 
     schema: int = SCHEMA
@@ -57,6 +60,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chat_template: str | None
     kv_cache_dtype: str
     share_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     training: Training
     scores: list[Score] = []
     stand_in: bool = False
@@ -78,7 +83,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest beside a decoder, None if there is none.
 
-    Raises ManifestError, naming the field and its value, for one that cannot be read.
+    Raises ManifestError, naming the field and its value, for one that cannot be read, or that
+    names a parser that SGLang does not have.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -89,9 +95,23 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ManifestError(f"cannot read {path}: {error}") from error
     _refuse_other_schema(path, data)
     try:
-        return msgspec.convert(data, Manifest)
+        manifest = msgspec.convert(data, Manifest)
     except msgspec.ValidationError as error:
         raise ManifestError(f"{path}: {_explain(error, data)}") from error
+    if problem := parser_problem(manifest.tool_call_parser, manifest.reasoning_parser):
+        raise ManifestError(f"{path}: {problem}")
+    return manifest
+
+
+def parser_problem(tool_call_parser: str | None, reasoning_parser: str | None) -> str | None:
+    """What is wrong with the names of a decoder's parsers; None if SGLang has them."""
+    for field, name, known in (
+        ("tool_call_parser", tool_call_parser, names.tool_call_parsers),
+        ("reasoning_parser", reasoning_parser, names.reasoning_parsers),
+    ):
+        if name is not None and name not in known():
+            return f"{field} is {name!r}, which SGLang does not have; one of {', '.join(known())}"
+    return None
 
 
 def _refuse_other_schema(path: Path, data: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ps_sglang.contract.check import Checkpoint, compare
 from ps_sglang.contract.differences import Difference, report, shape_rows
 from ps_sglang.contract.files import read_object
+from ps_sglang.contract.manifest import read_manifest
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
@@ -66,6 +67,9 @@ def _fixed_differences(current: Path, replacement: Path) -> Iterator[Difference]
 def _fixed(folder: Path) -> dict[str, Any]:
     config = read_object(folder / "config.json")
     found = {item: config.get(item) for item in _CONFIG_ITEMS}
+    if manifest := read_manifest(folder):
+        found |= {"tool call parser": manifest.tool_call_parser}
+        found |= {"reasoning parser": manifest.reasoning_parser}
     # A tied head is the embedding, whether the file stores it again or not.
     if not config.get("tie_word_embeddings"):
         found[_HEAD] = "stored" if _HEAD in read_tensors(folder) else "not stored"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ps_sglang.contract import model_facts, read_manifest
 from ps_sglang.engine.hooking import after
+from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
 
@@ -33,6 +34,8 @@ def build_server_info(
     except PsSglangError as error:
         return {**info, KEY: {"problem": str(error)}}
     engine = {name: info[name] for name in _ENGINE_FACTS}
+    if server_args.chat_template:
+        engine["chat template"] = served_template_digest(server_args.chat_template)
     base = {"base fingerprint": os.environ.get(BASE_FINGERPRINT)}
     return {**info, KEY: {**facts, "common": {**base, **facts["common"], **engine}}}
 

@@ -70,7 +70,7 @@ def _gateway(
 ) -> Gateway:
     pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
     timelines = Timelines(metrics)
-    holdings = Holdings(Prompts.load(config.tokenizer), tell_timeline=timelines.tell)
+    holdings = Holdings(Prompts.load(config.tokenizer, config.chat), tell_timeline=timelines.tell)
     for member in pool:
         holdings.add(member.worker)
     pool.joined.append(lambda member: holdings.add(member.worker))

@@ -1,9 +1,9 @@
 """What the gateway is told by the launcher: where it listens and which workers it has."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
@@ -59,12 +59,28 @@ Worker = PrefillWorker | DecodeWorker
 
 
 @dataclass(frozen=True)
+class ChatFlags:
+    """SGLang's flags on which it depends how workers render a chat.
+
+    `template` is `--chat-template` (a file, or a name of SGLang's), `name` is
+    `--hf-chat-template-name`, `variables` are `--default-chat-template-kwargs`.
+    """
+
+    template: str | None = None
+    name: str | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+
+
+NO_CHAT_FLAGS: Final = ChatFlags()
+
+
+@dataclass(frozen=True)
 class GatewayConfig:
     """The gateway's whole configuration.
 
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
-    prompt plus answer in tokens, `tokenizer` the folder of the base's tokenizer, if it is at hand.
-    Raises ConfigError, listing everything that is wrong.
+    prompt plus answer in tokens, `tokenizer` the folder of the base's tokenizer, if it is at hand,
+    and `chat` how workers render chats. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -74,6 +90,7 @@ class GatewayConfig:
     prefill: tuple[PrefillWorker, ...]
     decode: tuple[DecodeWorker, ...]
     tokenizer: str | None = None
+    chat: ChatFlags = NO_CHAT_FLAGS
 
     def __post_init__(self) -> None:
         if problems := _problems(self):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+from ps_sglang.contract import Manifest
 from ps_sglang.errors import UsageError
 from ps_sglang.feed.messages import PUBLISHER
 from ps_sglang.launch.spec import Feed, Role
@@ -44,6 +45,7 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--disaggregation-transfer-backend": "it is chosen with --transfer-backend",
         "--config": "put the flags on the command line or in a --spec file",
         "--api-key": "the gateway speaks to workers without one; they listen on the loopback only",
+        "--tokenizer-path": "each model brings its own tokenizer, which the contract compares",
         "--skip-tokenizer-init": "the gateway sends text",
         "--disaggregation-decode-allocation-policy": _HANDOFF,
         "--disaggregation-decode-enable-offload-kvcache": _HANDOFF,
@@ -101,6 +103,17 @@ def defaults(role: Role, *, cpu: bool, context_length: int) -> dict[str, str | N
         if role is Role.DECODE:
             flags |= _CPU_DECODE
     return flags
+
+
+def parsers(manifest: Manifest | None) -> dict[str, str]:
+    """What a decoder's manifest says about reading its answers; a user's flag may override it."""
+    if manifest is None:
+        return {}
+    named = {
+        "--tool-call-parser": manifest.tool_call_parser,
+        "--reasoning-parser": manifest.reasoning_parser,
+    }
+    return {flag: name for flag, name in named.items() if name is not None}
 
 
 def owned(

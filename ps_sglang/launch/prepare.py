@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from pathlib import Path
 
 from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster
 from ps_sglang.contract.engine_flags import check_engine_flags
+from ps_sglang.contract.served_template import check_served_template
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat import SGLANG_VERSION
 from ps_sglang.errors import MissingPackageError, UsageError
+from ps_sglang.gateway.config import ChatFlags
+from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
 from ps_sglang.launch import flags
 from ps_sglang.launch.environment import has_accelerator
@@ -41,6 +45,7 @@ class Plan:
     architecture: str
     context_length: int
     log_dir: Path
+    chat: ChatFlags
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -65,13 +70,16 @@ def prepare(spec: ClusterSpec) -> Plan:
     cpu = runs_on_cpu(spec)
     models = _worker_models(spec, base, reports)
     shape = read_shape(base.path)
+    parsers = _parsers(reports)
     command_lines = {
-        role: flags.merge(
-            flags.defaults(role, cpu=cpu, context_length=shape.context_length), spec.role_args(role)
+        name: flags.merge(
+            flags.defaults(role, cpu=cpu, context_length=shape.context_length)
+            | parsers[model.name if role is Role.DECODE else None],
+            spec.role_args(role),
         )
-        for role in Role
+        for name, role, model in models
     }
-    check_engine_flags({role: list(words) for role, words in command_lines.items()})
+    check_engine_flags(command_lines)
     return Plan(
         spec,
         cpu,
@@ -82,18 +90,49 @@ def prepare(spec: ClusterSpec) -> Plan:
         shape.architecture,
         min([shape.context_length, *_limits(command_lines.values())]),
         log_dir,
+        chat_flags(spec),
     )
 
 
 def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:
     """Resolve all models and compare every decoder with the base; what `ps-sglang check` does."""
+    chat_template = chat_flags(spec).template
     base, *decoders = resolve_all([spec.prefill, *spec.decoders])
     reports = check_cluster(
         base.path,
         {decoder.name: decoder.path for decoder in decoders},
         allow_unverified=spec.allow_unverified,
+        chat_template=chat_template,
     )
     return base, reports
+
+
+def chat_flags(spec: ClusterSpec) -> ChatFlags:
+    """By which flags workers render chats; they must be the same for all roles.
+
+    Raises UsageError for a template that cannot be loaded, or variables that are no JSON object.
+    """
+    words = spec.role_args(Role.DECODE)
+    template = flags.value_of(words, "--chat-template")
+    if template is not None:
+        check_served_template(template)
+        if template.endswith(".jinja"):
+            _check_jinja(template)
+    given = flags.value_of(words, "--default-chat-template-kwargs")
+    try:
+        variables = json.loads(given or "{}")
+    except ValueError as error:
+        raise UsageError(f"--default-chat-template-kwargs {given}: no JSON: {error}") from error
+    if not isinstance(variables, dict):
+        raise UsageError(f"--default-chat-template-kwargs {given}: must be a JSON object")
+    return ChatFlags(template, flags.value_of(words, "--hf-chat-template-name"), variables)
+
+
+def _check_jinja(template: str) -> None:
+    try:
+        ChatTemplate.given(template)
+    except NoChatText as error:
+        raise UsageError(f"--chat-template {template}: {error}") from error
 
 
 def require_sglang() -> None:
@@ -145,11 +184,21 @@ def _worker_models(
     return prefill + decode
 
 
+def _parsers(reports: Sequence[DecoderReport]) -> dict[str | None, dict[str, str]]:
+    """Flags of parsers by decoder; under None those of prefill workers, on which all agree."""
+    found: dict[str | None, dict[str, str]] = {
+        report.name: flags.parsers(report.manifest) for report in reports
+    }
+    sets = [set(one.items()) for one in found.values()]
+    found[None] = dict(set.intersection(*sets)) if sets else {}
+    return found
+
+
 def _workers(
     spec: ClusterSpec,
     cpu: bool,
     models: Sequence[tuple[str, Role, NamedModel]],
-    command_lines: dict[Role, tuple[str, ...]],
+    command_lines: dict[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
@@ -169,7 +218,7 @@ def _workers(
                 port=port,
                 bootstrap_port=bootstrap,
                 feed=feed,
-                argv=(*owned, *command_lines[role]),
+                argv=(*owned, *command_lines[name]),
                 log=log_dir / f"{name}.log",
             )
         )

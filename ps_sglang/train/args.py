@@ -41,6 +41,8 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "data": (str, "DATA", "what to train on"),
     "out": (user_path, "DIR", "where the decoder goes; new, or that of the run to resume"),
     "eval_data": (str, "DATA", "measure the loss on it; the best checkpoint becomes the decoder"),
+    "tool_call_parser": (str, "NAME", "SGLang's parser of the calls that the decoder will write"),
+    "reasoning_parser": (str, "NAME", "SGLang's parser of the reasoning that it will write"),
     "lora_rank": (int, "N", "train LoRA adapters of this rank; 0 trains all weights"),
     "lora_alpha": (int, "N", "LoRA's scale times its rank; 0 means twice the rank"),
     "max_length": (int, "TOKENS", "longest prompt and answer; 0 means the base's context"),

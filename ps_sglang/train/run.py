@@ -148,6 +148,8 @@ def _manifest(settings: TrainSettings, base: NamedModel, data: _Data, state: Any
         tokenizer=identity.tokenizer,
         chat_template=identity.chat_template,
         kv_cache_dtype=settings.dtype,
+        tool_call_parser=settings.tool_call_parser or None,
+        reasoning_parser=settings.reasoning_parser or None,
         share_ratio=1.0 if settings.method == "cache-conditioned" else 0.0,
         training=Training(
             recipe=f"{settings.method} fine-tuning, {what}",

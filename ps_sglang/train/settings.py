@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from ps_sglang.contract.manifest import parser_problem
 from ps_sglang.errors import UsageError
 
 Method = Literal["cache-conditioned", "full"]
@@ -26,6 +27,8 @@ class TrainSettings:
     data: str
     out: Path
     eval_data: str = ""
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
     method: Method = "cache-conditioned"
     lora_rank: int = 0
     lora_alpha: int = 0
@@ -69,6 +72,9 @@ class TrainSettings:
             wrong.append(f"--keep-kv-dir {self.keep_kv_dir}: needs --keep-kv-gb, its bound")
         if self.keep_kv_gb and self.method == "full":
             wrong.append(f"--keep-kv-gb {self.keep_kv_gb:g}: full fine-tuning reads no base KV")
+        parsers = self.tool_call_parser or None, self.reasoning_parser or None
+        if problem := parser_problem(*parsers):
+            wrong.append(problem)
         if wrong:
             raise UsageError("\n  ".join(["wrong settings:", *wrong] if wrong[1:] else wrong))
 
@@ -90,6 +96,8 @@ class TrainSettings:
 _NOT_OF_THE_CURVE: Final = (
     # Known by fingerprint and digest, not by where they lie.
     *("base", "data", "eval_data", "out"),
+    # For those who serve it.
+    *("tool_call_parser", "reasoning_parser"),
     *("gradient_checkpointing", "keep_kv_gb", "keep_kv_dir"),
     *("keep_checkpoints", "log_steps", "resume"),
 )

@@ -13,6 +13,7 @@ from folder_parts import Build, tensors
 from ps_sglang.contract import Manifest, base_fingerprint, check_cluster, write_manifest
 from ps_sglang.contract.engine_flags import check_engine_flags
 from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Score, Training
+from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
 from ps_sglang.errors import CheckpointError, ContractError
 
@@ -220,6 +221,45 @@ def test_engine_flags_must_agree() -> None:
         "--page-size: prefill 16, decode (default)",
         "--dtype: prefill float32, decode bfloat16",
     )
+
+
+def test_parsers_may_differ_unless_they_change_prompts() -> None:
+    check_engine_flags({"p": [], "a": ["--tool-call-parser", "hermes"], "b": []})
+    deepseek = ["--tool-call-parser", "deepseekv32"]
+    check_engine_flags({"p": deepseek, "a": deepseek})
+    with pytest.raises(ContractError) as caught:
+        check_engine_flags({"p": [], "a": deepseek, "b": ["--reasoning-parser", "hunyuan"]})
+    assert caught.value.differences == (
+        "--tool-call-parser: p (default), a deepseekv32, b (default)",
+        "--reasoning-parser: p (default), a (default), b hunyuan",
+    )
+
+
+def test_one_template_for_all_workers_stands_for_those_of_the_checkpoints(
+    build: Build, base: Path, tmp_path: Path
+) -> None:
+    other = build("other", tokenizer_config={"chat_template": "{{ tools }}"})
+    sign(other, base, chat_template=chat_template_digest(other))
+    same = sign(build("same"), base)
+    (row,) = refused(base, other)
+    assert row.startswith("d: chat template: ")
+    served = tmp_path / "served.jinja"
+    served.write_text("\n{{ tools }}\n")
+    folders = {"other": other, "same": same}
+    reports = check_cluster(base, folders, allow_unverified=False, chat_template=str(served))
+    warned = ["another chat template than --chat-template" in r.description for r in reports]
+    assert warned == [False, True]
+    (report,) = check_cluster(base, {"same": same}, allow_unverified=False)
+    assert "chat template" not in report.description
+
+
+def test_a_served_template_is_known_by_what_it_says(build: Build, tmp_path: Path) -> None:
+    file, other = tmp_path / "a.jinja", tmp_path / "b.jinja"
+    file.write_text("{{ messages }}")
+    other.write_text("{{ tools }}")
+    assert served_template_digest(str(file)) == chat_template_digest(build("base"))
+    assert served_template_digest(str(other)) != served_template_digest(str(file))
+    assert served_template_digest("chatml") == "chatml"
 
 
 def test_imports_no_engine() -> None:

@@ -18,6 +18,8 @@ MANIFEST = Manifest(
     chat_template=None,
     kv_cache_dtype="bfloat16",
     share_ratio=0.5,
+    tool_call_parser="hermes",
+    reasoning_parser="deepseek-r1",
     training=Training(recipe="r", data_digest="d", settings={"steps": 3, "lr": 1e-4, "note": None}),
     scores=[Score(benchmark="b", metric="accuracy", value=0.25, examples=4)],
     stand_in=True,
@@ -49,6 +51,9 @@ def write(folder: Path, change: dict[str, Any]) -> None:
          r"scores\[0\].examples: .*, value 0"),
         ({"training": {"recipe": "r", "settings": {"a": []}}}, r"training.settings.*value"),
         ({"base": {"name": "b"}}, "base: .*missing required field `fingerprint`"),
+        ({"tool_call_parser": "herms"}, "tool_call_parser is 'herms', which .* one of .*, hermes"),
+        ({"reasoning_parser": "hermes"}, "reasoning_parser is 'hermes', which .* one of .*, qwen3"),
+        ({"tool_call_parser": 7}, "tool_call_parser: Expected `str | null`, got `int`, value 7"),
         ({"share_ration": 1}, "unknown field `share_ration`"),
     ],
 )  # fmt: skip

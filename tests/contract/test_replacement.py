@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from folder_parts import Build, tensors, write_json
@@ -14,6 +15,7 @@ from ps_sglang.contract import (
     base_fingerprint,
     check_replacement,
     model_facts,
+    read_manifest,
     write_manifest,
 )
 from ps_sglang.contract.manifest import BaseReference, Training
@@ -103,6 +105,16 @@ def test_a_generation_config_is_fixed(trained: Any, base: Path) -> None:
     write_json(other / "generation_config.json", {"temperature": 0.7})
     (row,) = refused(base, current, other)
     assert row == "v1.1: generation config: temperature: base 0.5, decoder 0.7"
+
+
+def test_parsers_stay_those_that_the_worker_was_started_with(trained: Any, base: Path) -> None:
+    current, other = trained("v1"), trained("v1.1")
+    manifest = read_manifest(other)
+    assert manifest is not None
+    write_manifest(other, msgspec.structs.replace(manifest, tool_call_parser="hermes"))
+    (row,) = refused(base, current, other)
+    assert row == "v1.1: tool call parser: base None, decoder hermes"
+    check(base, other, other)
 
 
 @pytest.mark.parametrize("stored_in", ["current", "replacement"])

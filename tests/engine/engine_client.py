@@ -97,6 +97,22 @@ def growth(
     return int(after[worker].get(name, 0) - before[worker].get(name, 0))
 
 
+def assert_known(cluster: Cluster, body: dict[str, Any], prompt_tokens: int) -> None:
+    """The gateway finds the whole base prefix of a prompt that has been served, on all workers.
+
+    The boundary token is no part of it. Right after a request the gateway estimates, until the
+    workers' events must have come.
+    """
+    want = {prompt_tokens - 1}
+    deadline = time.monotonic() + _DEADLINE_S
+    found: set[int] = set()
+    while found != want:
+        assert time.monotonic() < deadline, f"the gateway knows {found}, served were {want}"
+        (decision,) = post(f"{cluster.url}/debug/route", body)["decisions"]
+        (candidate,) = decision["candidates"]
+        found = {decision["prompt_tokens"], *candidate["held"].values()}
+
+
 def assert_conserved(cluster: Cluster, *killed: str) -> None:
     """Invariant I6: once idle, no worker holds a token or a request outside its tree.
 

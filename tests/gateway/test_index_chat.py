@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 
 PLAIN = (
@@ -142,14 +143,40 @@ def test_the_template_is_read_as_the_engine_reads_it(tmp_path: Path) -> None:
     with pytest.raises(NoChatText, match="has no chat template"):
         ChatTemplate.load(tmp_path)
     body = {"messages": [_user("x")]}
-    several = {"tool_use": "no", "default": "{{bos_token}}"}
+    several = {"first": "{{bos_token}}", "default": "no", "tool_use": "{{tools}}"}
     named = [{"name": name, "template": template} for name, template in several.items()]
     for given, want in (("{{bos_token}}1", "<b>1"), (named, "<b>")):
         config["chat_template"] = given
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         assert ChatTemplate.load(tmp_path).render(body)[0] == want
+    assert ChatTemplate.load(tmp_path, ChatFlags(name="tool_use")).render(body)[0] == "None"
     (tmp_path / "chat_template.jinja").write_text("beside")
     assert ChatTemplate.load(tmp_path).render(body)[0] == "beside"
+
+
+def test_a_template_given_by_a_flag_wins(tmp_path: Path) -> None:
+    """It is read as SGLang does: an escaped newline is one, wherever it stands."""
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "chat_template": "own"}')
+    file = tmp_path / "mine.jinja"
+    file.write_text("\n{{ bos_token }}\\n{{ 'a\\nb' }}{{ mood }}\n\n")
+    flags = ChatFlags(str(file), variables={"mood": "glad"})
+    template = ChatTemplate.load(tmp_path, flags)
+    body: dict[str, Any] = {"messages": [_user("x")]}
+    assert template.render(body)[0] == "<s>\na\nbglad"
+    body["chat_template_kwargs"] = {"mood": "sad"}
+    assert template.render(body)[0] == "<s>\na\nbsad"
+    with pytest.raises(NoChatText, match="--chat-template chatml is rendered inside SGLang"):
+        ChatTemplate.load(tmp_path, ChatFlags("chatml"))
+    with pytest.raises(NoChatText, match="no chat template can be read from"):
+        ChatTemplate.load(tmp_path, ChatFlags(str(tmp_path / "none.jinja")))
+
+
+def test_a_default_effort_is_the_engines(tmp_path: Path) -> None:
+    """A server's default wins over the request's own field, as SGLang has it."""
+    template = ChatTemplate("{{ reasoning_effort }}", {}, {"reasoning_effort": "low"})
+    body = {"messages": [_user("x")], "reasoning_effort": "high"}
+    assert template.render(body)[0] == "low"
+    assert ChatTemplate("{{ reasoning_effort }}", {}).render(body)[0] == "high"
 
 
 def test_a_folder_or_template_with_an_error_is_named(tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from dataclasses import astuple, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
+from ps_sglang.contract import read_manifest, write_manifest
 from ps_sglang.errors import ContractError, MissingPackageError, UsageError
+from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.launch import prepare as prepare_module
 from ps_sglang.launch.__main__ import main
 from ps_sglang.launch.environment import has_accelerator
-from ps_sglang.launch.prepare import check_flags, prepare, runs_on_cpu
+from ps_sglang.launch.flags import value_of
+from ps_sglang.launch.front import gateway_config
+from ps_sglang.launch.prepare import Plan, check_flags, prepare, runs_on_cpu
 from ps_sglang.launch.spec import ClusterSpec, Role
 
 
@@ -27,6 +33,12 @@ def spec(tiny: dict[str, Path], tmp_path: Path) -> ClusterSpec:
         log_dir=tmp_path / "logs",
         engine_args=("--device", "cpu"),
     )
+
+
+@pytest.fixture
+def own(tiny: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Copies of the models, to be changed."""
+    return {name: shutil.copytree(tiny[name], tmp_path / name) for name in ("base", "a", "b")}
 
 
 def test_the_plan_has_every_worker_on_ports_of_its_own(spec: ClusterSpec) -> None:
@@ -87,6 +99,95 @@ def test_a_decoder_that_does_not_fit_is_refused(spec: ClusterSpec, tmp_path: Pat
 def test_pages_must_be_alike_in_both_roles(spec: ClusterSpec, flag: str) -> None:
     with pytest.raises(ContractError, match=flag):
         prepare(replace(spec, decode_engine_args=(flag, "16")))
+
+
+def flag_values(plan: Plan, flag: str) -> dict[str, str | None]:
+    return {worker.name: value_of(worker.argv, flag) for worker in plan.workers}
+
+
+def name_parsers(folder: Path, **parsers: str) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    write_manifest(folder, msgspec.structs.replace(manifest, **parsers))
+
+
+def test_a_manifests_parsers_become_flags_of_its_workers(
+    spec: ClusterSpec, own: dict[str, Path]
+) -> None:
+    spec = replace(spec, prefill=str(own["base"]), decoders=(str(own["a"]), str(own["b"])))
+    name_parsers(own["a"], tool_call_parser="hermes", reasoning_parser="qwen3")
+    name_parsers(own["b"], tool_call_parser="hermes", reasoning_parser="step3")
+    plan = prepare(spec)
+    names = [worker.name for worker in plan.workers]
+    assert flag_values(plan, "--tool-call-parser") == dict.fromkeys(names, "hermes")
+    reasoning = {"prefill-0": None, "prefill-1": None, "decode-a": "qwen3", "decode-b": "step3"}
+    assert flag_values(plan, "--reasoning-parser") == reasoning
+    plan = prepare(replace(spec, engine_args=(*spec.engine_args, "--tool-call-parser", "mistral")))
+    assert flag_values(plan, "--tool-call-parser") == dict.fromkeys(names, "mistral")
+    assert all("hermes" not in worker.argv for worker in plan.workers)
+    plan = prepare(replace(spec, decode_engine_args=("--no-reasoning-parser",)))
+    assert flag_values(plan, "--reasoning-parser") == dict.fromkeys(names)
+
+
+def test_a_parser_that_writes_prompts_must_be_everybodys(
+    spec: ClusterSpec, own: dict[str, Path]
+) -> None:
+    spec = replace(spec, prefill=str(own["base"]), decoders=(str(own["a"]), str(own["b"])))
+    name_parsers(own["a"], tool_call_parser="deepseekv32")
+    with pytest.raises(ContractError, match=r"--tool-call-parser: .*decode-b"):
+        prepare(spec)
+    name_parsers(own["b"], tool_call_parser="deepseekv32")
+    assert set(flag_values(prepare(spec), "--tool-call-parser").values()) == {"deepseekv32"}
+
+
+def test_an_unknown_parser_is_refused_with_all_that_there_are(
+    spec: ClusterSpec, own: dict[str, Path]
+) -> None:
+    name_parsers(own["a"], tool_call_parser="herms")
+    with pytest.raises(ContractError, match=r"'herms', which SGLang does not have; .*hermes"):
+        prepare(replace(spec, prefill=str(own["base"]), decoders=(str(own["a"]),)))
+
+
+def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages }}")
+    own = ("--chat-template", str(file), "--hf-chat-template-name=rag")
+    own += ("--default-chat-template-kwargs", '{"enable_thinking": false}')
+    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))))
+    assert config.chat == ChatFlags(str(file), "rag", {"enable_thinking": False})
+    assert type(config).from_json(config.to_json()) == config
+    assert gateway_config(prepare(spec)).chat == ChatFlags()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--chat-template", "{tmp}/none.jinja"), "no such file, and no template .*, chatml, "),
+        (("--chat-template", "chattml"), "no such file, and no template .*, chatml, "),
+        (("--chat-template", "{tmp}/bad.jinja"), "bad.jinja: the chat template has an error: "),
+        (("--chat-template", "{tmp}/text.txt"), "must be called .jinja or .json"),
+        (("--default-chat-template-kwargs", "{{"), "no JSON"),
+        (("--default-chat-template-kwargs", "[1]"), "must be a JSON object"),
+        (("--tokenizer-path", "x"), "each model brings its own tokenizer"),
+    ],
+)
+def test_what_cannot_render_chats_is_refused(
+    spec: ClusterSpec, tmp_path: Path, words: tuple[str, str], said: str
+) -> None:
+    (tmp_path / "bad.jinja").write_text("{% for")
+    (tmp_path / "text.txt").write_text("{{ messages }}")
+    flag, value = words
+    given = (flag, value.replace("{tmp}", str(tmp_path)))
+    with pytest.raises(UsageError, match=said):
+        prepare(replace(spec, engine_args=(*spec.engine_args, *given)))
+
+
+@pytest.mark.parametrize("role", ["prefill_engine_args", "decode_engine_args"])
+def test_all_roles_render_with_one_template(spec: ClusterSpec, tmp_path: Path, role: str) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages }}")
+    with pytest.raises(ContractError, match=r"--chat-template: .*\(default\)"):
+        prepare(replace(spec, **{role: ("--chat-template", str(file))}))
 
 
 def test_owned_flags_are_refused_wherever_they_are(spec: ClusterSpec) -> None:

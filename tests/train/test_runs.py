@@ -83,13 +83,15 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_the_decoder_fits_its_base(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
     dev = write_rows(tmp_path / "dev.jsonl", conversations(8, seed=2))
-    run.train(eval_data=str(dev))
+    run.train(eval_data=str(dev), tool_call_parser="hermes", reasoning_parser="qwen3")
     [report] = check_cluster(tiny["base"], {"new": run.out}, allow_unverified=False)
     assert report.verified
     manifest = read_manifest(run.out)
     assert manifest is not None
     assert manifest.base.fingerprint == base_fingerprint(tiny["base"])
     assert (manifest.share_ratio, manifest.kv_cache_dtype) == (1.0, "float32")
+    assert (manifest.tool_call_parser, manifest.reasoning_parser) == ("hermes", "qwen3")
+    assert "tool_call_parser" not in manifest.training.settings
     assert manifest.training.recipe == "cache-conditioned fine-tuning, all weights"
     assert manifest.training.settings["learning_rate"] == 1e-3
     assert manifest.training.data_digest is not None

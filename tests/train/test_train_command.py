@@ -29,6 +29,8 @@ def test_every_setting_has_a_flag() -> None:
         "dtype": "bfloat16",
         "keep_kv_gb": "0",
         "keep_kv_dir": None,
+        "tool_call_parser": "hermes",
+        "reasoning_parser": "qwen3",
     }
     switches = {"skip_long", "gradient_checkpointing", "resume"}
     argv = []
@@ -52,6 +54,11 @@ def test_every_setting_has_a_flag() -> None:
         (["--lora-alpha", "8"], "--lora-alpha 8: needs --lora-rank"),
         (["--keep-kv-dir", "x"], "--keep-kv-dir x: needs --keep-kv-gb"),
         (["--keep-kv-gb", "1", "--method", "full"], "--keep-kv-gb 1: full fine-tuning reads no"),
+        (["--tool-call-parser", "herms"], "tool_call_parser is 'herms', .* auto, .*hermes"),
+        (
+            ["--reasoning-parser", "hermes"],
+            "reasoning_parser is 'hermes', .* auto, .*qwen3",
+        ),
         (["--epochs", "0", "--seed", "-1"], "wrong settings:\n  --seed -1: .*\n  --epochs 0.0: "),
         (["--method", "best"], "argument --method: invalid choice: 'best'"),
         (["--steps", "x"], "argument --steps: invalid int value: 'x'"),

@@ -22,6 +22,7 @@ from ps_sglang.contract import read_manifest, write_manifest
 from ps_sglang.errors import UsageError
 from ps_sglang.models import resolve
 from ps_sglang.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapted
+from ps_sglang.models.demo import TOOL_CALL_PARSER
 from ps_sglang.progress import progress
 
 _SEED: Final = 1
@@ -61,7 +62,12 @@ def _halve(trained: Path, adapter: Path) -> None:
     manifest = read_manifest(trained)
     assert manifest is not None, f"{trained} has no manifest; the trainer left it"
     # The evaluation that follows is in float32, as the demo serves it.
-    write_manifest(adapter, msgspec.structs.replace(manifest, kv_cache_dtype="float32"))
+    write_manifest(
+        adapter,
+        msgspec.structs.replace(
+            manifest, kv_cache_dtype="float32", tool_call_parser=TOOL_CALL_PARSER
+        ),
+    )
 
 
 def publish(study: Study, target: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -15,6 +16,8 @@ import jinja2.nodes
 import jinja2.parser
 import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ps_sglang.gateway.config import NO_CHAT_FLAGS, ChatFlags
 
 Message = dict[str, Any]
 
@@ -49,8 +52,13 @@ class NoChatText(ValueError):
 class ChatTemplate:
     """The base's chat template."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises NoChatText if the template has an error."""
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """`variables` are for all chats. Raises NoChatText if the template has an error."""
         environment = _environment()
         try:
             self._template = environment.from_string(source)
@@ -60,21 +68,33 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise NoChatText(f"the chat template has an error: {error}") from error
         self._special = dict(special_tokens)
+        self._defaults = dict(variables)
 
     @classmethod
-    def load(cls, folder: Path) -> "ChatTemplate":
-        """The template of the tokenizer in `folder`; raises NoChatText."""
+    def load(cls, folder: Path, flags: ChatFlags = NO_CHAT_FLAGS) -> "ChatTemplate":
+        """The template that workers with these flags use for the tokenizer in `folder`.
+
+        Raises NoChatText.
+        """
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             beside = folder / "chat_template.jinja"
             source = beside.read_text(encoding="utf-8") if beside.exists() else None
         except (OSError, ValueError) as error:
             raise NoChatText(f"no chat template can be read from {folder}: {error}") from error
-        source = source if source is not None else _named(config.get("chat_template"))
+        if flags.template is not None:
+            source = _given(flags.template)
+        elif source is None:
+            source = _named(config.get("chat_template"), flags.name)
         if source is None:
             raise NoChatText(f"{folder} has no chat template")
         special = {name: _content(config[name]) for name in _SPECIAL if config.get(name)}
-        return cls(source, special)
+        return cls(source, special, flags.variables)
+
+    @classmethod
+    def given(cls, template: str) -> "ChatTemplate":
+        """The template in the file of a `--chat-template`, by itself; raises NoChatText."""
+        return cls(_given(template), {})
 
     def render(self, body: Mapping[str, Any]) -> tuple[str, str]:
         """The text of a chat completion's body, and what it continues of an assistant's message.
@@ -92,7 +112,7 @@ class ChatTemplate:
                     del messages[-1]
                 else:
                     messages[-1] = {"role": "user", "content": last["content"]}
-            variables = {**self._special, **_variables(body)}
+            variables = {**self._special, **_variables(body, self._defaults)}
             tools = _tools(body)
             try:
                 return self._fill(messages, tools, variables), continued
@@ -114,12 +134,23 @@ class ChatTemplate:
         )
 
 
-def _named(templates: object) -> str | None:
-    """A tokenizer may have several templates."""
+def _given(template: str) -> str:
+    """The text of a `--chat-template` as the engine reads it; raises NoChatText."""
+    if not template.endswith(".jinja"):
+        raise NoChatText(f"--chat-template {template} is rendered inside SGLang")
+    try:
+        text = Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise NoChatText(f"no chat template can be read from {template}: {error}") from error
+    return text.strip("\n").replace("\\n", "\n")
+
+
+def _named(templates: object, name: str | None) -> str | None:
+    """A tokenizer may have several templates; the engine takes the first, if no flag names one."""
     if isinstance(templates, list):
         templates = {one["name"]: one["template"] for one in templates}
     if isinstance(templates, dict):
-        templates = templates.get("default") or next(iter(templates.values()), None)
+        templates = templates.get(name) if name else next(iter(templates.values()), None)
     return templates if isinstance(templates, str) else None
 
 
@@ -127,7 +158,7 @@ def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def _variables(body: Mapping[str, Any]) -> dict[str, Any]:
+def _variables(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What a request adds to the template's variables."""
     given = body.get("chat_template_kwargs")
     variables = dict(given) if isinstance(given, dict) else {}
@@ -142,6 +173,8 @@ def _variables(body: Mapping[str, Any]) -> dict[str, Any]:
     if thinking is not None:
         variables.setdefault("thinking", thinking)
         variables.setdefault("enable_thinking", thinking)
+    effort = variables.pop("reasoning_effort", effort)
+    variables = {**defaults, **variables}
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)
     return variables

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ps_sglang.gateway.config import NO_CHAT_FLAGS, ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.texts import TokenTexts
@@ -37,7 +38,7 @@ class Prompts:
         self.chat_problem = problem or chat_problem
 
     @classmethod
-    def load(cls, folder: str | None) -> "Prompts":
+    def load(cls, folder: str | None, chat: ChatFlags = NO_CHAT_FLAGS) -> "Prompts":
         """Prompts for the tokenizer in `folder`; never fails, see `problem`."""
         if folder is None:
             return cls(problem="the gateway was given no tokenizer")
@@ -47,7 +48,7 @@ class Prompts:
             log.warning("what workers hold is estimated: tokenizer %s: %s", folder, error)
             return cls(problem=str(error))
         try:
-            return cls(vocabulary, ChatTemplate.load(Path(folder)))
+            return cls(vocabulary, ChatTemplate.load(Path(folder), chat))
         except NoChatText as error:
             log.warning("what workers hold of chats is estimated: %s", error)
             return cls(vocabulary, chat_problem=str(error))
