@@ -9,7 +9,8 @@ import aiohttp
 from aiohttp import web
 from standin_engine import Cluster, Worker
 
-from ps_sglang.gateway.app import build_app, runner
+from ps_sglang.gateway.app import build_app
+from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.health import USUAL, Timing
 
