@@ -23,19 +23,22 @@ _NO_MANIFEST = "train the decoder with ps-sglang, or launch with --allow-unverif
 
 @dataclass(frozen=True)
 class DecoderReport:
-    """A decoder that fits. `manifest` is None for one that was admitted unverified."""
+    """A decoder that fits. `manifest` is None for the base itself, and for an unverified one."""
 
     name: str
     path: Path
     manifest: Manifest | None
+    is_base: bool = False
 
     @property
     def verified(self) -> bool:
-        return self.manifest is not None
+        return self.is_base or self.manifest is not None
 
     @property
     def description(self) -> str:
         """One line for a person: how it was trained, what it scored, and what to be wary of."""
+        if self.is_base:
+            return "the base itself"
         if self.manifest is None:
             return "fits by shape, unverified"
         how = "stand-in made from" if self.manifest.stand_in else "trained on"
@@ -73,8 +76,8 @@ def check_cluster(
     """One report per decoder, in the given order, if all of them fit `base`.
 
     Raises ContractError listing every difference of every decoder, and CheckpointError if the base
-    itself cannot be read. A decoder without a manifest is a difference unless `allow_unverified`;
-    its shape, tokenizer and chat template are compared all the same.
+    itself cannot be read. A decoder without a manifest is a difference unless `allow_unverified`, or
+    unless it is the base; its shape, tokenizer and chat template are compared all the same.
     """
     wanted = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
@@ -84,7 +87,8 @@ def check_cluster(
         rows, manifest = compare(wanted, fingerprint, folder, allow_unverified)
         if rows:
             found[name] = rows
-        reports.append(DecoderReport(name, folder, manifest))
+        is_base = not rows and manifest is None and base_fingerprint(folder) == fingerprint
+        reports.append(DecoderReport(name, folder, manifest, is_base))
     if found:
         raise ContractError(*report(base, decoders, found))
     return reports
@@ -95,7 +99,8 @@ def compare(
 ) -> tuple[list[Difference], Manifest | None]:
     """Every difference of the decoder in `folder` from `wanted`, and its manifest.
 
-    `fingerprint` is that of the base on which it must have been trained.
+    `fingerprint` is that of the base on which it must have been trained. The base itself needs no
+    manifest, as its own cache is the base's, and one of its own training does not count.
     """
     try:
         manifest = read_manifest(folder)
@@ -103,11 +108,28 @@ def compare(
     except (CheckpointError, ManifestError) as error:
         return [Difference("files", "readable", str(error), "mend or replace the file")], None
     rows = list(_model_differences(wanted, decoder))
+    if manifest is None or manifest.base.fingerprint != fingerprint:
+        # Whose shape differs is another model, and need not be read whole.
+        if not rows and base_fingerprint(folder) == fingerprint:
+            return rows, None
     if manifest is not None:
         rows += _manifest_differences(wanted, fingerprint, decoder, manifest)
     elif not allow_unverified:
         rows.append(Difference(MANIFEST_FILE, fingerprint, "no such file", _NO_MANIFEST))
     return rows, manifest
+
+
+def trained_on(folder: Path, base: str | None) -> str | None:
+    """The fingerprint of the base whose cache the checkpoint in `folder` reads, None if unknown.
+
+    Its manifest names it; the checkpoint may also be `base` itself. Raises ManifestError, and
+    CheckpointError if it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    named = None if manifest is None else manifest.base.fingerprint
+    if base is not None and named != base and base_fingerprint(folder) == base:
+        return base
+    return named
 
 
 def _model_differences(base: Checkpoint, decoder: Checkpoint) -> Iterator[Difference]:

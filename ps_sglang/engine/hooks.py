@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ps_sglang.engine import attention, facts, feed, swap, timeline, waiting
+from ps_sglang.engine import answers, attention, facts, feed, swap, timeline, waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
 from ps_sglang.engine.handoff import base_prefix, decode, prefill, priority
 from ps_sglang.engine.sampling import murmur, seeds
@@ -179,6 +179,14 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         _SRT + "managers.tokenizer_manager.TokenizerManager._update_model_path_info",
         HookType.AROUND, swap.update_model_path_info, ("self", "model_path", "load_format"),
+    ),
+    # OpenAI's answers.
+    *(
+        Hook(
+            f"{_SRT}entrypoints.openai.{module}.build_endpoint_weight_version_metadata",
+            HookType.REPLACE, answers.no_metadata, ("meta_info",),
+        )
+        for module in ("serving_chat", "serving_completions")
     ),
     # The portable CPU platform's attention.
     Hook(

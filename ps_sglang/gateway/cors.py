@@ -18,8 +18,7 @@ _READABLE_HEADERS = "x-request-id, retry-after"
 
 
 def allow(app: web.Application, origins: Collection[str]) -> None:
-    """Let pages of these origins (`*`: of all) use `app`, which must have no other middleware yet
-    that answers OPTIONS."""
+    """Let pages of these origins (`*`: of all) use `app`."""
 
     @web.middleware
     async def answer_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:

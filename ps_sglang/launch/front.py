@@ -38,4 +38,5 @@ def gateway_config(plan: Plan) -> GatewayConfig:
             if worker.role is Role.DECODE
         ),
         tokenizer=str(plan.base.path),
+        cors_origins=plan.spec.cors_origins,
     )

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from folder_parts import Build, tensors
 
-from ps_sglang.contract import Manifest, base_fingerprint, check_cluster, write_manifest
+from ps_sglang.contract import (
+    Manifest,
+    base_fingerprint,
+    check_cluster,
+    trained_on,
+    write_manifest,
+)
 from ps_sglang.contract.engine_flags import check_engine_flags
 from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Score, Training
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
@@ -49,6 +55,20 @@ def test_fitting_decoders_are_admitted_in_order(build: Build, base: Path) -> Non
         ("b", folders["b"], True),
         ("a", folders["a"], True),
     ]
+
+
+def test_the_base_is_verified_as_its_own_decoder(build: Build, base: Path) -> None:
+    """Wherever its files lie, and whatever it was trained on itself."""
+    another = build("another", weights=tensors(seed=9))
+    folders = {"same": base, "copy": build("copy"), "signed": sign(build("signed"), another)}
+    for folder in folders.values():
+        assert trained_on(folder, base_fingerprint(base)) == base_fingerprint(base)
+    reports = check_cluster(base, folders, allow_unverified=False)
+    assert [(r.verified, r.description) for r in reports] == [(True, "the base itself")] * 3
+    other = build("other", weights=tensors(seed=5))
+    assert trained_on(other, base_fingerprint(base)) is None
+    (difference,) = refused(base, other)
+    assert "no such file" in difference
 
 
 @pytest.mark.parametrize(
