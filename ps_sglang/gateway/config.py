@@ -131,4 +131,6 @@ def origin_problem(origin: str) -> str | None:
     """Why `origin` can be no web page's origin as browsers write it, if it cannot."""
     if origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s,A-Z]+", origin):
         return None
-    return f"CORS origin {origin!r} must be `*` or like http://localhost:3000, in lower case, no path"
+    return (
+        f"CORS origin {origin!r} must be `*` or like http://localhost:3000, in lower case, no path"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.home import home
-from ps_sglang.launch import flags
+from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.ports import free_ports, require_free
 from ps_sglang.launch.spec import ClusterSpec, Feed, Role, WorkerSpec
@@ -58,7 +58,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         MissingPackageError: SGLang is not installed, or not in the supported version.
     """
     require_sglang()
-    check_flags(spec)
+    spec = check_flags(spec)
     if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
     log_dir = _log_dir(spec.log_dir)
@@ -110,11 +110,23 @@ def require_sglang() -> None:
         )
 
 
-def check_flags(spec: ClusterSpec) -> None:
-    """Refuse SGLang flags that the launcher sets itself."""
-    flags.refuse_owned(spec.engine_args, "engine flags")
-    flags.refuse_owned(spec.prefill_engine_args, "--prefill-engine-args")
-    flags.refuse_owned(spec.decode_engine_args, "--decode-engine-args")
+def check_flags(spec: ClusterSpec) -> ClusterSpec:
+    """`spec` with every SGLang flag's name in full.
+
+    Raises:
+        UsageError: SGLang would not take a flag or its value, or the launcher sets it itself.
+    """
+    full: dict[str, tuple[str, ...]] = {}
+    for field, source in (
+        ("engine_args", "engine flags"),
+        ("prefill_engine_args", "--prefill-engine-args"),
+        ("decode_engine_args", "--decode-engine-args"),
+    ):
+        words = getattr(spec, field)
+        flags.refuse_owned(words, source)  # by the name that was given
+        full[field] = flag_check.checked(words, source)
+        flags.refuse_owned(full[field], source)
+    return replace(spec, **full)
 
 
 def runs_on_cpu(spec: ClusterSpec) -> bool:
@@ -178,16 +190,10 @@ def _workers(
 
 
 def _limits(command_lines: Iterable[Sequence[str]]) -> Iterator[int]:
-    """Token counts in the flags beyond which a request cannot grow.
-
-    Raises:
-        UsageError: one of them is not a number.
-    """
+    """Token counts in the flags beyond which a request cannot grow."""
     for words in command_lines:
         for flag in ("--context-length", "--max-total-tokens"):
             value = flags.value_of(words, flag)
             if value is None:
                 continue
-            if not value.isdecimal():
-                raise UsageError(f"{flag} {value}: must be a number of tokens")
-            yield int(value)
+            yield flag_check.size(value)

@@ -143,13 +143,13 @@ def test_other_tokenizer_and_template_in_training(build: Build, base: Path) -> N
 
 def test_trained_on_another_base_of_the_same_shape(build: Build, base: Path) -> None:
     other = build("other-base", weights=tensors(seed=9))
-    (row,) = refused(base, sign(build("decoder"), other))
+    (row,) = refused(base, sign(build("decoder", weights=tensors(seed=5)), other))
     assert base_fingerprint(base) in row
     assert f"{base_fingerprint(other)} (other-base)" in row
 
 
 def test_no_manifest_is_refused_unless_allowed(build: Build, base: Path) -> None:
-    decoder = build("decoder")
+    decoder = build("decoder", weights=tensors(seed=5))
     (row,) = refused(base, decoder)
     assert MANIFEST_FILE in row
     (report,) = check_cluster(base, {"d": decoder}, allow_unverified=True)
@@ -183,7 +183,7 @@ def test_allow_unverified_still_compares_the_models(build: Build, base: Path) ->
 
 def test_allow_unverified_does_not_excuse_a_wrong_manifest(build: Build, base: Path) -> None:
     other = build("other-base", weights=tensors(seed=9))
-    decoder = sign(build("decoder"), other)
+    decoder = sign(build("decoder", weights=tensors(seed=5)), other)
     with pytest.raises(ContractError, match="base fingerprint"):
         check_cluster(base, {"d": decoder}, allow_unverified=True)
 
@@ -196,7 +196,7 @@ def test_all_differences_of_all_decoders_in_one_message(build: Build, base: Path
     decoders = {
         "good": sign(build("good"), base),
         "shape": sign(build("shape", config={"head_dim": 4, "vocab_size": 13}), base),
-        "bare": build("bare"),
+        "bare": build("bare", weights=tensors(seed=5)),
         "broken": broken,
         "manifest": bad_manifest,
         "gone": base.parent / "gone",
