@@ -76,8 +76,8 @@ def check_cluster(
     """One report per decoder, in the given order, if all of them fit `base`.
 
     Raises ContractError listing every difference of every decoder, and CheckpointError if the base
-    itself cannot be read. A decoder without a manifest is a difference unless `allow_unverified`, or
-    unless it is the base; its shape, tokenizer and chat template are compared all the same.
+    itself cannot be read. A decoder that is not the base and has no manifest is a difference unless
+    `allow_unverified`; its shape, tokenizer and chat template are compared all the same.
     """
     wanted = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
@@ -108,10 +108,10 @@ def compare(
     except (CheckpointError, ManifestError) as error:
         return [Difference("files", "readable", str(error), "mend or replace the file")], None
     rows = list(_model_differences(wanted, decoder))
-    if manifest is None or manifest.base.fingerprint != fingerprint:
-        # Whose shape differs is another model, and need not be read whole.
-        if not rows and base_fingerprint(folder) == fingerprint:
-            return rows, None
+    named = None if manifest is None else manifest.base.fingerprint
+    # One that differs already is another model, and need not be read whole.
+    if named != fingerprint and not rows and base_fingerprint(folder) == fingerprint:
+        return rows, None
     if manifest is not None:
         rows += _manifest_differences(wanted, fingerprint, decoder, manifest)
     elif not allow_unverified:

@@ -33,7 +33,7 @@ _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info"
 
 
 def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
-    """The gateway for a cluster. Serve it with `server.runner`, which ends a request with its client.
+    """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
     `timing` says how often workers are asked whether they are well.
     """

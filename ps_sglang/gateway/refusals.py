@@ -13,8 +13,9 @@ CONTEXT_EXCEEDED = "context_length_exceeded"
 
 _MOST = 5  # problems that a message tells
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_PART = re.compile(rf"{_QUOTED}|\d+")
 _PROBLEM = re.compile(
-    rf"'loc': \((?P<place>(?:{_QUOTED}|\d+|, |,)*)\), 'msg': (?P<text>{_QUOTED})"
+    rf"'loc': \((?P<place>(?:(?:{_PART.pattern}),? ?)*)\), 'msg': (?P<text>{_QUOTED})"
     # Only a short plain value is told again.
     rf"(?:, 'input': (?P<value>'[^'\\]{{0,60}}'|-?\d[\d.e+-]{{0,30}}|True|False|None)[,}}])?"
 )
@@ -71,9 +72,17 @@ def code_of(status: int, message: str) -> str | None:
 
 
 def _problem(match: re.Match[str]) -> _Problem:
-    place = ast.literal_eval(f"({match['place']},)" if match["place"] else "()")
-    text = ast.literal_eval(match["text"]).removeprefix("Value error, ").rstrip(".")
+    place = tuple(_literal(part) for part in _PART.findall(match["place"]))
+    text = str(_literal(match["text"])).removeprefix("Value error, ").rstrip(".")
     return _Problem(place[1:] if place[:1] == ("body",) else place, text, match["value"])
+
+
+def _literal(text: str) -> str | int:
+    try:
+        value: str | int = ast.literal_eval(text)
+        return value
+    except (SyntaxError, ValueError):  # it only looked like Python, inside a client's own text
+        return text
 
 
 def _sentence(path: str, problems: Sequence[_Problem]) -> str:

@@ -1,6 +1,6 @@
-"""The HTTP server around the application: what fails before a route is found is told as OpenAI does.
+"""The HTTP server around the application: what it cannot even parse is told as OpenAI does.
 
-aiohttp answers a request that it cannot parse in plain text, and logs a traceback for it.
+aiohttp answers such a request in plain text, and logs a traceback for it.
 """
 
 import logging
