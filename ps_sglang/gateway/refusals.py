@@ -13,9 +13,9 @@ CONTEXT_EXCEEDED = "context_length_exceeded"
 
 _MOST = 5  # problems that a message tells
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_PART = re.compile(rf"{_QUOTED}|\d+")
+_ITEM = rf"(?:{_QUOTED}|\d+)"
 _PROBLEM = re.compile(
-    rf"'loc': \((?P<place>(?:(?:{_PART.pattern}),? ?)*)\), 'msg': (?P<text>{_QUOTED})"
+    rf"'loc': \((?P<place>(?:{_ITEM}(?:, {_ITEM})*,?)?)\), 'msg': (?P<text>{_QUOTED})"
     # Only a short plain value is told again.
     rf"(?:, 'input': (?P<value>'[^'\\]{{0,60}}'|-?\d[\d.e+-]{{0,30}}|True|False|None)[,}}])?"
 )
@@ -72,7 +72,7 @@ def code_of(status: int, message: str) -> str | None:
 
 
 def _problem(match: re.Match[str]) -> _Problem:
-    place = tuple(_literal(part) for part in _PART.findall(match["place"]))
+    place = tuple(_literal(part) for part in re.findall(_ITEM, match["place"]))
     text = str(_literal(match["text"])).removeprefix("Value error, ").rstrip(".")
     return _Problem(place[1:] if place[:1] == ("body",) else place, text, match["value"])
 

@@ -12,6 +12,7 @@ PARTS = "list[union[TextPart,function-after[validate_payload(), ThinkingPart],Au
 ROLES = "Value error, 'role' must be one of 'system', 'tool' (case-insensitive)."
 STRING, LIST = "Input should be a valid string", "Input should be a valid list"
 MISSING = "Field required"
+NUMBER = "Input should be a number"
 Problem = tuple[tuple[str | int, ...], str, Any]
 
 
@@ -30,10 +31,10 @@ def printed(*problems: Problem) -> str:
 @pytest.mark.parametrize(
     ("problems", "told"),
     [
-        ([(("temperature",), "Input should be a number", "hot")], "Input should be a number, not 'hot'"),
+        ([(("temperature",), NUMBER, "hot")], f"{NUMBER}, not 'hot'"),
         ([(("tools", 0, "function", "name"), STRING, 5)], f"{STRING}, not 5"),
-        ([(("stop", "list[str]"), LIST, 5), (("stop", "str"), STRING, 5)], f"{LIST} or {STRING}, not 5"),
-        ([(("stop", "list[str]", 0), STRING, 1), (("stop", "str"), STRING, [1])], f"{STRING}, not 1"),
+        ([(("a", "list[str]"), LIST, 5), (("a", "str"), STRING, 5)], f"{LIST} or {STRING}, not 5"),
+        ([(("a", "list[str]", 0), STRING, 1), (("a", "str"), STRING, [1])], f"{STRING}, not 1"),
         ([(("a",), "can't be", {"secret": "x" * 99})], "can't be"),
         ([(("a",), STRING, "it's \"so\"")], STRING),
         ([((), "not JSON", None)], "not JSON, not None"),
@@ -64,7 +65,11 @@ def test_place_reason_and_value(problems: list[Problem], told: str) -> None:
             "'role' must be one of 'system', 'tool' (case-insensitive) or Input should be 'user', "
             "not 'x'",
         ),
-        ([((GENERIC, "role"), MISSING, {}), ((USER, "role"), MISSING, {})], "messages[1].role", MISSING),
+        (
+            [((GENERIC, "role"), MISSING, {}), ((USER, "role"), MISSING, {})],
+            "messages[1].role",
+            MISSING,
+        ),
         (  # a user without content
             [((GENERIC, "role"), ROLES, "user"), ((USER, "content"), MISSING, {})],
             "messages[1].content",
@@ -83,7 +88,7 @@ def test_place_reason_and_value(problems: list[Problem], told: str) -> None:
                 ((GENERIC, "role"), ROLES, "user"),
                 ((USER, "content", "str"), STRING, []),
                 ((USER, "content", PARTS, 0, "TextPart", "text"), MISSING, {}),
-                ((USER, "content", PARTS, 0, "ThinkingPart", "type"), "Input should be 'x'", "text"),
+                ((USER, "content", PARTS, 0, "ThinkingPart", "type"), "Input should be 'x'", ""),
             ],
             "messages[1].content[0].text",
             MISSING,
