@@ -55,7 +55,7 @@ def headers_for(asked: Mapping[str, str], origins: Collection[str]) -> dict[str,
     origin = asked.get(hdrs.ORIGIN)
     allowed = None if origin is None else _allowed(origin, origins)
     # A cache must not give one origin the answer to another.
-    headers = {} if ANY in origins else {hdrs.VARY: hdrs.ORIGIN}
+    headers: dict[str, str] = {} if ANY in origins else {hdrs.VARY: hdrs.ORIGIN}
     if allowed is not None:
         headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = allowed
         headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _READABLE_HEADERS

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import entry_points
@@ -37,7 +37,7 @@ def size(text: str) -> int:
         return int(text)
     number, unit, binary, binary_unit = match.groups()
     if binary:
-        return int(binary) * 1024 ** _POWERS[binary_unit[0]]
+        return int(binary) * int(1024 ** _POWERS[binary_unit[0]])
     return int(Decimal(number) * 1000 ** _POWERS[unit])
 
 
@@ -46,7 +46,12 @@ def _json(text: str) -> Any:
 
 
 _json.__name__ = "JSON"  # argparse tells it
-_KINDS: Final = {"int": int, "float": float, "size": size, "json": _json}
+_KINDS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "int": int,
+    "float": float,
+    "size": size,
+    "json": _json,
+}
 
 
 def checked(words: Sequence[str], source: str) -> tuple[str, ...]:

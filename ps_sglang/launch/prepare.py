@@ -116,17 +116,19 @@ def check_flags(spec: ClusterSpec) -> ClusterSpec:
     Raises:
         UsageError: SGLang would not take a flag or its value, or the launcher sets it itself.
     """
-    full: dict[str, tuple[str, ...]] = {}
-    for field, source in (
-        ("engine_args", "engine flags"),
-        ("prefill_engine_args", "--prefill-engine-args"),
-        ("decode_engine_args", "--decode-engine-args"),
-    ):
-        words = getattr(spec, field)
-        flags.refuse_owned(words, source)  # by the name that was given
-        full[field] = flag_check.checked(words, source)
-        flags.refuse_owned(full[field], source)
-    return replace(spec, **full)
+    return replace(
+        spec,
+        engine_args=_checked(spec.engine_args, "engine flags"),
+        prefill_engine_args=_checked(spec.prefill_engine_args, "--prefill-engine-args"),
+        decode_engine_args=_checked(spec.decode_engine_args, "--decode-engine-args"),
+    )
+
+
+def _checked(words: Sequence[str], source: str) -> tuple[str, ...]:
+    flags.refuse_owned(words, source)  # by the name that was given
+    full = flag_check.checked(words, source)
+    flags.refuse_owned(full, source)
+    return full
 
 
 def runs_on_cpu(spec: ClusterSpec) -> bool:
