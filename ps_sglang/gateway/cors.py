@@ -5,6 +5,7 @@ does not name the page's origin, errors and streams included. Without origins a 
 refused with the reason.
 """
 
+import re
 from collections.abc import Collection, Mapping
 
 from aiohttp import hdrs, web
@@ -14,6 +15,7 @@ from ps_sglang.gateway.errors import GatewayError
 
 ANY = "*"
 _MAX_AGE_SECONDS = "600"
+_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]+", re.ASCII)
 _READABLE_HEADERS = "x-request-id, retry-after"
 
 
@@ -38,7 +40,7 @@ def allow(app: web.Application, origins: Collection[str]) -> None:
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: ", ".join(sorted(methods)),
             hdrs.ACCESS_CONTROL_MAX_AGE: _MAX_AGE_SECONDS,
         }
-        if asked is not None:
+        if asked is not None and _HEADER_NAMES.fullmatch(asked):
             headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = asked
         return web.Response(status=204, headers=headers)
 

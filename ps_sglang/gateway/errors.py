@@ -20,6 +20,7 @@ import msgspec
 from ps_sglang.gateway import refusals
 from ps_sglang.gateway.config import Worker
 
+INTERNAL = "The gateway has an internal error; see its log."
 BROKEN_ENCODING = (
     "The body is not what its content-encoding says, or that is neither gzip nor deflate."
 )

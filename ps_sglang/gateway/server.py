@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
 from ps_sglang.gateway import ids
-from ps_sglang.gateway.errors import BROKEN_ENCODING, GatewayError
+from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, GatewayError
 from ps_sglang.gateway.telemetry.tracing import REQUEST_ID, error_response
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -59,8 +59,12 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a request that could not be parsed; closes the connection."""
-        error = GatewayError(_problem(exc, message), status=status)
-        log.info("a request of %s was refused: %s", request.remote, error.message)
+        if status >= 500:
+            log.error("a request of %s failed in the server", request.remote, exc_info=exc)
+            error = GatewayError(INTERNAL, status=status)
+        else:
+            error = GatewayError(_problem(exc, message), status=status)
+            log.info("a request of %s was refused: %s", request.remote, error.message)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
         response = error_response(error)

@@ -53,6 +53,13 @@ async def test_a_preflight_is_told_what_the_page_may_do(open_gateway: Setup, pat
     assert headers["Vary"] == "Origin"
 
 
+async def test_names_of_headers_that_are_none_are_not_repeated(open_gateway: Setup) -> None:
+    status, headers, _ = await preflight(
+        open_gateway, CHAT, Access_Control_Request_Headers="\udcff, é"
+    )
+    assert (status, "Access-Control-Allow-Headers" in headers) == (204, False)
+
+
 async def test_a_preflight_for_what_cannot_be_done_says_so(open_gateway: Setup) -> None:
     status, headers, _ = await preflight(open_gateway, CHAT, Access_Control_Request_Method="PUT")
     assert (status, headers["Allow"], headers[ALLOWED]) == (405, "POST", PAGE)

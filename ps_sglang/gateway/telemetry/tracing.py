@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.errors import BROKEN_ENCODING, BadRequest, GatewayError
+from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, BadRequest, GatewayError
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -81,7 +81,7 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
         raise
     except Exception:
         log.exception("%s failed inside the gateway", record.id)
-        record.failed(GatewayError("The gateway has an internal error; see its log.", status=500))
+        record.failed(GatewayError(INTERNAL, status=500))
     assert record.error is not None
     response = error_response(record.error)
     response.headers.update(headers)
