@@ -18,8 +18,9 @@ async def main() -> None:
     whole = await agent.run(PROMPT, model_settings=settings)
     async with agent.run_stream(PROMPT, model_settings=settings) as stream:
         streamed = await stream.get_output()
-    usage = whole.usage() if callable(whole.usage) else whole.usage
-    print(json.dumps({"texts": [whole.output, streamed], "output_tokens": usage.output_tokens}))
+    print(
+        json.dumps({"texts": [whole.output, streamed], "output_tokens": whole.usage.output_tokens})
+    )
 
 
 asyncio.run(main())
