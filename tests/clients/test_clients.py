@@ -102,9 +102,9 @@ def choose(s: Any) -> None:
 
 def test_a_runtime_endpoints_choice_is_refused_with_the_reason(url: str) -> None:
     # The language runs a program in a thread, and warns of what ends it.
+    backend = sgl.RuntimeEndpoint(f"{url}/models/a")
     with pytest.warns(UserWarning, match="logprobs of the prompt"):
-        state = choose.run(backend=sgl.RuntimeEndpoint(f"{url}/models/a"))
-        reason = str(state.error())
+        reason = str(choose.run(backend=backend).error())
     assert "logprobs of the prompt" in reason
     assert "ps_sglang.frontend.PrefillShareBackend" in reason
 
