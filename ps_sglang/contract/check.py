@@ -24,7 +24,7 @@ _NO_MANIFEST = "train the decoder with ps-sglang, or launch with --allow-unverif
 
 @dataclass(frozen=True)
 class DecoderReport:
-    """A decoder that fits. `manifest` is None for one that was admitted unverified.
+    """A decoder that fits. `manifest` is None for the base itself, and for an unverified one.
 
     `other_template`: `--chat-template` is not the template that it was trained with.
     """
@@ -33,14 +33,17 @@ class DecoderReport:
     path: Path
     manifest: Manifest | None
     other_template: bool = False
+    is_base: bool = False
 
     @property
     def verified(self) -> bool:
-        return self.manifest is not None
+        return self.is_base or self.manifest is not None
 
     @property
     def description(self) -> str:
         """One line for a person: how it was trained, what it scored, and what to be wary of."""
+        if self.is_base:
+            return "the base itself"
         if self.manifest is None:
             return "fits by shape, unverified"
         how = "stand-in made from" if self.manifest.stand_in else "trained on"
@@ -85,9 +88,10 @@ def check_cluster(
     """One report per decoder, in the given order, if all of them fit `base`.
 
     Raises ContractError listing every difference of every decoder, and CheckpointError if the base
-    itself cannot be read. A decoder without a manifest is a difference unless `allow_unverified`;
-    its shape, tokenizer and chat template are compared all the same. `chat_template` is what all
-    workers get as SGLang's `--chat-template`: then the checkpoints' own templates do not matter.
+    itself cannot be read. A decoder that is not the base and has no manifest is a difference unless
+    `allow_unverified`; its shape, tokenizer and chat template are compared all the same.
+    `chat_template` is what all workers get as SGLang's `--chat-template`: then the checkpoints' own
+    templates do not matter.
     """
     wanted = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
@@ -101,7 +105,8 @@ def check_cluster(
         if rows:
             found[name] = rows
         other = manifest is not None and served not in (None, manifest.chat_template)
-        reports.append(DecoderReport(name, folder, manifest, other_template=other))
+        is_base = not rows and manifest is None and base_fingerprint(folder) == fingerprint
+        reports.append(DecoderReport(name, folder, manifest, other, is_base))
     if found:
         raise ContractError(*report(base, decoders, found))
     return reports
@@ -112,7 +117,8 @@ def compare(
 ) -> tuple[list[Difference], Manifest | None]:
     """Every difference of the decoder in `folder` from `wanted`, and its manifest.
 
-    `fingerprint` is that of the base on which it must have been trained.
+    `fingerprint` is that of the base on which it must have been trained. The base itself needs no
+    manifest, as its own cache is the base's, and one of its own training does not count.
     """
     try:
         manifest = read_manifest(folder)
@@ -120,11 +126,28 @@ def compare(
     except (CheckpointError, ManifestError) as error:
         return [Difference("files", "readable", str(error), "mend or replace the file")], None
     rows = list(_model_differences(wanted, decoder))
+    named = None if manifest is None else manifest.base.fingerprint
+    # One that differs already is another model, and need not be read whole.
+    if named != fingerprint and not rows and base_fingerprint(folder) == fingerprint:
+        return rows, None
     if manifest is not None:
         rows += _manifest_differences(wanted, fingerprint, decoder, manifest)
     elif not allow_unverified:
         rows.append(Difference(MANIFEST_FILE, fingerprint, "no such file", _NO_MANIFEST))
     return rows, manifest
+
+
+def trained_on(folder: Path, base: str | None) -> str | None:
+    """The fingerprint of the base whose cache the checkpoint in `folder` reads, None if unknown.
+
+    Its manifest names it; the checkpoint may also be `base` itself. Raises ManifestError, and
+    CheckpointError if it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    named = None if manifest is None else manifest.base.fingerprint
+    if base is not None and named != base and base_fingerprint(folder) == base:
+        return base
+    return named
 
 
 def _model_differences(base: Checkpoint, decoder: Checkpoint) -> Iterator[Difference]:

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ps_sglang.contract import model_facts, read_manifest
-from ps_sglang.engine.hooking import after
+from ps_sglang.contract import model_facts, trained_on
 from ps_sglang.contract.served_template import served_template_digest
+from ps_sglang.engine.hooking import after
 from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
 
@@ -26,7 +26,7 @@ def build_server_info(
     """After ``build_server_info``: add `{KEY: {"common": {...}, "trained_on": ...}}`.
 
     `common` must be equal on all workers of a cluster; `trained_on` is the fingerprint of the base
-    in the manifest of a decoder, None for a checkpoint without one. A checkpoint that cannot be
+    whose cache the checkpoint reads, None where it is not known. A checkpoint that cannot be
     read gives `{"problem": why}` instead.
     """
     try:
@@ -43,8 +43,7 @@ def build_server_info(
 @cache
 def _model(folder: Path) -> dict[str, Any]:
     # Of the checkpoint that the worker started with: one that replaced it had the same.
-    manifest = read_manifest(folder)
     return {
         "common": model_facts(folder),
-        "trained_on": None if manifest is None else manifest.base.fingerprint,
+        "trained_on": trained_on(folder, os.environ.get(BASE_FINGERPRINT)),
     }

@@ -53,9 +53,9 @@ def after(target: str, *parameters: str) -> Callable[[F], F]:
     return _declare("after", target, parameters)
 
 
-def replace(target: str) -> Callable[[F], F]:
-    """The class takes the place of the target, a class."""
-    return _declare("replace", target, ())
+def replace(target: str, *parameters: str) -> Callable[[F], F]:
+    """The function, or class, takes the place of the target."""
+    return _declare("replace", target, parameters)
 
 
 def _declare(kind: Kind, target: str, parameters: tuple[str, ...]) -> Callable[[F], F]:

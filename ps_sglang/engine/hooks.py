@@ -17,7 +17,7 @@ from ps_sglang.engine.hooking import Hook, declared
 for _module in (
     "transfer.backend", "handoff.base_prefix", "handoff.prefill", "handoff.priority",
     "handoff.decode", "sampling.seeds", "sampling.murmur", "feed", "timeline", "facts", "swap",
-    "waiting",
+    "waiting", "answers",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")
 

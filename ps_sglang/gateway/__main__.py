@@ -9,10 +9,11 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from ps_sglang.gateway.app import build_app, runner
+from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import ConfigError, GatewayConfig
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.garbage import collect_in_pauses
+from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry import log
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 from aiohttp import web
 
+from ps_sglang.gateway import cors
 from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.dispatch.background import Background
@@ -28,8 +29,6 @@ from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, Timing
 from ps_sglang.gateway.workers.states import WorkerStates
 
 MAX_BODY_BYTES = 64 * 2**20
-# aiohttp waits this long twice: for requests to end, and for cancelled ones to end.
-SHUTDOWN_SECONDS = 2.0
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
@@ -39,6 +38,7 @@ def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
     `timing` says how often workers are asked whether they are well.
     """
     app = web.Application(middlewares=[trace], client_max_size=MAX_BODY_BYTES)
+    cors.allow(app, config.cors_origins)
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
@@ -95,13 +95,6 @@ def _gateway(
         dispatcher=dispatcher,
         metrics=metrics,
         turns=turns,
-    )
-
-
-def runner(app: web.Application) -> web.AppRunner:
-    """A runner under which a client that hangs up cancels its handler, and so its workers."""
-    return web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
     )
 
 

@@ -1,5 +1,6 @@
 """What the gateway is told by the launcher: where it listens and which workers it has."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,8 @@ class GatewayConfig:
 
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
     prompt plus answer in tokens, `tokenizer` the folder of the base's tokenizer, if it is at hand,
-    and `chat` how workers render chats. Raises ConfigError, listing everything that is wrong.
+    and `chat` how workers render chats. `cors_origins` are those whose web pages may use it, `*`
+    for all. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -91,6 +93,7 @@ class GatewayConfig:
     decode: tuple[DecodeWorker, ...]
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -137,4 +140,14 @@ def _problems(config: GatewayConfig) -> list[str]:
         for name in config.decoders
         if not name or "/" in name
     ]
+    problems += filter(None, map(origin_problem, config.cors_origins))
     return problems
+
+
+def origin_problem(origin: str) -> str | None:
+    """Why `origin` can be no web page's origin as browsers write it, if it cannot."""
+    if origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s,A-Z]+", origin):
+        return None
+    return (
+        f"CORS origin {origin!r} must be `*` or like http://localhost:3000, in lower case, no path"
+    )

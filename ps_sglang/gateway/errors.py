@@ -10,16 +10,20 @@ GatewayError
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
 """
 
-import ast
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import msgspec
 
+from ps_sglang.gateway import refusals
 from ps_sglang.gateway.config import Worker
+
+INTERNAL = "The gateway has an internal error; see its log."
+BROKEN_ENCODING = (
+    "The body is not what its content-encoding says, or that is neither gzip nor deflate."
+)
 
 
 class GatewayError(Exception):
@@ -74,6 +78,12 @@ class ModelNotFound(BadRequest):
 class EngineError(GatewayError):
     """An engine refused or aborted the request."""
 
+    @classmethod
+    def aborted(cls, message: str, status: object) -> Self:
+        """What an engine tells inside an answer; `status` counts if it is an error's."""
+        known = status if isinstance(status, int) and 400 <= status < 600 else 500
+        return cls(message, status=known, code=refusals.code_of(known, message))
+
 
 class NoWorker(GatewayError):
     """No worker of a role can take the request now; a later try may help."""
@@ -120,23 +130,21 @@ def engine_error(status: int, body: bytes) -> EngineError:
     exceptions), `{"error": {...}}` (/generate), `{"error": "text"}` (contract check), plain text.
     """
     fields = _error_fields(body)
+    message, place = refusals.readable(_text(fields.get("message")))
     param, code = fields.get("param"), fields.get("code")
     return EngineError(
-        _readable(_text(fields.get("message"))) or f"The engine answered with status {status}.",
+        message or f"The engine answered with status {status}.",
         status=status,
-        param=param if isinstance(param, str) else None,
-        code=code if isinstance(code, str) else None,
+        param=param if isinstance(param, str) else place,
+        code=code if isinstance(code, str) else refusals.code_of(status, message),
     )
 
 
 def streamed_error(fields: Any) -> EngineError:
     """The error that an engine sent as `{"error": fields}` inside an event stream."""
     fields = fields if isinstance(fields, dict) else {"message": fields}
-    code = fields.get("code")
-    return EngineError(
-        _text(fields.get("message")) or "The engine broke the stream off.",
-        status=code if isinstance(code, int) and 400 <= code < 600 else 500,
-    )
+    message, code = _text(fields.get("message")), fields.get("code")
+    return EngineError.aborted(message or "The engine broke the stream off.", code)
 
 
 def _error_fields(body: bytes) -> dict[str, Any]:
@@ -150,26 +158,6 @@ def _error_fields(body: bytes) -> dict[str, Any]:
             return {"message": inner.get("detail"), **inner}
         return {"message": inner}
     return {"message": content}
-
-
-_PROBLEM = re.compile(
-    r"""'loc': \((?P<place>[^)]*)\), 'msg': (?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-)
-
-
-def _readable(message: str) -> str:
-    """FastAPI's validation errors, which print Python objects and a source file, as sentences."""
-    first = message.partition("\n")[0]
-    if not re.fullmatch(r"\d+ validation errors?:", first):
-        return message
-    problems = dict.fromkeys(map(_problem, _PROBLEM.finditer(message)))  # in order, each once
-    return "; ".join(problems) or first.rstrip(":")
-
-
-def _problem(match: re.Match[str]) -> str:
-    place = [str(part) for part in ast.literal_eval(f"({match['place']},)") if part != "body"]
-    text: str = ast.literal_eval(match["text"])
-    return f"`{place[0]}`: {text}" if place else text
 
 
 def _text(value: Any) -> str:

@@ -75,8 +75,9 @@ def _as_guest(chosen: dict[str, Any]) -> None:
     Raises:
         UsageError: an option is the gateway's.
     """
-    for flag in ("host", "port"):
+    for flag in ("host", "port", "cors_origins"):
         if flag in chosen:
+            flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
     chosen.setdefault("prefill_replicas", 0)
     if chosen["prefill_replicas"]:
@@ -96,7 +97,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--decoders",
         metavar="MODEL,...",
-        type=lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+        type=_listed,
         help="the decoders, separated by commas",
     )
     add(
@@ -108,6 +109,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--host", help=f"address that the gateway listens on (default {default.host})")
     add(
         "--port", type=int, help=f"port of the gateway, 0 for any free one (default {default.port})"
+    )
+    add(
+        "--cors-origins",
+        metavar="ORIGIN,...",
+        type=_listed,
+        help="let web pages of these origins use the gateway, * for all (default: none)",
     )
     add(
         "--prefill-replicas",
@@ -147,6 +154,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     for flag, role in zip(_ROLE_FLAGS, ("prefill", "decode"), strict=True):
         add(flag, type=_words, metavar='"..."', help=f"SGLang flags for {role} workers only")
     return parser
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _words(text: str) -> tuple[str, ...]:

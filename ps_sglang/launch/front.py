@@ -39,4 +39,5 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         ),
         tokenizer=str(plan.base.path),
         chat=plan.chat,
+        cors_origins=plan.spec.cors_origins,
     )

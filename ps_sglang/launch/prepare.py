@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
-from ps_sglang.launch import flags
+from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.ports import free_ports, require_free
 from ps_sglang.launch.spec import ClusterSpec, Feed, Role, WorkerSpec
@@ -62,7 +62,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         MissingPackageError: SGLang is not installed, or not in the supported version.
     """
     require_sglang()
-    check_flags(spec)
+    spec = check_flags(spec)
     if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
     log_dir = _log_dir(spec.log_dir)
@@ -148,11 +148,25 @@ def require_sglang() -> None:
         )
 
 
-def check_flags(spec: ClusterSpec) -> None:
-    """Refuse SGLang flags that the launcher sets itself."""
-    flags.refuse_owned(spec.engine_args, "engine flags")
-    flags.refuse_owned(spec.prefill_engine_args, "--prefill-engine-args")
-    flags.refuse_owned(spec.decode_engine_args, "--decode-engine-args")
+def check_flags(spec: ClusterSpec) -> ClusterSpec:
+    """`spec` with every SGLang flag's name in full.
+
+    Raises:
+        UsageError: SGLang would not take a flag or its value, or the launcher sets it itself.
+    """
+    return replace(
+        spec,
+        engine_args=_checked(spec.engine_args, "engine flags"),
+        prefill_engine_args=_checked(spec.prefill_engine_args, "--prefill-engine-args"),
+        decode_engine_args=_checked(spec.decode_engine_args, "--decode-engine-args"),
+    )
+
+
+def _checked(words: Sequence[str], source: str) -> tuple[str, ...]:
+    flags.refuse_owned(words, source)  # by the name that was given
+    full = flag_check.checked(words, source)
+    flags.refuse_owned(full, source)
+    return full
 
 
 def runs_on_cpu(spec: ClusterSpec) -> bool:
@@ -226,16 +240,10 @@ def _workers(
 
 
 def _limits(command_lines: Iterable[Sequence[str]]) -> Iterator[int]:
-    """Token counts in the flags beyond which a request cannot grow.
-
-    Raises:
-        UsageError: one of them is not a number.
-    """
+    """Token counts in the flags beyond which a request cannot grow."""
     for words in command_lines:
         for flag in ("--context-length", "--max-total-tokens"):
             value = flags.value_of(words, flag)
             if value is None:
                 continue
-            if not value.isdecimal():
-                raise UsageError(f"{flag} {value}: must be a number of tokens")
-            yield int(value)
+            yield flag_check.size(value)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.config import origin_problem
 
 
 class Role(StrEnum):
@@ -27,6 +28,7 @@ class ClusterSpec:
         join: URL of the gateway of a running cluster that the workers join; None starts one.
         host: address that the gateway listens on; workers listen on the loopback only.
         port: the gateway's port; 0 means any free one.
+        cors_origins: origins whose web pages may use the gateway, `*` for all.
         transfer_backend: `zmq`, `mooncake` or `nixl`; None chooses by device.
         allow_unverified: admit decoders that have no manifest.
         log_dir: folder for one log file a worker; None makes one under the cache folder.
@@ -42,6 +44,7 @@ class ClusterSpec:
     join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    cors_origins: tuple[str, ...] = ()
     transfer_backend: str | None = None
     allow_unverified: bool = False
     log_dir: Path | None = None
@@ -69,6 +72,7 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least {least}")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    problems += filter(None, map(origin_problem, spec.cors_origins))
     if spec.ready_timeout_s <= 0:
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems

@@ -19,6 +19,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     join: str | None = None
     host: str | None = None
     port: int | None = None
+    cors_origins: tuple[str, ...] | None = None
     transfer_backend: str | None = None
     allow_unverified: bool | None = None
     log_dir: Path | None = None

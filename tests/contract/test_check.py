@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from folder_parts import Build, tensors
 
-from ps_sglang.contract import Manifest, base_fingerprint, check_cluster, write_manifest
+from ps_sglang.contract import (
+    Manifest,
+    base_fingerprint,
+    check_cluster,
+    trained_on,
+    write_manifest,
+)
 from ps_sglang.contract.engine_flags import check_engine_flags
 from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Score, Training
 from ps_sglang.contract.served_template import served_template_digest
@@ -50,6 +56,20 @@ def test_fitting_decoders_are_admitted_in_order(build: Build, base: Path) -> Non
         ("b", folders["b"], True),
         ("a", folders["a"], True),
     ]
+
+
+def test_the_base_is_verified_as_its_own_decoder(build: Build, base: Path) -> None:
+    """Wherever its files lie, and whatever it was trained on itself."""
+    another = build("another", weights=tensors(seed=9))
+    folders = {"same": base, "copy": build("copy"), "signed": sign(build("signed"), another)}
+    for folder in folders.values():
+        assert trained_on(folder, base_fingerprint(base)) == base_fingerprint(base)
+    reports = check_cluster(base, folders, allow_unverified=False)
+    assert [(r.verified, r.description) for r in reports] == [(True, "the base itself")] * 3
+    other = build("other", weights=tensors(seed=5))
+    assert trained_on(other, base_fingerprint(base)) is None
+    (difference,) = refused(base, other)
+    assert "no such file" in difference
 
 
 @pytest.mark.parametrize(
@@ -124,13 +144,13 @@ def test_other_tokenizer_and_template_in_training(build: Build, base: Path) -> N
 
 def test_trained_on_another_base_of_the_same_shape(build: Build, base: Path) -> None:
     other = build("other-base", weights=tensors(seed=9))
-    (row,) = refused(base, sign(build("decoder"), other))
+    (row,) = refused(base, sign(build("decoder", weights=tensors(seed=5)), other))
     assert base_fingerprint(base) in row
     assert f"{base_fingerprint(other)} (other-base)" in row
 
 
 def test_no_manifest_is_refused_unless_allowed(build: Build, base: Path) -> None:
-    decoder = build("decoder")
+    decoder = build("decoder", weights=tensors(seed=5))
     (row,) = refused(base, decoder)
     assert MANIFEST_FILE in row
     (report,) = check_cluster(base, {"d": decoder}, allow_unverified=True)
@@ -164,7 +184,7 @@ def test_allow_unverified_still_compares_the_models(build: Build, base: Path) ->
 
 def test_allow_unverified_does_not_excuse_a_wrong_manifest(build: Build, base: Path) -> None:
     other = build("other-base", weights=tensors(seed=9))
-    decoder = sign(build("decoder"), other)
+    decoder = sign(build("decoder", weights=tensors(seed=5)), other)
     with pytest.raises(ContractError, match="base fingerprint"):
         check_cluster(base, {"d": decoder}, allow_unverified=True)
 
@@ -177,7 +197,7 @@ def test_all_differences_of_all_decoders_in_one_message(build: Build, base: Path
     decoders = {
         "good": sign(build("good"), base),
         "shape": sign(build("shape", config={"head_dim": 4, "vocab_size": 13}), base),
-        "bare": build("bare"),
+        "bare": build("bare", weights=tensors(seed=5)),
         "broken": broken,
         "manifest": bad_manifest,
         "gone": base.parent / "gone",

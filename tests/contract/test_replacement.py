@@ -134,7 +134,7 @@ def test_a_tied_head_may_be_stored_or_not(trained: Any, base: Path) -> None:
 
 
 def test_no_manifest(trained: Any, base: Path, build: Build) -> None:
-    current, unsigned = trained("v1"), build("unsigned")
+    current, unsigned = trained("v1"), build("unsigned", weights=tensors(seed=5))
     (row,) = refused(base, current, unsigned)
     assert "prefillshare.json" in row
     check(base, current, unsigned, allow_unverified=True)

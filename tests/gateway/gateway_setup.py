@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 from standin_engine import Cluster, Worker
 
-from ps_sglang.gateway.app import build_app, runner
+from ps_sglang.gateway.app import build_app
+from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.health import USUAL, Timing
 
@@ -40,10 +41,12 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(timing: Timing = USUAL, **shape: Any) -> AsyncIterator[Setup]:
+async def running(
+    timing: Timing = USUAL, cors_origins: tuple[str, ...] = (), **shape: Any
+) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with Cluster.running(**shape) as cluster:
-        app = build_app(cluster.config(), timing)
+        app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)
         serving = runner(app)
         await serving.setup()
         try:

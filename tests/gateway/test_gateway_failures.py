@@ -211,7 +211,7 @@ async def test_validation_errors_are_told_in_sentences(gateway: Setup) -> None:
     status, error = await fails(gateway, "/v1/chat/completions", False)
     assert (status, error["message"]) == (
         400,
-        "`temperature`: Input should be a number; `stop`: Value error, can't be",
+        "`temperature`: Input should be a number, not 'hot'; `stop[0]`: can't be",
     )
 
 

@@ -24,7 +24,8 @@ def test_every_flag_reaches_the_spec() -> None:
     spec = parse_args(
         shlex.split(
             "--prefill x=./m --decoders a, --host ::1 --port 0 --prefill-replicas 2 "
-            "--transfer-backend nixl --allow-unverified --log-dir logs --ready-timeout 9.5"
+            "--transfer-backend nixl --allow-unverified --log-dir logs --ready-timeout 9.5 "
+            "--cors-origins 'http://localhost:3000, *'"
         )
     )
     assert spec == ClusterSpec(
@@ -32,6 +33,7 @@ def test_every_flag_reaches_the_spec() -> None:
         decoders=("a",),
         host="::1",
         port=0,
+        cors_origins=("http://localhost:3000", "*"),
         prefill_replicas=2,
         transfer_backend="nixl",
         allow_unverified=True,
@@ -86,3 +88,14 @@ def test_help_imports_no_engine(command: str) -> None:
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert "usage:" in result.stdout
+
+
+@pytest.mark.parametrize("origin", ["localhost:3000", "http://page.example/", "HTTP://PAGE"])
+def test_what_is_no_origin_of_a_page_is_refused(origin: str) -> None:
+    with pytest.raises(UsageError, match=f"CORS origin {origin!r} must be"):
+        parse_args([*MODELS, "--cors-origins", origin])
+
+
+def test_web_pages_are_the_gateways_business() -> None:
+    with pytest.raises(UsageError, match="--cors-origins is the gateway's, and --join starts none"):
+        parse_args([*MODELS, "--join", "http://127.0.0.1:8000", "--cors-origins", "*"])

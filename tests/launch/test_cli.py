@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,23 @@ def test_check_reports_each_decoder(
 
 
 def test_check_tells_an_unverified_decoder(
-    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["check", "--prefill", str(tiny["base"]), "--decoders", f"x={tiny['base']}"]
+    bare = shutil.copytree(tiny["a"], tmp_path / "bare")
+    (bare / "prefillshare.json").unlink()
+    words = ["check", "--prefill", str(tiny["base"]), "--decoders", f"x={bare}"]
     assert main(words) == 2
     assert "prefillshare.json" in capsys.readouterr().err
     assert main([*words, "--allow-unverified"]) == 0
-    assert f"decoder x: {tiny['base']}: fits by shape, unverified" in capsys.readouterr().out
+    assert f"decoder x: {bare}: fits by shape, unverified" in capsys.readouterr().out
+
+
+def test_the_base_may_be_its_own_decoder(
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "--prefill", str(tiny["base"]), "--decoders", f"x={tiny['base']}"]
+    assert main(words) == 0
+    assert f"decoder x: {tiny['base']}: the base itself" in capsys.readouterr().out
 
 
 def test_launch_refuses_what_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ps_sglang.errors import UsageError
-from ps_sglang.launch import flags
+from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.spec import Feed, Role
 from ps_sglang.models.resolve import NamedModel
 
@@ -72,3 +72,57 @@ def test_the_pool_on_a_cpu_holds_one_context_up_to_a_limit() -> None:
 )
 def test_value_of_takes_the_last(words: tuple[str, ...], value: str | None) -> None:
     assert flags.value_of(words, "--a") == value
+
+
+@pytest.mark.parametrize(
+    ("words", "full"),
+    [
+        ("--page-size 16 --tp 2", "--page-size 16 --tp-size 2"),
+        ("--max-total 1k --dtype=float16", "--max-total-tokens 1k --dtype=float16"),
+        ("--random-seed -1 --enable-metrics", "--random-seed -1 --enable-metrics"),
+        ("--no-sleep-on-idle --context-length 8Ki", "--no-sleep-on-idle --context-length 8Ki"),
+        ("--no-lora-strict-loading", "--no-lora-strict-loading"),
+        ("--cuda-graph-bs-decode 1 2 4", "--cuda-graph-bs-decode 1 2 4"),
+        ("--attention-backend flashinfer", "--attention-backend flashinfer"),
+        ("--preferred-sampling-params {}", "--preferred-sampling-params {}"),
+    ],
+)
+def test_flags_that_sglang_takes_get_their_full_names(words: str, full: str) -> None:
+    assert flag_check.checked(words.split(), "here") == tuple(full.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--page-sise 3", "here: SGLang has no flag --page-sise; did you mean --page-size"),
+        ("--page-size x", "here: --page-size: invalid int value: 'x'"),
+        ("--page-size 1 2", "here: unrecognized arguments: 2"),
+        ("--page-size", "here: --page-size: expected one argument"),
+        ("--attention-backend banana", "here: --attention-backend: invalid choice: 'banana' .*fa3"),
+        ("--mem-fraction-static abc", "here: --mem-fraction-static: invalid float value: 'abc'"),
+        ("--context-length 1.5Ki", "here: --context-length: invalid size value: '1.5Ki'"),
+        ("--preferred-sampling-params {a", "here: --preferred-sampling-params: invalid JSON"),
+        ("--enable-metrics 5", "here: unrecognized arguments: 5"),
+        ("--no-sleep-on-idle 3", "here: --no-sleep-on-idle takes no value, not '3'"),
+        ("--max 5", "here: SGLang has no flag --max; did you mean --max-"),
+        ("-h", "here: '-h' belongs to no flag"),
+    ],
+)
+def test_flags_that_sglang_would_refuse_are_refused_by_name(words: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        flag_check.checked(words.split(), "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("8192", 8192), ("8k", 8000), ("8Ki", 8192), ("25.6k", 25600), ("2M", 2e6)]
+)
+def test_counts_are_read_as_sglang_reads_them(text: str, count: int) -> None:
+    assert flag_check.size(text) == count
+
+
+def test_a_plugin_of_others_may_bring_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag_check._parser.cache_clear()
+    monkeypatch.setattr(flag_check, "_KNOWN_PLUGINS", frozenset())
+    words = ("--attention-backend", "theirs")
+    assert flag_check.checked(words, "here") == words
+    flag_check._parser.cache_clear()

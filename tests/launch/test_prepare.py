@@ -95,10 +95,23 @@ def test_a_decoder_that_does_not_fit_is_refused(spec: ClusterSpec, tmp_path: Pat
         prepare(replace(spec, decoders=(str(other["a"]),)))
 
 
-@pytest.mark.parametrize("flag", ["--page-size", "--kv-cache-dtype"])
-def test_pages_must_be_alike_in_both_roles(spec: ClusterSpec, flag: str) -> None:
+@pytest.mark.parametrize(("flag", "value"), [("--page-size", "16"), ("--kv-cache-dtype", "bf16")])
+def test_pages_must_be_alike_in_both_roles(spec: ClusterSpec, flag: str, value: str) -> None:
     with pytest.raises(ContractError, match=flag):
-        prepare(replace(spec, decode_engine_args=(flag, "16")))
+        prepare(replace(spec, decode_engine_args=(flag, value)))
+
+
+@pytest.mark.parametrize("flag", ["--disaggregation-mod", "--model-pat", "--hos"])
+def test_an_owned_flag_cut_short_is_refused(spec: ClusterSpec, flag: str) -> None:
+    with pytest.raises(UsageError, match=f"{flag}[a-z]+ cannot be passed through"):
+        check_flags(replace(spec, engine_args=(flag, "decode")))
+
+
+def test_a_context_may_be_given_in_thousands(spec: ClusterSpec) -> None:
+    assert (
+        prepare(replace(spec, engine_args=("--device=cpu", "--context-len=1k"))).context_length
+        == 1000
+    )
 
 
 def flag_values(plan: Plan, flag: str) -> dict[str, str | None]:

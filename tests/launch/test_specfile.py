@@ -17,12 +17,14 @@ def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(
         "prefill: base\ndecoders: [a, x=./y]\nport: 1\nlog_dir: logs\nready_timeout: 9\n"
+        "cors_origins: ['*']\n"
         "engine_args: [--page-size, '16']\ndecode_engine_args: [--x]\n"
     )
     assert parse_args(["--spec", str(file), "--port", "0", "--z"]) == ClusterSpec(
         prefill="base",
         decoders=("a", "x=./y"),
         port=0,
+        cors_origins=("*",),
         log_dir=Path("logs"),
         ready_timeout_s=9,
         engine_args=("--page-size", "16", "--z"),

@@ -63,8 +63,6 @@ def _abort(content: Any) -> EngineError | None:
 
 def _abort_error(reason: dict[str, Any]) -> EngineError:
     message = reason.get("message") or "the engine gives no reason"
-    status = reason.get("status_code")
-    return EngineError(
-        f"The engine aborted the request: {message}",
-        status=status if isinstance(status, int) and 400 <= status < 600 else 500,
+    return EngineError.aborted(
+        f"The engine aborted the request: {message}", reason.get("status_code")
     )

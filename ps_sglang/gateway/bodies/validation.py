@@ -96,7 +96,8 @@ def refuse_prompt_logprobs(body: Body) -> None:
     wanted = any(wanted) if isinstance(wanted, list) else wanted
     if wanted and any(isinstance(start, int) and start >= 0 for start in starts):
         raise BadRequest(
-            f"`logprob_start_len` >= 0 {_NO_PROMPT_LOGPROBS}: leave it out or send -1.",
+            f"`logprob_start_len` >= 0 {_NO_PROMPT_LOGPROBS}: leave it out or send -1. A program's "
+            "select and gen(choices=...) run on ps_sglang.frontend.PrefillShareBackend.",
             param="logprob_start_len",
             code="unsupported_parameter",
         )

@@ -1,8 +1,8 @@
 """The routes that generate text."""
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 
 from aiohttp import web
 
@@ -12,6 +12,7 @@ from ps_sglang.gateway.bodies.said import Collector, in_answer
 from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.dispatch.legs import Call
 from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.state import GATEWAY, Gateway, worker_headers
 from ps_sglang.gateway.telemetry import timeline
@@ -23,6 +24,8 @@ _STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx must not buffer either
 }
+# The fields of a prompt; where a chat has token ids, they are it.
+_PROMPTS = ("input_ids", "messages", "prompt", "text")
 
 
 def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -40,7 +43,7 @@ def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamRes
             {} if request.headers.get(timeline.HEADER) == "1" else None
         )
         call = Call(surface, parsed.decoder, worker_headers(request), session, wanted)
-        with gateway.metrics.pending(parsed.decoder):
+        with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
             if not parsed.stream:
                 answer = await gateway.dispatcher.complete(parsed, call)
                 said = in_answer(surface, answer) if parsed.hints.next else None
@@ -51,6 +54,18 @@ def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamRes
             return await _stream(request, gateway, parsed, call)
 
     return generate
+
+
+@contextmanager
+def _naming_prompt(parsed: GenerationRequest) -> Iterator[None]:
+    """A prompt that an engine finds too long is told by its field, as the gateway's own finding."""
+    try:
+        yield
+    except GatewayError as error:
+        if error.code == CONTEXT_EXCEEDED and error.param is None:
+            body = parsed.samples[0].body
+            error.param = next((name for name in _PROMPTS if body.get(name) is not None), None)
+        raise
 
 
 def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:

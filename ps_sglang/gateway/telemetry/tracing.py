@@ -4,12 +4,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, BadRequest, GatewayError
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -17,6 +17,8 @@ log = logging.getLogger("ps_sglang.gateway")
 REQUEST_ID = "x-request-id"
 CLIENT_HUNG_UP = 499
 _LONGEST_ID = 128
+# The last two only where aiohttp finds a package for them; it refuses them otherwise.
+_ENCODINGS = frozenset(("gzip", "deflate", "identity", "", "br", "zstd"))
 _GENERATION = frozenset(surface.value for surface in Surface)
 
 
@@ -63,19 +65,41 @@ async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _answer(request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
+    headers: dict[str, str] = {}
     try:
+        _check_encoding(request)
         return await handler(request)
     except GatewayError as error:
         record.failed(error)
     except web.HTTPException as error:
         record.failed(GatewayError(_http_problem(request, error), status=error.status))
+        if hdrs.ALLOW in error.headers:
+            headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+    except web.RequestPayloadError:
+        record.failed(BadRequest(BROKEN_ENCODING))
     except ConnectionResetError:
         raise
     except Exception:
         log.exception("%s failed inside the gateway", record.id)
-        record.failed(GatewayError("The gateway has an internal error; see its log.", status=500))
+        record.failed(GatewayError(INTERNAL, status=500))
     assert record.error is not None
-    return web.json_response(record.error.payload(), status=record.error.status)
+    response = error_response(record.error)
+    response.headers.update(headers)
+    return response
+
+
+def error_response(error: GatewayError) -> web.Response:
+    """The error as an answer of its own."""
+    return web.json_response(error.payload(), status=error.status)
+
+
+def _check_encoding(request: web.Request) -> None:
+    """aiohttp gives a body in an encoding that it does not know as it came."""
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is not None and encoding.lower() not in _ENCODINGS:
+        raise BadRequest(
+            f"The content-encoding {encoding!r} is not supported: send gzip, deflate or neither."
+        )
 
 
 def _http_problem(request: web.Request, error: web.HTTPException) -> str:

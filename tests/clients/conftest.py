@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.models.tiny import make_tiny
+
+# Made by `make .venv/installed` from requirements.txt.
+PYTHON = Path(sys.prefix, "clients", "bin", "python")
+PROGRAMS = Path(__file__).with_name("programs")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def url(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster with decoders `a` and `own`, the base itself, open to one web page."""
+    spec = ClusterSpec(
+        prefill=f"base={folders['base']}",
+        decoders=(f"a={folders['a']}", f"own={folders['base']}"),
+        port=0,
+        cors_origins=("http://page.example",),
+        log_dir=tmp_path_factory.mktemp("logs"),
+    )
+    with Cluster.start(spec) as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(scope="module")
+def run(url: str) -> Callable[..., str]:
+    """What a program of this folder prints, run with the clients of today."""
+
+    def run(program: str, *words: str) -> str:
+        command = [str(PYTHON), str(PROGRAMS / program), url, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
