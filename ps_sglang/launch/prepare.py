@@ -30,7 +30,8 @@ SGLANG_VERSION: Final = "0.5.23"
 class Plan:
     """A cluster that fits together, with every worker's command line.
 
-    `context_length` is the longest prompt plus answer in tokens that its workers can hold.
+    `context_length` is the longest prompt plus answer in tokens that its workers can hold,
+    `vocabulary` the number of token ids that the models have.
     """
 
     spec: ClusterSpec
@@ -41,6 +42,7 @@ class Plan:
     workers: tuple[WorkerSpec, ...]
     architecture: str
     context_length: int
+    vocabulary: int
     log_dir: Path
 
     @property
@@ -82,6 +84,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         _workers(spec, cpu, models, command_lines, log_dir),
         shape.architecture,
         min([shape.context_length, *_limits(command_lines.values())]),
+        shape.vocabulary,
         log_dir,
     )
 

@@ -21,6 +21,7 @@ from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+CONTEXT_LENGTH, VOCABULARY = 100, 500
 BASE = "ps1:base"
 COMMON: Body = {"base fingerprint": BASE, "layers": 3, "page_size": 1, "dtype": "float32"}
 METRICS = """# HELP sglang:requests_total Requests.
@@ -312,7 +313,8 @@ class _Answer:
         assert isinstance(prompt, str) or all(isinstance(one, int) for one in prompt)
         self.prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
         seed = body.get("seed", params.get("sampling_seed", "x"))
-        self.length = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        wanted = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        self.length = min(wanted, CONTEXT_LENGTH)  # the engine shortens it, too
         self.words = [f"{decoder}-{seed}-{number} " for number in range(self.length)]
 
     @property
@@ -443,7 +445,8 @@ class Cluster:
             host="127.0.0.1",
             port=0,
             base="base",
-            context_length=100,
+            context_length=CONTEXT_LENGTH,
+            vocabulary=VOCABULARY,
             prefill=tuple(
                 PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number, *_feed(worker))
                 for number, worker in enumerate(self.prefill)

@@ -2,9 +2,10 @@
 
 from aiohttp import web
 
+from ps_sglang.gateway.bodies.checks import Body
+from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import parse
 from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.bodies.validation import Body, decode_body
 from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.state import GATEWAY
 
