@@ -397,6 +397,7 @@ class Cluster:
         self.prefill: list[Worker] = []
         self.decode: dict[str, list[Worker]] = {}
         self.extra: list[Worker] = []
+        self.tokenizer: str | None = None  # the folder of the base's, if the gateway has it
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, name: str, decoder: str | None) -> Worker:
@@ -414,8 +415,10 @@ class Cluster:
         decoders: Iterable[str] = ("a", "b"),
         replicas: int = 1,
         feeds: bool = False,
+        tokenizer: str | None = None,
     ) -> AsyncIterator["Cluster"]:
         cluster = cls()
+        cluster.tokenizer = tokenizer
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
         cluster.decode = {
             name: [Worker(cluster, f"{name}-{i}", name) for i in range(replicas)]
@@ -456,6 +459,7 @@ class Cluster:
                 for name, workers in self.decode.items()
                 for worker in workers
             ),
+            tokenizer=self.tokenizer,
         )
 
 

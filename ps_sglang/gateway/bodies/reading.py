@@ -31,7 +31,8 @@ def decode_body(content: bytes) -> Body:
         raise BadRequest(f"The body is not valid JSON in UTF-8: {error}.") from error
     if not isinstance(body, dict):
         raise BadRequest(f"The body must be a JSON object, not {kind(body)}.")
-    if deeper_than(body, MOST_LEVELS):
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > MOST_LEVELS and deeper_than(body, MOST_LEVELS):
         raise BadRequest(
             f"The body's JSON is nested too deeply: at most {MOST_LEVELS} levels are allowed."
         )

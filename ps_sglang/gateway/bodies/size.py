@@ -4,7 +4,8 @@ from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.index.prompt import Prompt
 
 LEAST_BODY_BYTES = 2**20
-MOST_BODY_BYTES = 64 * 2**20
+MOST_BODY_BYTES = 16 * 2**20
+"""Ten times the usual text of 256k tokens: what is larger would hold up the other requests."""
 _ESCAPED = 6
 """Bytes of JSON that a byte of text may take, written as \\u0001."""
 _USUAL_LONGEST = 128

@@ -5,7 +5,7 @@ these are refused by name, unless the field asks for what is done anyway. The ch
 fields stand in `fields`.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ps_sglang.gateway.bodies.reading import MOST_LEVELS, deeper_than
 from ps_sglang.gateway.errors import BadRequest
 
 PRIORITIES = range(-(2**31), 2**31)
+MAX_MESSAGES = 8192  # with the parts of their contents; a chat template takes its time for each
 MAX_SAMPLES = 2048  # prompts times n of one request; OpenAI's limit on prompts
 
 _ROUTING = "is set by the gateway, not by clients"
@@ -138,6 +139,13 @@ def messages(body: Body) -> list[Body]:
             f"`messages` must be a list of at least one message, not {kind(value)}.",
             param="messages",
         )
+    parts = sum(len(content) for content in map(_content, value) if isinstance(content, list))
+    if len(value) + parts > MAX_MESSAGES:
+        raise BadRequest(
+            f"`messages` has {len(value)} messages and {parts} parts; at most {MAX_MESSAGES} may "
+            "come in one request.",
+            param="messages",
+        )
     for number, message in enumerate(value):
         if not isinstance(message, dict):
             raise BadRequest(
@@ -173,6 +181,10 @@ def _check_calls(message: Body, number: int) -> None:
             )
 
 
+def _content(message: Any) -> Any:
+    return message.get("content") if isinstance(message, dict) else None
+
+
 def _refuse_media(message: Body, number: int) -> None:
     parts = message.get("content")
     for part in parts if isinstance(parts, list) else ():
@@ -191,6 +203,9 @@ def prompts(body: Body, name: str, limits: Limits) -> tuple[list[Any], bool]:
     A prompt is a text or a list of the model's token ids; none may be empty.
     """
     value = body.get(name)
+    if isinstance(value, list) and len(value) >= max(limits.context_length, MAX_SAMPLES + 1):
+        # Too many for token ids, and for prompts: there is no need to look at each.
+        _refuse_many(value, name, limits)
     listed = isinstance(value, list) and not _is_token_ids(value)
     found: list[Any] = value if isinstance(value, list) and listed else [value]
     if not (all(isinstance(one, str) for one in found) or all(map(_may_be_token_ids, found))):
@@ -202,10 +217,7 @@ def prompts(body: Body, name: str, limits: Limits) -> tuple[list[Any], bool]:
     if not found or not all(found):
         raise BadRequest(f"`{name}` must not be empty.", param=name)
     if len(found) > MAX_SAMPLES:
-        raise BadRequest(
-            f"`{name}` has {len(found)} prompts; at most {MAX_SAMPLES} may come in one request.",
-            param=name,
-        )
+        _refuse_many(found, name, limits)
     for one in found:
         if isinstance(one, list):
             _check_tokens(one, name, limits)
@@ -227,13 +239,22 @@ def chat_ids(body: Body, limits: Limits) -> None:
 
 def _check_tokens(ids: list[int], name: str, limits: Limits) -> None:
     if len(ids) >= limits.context_length:
+        _refuse_many(ids, name, limits)
+    check_ids(ids, name, limits)
+
+
+def _refuse_many(values: list[Any], name: str, limits: Limits) -> NoReturn:
+    if isinstance(values[0], int):
         raise BadRequest(
-            f"`{name}` has {len(ids)} tokens, but the context holds {limits.context_length} tokens "
-            "with the answer.",
+            f"`{name}` has {len(values)} tokens, but the context holds {limits.context_length} "
+            "tokens with the answer.",
             param=name,
             code="context_length_exceeded",
         )
-    check_ids(ids, name, limits)
+    raise BadRequest(
+        f"`{name}` has {len(values)} prompts; at most {MAX_SAMPLES} may come in one request.",
+        param=name,
+    )
 
 
 def objects(body: Body, name: str) -> list[Body] | Body:

@@ -38,7 +38,9 @@ async def route(request: web.Request) -> web.Response:
 
 
 def _surface(body: Body) -> Surface:
-    given = [name for name in ("messages", "prompt", "text", "input_ids") if name in body]
+    given = [
+        name for name in ("messages", "prompt", "text", "input_ids") if body.get(name) is not None
+    ]
     if not given:
         raise BadRequest("Send the body of a generation request: `messages`, `prompt` or `text`.")
     return {"messages": Surface.CHAT, "prompt": Surface.COMPLETIONS}.get(given[0], Surface.GENERATE)
