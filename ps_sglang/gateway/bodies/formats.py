@@ -162,11 +162,10 @@ def response_format(value: Any, name: str, limits: Limits) -> Any:
 
 
 def _json_schema(value: Body, name: str, limits: Limits) -> None:
-    given = value.get("json_schema")
     # A chat may have the schema itself beside the type.
-    if given is None and isinstance(value.get("schema"), dict):
+    if value.get("json_schema") is None and isinstance(value.get("schema"), dict):
         return
-    object_of(_JSON_SCHEMA)(given, f"{name}.json_schema", limits)
+    given = object_of(_JSON_SCHEMA)(value.get("json_schema"), f"{name}.json_schema", limits)
     for key in ("name", "schema"):
         if given.get(key) is None:
             raise BadRequest(f"`{name}.json_schema.{key}` is missing.", param=name)
