@@ -391,6 +391,14 @@ async def test_a_template_may_drop_what_messages_say(tmp_path: Path) -> None:
         assert (await gateway.post(CHAT, body))[0] == 200
 
 
+async def test_of_a_chat_that_is_not_known_the_size_is_not(tmp_path: Path) -> None:
+    """The template refuses it here; what it is on a worker, the worker says."""
+    folder = write_tokenizer(tmp_path, "{{ raise_exception('no') }}")
+    async with running(tokenizer=folder) as gateway:
+        body = {**VALID[CHAT], "messages": [{"role": "user", "content": "x" * 50_000}]}
+        assert (await gateway.post(CHAT, body))[0] == 200
+
+
 async def test_many_messages_and_many_prompts(gateway: Setup) -> None:
     for route, given in (
         (CHAT, {"messages": MESSAGES * 8193}),

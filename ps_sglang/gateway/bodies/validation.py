@@ -86,16 +86,12 @@ _MEDIA_WORDS = ("image", "audio", "video", "file")
 
 
 def refuse_unsupported(body: Body) -> None:
-    """Raise BadRequest for the first field that asks for what this cluster cannot give.
-
-    Fields of that kind that ask for what is done anyway are taken out of `body`.
-    """
+    """Raise BadRequest for a field that asks for what this cluster cannot give."""
     for name in UNSUPPORTED.keys() & body.keys():
         if not _asks_for_nothing(name, body[name]):
             raise BadRequest(
                 f"`{name}` {UNSUPPORTED[name]}.", param=name, code="unsupported_parameter"
             )
-        del body[name]
 
 
 def _asks_for_nothing(name: str, value: Any) -> bool:
