@@ -65,6 +65,7 @@ REFUSED = [
     (GENERATE, {"text": [1, 2]}, "`text`"),
     (GENERATE, {"text": ""}, "`text` must not be empty"),
     (GENERATE, {"text": None, "input_ids": "x"}, "`input_ids`"),
+    (GENERATE, {"text": None, "input_ids": ["x", "y"]}, "`input_ids`"),
     (GENERATE, {"text": None, "input_ids": []}, "`input_ids` must not be empty"),
     (GENERATE, {"sampling_params": 5}, "`sampling_params`"),
     (GENERATE, {"sampling_params": [5]}, "`sampling_params`"),

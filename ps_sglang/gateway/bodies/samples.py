@@ -137,7 +137,8 @@ def _generate_prompt_field(body: Body) -> str:
         or (isinstance(text, list) and all(isinstance(one, str) for one in text))
     ):
         raise BadRequest("`text` must be a text or a list of texts.", param="text")
-    if isinstance(body.get("input_ids"), str):
+    ids = body.get("input_ids")
+    if isinstance(ids, str) or (isinstance(ids, list) and any(isinstance(one, str) for one in ids)):
         raise BadRequest("`input_ids` must be a list of token ids.", param="input_ids")
     return given[0]
 
