@@ -28,6 +28,7 @@ from ps_sglang.launch.ports import free_ports
 _START_S: Final = 60.0
 _STOP_S: Final = 10.0
 CONTEXT_LENGTH: Final = 32768
+VOCABULARY: Final = 8192
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def gateway(engines: Fleet, folder: Path) -> Iterator[Served]:
         port=0,
         base="base",
         context_length=CONTEXT_LENGTH,
+        vocabulary=VOCABULARY,
         prefill=tuple(
             PrefillWorker(
                 engine.config.name,

@@ -6,6 +6,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway import cors
+from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.dispatch.background import Background
@@ -28,7 +29,6 @@ from ps_sglang.gateway.telemetry.tracing import trace
 from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, Timing
 from ps_sglang.gateway.workers.states import WorkerStates
 
-MAX_BODY_BYTES = 64 * 2**20
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
@@ -37,14 +37,16 @@ def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
 
     `timing` says how often workers are asked whether they are well.
     """
-    app = web.Application(middlewares=[trace], client_max_size=MAX_BODY_BYTES)
+    prompts = Prompts.load(config.tokenizer, config.chat)
+    most = size.most_body_bytes(config.context_length, prompts.longest_token)
+    app = web.Application(middlewares=[trace], client_max_size=most)
     cors.allow(app, config.cors_origins)
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
         client = WorkerClient()
         async with _session() as session:
-            gateway = app[GATEWAY] = _gateway(config, session, client, background, timing)
+            gateway = app[GATEWAY] = _gateway(config, prompts, session, client, background, timing)
             await gateway.holdings.start()
             yield
             await gateway.health.close()
@@ -63,6 +65,7 @@ def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
 
 def _gateway(
     config: GatewayConfig,
+    prompts: Prompts,
     session: aiohttp.ClientSession,
     client: WorkerClient,
     background: Background,
@@ -70,7 +73,7 @@ def _gateway(
 ) -> Gateway:
     pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
     timelines = Timelines(metrics)
-    holdings = Holdings(Prompts.load(config.tokenizer, config.chat), tell_timeline=timelines.tell)
+    holdings = Holdings(prompts, tell_timeline=timelines.tell)
     for member in pool:
         holdings.add(member.worker)
     pool.joined.append(lambda member: holdings.add(member.worker))

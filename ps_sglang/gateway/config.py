@@ -80,15 +80,17 @@ class GatewayConfig:
     """The gateway's whole configuration.
 
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
-    prompt plus answer in tokens, `tokenizer` the folder of the base's tokenizer, if it is at hand,
-    and `chat` how workers render chats. `cors_origins` are those whose web pages may use it, `*`
-    for all. Raises ConfigError, listing everything that is wrong.
+    prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
+    `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
+    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all. Raises
+    ConfigError, listing everything that is wrong.
     """
 
     host: str
     port: int
     base: str
     context_length: int
+    vocabulary: int
     prefill: tuple[PrefillWorker, ...]
     decode: tuple[DecodeWorker, ...]
     tokenizer: str | None = None
@@ -133,6 +135,11 @@ def _problems(config: GatewayConfig) -> list[str]:
         problems.append("`prefill` lists no worker")
     if not config.decode:
         problems.append("`decode` lists no worker")
+    problems += [
+        f"`{name}` must be at least 1, not {getattr(config, name)}"
+        for name in ("context_length", "vocabulary")
+        if getattr(config, name) < 1
+    ]
     names = Counter(worker.name for worker in config.workers)
     problems += [f"two workers are called {name!r}" for name, count in names.items() if count > 1]
     problems += [

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import hdrs, web
 
+from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.dispatch.background import Background
@@ -40,7 +41,8 @@ class Gateway:
     @property
     def served(self) -> Served:
         """What requests are checked against now."""
-        return Served(self.pool.decoders, self.config.context_length, self.holdings.prompts)
+        limits = Limits(self.config.vocabulary, self.config.context_length)
+        return Served(self.pool.decoders, limits, self.holdings.prompts)
 
     def workers(self, decoder: str | None) -> tuple[AnyMember, ...]:
         """All workers, or the prefill workers and those of one decoder."""

@@ -14,6 +14,7 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         port=plan.spec.port,
         base=plan.base.name,
         context_length=plan.context_length,
+        vocabulary=plan.vocabulary,
         prefill=tuple(
             PrefillWorker(
                 worker.name,

@@ -33,7 +33,8 @@ from ps_sglang.models.resolve import NamedModel, resolve_all
 class Plan:
     """A cluster that fits together, with every worker's command line.
 
-    `context_length` is the longest prompt plus answer in tokens that its workers can hold.
+    `context_length` is the longest prompt plus answer in tokens that its workers can hold,
+    `vocabulary` the number of token ids that the models have.
     """
 
     spec: ClusterSpec
@@ -44,6 +45,7 @@ class Plan:
     workers: tuple[WorkerSpec, ...]
     architecture: str
     context_length: int
+    vocabulary: int
     log_dir: Path
     chat: ChatFlags
 
@@ -89,6 +91,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         _workers(spec, cpu, models, command_lines, log_dir),
         shape.architecture,
         min([shape.context_length, *_limits(command_lines.values())]),
+        shape.vocabulary,
         log_dir,
         chat_flags(spec),
     )

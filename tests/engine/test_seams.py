@@ -6,8 +6,13 @@ import inspect
 from typing import Any
 
 import pytest
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.sampling.sampling_params import SamplingParams
 
 from ps_sglang.engine.compat import memory, platform, srt
+from ps_sglang.gateway.bodies import fields
+from ps_sglang.gateway.bodies.validation import UNSUPPORTED
 
 RELIED_ON: dict[tuple[Any, str], tuple[str, ...]] = {
     (srt.CommonKVManager, "__init__"): (
@@ -82,3 +87,36 @@ def test_request_fields() -> None:
         "return_sampling_mask",
     ):  # fmt: skip
         assert f"self.{field}" in source, f"Req.{field} is gone"
+
+
+def annotated(kind: type) -> set[str]:
+    """The fields of a request that a client can send; SGLang's private ones begin with `_`."""
+    found = {name for one in kind.__mro__ for name in vars(one).get("__annotations__", ())}
+    return {name for name in found if not name.startswith(("_", "model_"))}
+
+
+# Filled by SGLang itself.
+INTERNAL = {
+    "stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len", "is_normalized",
+    "ebnf_full_assistant",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "elsewhere"),
+    [
+        (CompletionRequest, fields.COMPLETIONS, {"model", "session_id"}),
+        (ChatCompletionRequest, fields.CHAT, {"model", "session_id"}),
+        (GenerateReqInput, fields.GENERATE, {"session_id"}),
+        (SamplingParams, fields.SAMPLING_PARAMS, INTERNAL),
+    ],
+    ids=lambda part: getattr(part, "__name__", ""),
+)
+def test_the_gateway_checks_every_field(
+    kind: type, table: dict[str, Any], elsewhere: set[str]
+) -> None:
+    """A field that SGLang gains must get a check, or a reason to refuse it."""
+    known = annotated(kind)
+    assert not known - table.keys() - UNSUPPORTED.keys() - elsewhere
+    # `reasoning` is read before SGLang makes its request of the body.
+    assert not table.keys() - known - {"reasoning"}

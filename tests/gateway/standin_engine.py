@@ -21,6 +21,7 @@ from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+CONTEXT_LENGTH, VOCABULARY = 100, 500
 BASE = "ps1:base"
 COMMON: Body = {"base fingerprint": BASE, "layers": 3, "page_size": 1, "dtype": "float32"}
 METRICS = """# HELP sglang:requests_total Requests.
@@ -312,7 +313,8 @@ class _Answer:
         assert isinstance(prompt, str) or all(isinstance(one, int) for one in prompt)
         self.prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
         seed = body.get("seed", params.get("sampling_seed", "x"))
-        self.length = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        wanted = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        self.length = min(wanted, CONTEXT_LENGTH)  # the engine shortens it, too
         self.words = [f"{decoder}-{seed}-{number} " for number in range(self.length)]
 
     @property
@@ -395,6 +397,7 @@ class Cluster:
         self.prefill: list[Worker] = []
         self.decode: dict[str, list[Worker]] = {}
         self.extra: list[Worker] = []
+        self.tokenizer: str | None = None  # the folder of the base's, if the gateway has it
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, name: str, decoder: str | None) -> Worker:
@@ -412,8 +415,10 @@ class Cluster:
         decoders: Iterable[str] = ("a", "b"),
         replicas: int = 1,
         feeds: bool = False,
+        tokenizer: str | None = None,
     ) -> AsyncIterator["Cluster"]:
         cluster = cls()
+        cluster.tokenizer = tokenizer
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
         cluster.decode = {
             name: [Worker(cluster, f"{name}-{i}", name) for i in range(replicas)]
@@ -443,7 +448,8 @@ class Cluster:
             host="127.0.0.1",
             port=0,
             base="base",
-            context_length=100,
+            context_length=CONTEXT_LENGTH,
+            vocabulary=VOCABULARY,
             prefill=tuple(
                 PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number, *_feed(worker))
                 for number, worker in enumerate(self.prefill)
@@ -453,6 +459,7 @@ class Cluster:
                 for name, workers in self.decode.items()
                 for worker in workers
             ),
+            tokenizer=self.tokenizer,
         )
 
 

@@ -18,6 +18,7 @@ DECODE = DecodeWorker("d", "http://127.0.0.1:3", "a")
 
 def config(**fields: object) -> GatewayConfig:
     given = {"host": "127.0.0.1", "port": 0, "base": "base", "context_length": 100}
+    given["vocabulary"] = 500
     given |= {"prefill": (PREFILL,), "decode": (DECODE,)} | fields
     return GatewayConfig(**given)  # type: ignore[arg-type]
 

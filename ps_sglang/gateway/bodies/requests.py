@@ -1,10 +1,11 @@
 """A request for text, checked: whom it asks, for which samples, and what it tells besides."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies import validation
+from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.samples import Sample, Served, Surface, split
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.routing import hints, sessions
@@ -40,7 +41,8 @@ def choose_decoder(named: object, in_path: str | None, decoders: Sequence[str]) 
     if in_path is not None:
         if in_path not in decoders:
             raise ModelNotFound(in_path, decoders)
-        if named is not None and named != in_path:
+        # Load generators send a name of their own to the URL of a decoder.
+        if named in decoders and named != in_path:
             raise BadRequest(
                 f"The body's `model` is {named!r}, but the URL is that of model {in_path!r}: send "
                 f"{in_path!r}, or leave `model` out.",
@@ -65,26 +67,21 @@ def parse(
     served: Served,
 ) -> GenerationRequest:
     """Check a request and split it into samples; raises BadRequest."""
-    body = validation.decode_body(content)
+    body = decode_body(content)
     decoder = choose_decoder(body.pop("model", None), in_path, served.decoders)
     validation.refuse_unsupported(body)
-    stream = validation.boolean(body, "stream")
-    # SGLang does not take null for these, OpenAI does.
-    for name in ("stream", "n"):
-        if body.get(name, 0) is None:
-            del body[name]
     told = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
     named = sessions.session_id(body.pop("session_id", None), headers.get(sessions.HEADER))
     session = _session_for_workers(named, told)
-    if session is not None:
-        body["session_id"] = session
-    priority = validation.priority(body) if told.priority is None else told.priority
-    if priority is not None:
-        body["priority"] = priority
-    if surface is not Surface.GENERATE:
-        body["model"] = decoder
+    if told.priority is not None:
+        body["priority"] = told.priority
     samples, listed = split(surface, body, served)
+    ours = {} if session is None else {"session_id": session}
+    if surface is not Surface.GENERATE:
+        ours["model"] = decoder
+    samples = tuple(replace(one, body={**one.body, **ours}) for one in samples)
     _check_next(told, samples, served)
+    stream = bool(samples[0].body.get("stream"))
     return GenerationRequest(
         surface, decoder, stream, samples, listed, told, session, named is not None
     )

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from ps_sglang.gateway import ids
-from ps_sglang.gateway.bodies import validation
-from ps_sglang.gateway.bodies.validation import Body
+from ps_sglang.gateway.bodies import fields, size, validation
+from ps_sglang.gateway.bodies.checks import Body, Limits, refuse
 from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
@@ -28,10 +28,10 @@ class Surface(Enum):
 
 @dataclass(frozen=True)
 class Served:
-    """What requests are checked against: decoders by name, the context's length in tokens."""
+    """What requests are checked against: decoders by name, what engines can take, the tokenizer."""
 
     decoders: tuple[str, ...]
-    context_length: int
+    limits: Limits
     prompts: Prompts
 
 
@@ -51,6 +51,8 @@ class Sample:
     prompt: Prompt
 
 
+_LONGEST_SALT = _LONGEST_ID = 256
+
 _PromptOf = Callable[[str], Prompt]
 """Makes a prompt of the tenant whose salt it is given."""
 
@@ -65,30 +67,26 @@ def split(surface: Surface, body: Body, served: Served) -> tuple[tuple[Sample, .
 
 def _split_chat(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
     validation.messages(body)
-    ids = validation.token_ids(body, "input_ids")
-    validation.check_context(ids, served.context_length, "input_ids")
-    for name in ("max_tokens", "max_completion_tokens"):
-        validation.check_max_tokens(body, name)
-    n = validation.n_samples(body)
-    return _openai_samples(body, [body], [partial(served.prompts.chat, body)], n), False
+    validation.chat_ids(body, served.limits)
+    body = fields.chat_fields(body, served.limits)
+    return _openai_samples(
+        body, [body], [partial(served.prompts.chat, body)], served, "messages"
+    ), False
 
 
 def _split_completions(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
+    found, _ = validation.prompts(body, "prompt", served.limits)
+    body = fields.completions_fields(body, served.limits)
     validation.refuse_echoed_logprobs(body)
-    validation.check_max_tokens(body, "max_tokens")
-    found, _ = validation.prompts(body, "prompt")
-    for prompt in found:
-        validation.check_context(prompt, served.context_length, "prompt")
-    n = validation.n_samples(body)
     bodies = [{**body, "prompt": prompt} for prompt in found]
     prompts = [partial(served.prompts.prompt, prompt) for prompt in found]
-    return _openai_samples(body, bodies, prompts, n), False
+    return _openai_samples(body, bodies, prompts, served, "prompt"), False
 
 
 def _openai_samples(
-    body: Body, bodies: Sequence[Body], prompts: Sequence[_PromptOf], n: int
+    body: Body, bodies: Sequence[Body], prompts: Sequence[_PromptOf], served: Served, name: str
 ) -> tuple[Sample, ...]:
-    seed = validation.seed(body, "seed")
+    seed = body.get("seed")
 
     def for_sample(one: Body, number: int) -> Body:
         own = {**one, "n": 1}
@@ -96,7 +94,7 @@ def _openai_samples(
             own["seed"] = _nth_seed(seed, number)
         return own
 
-    return _samples(body, bodies, prompts, n, for_sample)
+    return _samples(body, bodies, prompts, body.get("n", 1), for_sample, served, name)
 
 
 _PER_PROMPT = (
@@ -108,23 +106,22 @@ _PER_PROMPT = (
     "sampling_logprobs_mode",
     "custom_logit_processor",
     "watermark",
-    "modalities",
 )
 
 
 def _split_generate(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
     validation.refuse_prompt_logprobs(body)
     name = _generate_prompt_field(body)
-    found, listed = validation.prompts(body, name)
-    for prompt in found:
-        validation.check_context(prompt, served.context_length, name)
-    n = _generate_n(validation.objects(body, "sampling_params"))
+    found, listed = validation.prompts(body, name, served.limits)
+    body = {**body, "sampling_params": validation.objects(body, "sampling_params")}
+    batch = len(found) if listed else None
     bodies = [
-        {**_pick(body, number, len(found) if listed else None), name: prompt}
+        fields.generate_fields({**_pick(body, number, batch), name: prompt}, served.limits)
         for number, prompt in enumerate(found)
     ]
+    n = _generate_n(bodies)
     prompts = [partial(served.prompts.prompt, prompt) for prompt in found]
-    return _samples(body, bodies, prompts, n, _generate_body), listed or n > 1
+    return _samples(body, bodies, prompts, n, _generate_body, served, name), listed or n > 1
 
 
 def _generate_prompt_field(body: Body) -> str:
@@ -140,30 +137,24 @@ def _generate_prompt_field(body: Body) -> str:
         or (isinstance(text, list) and all(isinstance(one, str) for one in text))
     ):
         raise BadRequest("`text` must be a text or a list of texts.", param="text")
-    if isinstance(body.get("input_ids"), str):
+    ids = body.get("input_ids")
+    if isinstance(ids, str) or (isinstance(ids, list) and any(isinstance(one, str) for one in ids)):
         raise BadRequest("`input_ids` must be a list of token ids.", param="input_ids")
     return given[0]
 
 
-def _generate_n(params: list[Body] | Body) -> int:
-    every = params if isinstance(params, list) else [params]
-    for one in every:
-        # SGLang programs ask for no tokens to have a prefix cached, before they fork for one.
-        validation.check_max_tokens(
-            one, "max_new_tokens", "sampling_params.max_new_tokens", least=0
-        )
-        validation.seed(one, "sampling_seed", "sampling_params.sampling_seed")
-    counts = {validation.n_samples(one, "sampling_params.n") for one in every} or {1}
+def _generate_n(bodies: Sequence[Body]) -> int:
+    counts = {one["sampling_params"].get("n", 1) for one in bodies}
     if len(counts) > 1:
         raise BadRequest(
             "`sampling_params.n` must be the same for all prompts of a request.",
             param="sampling_params",
         )
-    return counts.pop()
+    return int(counts.pop())
 
 
 def _generate_body(one: Body, number: int) -> Body:
-    params = {**(one.get("sampling_params") or {}), "n": 1}
+    params = {**one["sampling_params"], "n": 1}
     if (seed := params.get("sampling_seed")) is not None:
         params["sampling_seed"] = _nth_seed(seed, number)
     return {**one, "sampling_params": params}
@@ -187,6 +178,8 @@ def _samples(
     prompts: Sequence[_PromptOf],
     n: int,
     for_sample: Callable[[Body, int], Body],
+    served: Served,
+    name: str,
 ) -> tuple[Sample, ...]:
     if len(bodies) * n > validation.MAX_SAMPLES:
         raise BadRequest(
@@ -200,6 +193,7 @@ def _samples(
     for number, (one, prompt_of) in enumerate(zip(bodies, prompts, strict=True)):
         salt = _salt(body, number, batch)
         prompt = prompt_of(salt)
+        size.check_fits(prompt, served.prompts.longest_token, served.limits.context_length, name)
         for turn in range(n):
             own = for_sample(one, turn)
             own.pop("extra_key", None)
@@ -225,9 +219,13 @@ def _tenant(body: Body, name: str, number: int, batch: int | None) -> str:
         value = _item(value, number, batch or 1, name)
     if value is None:
         return ""
-    if isinstance(value, str) and "\0" not in value:
-        return value
-    raise BadRequest(f"`{name}` must be a text without NUL, not {value!r}.", param=name)
+    if not isinstance(value, str) or "\0" in value:
+        refuse(name, value, "a text without NUL")
+    if len(value) > _LONGEST_SALT:
+        raise BadRequest(
+            f"`{name}` must have at most {_LONGEST_SALT} characters, not {len(value)}.", param=name
+        )
+    return value
 
 
 def _item(values: list[Any], number: int, batch: int | None, name: str) -> Any:
@@ -251,14 +249,18 @@ def _rids(body: Body, batch: int, n: int) -> Iterator[str]:
     elif isinstance(given, list) and len(given) == batch and all(map(_is_rid, given)):
         names = given
     else:
-        raise BadRequest("`rid` must be a text, or a list with one text per prompt.", param="rid")
+        raise BadRequest(
+            f"`rid` must be a text of 1 to {_LONGEST_ID} printable characters, or a list with one "
+            "per prompt.",
+            param="rid",
+        )
     unique = ids.unique()
     samples = (name for name in names for _ in range(n))
     return (f"{name}-{unique}-{number:04d}" for number, name in enumerate(samples))
 
 
 def _is_rid(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID and value.isprintable()
 
 
 def _nth_seed(seed: int, number: int) -> int:

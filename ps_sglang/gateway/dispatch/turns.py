@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from ps_sglang.feed.control import FeedError
 from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.said import Said
 from ps_sglang.gateway.bodies.samples import Sample, Surface
-from ps_sglang.gateway.bodies.validation import Body
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.legs import Call

@@ -120,7 +120,7 @@ class ChatTemplate:
                 # Some templates take functions without their wrapper; the engine tries both, too.
                 flat = [tool["function"] for tool in tools] if tools else None
                 return self._fill(messages, flat, variables), continued
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # a template is a program: it can fail in every way
             raise NoChatText(f"the chat template refuses it: {error}") from error
 
     def _fill(

@@ -20,7 +20,8 @@ class Prompts:
     """Makes prompts from what clients send, by the base's tokenizer.
 
     `problem` says why nothing is addressed exactly, `chat_problem` why chats are not; both None
-    if all is well. Prompts that are not exact are routed by an estimate.
+    if all is well. Prompts that are not exact are routed by an estimate. `longest_token` is the
+    most bytes that one token stands for, None where the tokenizer is not known.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Prompts:
         self._vocabulary = vocabulary
         self._template = chat_template
         self.texts = TokenTexts(vocabulary.table if vocabulary is not None else ())
+        self.longest_token = max(map(len, vocabulary.table)) if vocabulary is not None else None
         self.problem = problem
         self.chat_problem = problem or chat_problem
 

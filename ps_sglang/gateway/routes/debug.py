@@ -2,9 +2,10 @@
 
 from aiohttp import web
 
+from ps_sglang.gateway.bodies.checks import Body
+from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import parse
 from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.bodies.validation import Body, decode_body
 from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.state import GATEWAY
 
@@ -37,7 +38,9 @@ async def route(request: web.Request) -> web.Response:
 
 
 def _surface(body: Body) -> Surface:
-    given = [name for name in ("messages", "prompt", "text", "input_ids") if name in body]
+    given = [
+        name for name in ("messages", "prompt", "text", "input_ids") if body.get(name) is not None
+    ]
     if not given:
         raise BadRequest("Send the body of a generation request: `messages`, `prompt` or `text`.")
     return {"messages": Surface.CHAT, "prompt": Surface.COMPLETIONS}.get(given[0], Surface.GENERATE)

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from ps_sglang.gateway.bodies.validation import decode_body
+from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.config import PrefillWorker
 from ps_sglang.gateway.errors import BadRequest, GatewayError, engine_error, reaching
 from ps_sglang.gateway.routing.pool import AnyMember

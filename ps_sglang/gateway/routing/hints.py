@@ -51,6 +51,8 @@ def read(in_body: object, in_header: str | None) -> Hints:
 
 def _convert(content: Any, place: str, param: str | None) -> Hints:
     try:
+        if isinstance(content, dict):  # null is "not given", here as everywhere
+            content = {name: value for name, value in content.items() if value is not None}
         hints = msgspec.convert(content, Hints)
     except msgspec.ValidationError as error:
         known = ", ".join(f"`{name}`" for name in Hints.__struct_fields__)
