@@ -10,6 +10,7 @@ from typing import Any
 
 from ps_sglang.engine import attention, facts, feed, swap, timeline, waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
+from ps_sglang.engine.guard import admission, scheduling
 from ps_sglang.engine.handoff import base_prefix, decode, prefill, priority
 from ps_sglang.engine.sampling import murmur, seeds
 from ps_sglang.engine.transfer import backend
@@ -20,6 +21,9 @@ _PREBUILT = (
     _SRT + "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin."
 )
 _SCHEDULER = _SRT + "managers.scheduler.Scheduler."
+_TOKENIZER = _SRT + "managers.tokenizer_manager.TokenizerManager."
+_OPENAI = _SRT + "entrypoints.openai."
+_GRAMMAR = _SRT + "constrained."
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,76 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         _SRT + "disaggregation.utils.get_kv_class", HookType.AROUND,
         backend.get_kv_class, ("transfer_backend", "class_type"),
+    ),
+    # Every worker: requests that it cannot take, in the order of a request's life.
+    Hook(
+        _TOKENIZER + "init_tokenizer_and_processor", HookType.AFTER,
+        admission.init_tokenizer, ("self",),
+    ),
+    Hook(
+        _OPENAI + "serving_chat.OpenAIServingChat._convert_to_internal_request", HookType.AROUND,
+        admission.convert_chat, ("self", "request", "raw_request"),
+    ),
+    Hook(
+        _OPENAI + "parallel_prompt_encode.parallel_prompt_encode", HookType.AROUND,
+        admission.encode_prompt, ("tokenizer", "text", "encode_kwargs"),
+    ),
+    Hook(
+        _OPENAI + "serving_completions.OpenAIServingCompletion._convert_to_internal_request",
+        HookType.AROUND, admission.convert_completion, ("self", "request", "raw_request"),
+    ),
+    Hook(
+        _SRT + "managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
+        HookType.AROUND, admission.normalize_batch_and_arguments, ("self",),
+    ),
+    Hook(
+        _TOKENIZER + "_tokenize_texts", HookType.AROUND,
+        admission.tokenize_texts, ("self", "texts", "is_cross_encoder"),
+    ),
+    Hook(
+        _TOKENIZER + "_validate_one_request", HookType.AROUND,
+        admission.validate_one_request, ("self", "obj", "input_ids"),
+    ),
+    Hook(
+        _TOKENIZER + "_create_tokenized_object", HookType.AROUND,
+        admission.create_tokenized_object,
+        (
+            "self", "obj", "input_text", "input_ids", "input_embeds", "mm_inputs",
+            "token_type_ids",
+        ),
+    ),
+    Hook(
+        _SCHEDULER + "handle_generate_request", HookType.AROUND,
+        scheduling.handle_generate_request, ("self", "recv_req", "mm_input_error"),
+    ),
+    Hook(
+        _SRT + "managers.schedule_batch.Req._check_str_based_finish", HookType.AROUND,
+        scheduling.check_str_based_finish, ("self", "new_accepted_len"),
+    ),
+    Hook(
+        _GRAMMAR + "base_grammar_backend.BaseGrammarBackend._init_value_dispatch",
+        HookType.AROUND, scheduling.compile_grammar, ("self", "key", "require_reasoning"),
+    ),
+    Hook(
+        _GRAMMAR + "base_grammar_backend.BaseGrammarBackend.set_cache", HookType.AROUND,
+        scheduling.keep_grammar, ("self", "key", "value"),
+    ),
+    Hook(
+        _GRAMMAR + "grammar_manager.GrammarManager.get_ready_grammar_requests", HookType.AROUND,
+        scheduling.get_ready_grammar_requests, ("self",),
+    ),
+    Hook(
+        _GRAMMAR + "xgrammar_backend.XGrammarGrammar.fill_vocab_mask", HookType.AROUND,
+        scheduling.fill_vocab_mask, ("self", "vocab_mask", "idx"),
+    ),
+    Hook(
+        _GRAMMAR + "xgrammar_backend.XGrammarGrammar.accept_token", HookType.AROUND,
+        scheduling.accept_token, ("self", "token"),
+    ),
+    Hook(
+        _SRT + "managers.scheduler_components.batch_result_processor."
+        "SchedulerBatchResultProcessor._accept_grammar_tokens", HookType.AFTER,
+        scheduling.accept_grammar_tokens, ("self", "req", "tokens"),
     ),
     # Both roles: the base prefix of a request.
     Hook(

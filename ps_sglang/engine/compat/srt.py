@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
+from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
 from sglang.srt.disaggregation.common.conn import (
     AbortNotification,
@@ -20,7 +21,8 @@ from sglang.srt.disaggregation.utils import (
     prepare_abort,
 )
 from sglang.srt.layers.sampler import multinomial_with_seed
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISHED_MATCHED_REGEX, Req
 from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
@@ -42,7 +44,10 @@ from sglang.srt.utils.network import NetworkAddress
 
 __all__ = [
     "FAKE_BOOTSTRAP_HOST",
+    "FINISHED_MATCHED_REGEX",
+    "FINISH_ABORT",
     "AbortNotification",
+    "AbortReq",
     "BatchedMinNewTokensPenalizer",
     "CacheAwarePolicy",
     "CommonKVBootstrapServer",
@@ -51,8 +56,10 @@ __all__ = [
     "CommonKVSender",
     "DisaggregationMode",
     "EventPublisherFactory",
+    "GenerateReqInput",
     "HookRegistry",
     "HookType",
+    "InvalidGrammarObject",
     "KVArgs",
     "KVClassType",
     "KVPoll",
