@@ -44,8 +44,8 @@ def json_schema(field: str, value: Any) -> None:
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else error
         raise ValueError(f"`{field}` is no JSON: {reason}.") from None
-    if not isinstance(parsed, dict | bool) and field == "json_schema":
-        refuse(field, "a JSON schema, which is an object", parsed)
+    if not isinstance(parsed, dict | bool):
+        refuse(field, "a JSON object", parsed)
     parts: list[tuple[Any, int]] = [(parsed, 1)]
     repeats = 0
     while parts:
