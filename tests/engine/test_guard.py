@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
-from ps_sglang.engine.compat.srt import GenerateReqInput, SamplingParams
-from ps_sglang.engine.guard import admission, grammars, patterns, requests, sampling
+from ps_sglang.engine.compat.srt import DisaggregationMode, GenerateReqInput, SamplingParams
+from ps_sglang.engine.guard import (
+    admission,
+    grammars,
+    patterns,
+    requests,
+    sampling,
+    scheduling,
+)
 
 
 def test_every_field_of_sglangs_request_has_its_check() -> None:
@@ -59,7 +67,8 @@ def test_what_sglang_documents_is_taken() -> None:
         {
             "top_k": -1, "top_p": 1, "temperature": 0, "stop": ["a", ""], "n": 3,
             "logit_bias": {"511": -100}, "stop_token_ids": [0, 511], "max_new_tokens": None,
-            "stop_regex": None, "custom_params": {"a": [1, "b", None], "c": {"d": True}}, "regex": r"\(\[[({]+",
+            "stop_regex": None, "custom_params": {"a": [1, "b", None], "c": {"d": True}},
+            "regex": r"\(\[[({]+",
             "json_schema": '{"type": "object"}',
         },
         512,
@@ -137,3 +146,44 @@ def test_other_exceptions_are_the_requests() -> None:
         admission.of_the_request("the thing cannot be read"),
     ):
         raise KeyError("a")
+
+
+@pytest.mark.parametrize("queued", [False, True])
+@pytest.mark.parametrize("mode", list(DisaggregationMode))
+def test_an_exception_in_the_scheduler_ends_one_request(
+    mode: DisaggregationMode, queued: bool
+) -> None:
+    """The client is told once, the request is in no queue, and its peer learns of it."""
+    told: list[Any] = []
+    given_up: list[str] = []
+    peer = SimpleNamespace(abort=lambda: given_up.append("bad"))
+    bad = SimpleNamespace(rid="bad", bootstrap_room=7, disagg_kv_sender=peer)
+    good = SimpleNamespace(rid="good")
+    lender = SimpleNamespace(refuse=lambda room, _reason: given_up.append(room))
+
+    def queue(entry: Any) -> Any:
+        manager = SimpleNamespace(lender=lender)
+        return SimpleNamespace(queue=[entry] if queued else [], kv_manager=manager)
+
+    scheduler = SimpleNamespace(
+        disaggregation_mode=mode,
+        waiting_queue=[good, bad],
+        grammar_manager=SimpleNamespace(grammar_queue=[bad, good]),
+        disagg_decode_prealloc_queue=queue(SimpleNamespace(req=bad, kv_receiver=peer)),
+        disagg_prefill_bootstrap_queue=queue(bad),
+        send_abort_output=lambda output, req: told.append((output.rid, output.finished_reason)),
+    )
+
+    def fail(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise KeyError("x")
+
+    scheduling.handle_generate_request(fail, scheduler, bad)
+    if queued and mode is not DisaggregationMode.NULL:
+        # SGLang ends what has lost its peer, with a reason and its resources.
+        assert (told, given_up) == ([], ["bad"])
+        return
+    ((rid, reason),) = told
+    assert (rid, reason["status_code"]) == ("bad", 500)
+    assert "cannot be prepared (KeyError: 'x')" in reason["message"]
+    assert scheduler.waiting_queue == scheduler.grammar_manager.grammar_queue == [good]
+    assert given_up == ([7] if mode is DisaggregationMode.PREFILL else [])

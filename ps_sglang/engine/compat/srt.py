@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
 from sglang.srt.disaggregation.common.conn import (
@@ -46,6 +47,7 @@ __all__ = [
     "FAKE_BOOTSTRAP_HOST",
     "FINISHED_MATCHED_REGEX",
     "FINISH_ABORT",
+    "HEALTH_CHECK_RID_PREFIX",
     "AbortNotification",
     "AbortReq",
     "BatchedMinNewTokensPenalizer",

@@ -13,7 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-from ps_sglang.engine.compat.srt import DisaggregationMode, GenerateReqInput
+from ps_sglang.engine.compat.srt import (
+    HEALTH_CHECK_RID_PREFIX,
+    DisaggregationMode,
+    GenerateReqInput,
+)
 from ps_sglang.engine.guard import requests
 
 _SHORT_TEXT: Final = 4096
@@ -87,16 +91,29 @@ def validate_one_request(original: Any, manager: Any, obj: Any, input_ids: Any) 
             requests.check_sample(obj, input_ids, int(manager.model_config.vocab_size))
             labels = manager.metrics_collector.labels if manager.enable_metrics else {}
             requests.check_labels(obj.custom_labels, labels)
-            _one_sample(manager, obj)
+            _for_the_role(manager.config_value("disaggregation_mode"), obj)
         original(manager, obj, input_ids)
 
 
-def _one_sample(manager: Any, obj: Any) -> None:
-    handed_over = manager.config_value("disaggregation_mode") != DisaggregationMode.NULL.value
-    if handed_over and (obj.sampling_params.get("n") or 1) != 1:
+def _for_the_role(mode: str, obj: Any) -> None:
+    """What a worker needs to know of a request's other leg (ValueError)."""
+    if obj.log_metrics and obj.rid.startswith(HEALTH_CHECK_RID_PREFIX):
+        raise ValueError(
+            f"`rid` begins with {HEALTH_CHECK_RID_PREFIX}, as only the worker's own health checks "
+            "do, which a busy worker does not answer: choose another."
+        )
+    if mode == DisaggregationMode.NULL.value:
+        return
+    if (obj.sampling_params.get("n") or 1) != 1:
         raise ValueError(
             "`n` must be 1 on a prefill or decode worker, as each sample has a handoff of its own: "
             "send the request to the gateway."
+        )
+    decodes = mode == DisaggregationMode.DECODE.value
+    if decodes and obj.bootstrap_room is not None and not obj.bootstrap_host:
+        raise ValueError(
+            "`bootstrap_host` is missing: a decode worker asks it for the prompt's KV. Send the "
+            "request to the gateway."
         )
 
 

@@ -126,6 +126,7 @@ TRANSPORT: dict[str, tuple[Body, str]] = {
     "rank": (native(disagg_prefill_dp_rank=5), "disagg_prefill_dp_rank"),
     "two samples": (sampling(n=2), "n"),
     "no room": (native(bootstrap_room=None), "room"),
+    "a health check's name": (native(rid="HEALTH_CHECK_x"), "rid"),
     "rooms too few": (native(input_ids=[[5], [6]], bootstrap_room=[5]), ""),
 }
 CHAT: Body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
