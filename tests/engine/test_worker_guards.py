@@ -6,17 +6,20 @@ They go to the workers themselves, to each role with both legs of a handoff, and
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_client import assert_conserved, generate, in_work, together
 from hf_reference import expected
+from plain_server import sglang_server, wait_until_healthy
 from served import Launch, Models, Served
 
 from ps_sglang.launch import procfs
@@ -61,6 +64,8 @@ NATIVE: dict[str, tuple[Body, str]] = {
     "negative start": (native(return_logprob=True, logprob_start_len=-7), "logprob_start_len"),
     "hidden states, a list": (native(return_hidden_states=[True, False]), "return_hidden_states"),
     "hidden states": (native(return_hidden_states=True), "hidden"),
+    "ids of one request": (native(rid=["x"]), "rid"),
+    "empty id": (native(rid=""), "rid"),
     "labels": (native(custom_labels={"team": "x"}), "custom_labels"),
     "embeddings": (native(positional_embed_overrides={"a": 1}), "positional_embed_overrides"),
     "input embeddings": (native(input_ids=None, input_embeds=[[0.5]]), "input_embeds"),
@@ -324,3 +329,23 @@ def test_others_are_served_while_a_text_is_tokenized(
     assert {status for status, _ in together(calls)} == {400}
     assert in_work(prefill.url) == {}
     assert_unharmed(served, processes, prompts)
+
+
+def test_a_tokenizer_with_a_token_more_than_its_model(llama: Models, tmp_path: Path) -> None:
+    """Started by hand, as the launcher refuses it: the text is refused, and the worker stays."""
+    model = shutil.copytree(llama.base, tmp_path / "model")
+    file = model / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    one = tokenizer["added_tokens"][0]
+    tokenizer["added_tokens"].append({**one, "id": VOCAB_SIZE, "content": "<|more|>"})
+    file.write_text(json.dumps(tokenizer))
+    with sglang_server(model, tmp_path / "log") as url:
+        wait_until_healthy(url)
+        chat = {**CHAT, "messages": [{"role": "user", "content": "hi <|more|>"}]}
+        for path, body in (
+            ("/v1/chat/completions", chat),
+            ("/generate", native(input_ids=None, text="a <|more|> b")),
+        ):
+            status, text = answer(url + path, body)
+            assert (status, f"not {VOCAB_SIZE}" in text) == (400, True), text
+        assert answer(f"{url}/v1/chat/completions", CHAT)[0] == 200

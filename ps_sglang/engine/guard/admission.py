@@ -82,6 +82,8 @@ def normalize_batch_and_arguments(original: Any, obj: Any) -> None:
             if one is not None and one.get("n", 1) is None:
                 del one["n"]
         original(obj)
+        for rid in [obj.rid] if obj.is_single else obj.rid:
+            requests.CHECKS["rid"]("rid", rid)
 
 
 def validate_one_request(original: Any, manager: Any, obj: Any, input_ids: Any) -> None:
