@@ -155,7 +155,7 @@ def test_an_exception_in_the_scheduler_ends_one_request(
 ) -> None:
     """The client is told once, the request is in no queue, and its peer learns of it."""
     told: list[Any] = []
-    given_up: list[str] = []
+    given_up: list[Any] = []
     peer = SimpleNamespace(abort=lambda: given_up.append("bad"))
     bad = SimpleNamespace(rid="bad", bootstrap_room=7, disagg_kv_sender=peer)
     good = SimpleNamespace(rid="good")

@@ -67,7 +67,7 @@ NATIVE: dict[str, tuple[Body, str]] = {
     "ids of one request": (native(rid=["x"]), "rid"),
     "empty id": (native(rid=""), "rid"),
     "labels": (native(custom_labels={"team": "x"}), "custom_labels"),
-    "embeddings": (native(positional_embed_overrides={"a": 1}), "positional_embed_overrides"),
+    "embeddings": (native(positional_embed_overrides={}), "positional_embed_overrides"),
     "input embeddings": (native(input_ids=None, input_embeds=[[0.5]]), "input_embeds"),
     "routed experts": (native(return_routed_experts=True), "return_routed_experts"),
     "delimiters": (native(multi_item_delimiter_indices=[1]), "multi_item_delimiter_indices"),

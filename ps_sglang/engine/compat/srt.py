@@ -40,7 +40,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_exec
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
-from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
 from sglang.srt.utils.network import NetworkAddress
 
 __all__ = [
@@ -81,4 +81,5 @@ __all__ = [
     "multinomial_with_seed",
     "prepare_abort",
     "register_radix_cache_backend",
+    "sre_parse",
 ]

@@ -84,6 +84,9 @@ def normalize_batch_and_arguments(original: Any, obj: Any) -> None:
         original(obj)
         for rid in [obj.rid] if obj.is_single else obj.rid:
             requests.CHECKS["rid"]("rid", rid)
+        if not obj.is_single:
+            for place in range(len(obj.rid)):
+                obj[place]  # SGLang keeps it; a list that is too short shows here
 
 
 def validate_one_request(original: Any, manager: Any, obj: Any, input_ids: Any) -> None:

@@ -8,19 +8,23 @@ not need one, but reads `$`, `\\w` and `\\b` differently and lacks look-around.
 
 from __future__ import annotations
 
-import re._constants as constants
-import re._parser as parser
+import re
 import time
 from functools import lru_cache
 from typing import Any, Final
 
 import regex
 
+from ps_sglang.engine.compat.srt import sre_parse
 from ps_sglang.engine.guard.checks import Text
 
 _MOST_BYTES: Final = 256  # as SGLang's
 _MOST_STATES: Final = 10_000
-_REPEATS: Final = (constants.MAX_REPEAT, constants.MIN_REPEAT, constants.POSSESSIVE_REPEAT)
+_REPEATS: Final = (
+    sre_parse.MAX_REPEAT,
+    sre_parse.MIN_REPEAT,
+    sre_parse.POSSESSIVE_REPEAT,
+)
 _ALLOWANCE_S: Final = 0.1
 _PER_TOKEN_S: Final = 0.001
 
@@ -41,7 +45,7 @@ def check(field: str, value: Any) -> None:
         if size <= _MOST_STATES:
             _compile(value)
             return
-    except (parser.error, regex.error, OverflowError, RecursionError, ValueError) as error:
+    except (re.error, regex.error, OverflowError, RecursionError, ValueError) as error:
         raise ValueError(f"`{field}` {value!r} is not a regular expression: {error}.") from None
     raise ValueError(
         f"`{field}` {value!r} repeats to {size} states; it must need {_MOST_STATES} at most."
@@ -50,18 +54,18 @@ def check(field: str, value: Any) -> None:
 
 def states(pattern: str) -> int:
     """About how large `pattern` is with its counted repeats written out."""
-    return _states(parser.parse(pattern))
+    return _states(sre_parse.parse(pattern))
 
 
 def _states(node: Any) -> int:
     """Of a parsed pattern, or of anything in one that may hold parsed patterns."""
-    if isinstance(node, parser.SubPattern):
+    if isinstance(node, sre_parse.SubPattern):
         return sum(map(_states, node))
     # By identity: a group's number may equal a code.
     if isinstance(node, tuple) and any(node[:1] and node[0] is code for code in _REPEATS):
         least, most, repeated = node[1]
-        times = least if most == constants.MAXREPEAT else most
-        return max(1, times) * _states(repeated)
+        times = least if most == sre_parse.MAXREPEAT else most
+        return max(1, int(times)) * _states(repeated)
     if isinstance(node, tuple | list):
         return sum(map(_states, node))
     return 1

@@ -86,9 +86,11 @@ def check_shape(obj: Any) -> None:
     Raises:
         ValueError: naming the field.
     """
+    defaults = type(obj).__dataclass_fields__
     for name in NOT_SERVED:
-        value = getattr(obj, name)
-        if not _left_out(value):
+        value, default = getattr(obj, name), defaults[name].default
+        # The chat route gives `modalities` an empty list.
+        if value is not None and value is not default and (name, value) != ("modalities", []):
             refuse(name, "left out, as this worker does not serve it", value)
     params = obj.sampling_params
     every = params if isinstance(params, list) else [params]
@@ -99,6 +101,8 @@ def check_shape(obj: Any) -> None:
     for count in counts:
         Whole(1, MOST_SAMPLES)("n", count)
     prompts = obj.text if obj.text is not None else obj.input_ids
+    if obj.text == []:
+        refuse("text", "a text, or a list with one at least", prompts)
     batch = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], str | list)
     samples = (len(prompts) if batch else 1) * max(counts)
     if samples > MOST_SAMPLES:
@@ -150,9 +154,3 @@ def check_labels(labels: Any, known: Any) -> None:
         refuse("custom_labels", f"left out, or of the labels {sorted(known)}", labels)
     for name, value in labels.items():
         Text(512)(f"custom_labels[{name}]", value)
-
-
-def _left_out(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_left_out, value))
-    return value is None or value is False or value == 0 or value == {}

@@ -62,7 +62,7 @@ def check(params: Mapping[str, Any], vocabulary: int) -> None:
         ValueError: naming the parameter, its range and the value.
     """
     token = Whole(0, vocabulary - 1)
-    checks = {**_CHECKS, "stop_token_ids": Several(token, vocabulary)}
+    checks: dict[str, Check] = {**_CHECKS, "stop_token_ids": Several(token, vocabulary)}
     for name, value in params.items():
         if value is None:
             continue
