@@ -38,6 +38,8 @@ NOT_SERVED: Final = (
     "need_wait_for_mm_inputs", "num_items_assigned", "encoder_urls", "max_dynamic_patch",
     "min_dynamic_patch", "image_max_dynamic_patch", "video_max_dynamic_patch", "images_config",
     "mm_processor_kwargs", "multi_item_delimiter_indices", "token_indices_to_pool", "kv_hints",
+    "return_flat_raw_top_logprobs", "return_flat_raw_output_top_logprobs",
+    "return_flat_raw_top_logprobs_b64",
 )  # fmt: skip
 
 # Of one prompt, after SGLang has split a batch and filled in defaults.
@@ -50,9 +52,6 @@ CHECKS: Final[dict[str, Check]] = {
     "return_sampling_mask": _FLAG,
     "sampling_logprobs_mode": Optional(OneOf(("selected", "support"))),
     "return_text_in_logprobs": _FLAG,
-    "return_flat_raw_top_logprobs": _FLAG,
-    "return_flat_raw_output_top_logprobs": _FLAG,
-    "return_flat_raw_top_logprobs_b64": _FLAG,
     "stream": _FLAG,
     "log_metrics": _FLAG,
     "return_hidden_states": OneOf((False, True, "last")),
