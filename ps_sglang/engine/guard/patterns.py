@@ -25,6 +25,8 @@ _REPEATS: Final = (
     sre_parse.MIN_REPEAT,
     sre_parse.POSSESSIVE_REPEAT,
 )
+# The scheduler stands still for so long at most, and on average for so long a token.
+_ONE_SEARCH_S: Final = 0.05
 _ALLOWANCE_S: Final = 0.1
 _PER_TOKEN_S: Final = 0.001
 
@@ -86,19 +88,20 @@ class Budget:
         """Whether `pattern` is found in `text`, of a request that has said so many `tokens`.
 
         Raises:
-            TooSlowError: the patterns have taken more than 0.1 s and 1 ms a token.
+            TooSlowError: this search takes more than 50 ms, or all of them together have taken more
+                than 0.1 s and 1 ms a token.
         """
         left = _ALLOWANCE_S + _PER_TOKEN_S * tokens - self.spent
         start = time.thread_time()
         try:
             if left <= 0:
                 raise TimeoutError
-            return _compile(pattern).search(text, timeout=left) is not None
+            return _compile(pattern).search(text, timeout=min(left, _ONE_SEARCH_S)) is not None
         except TimeoutError:
             raise TooSlowError(
-                f"`stop_regex` {pattern!r} takes too long to match: the patterns of a request may "
-                f"take {_ALLOWANCE_S:g} s and {_PER_TOKEN_S * 1000:g} ms a token. Write it without "
-                "nested or overlapping repeats."
+                f"`stop_regex` {pattern!r} takes too long to match: a search may take "
+                f"{_ONE_SEARCH_S * 1000:g} ms, and all of a request {_ALLOWANCE_S:g} s and "
+                f"{_PER_TOKEN_S * 1000:g} ms a token. Write it without overlapping repeats."
             ) from None
         finally:
             self.spent += time.thread_time() - start
