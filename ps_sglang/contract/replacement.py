@@ -12,6 +12,7 @@ from ps_sglang.contract.files import read_object
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import ContractError
 
 _HEAD: Final = "lm_head.weight"
@@ -46,8 +47,9 @@ def check_replacement(
 def model_facts(folder: Path) -> dict[str, object]:
     """What of a checkpoint all models of a cluster have in common, item by item.
 
-    Raises CheckpointError if it cannot be read.
+    Raises CheckpointError if it cannot be read, or its tokenizer does not fit its model.
     """
+    require_vocabulary(folder)
     return {
         **shape_rows(read_shape(folder)),
         "tokenizer": tokenizer_digest(folder),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from folder_parts import TOKENIZER, Build, write_json
 
-from ps_sglang.contract import check_cluster
+from ps_sglang.contract import check_cluster, model_facts
 from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import CheckpointError, ContractError
 
@@ -46,3 +46,8 @@ def test_other_files(build: Build) -> None:
     write_json(folder / "added_tokens.json", {"<|pad|>": 12})
     with pytest.raises(CheckpointError, match=WHY):
         require_vocabulary(folder)
+
+
+def test_a_worker_that_would_join(build: Build) -> None:
+    with pytest.raises(CheckpointError, match=WHY):
+        model_facts(build("x", tokenizer=ADDED))
