@@ -141,13 +141,17 @@ OPENAI: dict[str, tuple[str, Body, str]] = {
         "chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 60_000}, "top_logprobs",
     ),
     "the template's own name": (
-        "chat/completions", {**CHAT, "chat_template_kwargs": {"messages": "x"}}, "template",
+        "chat/completions", {**CHAT, "chat_template_kwargs": {"messages": "x"}}, "messages:",
     ),
     "the renderer's own name": (
-        "chat/completions", {**CHAT, "chat_template_kwargs": {"conversation": 5}}, "template",
+        "chat/completions", {**CHAT, "chat_template_kwargs": {"conversation": 5}}, "conversation:",
     ),
     "tools that are none": (
-        "chat/completions", {**CHAT, "chat_template_kwargs": {"tools": "x"}}, "template",
+        "chat/completions", {**CHAT, "chat_template_kwargs": {"tools": "x"}}, "tools:",
+    ),
+    "what the renderer refuses": (
+        "chat/completions",
+        {**CHAT, "chat_template_kwargs": {"return_assistant_tokens_mask": True}}, "",
     ),
     "a schema of itself": (
         "chat/completions",

@@ -22,6 +22,10 @@ from ps_sglang.engine.guard import requests
 
 _SHORT_TEXT: Final = 4096
 """Characters up to which a text is tokenized at once: a thread would take longer."""
+_RENDERERS_OWN: Final = frozenset(
+    {"add_generation_prompt", "conversation", "messages", "return_dict", "tokenize", "tools"}
+)
+"""What SGLang and transformers pass to `apply_chat_template` and to the template."""
 
 
 class _Here:
@@ -160,6 +164,11 @@ def _finish(work: Coroutine[Any, Any, Any]) -> Any:
 
 def convert_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
     """Around ``OpenAIServingChat._convert_to_internal_request``: what cannot be rendered."""
+    if taken := sorted(_RENDERERS_OWN.intersection(request.chat_template_kwargs or ())):
+        raise ValueError(
+            f"`chat_template_kwargs` must not hold {', '.join(taken)}: the server gives the chat "
+            "template these itself, from the request's own fields."
+        )
     with of_the_request(
         "the chat template cannot render this request: see messages, tools and chat_template_kwargs"
     ):
