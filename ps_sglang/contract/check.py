@@ -14,6 +14,7 @@ from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.contract.shape import ModelShape, read_shape
 from ps_sglang.contract.tensors import Tensor, read_tensors
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import CheckpointError, ContractError, ManifestError
 
 _COPY_TOKENIZER = "train with the base's tokenizer, or copy its files if only their text differs"
@@ -69,6 +70,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
+        require_vocabulary(folder)
         return cls(
             read_shape(folder),
             read_tensors(folder),

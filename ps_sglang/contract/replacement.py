@@ -13,6 +13,7 @@ from ps_sglang.contract.manifest import read_manifest
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import ContractError
 
 _HEAD: Final = "lm_head.weight"
@@ -47,8 +48,9 @@ def check_replacement(
 def model_facts(folder: Path) -> dict[str, object]:
     """What of a checkpoint all models of a cluster have in common, item by item.
 
-    Raises CheckpointError if it cannot be read.
+    Raises CheckpointError if it cannot be read, or its tokenizer does not fit its model.
     """
+    require_vocabulary(folder)
     return {
         **shape_rows(read_shape(folder)),
         "tokenizer": tokenizer_digest(folder),

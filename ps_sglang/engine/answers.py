@@ -7,9 +7,7 @@ from typing import Any
 from ps_sglang.engine.hooking import replace
 
 
-@replace(
-    "entrypoints.openai.serving_chat.build_endpoint_weight_version_metadata", "meta_info"
-)
+@replace("entrypoints.openai.serving_chat.build_endpoint_weight_version_metadata", "meta_info")
 @replace(
     "entrypoints.openai.serving_completions.build_endpoint_weight_version_metadata", "meta_info"
 )

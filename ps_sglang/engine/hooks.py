@@ -15,7 +15,7 @@ from ps_sglang.engine.hooking import Hook, declared
 
 # In the order of a request's life; each declares its hooks beside their functions.
 for _module in (
-    "transfer.backend", "handoff.base_prefix", "handoff.prefill", "handoff.priority",
+    "transfer.backend", "guard.admission", "guard.scheduling", "handoff.base_prefix", "handoff.prefill", "handoff.priority",
     "handoff.decode", "sampling.seeds", "sampling.murmur", "feed", "timeline", "facts", "swap",
     "waiting", "answers",
 ):  # fmt: skip

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ps_sglang.contract.files import read_object
 from ps_sglang.contract.shape import read_shape
+from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import CheckpointError, MissingPackageError
 from ps_sglang.train.attention import ATTENTION
 from ps_sglang.train.base import AdaptedBase, Base, FrozenBase
@@ -33,12 +34,7 @@ def load_tokenizer(folder: Path) -> Tokenizing:
     """Raises CheckpointError if the tokenizer and the model in `folder` do not fit each other."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     shape = read_shape(folder)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= shape.vocabulary:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has token ids up to {largest}, the model a vocabulary of "
-            f"{shape.vocabulary}; put the model's own tokenizer files there"
-        )
+    require_vocabulary(folder)
     stops = _stops(folder, tokenizer)
     if not stops:
         raise CheckpointError(

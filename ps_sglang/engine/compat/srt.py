@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
 from sglang.srt.disaggregation.common.conn import (
     AbortNotification,
@@ -22,7 +24,8 @@ from sglang.srt.disaggregation.utils import (
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.sampler import Sampler, multinomial_with_seed, register_sampler_backend
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISHED_MATCHED_REGEX, Req
 from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
@@ -39,12 +42,16 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_exec
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
-from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
 from sglang.srt.utils.network import NetworkAddress
 
 __all__ = [
     "FAKE_BOOTSTRAP_HOST",
+    "FINISHED_MATCHED_REGEX",
+    "FINISH_ABORT",
+    "HEALTH_CHECK_RID_PREFIX",
     "AbortNotification",
+    "AbortReq",
     "BatchedMinNewTokensPenalizer",
     "CacheAwarePolicy",
     "CommonKVBootstrapServer",
@@ -53,8 +60,10 @@ __all__ = [
     "CommonKVSender",
     "DisaggregationMode",
     "EventPublisherFactory",
+    "GenerateReqInput",
     "HookRegistry",
     "HookType",
+    "InvalidGrammarObject",
     "KVArgs",
     "KVClassType",
     "KVPoll",
@@ -78,4 +87,5 @@ __all__ = [
     "register_attention_backend",
     "register_radix_cache_backend",
     "register_sampler_backend",
+    "sre_parse",
 ]
