@@ -4,8 +4,8 @@ A kept connection may be closed by the worker just when a request is sent on it.
 that invisible: a connection idle for longer than KEEP_SECONDS is not used again, which is well
 below the time after which SGLang's server closes one; and a request on a used connection that is
 closed before the first byte of its answer is sent once more, on a new connection. A worker that
-died refuses that one, so what its users see is the truth. One that had taken the first copy gets
-a second: `WorkerResponse.was_resent` tells.
+died refuses that one: it died with the first copy, and `Disconnected` says so. One that had taken
+the first copy and lives gets a second: `WorkerResponse.was_resent` tells.
 """
 
 import asyncio
@@ -26,7 +26,14 @@ UNREAD_BYTES = 256 * 1024
 
 
 class Disconnected(ConnectionError):
-    """The worker closed the connection before its answer was complete."""
+    """The worker closed the connection before its answer was complete.
+
+    `sent`: after a request was sent on it, which the worker may have begun to work on.
+    """
+
+    def __init__(self, reason: str, *, sent: bool = True) -> None:
+        super().__init__(reason)
+        self.sent = sent
 
 
 class WorkerClient:
@@ -50,10 +57,10 @@ class WorkerClient:
         if (connection := self._kept(origin)) is not None:
             try:
                 return await connection.exchange(head, body)
-            except Disconnected:
+            except Disconnected as lost:
                 if connection.answered:
                     raise
-            connection = await self._connect(origin)
+                connection = await self._connect_again(origin, lost)
             response = await connection.exchange(head, body)
             response.was_resent = True
             return response
@@ -85,6 +92,13 @@ class WorkerClient:
             if not connection.is_closed:
                 return connection
         return None
+
+    async def _connect_again(self, origin: "_Origin", lost: Disconnected) -> "_Connection":
+        """Connect after a request was lost; `lost` is raised if the worker refuses."""
+        try:
+            return await self._connect(origin)
+        except ConnectionRefusedError as refused:
+            raise Disconnected(f"{lost}; {refused}", sent=lost.sent) from refused
 
     async def _connect(self, origin: "_Origin") -> "_Connection":
         idle = self._idle.setdefault(origin, deque())
@@ -224,7 +238,7 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; returns when the head of the answer is there."""
         if self.is_closed or self._transport is None:
-            raise Disconnected("the worker closed the connection")
+            raise Disconnected("the worker closed the connection", sent=False)
         self.answered = False
         answer: asyncio.Future[WorkerResponse] = asyncio.get_running_loop().create_future()
         self._head = answer
