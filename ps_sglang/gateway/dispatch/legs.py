@@ -84,8 +84,8 @@ class Pair:
     """The two legs of one sample; the prefill leg starts at once. `close` must be called.
 
     Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (another
-    pair may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both legs fail,
-    the error is the cause, whichever fails first: see `_settled`. `prefilled` is what the
+    pair may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both legs
+    fail, the error is the cause, whichever fails first: see `_settled`. `prefilled` is what the
     prefill leg answered, once it has.
     """
 
@@ -338,5 +338,7 @@ def _refusal(worker: Worker, response: WorkerResponse, content: bytes) -> Gatewa
     if response.was_resent and error.message.startswith(_KNOWN_ID):
         # The worker took the first copy, then the connection broke. The second copy is refused, and
         # the answer to the first is lost: another pair, with another id, may do.
-        return WorkerUnreachable(worker, "it took the request and closed the connection", Loss.TAKEN)
+        return WorkerUnreachable(
+            worker, "it took the request and closed the connection", Loss.TAKEN
+        )
     return error

@@ -5,8 +5,8 @@ more worker. There it is alone among those that are suspected, so that no other 
 the cause if that worker dies, too. Two dead workers are proof enough: the request is refused, by
 its digest, until REFUSED_SECONDS have passed. An answer clears it.
 
-The digest is of what the engine computes with: prompts and parameters. It leaves out who asks, which
-decoder, and what a client varies from one try to the next.
+The digest is of what an engine computes with: prompts and parameters. It leaves out who asks, for
+which decoder, and what a client varies from one try to the next.
 """
 
 import asyncio
@@ -38,8 +38,18 @@ PROBATION_SECONDS: Final = 1.0
 _KEY: Final = os.urandom(32)
 """So that nobody can find out a prompt by its digest in a log."""
 _NOT_ITS_OWN: Final = frozenset(
-    ("rid", "model", "session_id", "priority", "user", "metadata", "cache_salt", "stream")
-    + ("stream_options", "seed")
+    (
+        "rid",
+        "model",
+        "session_id",
+        "priority",
+        "user",
+        "metadata",
+        "cache_salt",
+        "stream",
+        "stream_options",
+        "seed",
+    )
 )
 
 
