@@ -137,8 +137,8 @@ class Dispatcher:
     async def _close(self, pair: Pair, *, served: bool = False) -> None:
         if (running := self._running.pop(pair, None)) is not None:
             self._timelines.ended(running[0])
-            if served and pair.prefilled is not None:
-                self._metrics.served(pair.route.prefill.name, *pair.prefilled)
+            if served:
+                pair.when_served(partial(self._metrics.served, pair.route.prefill.name))
         await pair.close()
 
     def interrupt(self, error: GatewayError, concerns: Callable[[Pair], bool]) -> int:

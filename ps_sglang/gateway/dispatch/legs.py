@@ -85,8 +85,7 @@ class Pair:
 
     Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (another
     pair may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both legs
-    fail, the error is the cause, whichever fails first: see `_settled`. `prefilled` is what the
-    prefill leg answered, once it has.
+    fail, the error is the cause, whichever fails first: see `_settled`.
     """
 
     def __init__(
@@ -122,7 +121,8 @@ class Pair:
         self._closed = False
         self._failure: GatewayError | None = None
         self._reader: asyncio.Task[Any] | None = None
-        self.prefilled: PrefillAnswer | None = None
+        self._prefilled: PrefillAnswer | None = None
+        self._tell_served: Callable[[PrefillAnswer], None] | None = None
         self._prefill_error: GatewayError | None = None
         self._prefill_told = asyncio.Event()
         self._prefill = asyncio.create_task(self._run_prefill())
@@ -164,6 +164,20 @@ class Pair:
         else:
             # Nobody reads now, and perhaps never will: the client may have stopped reading.
             self._background.start(self.close())
+
+    def when_served(self, tell: Callable[[PrefillAnswer], None]) -> None:
+        """Tell once what the prefill leg answered, if the decode leg has given its whole answer.
+
+        The prefill leg may answer later than the decode leg.
+        """
+        self._tell_served = tell
+        self._tell_if_served()
+
+    def _tell_if_served(self) -> None:
+        tell, told = self._tell_served, self._prefilled
+        if self._decode_ended and tell is not None and told is not None:
+            self._tell_served = None
+            tell(told)
 
     async def close(self) -> None:
         """End both legs; one that has not given its whole answer is aborted."""
@@ -244,7 +258,8 @@ class Pair:
             raise WorkerFailed(worker, error.message, engine_status=error.status) from error
         if error is not None:
             raise error
-        self.prefilled = prefill_answer(content)
+        self._prefilled = prefill_answer(content)
+        self._tell_if_served()
         self.route.handed_over()
         self._on_prefilled()
 

@@ -7,6 +7,8 @@ from functools import cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
+from ps_sglang.gateway.bodies.findings import PrefillAnswer
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -117,10 +119,10 @@ class GatewayMetrics:
         """Count a request as pending inside the block."""
         return self._pending(decoder).track_inprogress()
 
-    def served(self, worker: str, tokens: int, held: int) -> None:
-        """A prompt was answered; the prefill `worker` held this much of it."""
-        self._tokens(worker, "yes").inc(held)
-        self._tokens(worker, "no").inc(max(tokens - held, 0))
+    def served(self, worker: str, told: PrefillAnswer) -> None:
+        """A prompt was answered; `told` is what the prefill `worker` said of it."""
+        self._tokens(worker, "yes").inc(told.held)
+        self._tokens(worker, "no").inc(max(told.tokens - told.held, 0))
 
     def timeline(
         self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int
