@@ -7,6 +7,7 @@ from aiohttp import web
 
 from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.turns import Turns
@@ -14,6 +15,7 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.listener import IDLE_SECONDS
 from ps_sglang.gateway.routes import debug, generation, info
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
@@ -30,6 +32,7 @@ from ps_sglang.gateway.workers.states import WorkerStates
 MAX_BODY_BYTES = 64 * 2**20
 # aiohttp waits this long twice: for requests to end, and for cancelled ones to end.
 SHUTDOWN_SECONDS = 2.0
+LINGER_SECONDS = 2.0  # for the rest of a body after its answer
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
@@ -80,7 +83,8 @@ def _gateway(
     health = HealthMonitor(session, pool, timing)
     metrics.register(WorkerStates(pool, health))
     metrics.register(IndexMetrics(holdings))
-    dispatcher = Dispatcher(client, router, background, metrics, health, timelines)
+    descriptors = Descriptors(client, lambda: len(pool))
+    dispatcher = Dispatcher(client, router, background, metrics, health, timelines, descriptors)
     health.start(dispatcher.interrupt)
     turns = Turns(dispatcher, background, sessions, holdings, metrics)
     return Gateway(
@@ -92,6 +96,7 @@ def _gateway(
         sessions=sessions,
         holdings=holdings,
         router=router,
+        descriptors=descriptors,
         dispatcher=dispatcher,
         metrics=metrics,
         turns=turns,
@@ -101,7 +106,12 @@ def _gateway(
 def runner(app: web.Application) -> web.AppRunner:
     """A runner under which a client that hangs up cancels its handler, and so its workers."""
     return web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=LINGER_SECONDS,
     )
 
 
@@ -120,6 +130,7 @@ def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
     router.add_get(prefix + "/v1/models", info.list_models)
     router.add_get(prefix + "/v1/models/{name}", info.get_model)
     router.add_get(prefix + "/health", info.health)
+    router.add_get(prefix + "/ready", info.ready)
     router.add_get(prefix + "/metrics", info.metrics)
     router.add_get(prefix + "/flush_cache", info.flush_cache)
     router.add_post(prefix + "/flush_cache", info.flush_cache)

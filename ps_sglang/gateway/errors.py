@@ -42,6 +42,11 @@ class GatewayError(Exception):
         self.param = param
         self.code = code
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's headers say of it."""
+        return {}
+
     def payload(self) -> dict[str, Any]:
         """The error as the JSON object that OpenAI clients expect."""
         error = {

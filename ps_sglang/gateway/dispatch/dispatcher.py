@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 from ps_sglang.gateway.bodies import merge, sse
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
+from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.legs import Call, Pair
 from ps_sglang.gateway.dispatch.poison import Suspect, Suspects, Turn
@@ -72,6 +73,7 @@ class Dispatcher:
         metrics: GatewayMetrics,
         watch: Watch,
         timelines: Timelines,
+        descriptors: Descriptors,
     ) -> None:
         self._client = client
         self._router = router
@@ -79,18 +81,20 @@ class Dispatcher:
         self._metrics = metrics
         self._watch = watch
         self._timelines = timelines
+        self._descriptors = descriptors
         self._suspects = Suspects()
         self._running: dict[Pair, tuple[Timeline, Suspect]] = {}
 
     async def complete(self, request: GenerationRequest, call: Call) -> bytes:
         """The whole JSON answer; raises GatewayError."""
         suspect = Suspect(request)
-        if request.is_single:
-            answer = await self._answer(call, suspect, request.samples[0], asyncio.Event())
-        else:
-            gates = _gates(request)
-            work = [self._answer_in_turn(call, suspect, one, gates) for one in request.samples]
-            answer = merge.answers(request, await _all_or_none(work))
+        with self._descriptors.reserve(len(request.samples)):
+            if request.is_single:
+                answer = await self._answer(call, suspect, request.samples[0], asyncio.Event())
+            else:
+                gates = _gates(request)
+                work = [self._answer_in_turn(call, suspect, one, gates) for one in request.samples]
+                answer = merge.answers(request, await _all_or_none(work))
         self._suspects.answered(suspect)
         return answer
 
@@ -108,9 +112,10 @@ class Dispatcher:
             stream = self._stream(call, suspect, request.samples[0], asyncio.Event())
         else:
             stream = self._merged_stream(request, call, suspect)
-        async with aclosing(stream):
-            async for events in stream:
-                yield events
+        with self._descriptors.reserve(len(request.samples)):
+            async with aclosing(stream):
+                async for events in stream:
+                    yield events
         self._suspects.answered(suspect)
 
     async def _answer(

@@ -11,7 +11,7 @@ the first copy and lives gets a second: `WorkerResponse.was_resent` tells.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -40,6 +40,9 @@ class WorkerClient:
     """Sends requests to any worker. Errors are OSError (Disconnected is one) or TimeoutError."""
 
     def __init__(self) -> None:
+        self.is_crowded: Callable[[], bool] = lambda: False
+        """Whether an idle connection must make room for a new one."""
+        self._count = _Count()
         self._idle: dict[_Origin, deque[_Connection]] = {}
         self._origins: dict[str, _Origin] = {}
 
@@ -67,12 +70,21 @@ class WorkerClient:
         connection = await self._connect(origin)
         return await connection.exchange(head, body)
 
+    @property
+    def opened(self) -> int:
+        """Connections that are open, or being opened."""
+        return self._count.opened
+
+    @property
+    def busy(self) -> int:
+        """Those of them that are not idle."""
+        return self._count.busy
+
     def close(self) -> None:
         """Close the idle connections."""
         for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
-        self._idle.clear()
+            while connections:
+                connections.pop().abort()
 
     def _origin(self, url: str) -> "_Origin":
         origin = self._origins.get(url)
@@ -101,13 +113,33 @@ class WorkerClient:
             raise Disconnected(f"{lost}; {refused}", sent=lost.sent) from refused
 
     async def _connect(self, origin: "_Origin") -> "_Connection":
+        if self.is_crowded():
+            self.close()
         idle = self._idle.setdefault(origin, deque())
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(
-                lambda: _Connection(idle), origin.host, origin.port, ssl=origin.tls or None
-            )
+        self._count.opened += 1
+        self._count.busy += 1
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(idle, self._count),
+                    origin.host,
+                    origin.port,
+                    ssl=origin.tls or None,
+                )
+        finally:
+            # One that was made counts for itself by now.
+            self._count.opened -= 1
+            self._count.busy -= 1
         return connection
+
+
+@dataclass
+class _Count:
+    """Open connections of a client, and those that are not idle."""
+
+    opened: int = 0
+    busy: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,7 +254,9 @@ class WorkerResponse:
 class _Connection(asyncio.Protocol):
     """One connection; serves one request at a time and joins `idle` when the answer is complete."""
 
-    def __init__(self, idle: "deque[_Connection]") -> None:
+    def __init__(self, idle: "deque[_Connection]", count: _Count) -> None:
+        self._count = count
+        self._is_busy = False
         self.idle_since = 0.0
         self.answered = False
         self.is_closed = False
@@ -239,6 +273,7 @@ class _Connection(asyncio.Protocol):
         """Send a request; returns when the head of the answer is there."""
         if self.is_closed or self._transport is None:
             raise Disconnected("the worker closed the connection", sent=False)
+        self._busy(True)
         self.answered = False
         answer: asyncio.Future[WorkerResponse] = asyncio.get_running_loop().create_future()
         self._head = answer
@@ -268,8 +303,12 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses.
         self._transport = cast(asyncio.Transport, transport)
+        self._count.opened += 1
+        self._busy(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._count.opened -= 1
+        self._busy(False)
         self.is_closed = True
         self._transport = None
         self._fail(str(exc) if exc else "the worker closed the connection")
@@ -318,10 +357,15 @@ class _Connection(asyncio.Protocol):
         if self._reusable and not self.is_closed:
             self.resume()
             self.idle_since = time.monotonic()
+            self._busy(False)
             self._idle.append(self)
         else:
             self.abort()
         response._ended()
+
+    def _busy(self, is_busy: bool) -> None:
+        self._count.busy += is_busy - self._is_busy
+        self._is_busy = is_busy
 
     def _fail(self, reason: str) -> None:
         error = Disconnected(reason)

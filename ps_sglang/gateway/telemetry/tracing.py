@@ -9,7 +9,8 @@ from aiohttp.typedefs import Handler
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.errors import GatewayBusy, GatewayError
+from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -49,6 +50,9 @@ async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give each request an id, turn errors into OpenAI's format, log and count the outcome."""
     record = request[RECORD] = Record(_request_id(request), _route(request))
     status = CLIENT_HUNG_UP
+    client = client_of(request)
+    if client is not None:
+        client.began()
     try:
         response = await _answer(request, handler, record)
         if not response.prepared:
@@ -59,11 +63,15 @@ async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
         # The client hung up while its answer was being written: there is nobody to answer.
         return web.Response(status=CLIENT_HUNG_UP)
     finally:
+        if client is not None:
+            client.ended()
         _conclude(request, record, status)
 
 
 async def _answer(request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
     try:
+        if request.method == "POST" and request.match_info.http_exception is None:
+            await read_body(request)
         return await handler(request)
     except GatewayError as error:
         record.failed(error)
@@ -75,7 +83,12 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
         log.exception("%s failed inside the gateway", record.id)
         record.failed(GatewayError("The gateway has an internal error; see its log.", status=500))
     assert record.error is not None
-    return web.json_response(record.error.payload(), status=record.error.status)
+    response = web.json_response(
+        record.error.payload(), status=record.error.status, headers=record.error.headers
+    )
+    if isinstance(record.error, GatewayBusy) or not request.content.is_eof():
+        response.force_close()  # a kept connection is one less for others; half a body, no use
+    return response
 
 
 def _http_problem(request: web.Request, error: web.HTTPException) -> str:
