@@ -20,13 +20,13 @@ from served import Launch, Models, Served
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 Prompts = Callable[[int, int], list[list[int]]]
-LONG = 6000
+LONG = 1900
 
 
 @pytest.fixture(scope="module")
 def served(llama: Models, launch: Launch) -> Served:
     # Small chunks: the poisonous prompt is at work for long enough to be caught at it.
-    arguments = ("--chunked-prefill-size", "64")
+    arguments = ("--chunked-prefill-size", "16")
     return launch(llama, "a", prefill_replicas=3, engine_args=arguments)
 
 
