@@ -272,3 +272,27 @@ async def test_sglangs_own_client(gateway: Setup) -> None:
         return [whole, streamed]
 
     assert await asyncio.to_thread(program) == ["b-x-0 b-x-1 "] * 2
+
+
+async def test_readiness(gateway: Setup) -> None:
+    """What is known of the workers decides; here a request finds out that they are gone."""
+
+    async def ready(path: str = "/ready") -> tuple[int, Any]:
+        return await get(gateway, path)
+
+    both = {"status": "ok", "prefill": ["prefill-0"], "decoders": ["a", "b"]}
+    assert await ready() == (200, both)
+    await gateway.decode("b").stop()
+    await gateway.post("/generate", {"model": "b", "text": "x"})
+    assert await ready() == (200, {**both, "decoders": ["a"]})
+    assert [(await ready(f"/models/{name}/ready"))[0] for name in "ab"] == [200, 503]
+    gateway.app[GATEWAY].pool.prefill[0].draining = True
+    assert (await ready())[0] == 503
+    gateway.app[GATEWAY].pool.prefill[0].draining = False
+    await gateway.prefill.stop()
+    await gateway.post("/generate", {"model": "a", "text": "x"})
+    assert await ready() == (
+        503,
+        {"status": "unavailable", "prefill": [], "decoders": ["a"]},
+    )
+    assert (await get(gateway, "/health"))[0] == 503

@@ -262,6 +262,56 @@ async def test_what_every_worker_fails_at_breaks_none() -> None:
             assert asked <= len(answers) if both_legs else asked == 2 * len(answers)
 
 
+async def test_a_requests_own_error_is_that_on_a_broken_worker_too() -> None:
+    problem = {"message": "Internal server error: 'tools'"}
+    async with running(SERVERS, decoders=("a",)) as gateway:
+        gateway.prefill.ready = False
+        await becomes(gateway, gateway.prefill, Health.BROKEN)
+        for worker in gateway.cluster.workers:
+            worker.plan = Plan(refuse=(500, problem))
+        for number in range(4):
+            status, answer = await gateway.post(ROUTE, {**BODY, "prompt": f"prompt {number}"})
+            assert (status, answer["error"]["message"]) == (500, problem["message"])
+
+
+@pytest.mark.parametrize("prefill_first", [False, True])
+@pytest.mark.parametrize(
+    ("prefill", "decode", "told"),
+    [
+        ((500, "same"), (500, "same"), (500, "same")),
+        ((400, "too long"), (500, "handoff failed"), (400, "too long")),
+        ((500, "no pages"), (400, "bad field"), (400, "bad field")),
+        ((400, "too long"), (400, "bad field"), (400, "bad field")),
+        (
+            (500, "no pages"),
+            (500, "handoff failed"),
+            (502, "prefill worker 'prefill-0' failed: no pages"),
+        ),
+    ],
+)
+async def test_the_error_is_the_cause_whichever_leg_fails_first(
+    prefill: tuple[int, str], decode: tuple[int, str], told: tuple[int, str], prefill_first: bool
+) -> None:
+    rarely = Timing(every=1000.0, engine_every=1000.0)
+    async with running(rarely, decoders=("a",)) as gateway:
+        first, second = gateway.prefill, gateway.decode()
+        if not prefill_first:
+            first, second = second, first
+        gates = asyncio.Event(), asyncio.Event()
+        for worker, gate in zip((first, second), gates, strict=True):
+            status, message = prefill if worker is gateway.prefill else decode
+            worker.plan = Plan(gate=gate, refuse=(status, {"message": message}))
+        request = asyncio.create_task(gateway.post(ROUTE, BODY))
+        await first.saw(1)
+        await second.saw(1)
+        gates[0].set()
+        while first.running:
+            await get(gateway, "/workers")
+        gates[1].set()
+        status, answer = await request
+        assert (status, answer["error"]["message"]) == told
+
+
 async def test_a_clean_start_counts_no_break() -> None:
     """The gateway is up before its workers are, as the launcher starts them together."""
     async with running(SERVERS) as gateway:

@@ -177,7 +177,7 @@ class Dispatcher:
             timeline = self._timelines.begin(pair.rid, call.decoder, route)
             self._running[pair] = timeline, suspect
             try:
-                with _blaming(route):
+                with _blaming(pair):
                     result = await first(pair)
             except WorkerUnreachable as error:
                 await self._close(pair)
@@ -308,15 +308,16 @@ class Dispatcher:
 
 
 @contextmanager
-def _blaming(route: Route) -> Iterator[None]:
-    """Lay a failed handoff at the door of a prefill worker that is broken.
+def _blaming(pair: Pair) -> Iterator[None]:
+    """Lay a failed handoff at the door of a prefill worker that is broken, and says nothing.
 
     The decode worker may notice first, and says it as a failure of its own.
     """
+    route = pair.route
     try:
         yield
     except EngineError as error:
-        broken = route.prefill.health is Health.BROKEN and route.needs(route.prefill)
+        broken = route.prefill.health is Health.BROKEN and not pair.prefill_has_told
         if broken and error.status >= 500:
             raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
         raise

@@ -165,6 +165,11 @@ class Pair:
             # Nobody reads now, and perhaps never will: the client may have stopped reading.
             self._background.start(self.close())
 
+    @property
+    def prefill_has_told(self) -> bool:
+        """Whether the prefill leg has answered, well or not."""
+        return self._prefill_told.is_set()
+
     def when_served(self, tell: Callable[[PrefillAnswer], None]) -> None:
         """Tell once what the prefill leg answered, if the decode leg has given its whole answer.
 
