@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import ConfigError, GatewayConfig
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.garbage import collect_in_pauses
+from ps_sglang.gateway.listener import Listener
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry import log
+from ps_sglang.limits import raise_open_files
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -28,18 +29,18 @@ async def serve(config: GatewayConfig) -> None:
     await app.setup()
     pool = app.app[GATEWAY].pool
     garbage = asyncio.create_task(collect_in_pauses(pool.requests))
+    listener = Listener(app, app.app[GATEWAY].descriptors)
     try:
-        site = web.TCPSite(app, config.host, config.port)
-        await site.start()
-        print(f"ready {_url(config, app)}", flush=True)
+        port = await listener.start(config.host, config.port)
+        print(f"ready {_url(config, port)}", flush=True)
         await stop.wait()
     finally:
         await cancel(garbage)
+        listener.stop()
         await app.cleanup()
 
 
-def _url(config: GatewayConfig, app: web.AppRunner) -> str:
-    port = app.addresses[0][1]
+def _url(config: GatewayConfig, port: int) -> str:
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"http://{host}:{port}"
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="a GatewayConfig as JSON")
     arguments = parser.parse_args()
     log.configure()
+    raise_open_files()
     try:
         uvloop.run(serve(GatewayConfig.load(arguments.config)))
     except (ConfigError, OSError) as error:

@@ -9,6 +9,7 @@ from ps_sglang.gateway import cors
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Surface
 from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.turns import Turns
@@ -83,7 +84,8 @@ def _gateway(
     health = HealthMonitor(session, pool, timing)
     metrics.register(WorkerStates(pool, health))
     metrics.register(IndexMetrics(holdings))
-    dispatcher = Dispatcher(client, router, background, metrics, health, timelines)
+    descriptors = Descriptors(client, lambda: len(pool))
+    dispatcher = Dispatcher(client, router, background, metrics, health, timelines, descriptors)
     health.start(dispatcher.interrupt)
     turns = Turns(dispatcher, background, sessions, holdings, metrics)
     return Gateway(
@@ -95,6 +97,7 @@ def _gateway(
         sessions=sessions,
         holdings=holdings,
         router=router,
+        descriptors=descriptors,
         dispatcher=dispatcher,
         metrics=metrics,
         turns=turns,
@@ -116,6 +119,7 @@ def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
     router.add_get(prefix + "/v1/models", info.list_models)
     router.add_get(prefix + "/v1/models/{name}", info.get_model)
     router.add_get(prefix + "/health", info.health)
+    router.add_get(prefix + "/ready", info.ready)
     router.add_get(prefix + "/metrics", info.metrics)
     router.add_get(prefix + "/flush_cache", info.flush_cache)
     router.add_post(prefix + "/flush_cache", info.flush_cache)

@@ -4,21 +4,29 @@ GatewayError
 ├── BadRequest          400  the client must change its request
 │   └── ModelNotFound   404  ... or its choice of model
 ├── EngineError         4xx/5xx  an engine refused or aborted the request; its status is kept
+├── PoisonRequest       422  two workers died with the request in flight
+├── GatewayBusy         429  the gateway has no descriptors, ports or memory left for the request
 ├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
     ├── WorkerUnreachable  503  no answer: another worker, or a later try, may help
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
 """
 
+import errno
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from enum import Enum
+from typing import Any, Final, Self
 
 import aiohttp
 import msgspec
 
 from ps_sglang.gateway import refusals
 from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.dispatch.worker_client import Disconnected
+
+RETRY_AFTER_SECONDS: Final = 1
 
 INTERNAL = "The gateway has an internal error; see its log."
 BROKEN_ENCODING = (
@@ -37,6 +45,11 @@ class GatewayError(Exception):
         self.status = status
         self.param = param
         self.code = code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's headers say of it."""
+        return {}
 
     def payload(self) -> dict[str, Any]:
         """The error as the JSON object that OpenAI clients expect."""
@@ -85,6 +98,33 @@ class EngineError(GatewayError):
         return cls(message, status=known, code=refusals.code_of(known, message))
 
 
+class PoisonRequest(GatewayError):
+    """Two workers died with the request in flight; it is refused for a while.
+
+    The status is none on which OpenAI's clients send a request again (408, 409, 429, 5xx): each
+    time it could cost two workers.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=422, code="poison_request")
+
+
+class GatewayBusy(GatewayError):
+    """The gateway itself has too little left for the request; a later try may help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The gateway is busy: {reason}. Try again in {RETRY_AFTER_SECONDS} s.",
+            status=429,
+            code="rate_limit_exceeded",
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again."""
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
 class NoWorker(GatewayError):
     """No worker of a role can take the request now; a later try may help."""
 
@@ -100,27 +140,64 @@ class WorkerError(GatewayError):
         self.worker = worker
 
 
+class Loss(Enum):
+    """What became of a request when its worker could not be reached."""
+
+    NOT_TAKEN = "not taken"  # it never was there, or was taken away before anything went wrong
+    TAKEN = "taken"  # it was there, but the worker is not known to be dead: it may be silent
+    DIED = "died"  # the connection was lost while it was there
+
+
 class WorkerUnreachable(WorkerError):
     """The worker cannot be connected to, or broke the connection off."""
 
-    def __init__(self, worker: Worker, reason: str) -> None:
+    def __init__(self, worker: Worker, reason: str, loss: Loss = Loss.NOT_TAKEN) -> None:
         super().__init__(worker, f"is unreachable: {reason}", status=503, code="worker_unreachable")
+        self.loss = loss
 
 
 class WorkerFailed(WorkerError):
-    """The worker answered something that no client can be given."""
+    """The worker answered something that no client can be given.
 
-    def __init__(self, worker: Worker, reason: str, *, status: int = 502) -> None:
+    `reason` and `engine_status` are the engine's own words and status, if it gave any.
+    """
+
+    def __init__(self, worker: Worker, reason: str, *, engine_status: int = 502) -> None:
+        status = 503 if engine_status == 503 else 502
         super().__init__(worker, f"failed: {reason}", status=status, code="worker_failed")
+        self.reason = reason
+        self.engine_status = engine_status
 
 
 @contextmanager
 def reaching(worker: Worker) -> Iterator[None]:
-    """In this block a connection that fails raises WorkerUnreachable, whatever client made it."""
+    """In this block a connection that fails raises WorkerUnreachable, whatever client made it.
+
+    If the gateway's own system has nothing left for one, it raises GatewayBusy.
+    """
     try:
         yield
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise WorkerUnreachable(worker, str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        if is_own(error):
+            raise GatewayBusy(reason) from error
+        died = isinstance(error, Disconnected) and error.sent
+        raise WorkerUnreachable(worker, reason, Loss.DIED if died else Loss.NOT_TAKEN) from error
+
+
+_OWN: Final = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+)
+_OWN_NAMES: Final = frozenset((socket.EAI_MEMORY, socket.EAI_SYSTEM))
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether this system failed to make a connection: no descriptor, memory or port is left."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, socket.gaierror):
+        return error.errno in _OWN_NAMES
+    return isinstance(error, OSError) and error.errno in _OWN
 
 
 def engine_error(status: int, body: bytes) -> EngineError:

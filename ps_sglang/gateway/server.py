@@ -10,18 +10,25 @@ from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, GatewayError
+from ps_sglang.gateway.listener import IDLE_SECONDS
 from ps_sglang.gateway.telemetry.tracing import REQUEST_ID, error_response
 
 log = logging.getLogger("ps_sglang.gateway")
 
 # aiohttp waits this long twice: for requests to end, and for cancelled ones to end.
 SHUTDOWN_SECONDS = 2.0
+LINGER_SECONDS = 2.0  # for the rest of a body after its answer
 
 
 def runner(app: web.Application) -> web.AppRunner:
     """A runner under which a client that hangs up cancels its handler, and so its workers."""
     return _Runner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=LINGER_SECONDS,
     )
 
 

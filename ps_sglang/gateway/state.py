@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.turns import Turns
@@ -33,6 +34,7 @@ class Gateway:
     sessions: Sessions
     holdings: Holdings
     router: Router
+    descriptors: Descriptors
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     turns: Turns

@@ -22,6 +22,7 @@ from ps_sglang.launch.front import gateway_config
 from ps_sglang.launch.link import HostLink
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Ending, Loaded, Start
+from ps_sglang.launch.outlook import candidates, outlook
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.readiness import Probe, gateway_url, read_ahead, tail
 from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
@@ -150,7 +151,7 @@ class Cluster:
                 message = f"{name} {self._ending(name)}"
                 if name == GATEWAY:
                     raise self._failure(name, message)
-                self._say(f"{message}; the others keep serving. Log: {self._log(name)}")
+                self._say(f"{message}; {self._outlook()}. Log: {self._log(name)}")
                 reported.add(name)
 
     def stop(self) -> None:
@@ -160,6 +161,11 @@ class Cluster:
         self._link.stop(GATEWAY, _GATEWAY_GRACE_S)
         self._link.close(_WORKER_GRACE_S[self.plan.cpu])
         shutil.rmtree(self._runtime, ignore_errors=True)  # only if the host was killed
+
+    def _outlook(self) -> str:
+        own = self.plan.workers
+        dead = {worker.url for worker in own if worker.name in self._dead}
+        return outlook(candidates(self.url, own), dead)
 
     @property
     def _dead(self) -> set[str]:

@@ -23,6 +23,7 @@ class Setup:
     app: web.Application
     url: str
     http: aiohttp.ClientSession
+    runner: web.AppRunner
 
     @property
     def prefill(self) -> Worker:
@@ -53,6 +54,6 @@ async def running(
             await web.TCPSite(serving, "127.0.0.1", 0).start()
             url = f"http://127.0.0.1:{serving.addresses[0][1]}"
             async with aiohttp.ClientSession() as http:
-                yield Setup(cluster, app, url, http)
+                yield Setup(cluster, app, url, http, serving)
         finally:
             await serving.cleanup()

@@ -42,6 +42,9 @@ class Plan:
     hang: bool = False  # never answer
     hang_after_handoff: bool = False
     lost_prefill: asyncio.Event | None = None  # when set, the handoff fails, as the engine says
+    dies_of: str | None = None  # a request with this in it ends the whole worker
+    bite: asyncio.Event | None = None  # ... once this is set
+    gate: asyncio.Event | None = None  # other requests wait for this
     die: bool = False  # break the connection off instead of answering
     die_after: int | None = None  # ... after this many tokens
     abort: Body | None = None  # end with this finish reason instead of the first token
@@ -83,6 +86,7 @@ class Worker:
         self.flushed = 0
         self.metrics = METRICS
         self.url = ""
+        self.dead = asyncio.Event()
         self.publisher: FeedPublisher | None = None
         self.commands: list[Command] = []  # what its feed was asked for
         self._runner: web.AppRunner | None = None
@@ -228,6 +232,12 @@ class Worker:
         plan = self.plan
         if plan.hang or self.silent or self.engine_silent:
             await asyncio.Event().wait()
+        if plan.dies_of is not None and plan.dies_of in json.dumps(body):
+            if plan.bite is not None:
+                await plan.bite.wait()
+            await self._end()
+        elif plan.gate is not None:
+            await plan.gate.wait()
         if plan.die:
             assert request.transport is not None
             request.transport.abort()
@@ -252,6 +262,18 @@ class Worker:
             if plan.step is not None:
                 await plan.step.acquire()
         return web.json_response(answer.whole(plan.abort))
+
+    async def _end(self) -> None:
+        """As a process that is killed: nobody listens, and all its connections break."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        for site in self._runner.sites:
+            await site.stop()
+        for connection in self._runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        self.dead.set()
+        await asyncio.Event().wait()
 
     async def _hand_off(self, body: Body) -> None:
         assert isinstance(body["bootstrap_port"], int)

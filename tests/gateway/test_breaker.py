@@ -17,7 +17,22 @@ from ps_sglang.gateway.workers.breaker import (
 
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
-    return Breaker(clock, random=lambda: 0.0)
+    made = Breaker(clock, random=lambda: 0.0)
+    made.probe_succeeded()
+    return made
+
+
+def test_a_worker_that_starts_has_not_failed(clock: Clock) -> None:
+    """It is asked again at once, and its first answer makes it good."""
+    breaker = Breaker(clock, random=lambda: 0.0)
+    for _ in range(5):
+        breaker.unreachable("connection refused")
+        assert (breaker.health, breaker.seconds_to_retry) == (Health.BROKEN, 0)
+        assert not breaker.has_answered
+    breaker.probe_succeeded()
+    assert (breaker.health, breaker.reason) == (Health.GOOD, "")
+    breaker.unreachable("gone")
+    assert breaker.seconds_to_retry == SHORTEST_SECONDS
 
 
 def half_open(breaker: Breaker, clock: Clock) -> None:
@@ -111,6 +126,7 @@ def test_one_failure_ends_a_trial(breaker: Breaker, clock: Clock, fail: object) 
 
 def test_the_back_off_doubles_to_a_limit_and_is_jittered(clock: Clock) -> None:
     breaker = Breaker(clock, random=lambda: 1.0)
+    breaker.probe_succeeded()
     waits = []
     for _ in range(2000):
         breaker.unreachable("gone")

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from gateway_setup import Setup, running
 from prometheus_client.parser import text_string_to_metric_families
+from standin_engine import Plan
+
+from ps_sglang.gateway.state import GATEWAY
 
 
 async def get(gateway: Setup, path: str) -> tuple[int, Any]:
@@ -120,9 +123,48 @@ async def test_own_metrics(gateway: Setup) -> None:
     async with gateway.http.get(gateway.url + "/metrics") as response:
         text = await response.text()
     name = "ps_sglang_gateway_prompt_tokens_total"
-    # 1024 characters are taken for 256 tokens, the last of which the base does not compute.
-    assert f'{name}{{held="yes",worker="prefill-0"}} 255.0' in text
-    assert f'{name}{{held="no",worker="prefill-0"}} 255.0' in text
+    # The stand-in takes a word for a token, and tells that it held one.
+    assert f'{name}{{held="yes",worker="prefill-0"}} 2.0' in text
+    assert f'{name}{{held="no",worker="prefill-0"}} 0.0' in text
+
+
+async def test_only_served_prompts_are_counted_and_each_once(gateway: Setup) -> None:
+    body = {"model": "a", "prompt": "one two three"}
+    for route, more in (("", {"n": 3}), ("/models/b", {"n": 2, "model": "b", "stream": True})):
+        async with gateway.http.post(
+            gateway.url + route + "/v1/completions", json={**body, **more}
+        ) as response:
+            assert response.status == 200
+            await response.read()
+    gateway.decode().plan = Plan(refuse=(400, {"message": "no"}))
+    assert (await gateway.post("/v1/completions", body))[0] == 400
+    gateway.decode().plan = Plan(cut_after=1)
+    async with gateway.http.post(
+        gateway.url + "/v1/completions", json={**body, "stream": True}
+    ) as response:
+        assert "error" in await response.text()
+    async with gateway.http.get(gateway.url + "/metrics") as response:
+        text = await response.text()
+    name = "ps_sglang_gateway_prompt_tokens_total"
+    assert f'{name}{{held="yes",worker="prefill-0"}} 2.0' in text
+    assert f'{name}{{held="no",worker="prefill-0"}} 4.0' in text
+
+
+async def test_a_prompt_is_counted_when_its_prefill_leg_ends_last(gateway: Setup) -> None:
+    step = gateway.prefill.plan.step = asyncio.Semaphore(0)
+    body = {"model": "a", "prompt": "one two three"}
+    assert (await gateway.post("/v1/completions", body))[0] == 200
+    name = "ps_sglang_gateway_prompt_tokens_total"
+    assert (name, "prefill-0") not in await samples(gateway)
+    for _ in range(3):
+        step.release()
+    while 'held="no",worker="prefill-0"} 2.0' not in await text_of(gateway, "/metrics"):
+        pass
+
+
+async def text_of(gateway: Setup, path: str) -> str:
+    async with gateway.http.get(gateway.url + path) as response:
+        return await response.text()
 
 
 async def test_failures_are_counted_and_logged(
@@ -196,12 +238,13 @@ async def test_flush_cache(gateway: Setup) -> None:
     assert [worker.flushed for worker in gateway.cluster.workers] == [0, 1, 0]
     body = {"model": "a", "prompt": "x" * 1024}
     await gateway.post("/v1/completions", body)
+    holdings = gateway.app[GATEWAY].holdings
+    prompt = holdings.prompts.prompt(body["prompt"])
+    assert "prefill-0" in holdings.held(prompt)
     async with gateway.http.get(gateway.url + "/flush_cache") as response:
         assert response.status == 200
     assert [worker.flushed for worker in gateway.cluster.workers] == [1, 2, 1]
-    await gateway.post("/v1/completions", body)
-    async with gateway.http.get(gateway.url + "/metrics") as response:
-        assert 'prompt_tokens_total{held="no",worker="prefill-0"} 510.0' in await response.text()
+    assert "prefill-0" not in holdings.held(prompt)
     await gateway.decode("b").stop()
     async with gateway.http.post(gateway.url + "/flush_cache") as response:
         assert response.status == 400
@@ -229,3 +272,27 @@ async def test_sglangs_own_client(gateway: Setup) -> None:
         return [whole, streamed]
 
     assert await asyncio.to_thread(program) == ["b-x-0 b-x-1 "] * 2
+
+
+async def test_readiness(gateway: Setup) -> None:
+    """What is known of the workers decides; here a request finds out that they are gone."""
+
+    async def ready(path: str = "/ready") -> tuple[int, Any]:
+        return await get(gateway, path)
+
+    both = {"status": "ok", "prefill": ["prefill-0"], "decoders": ["a", "b"]}
+    assert await ready() == (200, both)
+    await gateway.decode("b").stop()
+    await gateway.post("/generate", {"model": "b", "text": "x"})
+    assert await ready() == (200, {**both, "decoders": ["a"]})
+    assert [(await ready(f"/models/{name}/ready"))[0] for name in "ab"] == [200, 503]
+    gateway.app[GATEWAY].pool.prefill[0].draining = True
+    assert (await ready())[0] == 503
+    gateway.app[GATEWAY].pool.prefill[0].draining = False
+    await gateway.prefill.stop()
+    await gateway.post("/generate", {"model": "a", "text": "x"})
+    assert await ready() == (
+        503,
+        {"status": "unavailable", "prefill": [], "decoders": ["a"]},
+    )
+    assert (await get(gateway, "/health"))[0] == 503

@@ -202,6 +202,7 @@ async def test_a_broken_worker_is_left_alone_and_tried_again() -> None:
 async def test_a_worker_whose_engine_stays_silent_stays_broken(quick: Setup) -> None:
     """Its server answers; that is not enough for one that was broken."""
     worker = quick.decode()
+    assert (await quick.post(ROUTE, BODY))[0] == 200
     worker.ready = False
     await becomes(quick, worker, Health.BROKEN)
     worker.engine_silent = True
@@ -223,16 +224,106 @@ async def test_a_lost_connection_breaks_at_once(quick: Setup, role: str) -> None
     assert "Connect call failed" in problem
 
 
-async def test_a_worker_that_fails_every_request_breaks() -> None:
+async def test_a_worker_that_fails_where_another_does_not_breaks() -> None:
     """Its probes all succeed. Nothing is probed here, so that it stays broken."""
     rarely = Timing(every=1000.0, engine_every=1000.0)
     async with running(rarely, prefill=2, decoders=("a",)) as gateway:
         bad, good = gateway.cluster.prefill
         bad.plan = Plan(refuse=(500, {"message": "out of pages"}))
+        # The first answer makes it known: before that a worker is only not there yet.
+        assert (await gateway.post(ROUTE, {**BODY, "prompt": "zero"}))[0] == 200
+        good.requests.clear()
         statuses = [(await gateway.post(ROUTE, BODY))[0] for _ in range(4 * FAILURES)]
-        assert statuses.count(502) == FAILURES == len(bad.requests)
+        assert set(statuses) == {200}
+        assert len(bad.requests) >= FAILURES
         assert member(gateway, bad).health is Health.BROKEN
-        assert len(good.requests) == 3 * FAILURES
+        assert len(good.requests) == 4 * FAILURES
+
+
+async def test_what_every_worker_fails_at_breaks_none() -> None:
+    """The request is why, as the second worker tells; and so it is when both legs fail alike."""
+    rarely = Timing(every=1000.0, engine_every=1000.0)
+    problem = {"message": "Internal server error: 'tools'"}
+    for both_legs in (False, True):
+        async with running(rarely, prefill=2, decoders=("a",)) as gateway:
+            for worker in gateway.cluster.prefill:
+                worker.plan = Plan(refuse=(500, problem))
+            if both_legs:
+                gateway.decode().plan = Plan(refuse=(500, problem))
+            answers = [
+                await gateway.post(ROUTE, {**BODY, "prompt": f"prompt {number}"})
+                for number in range(FAILURES + 1 if both_legs else 2)
+            ]
+            for status, answer in answers:
+                assert (status, answer["error"]["message"]) == (500, problem["message"])
+            assert all(one.health is Health.GOOD for one in gateway.app[GATEWAY].pool)
+            # Where both legs say it, no other worker needs to be asked.
+            asked = sum(len(worker.requests) for worker in gateway.cluster.prefill)
+            assert asked <= len(answers) if both_legs else asked == 2 * len(answers)
+
+
+async def test_a_requests_own_error_is_that_on_a_broken_worker_too() -> None:
+    problem = {"message": "Internal server error: 'tools'"}
+    async with running(SERVERS, decoders=("a",)) as gateway:
+        gateway.prefill.ready = False
+        await becomes(gateway, gateway.prefill, Health.BROKEN)
+        for worker in gateway.cluster.workers:
+            worker.plan = Plan(refuse=(500, problem))
+        for number in range(4):
+            status, answer = await gateway.post(ROUTE, {**BODY, "prompt": f"prompt {number}"})
+            assert (status, answer["error"]["message"]) == (500, problem["message"])
+
+
+@pytest.mark.parametrize("prefill_first", [False, True])
+@pytest.mark.parametrize(
+    ("prefill", "decode", "told"),
+    [
+        ((500, "same"), (500, "same"), (500, "same")),
+        ((400, "too long"), (500, "handoff failed"), (400, "too long")),
+        ((500, "no pages"), (400, "bad field"), (400, "bad field")),
+        ((400, "too long"), (400, "bad field"), (400, "bad field")),
+        (
+            (500, "no pages"),
+            (500, "handoff failed"),
+            (502, "prefill worker 'prefill-0' failed: no pages"),
+        ),
+    ],
+)
+async def test_the_error_is_the_cause_whichever_leg_fails_first(
+    prefill: tuple[int, str], decode: tuple[int, str], told: tuple[int, str], prefill_first: bool
+) -> None:
+    rarely = Timing(every=1000.0, engine_every=1000.0)
+    async with running(rarely, decoders=("a",)) as gateway:
+        first, second = gateway.prefill, gateway.decode()
+        if not prefill_first:
+            first, second = second, first
+        gates = asyncio.Event(), asyncio.Event()
+        for worker, gate in zip((first, second), gates, strict=True):
+            status, message = prefill if worker is gateway.prefill else decode
+            worker.plan = Plan(gate=gate, refuse=(status, {"message": message}))
+        request = asyncio.create_task(gateway.post(ROUTE, BODY))
+        await first.saw(1)
+        await second.saw(1)
+        gates[0].set()
+        while first.running:
+            await get(gateway, "/workers")
+        gates[1].set()
+        status, answer = await request
+        assert (status, answer["error"]["message"]) == told
+
+
+async def test_a_clean_start_counts_no_break() -> None:
+    """The gateway is up before its workers are, as the launcher starts them together."""
+    async with running(SERVERS) as gateway:
+        worker = gateway.decode()
+        worker.ready = False
+        await becomes(gateway, worker, Health.BROKEN)
+        assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 0
+        worker.ready = True
+        await becomes(gateway, worker, Health.GOOD)
+        worker.ready = False
+        await becomes(gateway, worker, Health.BROKEN)
+        assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 1
 
 
 async def test_workers_that_join_are_watched_and_those_that_leave_are_not(quick: Setup) -> None:
@@ -251,6 +342,7 @@ async def test_workers_that_join_are_watched_and_those_that_leave_are_not(quick:
 
 
 async def test_states_are_shown(quick: Setup) -> None:
+    assert (await quick.post(ROUTE, BODY))[0] == 200
     quick.decode().silent = True
     await becomes(quick, quick.decode(), Health.BROKEN)
     listed = (await get(quick, "/workers"))["workers"][1]

@@ -4,12 +4,52 @@ SGLang 0.5.23 reports an abort without a status (a request aborted by id) as a n
 every failure of a stream as an event: `{"error": ...}`, or the finish reason "abort".
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.errors import EngineError, streamed_error
+
+
+class PrefillAnswer(NamedTuple):
+    """Tokens of the base prefix as the prefill worker tells: all, and those its tree held."""
+
+    tokens: int
+    held: int
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    prompt_tokens_details: _Details | None = None
+
+
+class _Meta(msgspec.Struct):
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+    meta_info: _Meta | None = None
+
+
+def prefill_answer(content: bytes) -> PrefillAnswer | None:
+    """What a prefill leg's answer counts, None if it is not SGLang's."""
+    try:
+        answer = msgspec.json.decode(content, type=_Answer)
+    except msgspec.DecodeError:
+        return None
+    if (meta := answer.meta_info) is not None:
+        return PrefillAnswer(meta.prompt_tokens, meta.cached_tokens)
+    if (usage := answer.usage) is None:
+        return None
+    details = usage.prompt_tokens_details
+    return PrefillAnswer(usage.prompt_tokens, details.cached_tokens if details else 0)
 
 
 def answer_error(content: bytes) -> EngineError | None:

@@ -16,13 +16,20 @@ import msgspec
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies import sse
-from ps_sglang.gateway.bodies.findings import answer_error, event_error, is_preamble
+from ps_sglang.gateway.bodies.findings import (
+    PrefillAnswer,
+    answer_error,
+    event_error,
+    is_preamble,
+    prefill_answer,
+)
 from ps_sglang.gateway.bodies.samples import Sample, Surface
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient, WorkerResponse
 from ps_sglang.gateway.errors import (
     GatewayError,
+    Loss,
     WorkerFailed,
     WorkerUnreachable,
     engine_error,
@@ -36,6 +43,8 @@ from ps_sglang.place import place
 ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
 PREFILL_GRACE_SECONDS = 30.0
+# Both legs judge the same body. When one has failed the other is given so long to say why it does.
+SETTLE_SECONDS = 1.0
 
 # How SGLang begins its refusal of a request whose id it knows.
 _KNOWN_ID = "Duplicate request ID"
@@ -75,7 +84,8 @@ class Pair:
     """The two legs of one sample; the prefill leg starts at once. `close` must be called.
 
     Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (another
-    pair may do), EngineError, WorkerFailed, or what `fail` was given.
+    pair may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both legs
+    fail, the error is the cause, whichever fails first: see `_settled`.
     """
 
     def __init__(
@@ -111,12 +121,19 @@ class Pair:
         self._closed = False
         self._failure: GatewayError | None = None
         self._reader: asyncio.Task[Any] | None = None
+        self._prefilled: PrefillAnswer | None = None
+        self._tell_served: Callable[[PrefillAnswer], None] | None = None
+        self._prefill_error: GatewayError | None = None
+        self._prefill_told = asyncio.Event()
         self._prefill = asyncio.create_task(self._run_prefill())
 
     async def answer(self) -> bytes:
         """The decode leg's whole JSON answer."""
         with self._interruptible():
-            return await self._read_answer()
+            try:
+                return await self._read_answer()
+            except GatewayError as error:
+                raise await self._settled(error) from None
 
     async def open_stream(self) -> list[bytes]:
         """Start the decode leg's stream; returns its first events.
@@ -125,13 +142,10 @@ class Pair:
         by an HTTP status.
         """
         with self._interruptible():
-            await self._open_decode()
-            first: list[bytes] = []
-            while not self._answering:
-                events = await self._next_events()
-                self._answering = not all(map(is_preamble, events))
-                first += events
-            return first
+            try:
+                return await self._read_first()
+            except GatewayError as error:
+                raise await self._settled(error) from None
 
     async def events(self) -> list[bytes]:
         """The events that have come since, at least one; none after `[DONE]`."""
@@ -150,6 +164,25 @@ class Pair:
         else:
             # Nobody reads now, and perhaps never will: the client may have stopped reading.
             self._background.start(self.close())
+
+    @property
+    def prefill_has_told(self) -> bool:
+        """Whether the prefill leg has answered, well or not."""
+        return self._prefill_told.is_set()
+
+    def when_served(self, tell: Callable[[PrefillAnswer], None]) -> None:
+        """Tell once what the prefill leg answered, if the decode leg has given its whole answer.
+
+        The prefill leg may answer later than the decode leg.
+        """
+        self._tell_served = tell
+        self._tell_if_served()
+
+    def _tell_if_served(self) -> None:
+        tell, told = self._tell_served, self._prefilled
+        if self._decode_ended and tell is not None and told is not None:
+            self._tell_served = None
+            tell(told)
 
     async def close(self) -> None:
         """End both legs; one that has not given its whole answer is aborted."""
@@ -188,9 +221,32 @@ class Pair:
         try:
             await self._read_prefill()
         except GatewayError as error:
+            self._prefill_error = error
+            self._prefill_told.set()
+            if not isinstance(error, WorkerUnreachable):
+                await asyncio.sleep(SETTLE_SECONDS)
             # Once the answer has begun, the prefill leg has done its part.
             if not self._answering:
                 self.fail(error)
+        else:
+            self._prefill_told.set()
+
+    async def _settled(self, error: GatewayError) -> GatewayError:
+        """The cause of a failure of which the decode leg says `error`.
+
+        A refusal is the client's, and a lost connection speaks for itself. Any other failure may
+        only follow from one of the prefill leg. If both legs fail in the same words, before they
+        had to do with each other, then the request is why.
+        """
+        if isinstance(error, WorkerUnreachable) or error.status < 500:
+            return error
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._prefill_told.wait()
+        cause = self._prefill_error
+        if cause is None or (isinstance(cause, WorkerFailed) and cause.reason == error.message):
+            return error
+        return cause
 
     async def _read_prefill(self) -> None:
         worker = self.route.prefill.worker
@@ -204,10 +260,11 @@ class Pair:
         if isinstance(error, WorkerUnreachable):
             raise error
         if error is not None and error.status >= 500:
-            status = 503 if error.status == 503 else 502
-            raise WorkerFailed(worker, error.message, status=status) from error
+            raise WorkerFailed(worker, error.message, engine_status=error.status) from error
         if error is not None:
             raise error
+        self._prefilled = prefill_answer(content)
+        self._tell_if_served()
         self.route.handed_over()
         self._on_prefilled()
 
@@ -233,6 +290,15 @@ class Pair:
         self._decode_ended = True
         return content
 
+    async def _read_first(self) -> list[bytes]:
+        await self._open_decode()
+        first: list[bytes] = []
+        while not self._answering:
+            events = await self._next_events()
+            self._answering = not all(map(is_preamble, events))
+            first += events
+        return first
+
     async def _next_events(self) -> list[bytes]:
         assert self._response is not None, "open_stream() comes first"
         worker = self.route.decode.worker
@@ -242,7 +308,7 @@ class Pair:
             while piece := await self._response.piece():
                 if events := self._valid(self._splitter.feed(piece)):
                     return events
-        raise WorkerUnreachable(worker, "it ended the stream before [DONE]")
+        raise WorkerUnreachable(worker, "it ended the stream before [DONE]", Loss.TAKEN)
 
     def _valid(self, events: list[bytes]) -> list[bytes]:
         """Those up to `[DONE]`, or before a failure; raises that if none is before it."""
@@ -292,5 +358,7 @@ def _refusal(worker: Worker, response: WorkerResponse, content: bytes) -> Gatewa
     if response.was_resent and error.message.startswith(_KNOWN_ID):
         # The worker took the first copy, then the connection broke. The second copy is refused, and
         # the answer to the first is lost: another pair, with another id, may do.
-        return WorkerUnreachable(worker, "it took the request and closed the connection")
+        return WorkerUnreachable(
+            worker, "it took the request and closed the connection", Loss.TAKEN
+        )
     return error

@@ -4,14 +4,14 @@ A kept connection may be closed by the worker just when a request is sent on it.
 that invisible: a connection idle for longer than KEEP_SECONDS is not used again, which is well
 below the time after which SGLang's server closes one; and a request on a used connection that is
 closed before the first byte of its answer is sent once more, on a new connection. A worker that
-died refuses that one, so what its users see is the truth. One that had taken the first copy gets
-a second: `WorkerResponse.was_resent` tells.
+died refuses that one: it died with the first copy, and `Disconnected` says so. One that had taken
+the first copy and lives gets a second: `WorkerResponse.was_resent` tells.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -26,13 +26,23 @@ UNREAD_BYTES = 256 * 1024
 
 
 class Disconnected(ConnectionError):
-    """The worker closed the connection before its answer was complete."""
+    """The worker closed the connection before its answer was complete.
+
+    `sent`: after a request was sent on it, which the worker may have begun to work on.
+    """
+
+    def __init__(self, reason: str, *, sent: bool = True) -> None:
+        super().__init__(reason)
+        self.sent = sent
 
 
 class WorkerClient:
     """Sends requests to any worker. Errors are OSError (Disconnected is one) or TimeoutError."""
 
     def __init__(self) -> None:
+        self.is_crowded: Callable[[], bool] = lambda: False
+        """Whether an idle connection must make room for a new one."""
+        self._count = _Count()
         self._idle: dict[_Origin, deque[_Connection]] = {}
         self._origins: dict[str, _Origin] = {}
 
@@ -50,22 +60,31 @@ class WorkerClient:
         if (connection := self._kept(origin)) is not None:
             try:
                 return await connection.exchange(head, body)
-            except Disconnected:
+            except Disconnected as lost:
                 if connection.answered:
                     raise
-            connection = await self._connect(origin)
+                connection = await self._connect_again(origin, lost)
             response = await connection.exchange(head, body)
             response.was_resent = True
             return response
         connection = await self._connect(origin)
         return await connection.exchange(head, body)
 
+    @property
+    def opened(self) -> int:
+        """Connections that are open, or being opened."""
+        return self._count.opened
+
+    @property
+    def busy(self) -> int:
+        """Those of them that are not idle."""
+        return self._count.busy
+
     def close(self) -> None:
         """Close the idle connections."""
         for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
-        self._idle.clear()
+            while connections:
+                connections.pop().abort()
 
     def _origin(self, url: str) -> "_Origin":
         origin = self._origins.get(url)
@@ -86,14 +105,41 @@ class WorkerClient:
                 return connection
         return None
 
+    async def _connect_again(self, origin: "_Origin", lost: Disconnected) -> "_Connection":
+        """Connect after a request was lost; `lost` is raised if the worker refuses."""
+        try:
+            return await self._connect(origin)
+        except ConnectionRefusedError as refused:
+            raise Disconnected(f"{lost}; {refused}", sent=lost.sent) from refused
+
     async def _connect(self, origin: "_Origin") -> "_Connection":
+        if self.is_crowded():
+            self.close()
         idle = self._idle.setdefault(origin, deque())
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(
-                lambda: _Connection(idle), origin.host, origin.port, ssl=origin.tls or None
-            )
+        self._count.opened += 1
+        self._count.busy += 1
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(idle, self._count),
+                    origin.host,
+                    origin.port,
+                    ssl=origin.tls or None,
+                )
+        finally:
+            # One that was made counts for itself by now.
+            self._count.opened -= 1
+            self._count.busy -= 1
         return connection
+
+
+@dataclass
+class _Count:
+    """Open connections of a client, and those that are not idle."""
+
+    opened: int = 0
+    busy: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,7 +254,9 @@ class WorkerResponse:
 class _Connection(asyncio.Protocol):
     """One connection; serves one request at a time and joins `idle` when the answer is complete."""
 
-    def __init__(self, idle: "deque[_Connection]") -> None:
+    def __init__(self, idle: "deque[_Connection]", count: _Count) -> None:
+        self._count = count
+        self._is_busy = False
         self.idle_since = 0.0
         self.answered = False
         self.is_closed = False
@@ -224,7 +272,8 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; returns when the head of the answer is there."""
         if self.is_closed or self._transport is None:
-            raise Disconnected("the worker closed the connection")
+            raise Disconnected("the worker closed the connection", sent=False)
+        self._busy(True)
         self.answered = False
         answer: asyncio.Future[WorkerResponse] = asyncio.get_running_loop().create_future()
         self._head = answer
@@ -254,8 +303,12 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses.
         self._transport = cast(asyncio.Transport, transport)
+        self._count.opened += 1
+        self._busy(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._count.opened -= 1
+        self._busy(False)
         self.is_closed = True
         self._transport = None
         self._fail(str(exc) if exc else "the worker closed the connection")
@@ -304,10 +357,15 @@ class _Connection(asyncio.Protocol):
         if self._reusable and not self.is_closed:
             self.resume()
             self.idle_since = time.monotonic()
+            self._busy(False)
             self._idle.append(self)
         else:
             self.abort()
         response._ended()
+
+    def _busy(self, is_busy: bool) -> None:
+        self._count.busy += is_busy - self._is_busy
+        self._is_busy = is_busy
 
     def _fail(self, reason: str) -> None:
         error = Disconnected(reason)

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching
+from ps_sglang.gateway.routing.pool import AnyMember, Health
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
 
@@ -67,6 +68,33 @@ async def health(request: web.Request) -> web.Response:
     well = able >= {None, *(member.worker.decoder for member in gateway.pool.decode(decoder))}
     body = {"status": "ok" if well else "unavailable", "workers": listed}
     return web.json_response(body, status=200 if well else 503)
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /ready: 200 if a request can be served now (for the decoder in the path).
+
+    That takes a prefill worker and a decode worker which are neither broken nor leaving, as far as
+    is known: nobody is asked.
+    """
+    gateway = request.app[GATEWAY]
+    name = model_in_path(request)
+    decoders = [
+        decoder
+        for decoder in (gateway.pool.decoders if name is None else (name,))
+        if any(map(_can_serve, gateway.pool.decode(decoder)))
+    ]
+    prefill = [member.name for member in gateway.pool.prefill if _can_serve(member)]
+    able = bool(decoders and prefill)
+    body = {
+        "status": "ok" if able else "unavailable",
+        "prefill": prefill,
+        "decoders": decoders,
+    }
+    return web.json_response(body, status=200 if able else 503)
+
+
+def _can_serve(member: AnyMember) -> bool:
+    return member.health is not Health.BROKEN and not member.draining
 
 
 async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:

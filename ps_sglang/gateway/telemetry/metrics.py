@@ -7,7 +7,7 @@ from functools import cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.bodies.findings import PrefillAnswer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -55,7 +55,8 @@ class GatewayMetrics:
         self._tokens = cache(
             Counter(
                 "ps_sglang_gateway_prompt_tokens",
-                "Tokens of routed prompts; held: the chosen workers were believed to have them.",
+                "Tokens of the base prefixes of answered prompts, as the prefill worker told them; "
+                "held: it had them in its tree.",
                 ("worker", "held"),
                 registry=self._registry,
             ).labels
@@ -118,11 +119,10 @@ class GatewayMetrics:
         """Count a request as pending inside the block."""
         return self._pending(decoder).track_inprogress()
 
-    def routed(self, route: Route) -> None:
-        """A sample is sent to its workers."""
-        worker = route.prefill.name
-        self._tokens(worker, "yes").inc(round(route.decision.tokens) - route.new_tokens)
-        self._tokens(worker, "no").inc(route.new_tokens)
+    def served(self, worker: str, told: PrefillAnswer) -> None:
+        """A prompt was answered; `told` is what the prefill `worker` said of it."""
+        self._tokens(worker, "yes").inc(told.held)
+        self._tokens(worker, "no").inc(max(told.tokens - told.held, 0))
 
     def timeline(
         self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int

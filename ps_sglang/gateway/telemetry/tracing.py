@@ -9,7 +9,14 @@ from aiohttp.typedefs import Handler
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, BadRequest, GatewayError
+from ps_sglang.gateway.errors import (
+    BROKEN_ENCODING,
+    INTERNAL,
+    BadRequest,
+    GatewayBusy,
+    GatewayError,
+)
+from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -51,6 +58,9 @@ async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give each request an id, turn errors into OpenAI's format, log and count the outcome."""
     record = request[RECORD] = Record(_request_id(request), _route(request))
     status = CLIENT_HUNG_UP
+    client = client_of(request)
+    if client is not None:
+        client.began()
     try:
         response = await _answer(request, handler, record)
         if not response.prepared:
@@ -61,6 +71,8 @@ async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
         # The client hung up while its answer was being written: there is nobody to answer.
         return web.Response(status=CLIENT_HUNG_UP)
     finally:
+        if client is not None:
+            client.ended()
         _conclude(request, record, status)
 
 
@@ -68,6 +80,8 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
     headers: dict[str, str] = {}
     try:
         _check_encoding(request)
+        if request.method == "POST" and request.match_info.http_exception is None:
+            await read_body(request)
         return await handler(request)
     except GatewayError as error:
         record.failed(error)
@@ -85,12 +99,14 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
     assert record.error is not None
     response = error_response(record.error)
     response.headers.update(headers)
+    if isinstance(record.error, GatewayBusy) or not request.content.is_eof():
+        response.force_close()  # a kept connection is one less for others; half a body, no use
     return response
 
 
 def error_response(error: GatewayError) -> web.Response:
     """The error as an answer of its own."""
-    return web.json_response(error.payload(), status=error.status)
+    return web.json_response(error.payload(), status=error.status, headers=error.headers)
 
 
 def _check_encoding(request: web.Request) -> None:

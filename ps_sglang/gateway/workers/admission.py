@@ -16,7 +16,7 @@ import msgspec
 
 from ps_sglang.feed.messages import PUBLISHER
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
-from ps_sglang.gateway.errors import BadRequest, GatewayError
+from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
 
 ANSWER_SECONDS = 30.0  # the engine is asked too, and may be in the middle of a long prompt
 _WILDCARDS = frozenset(("*", "0.0.0.0", "::", "[::]"))
@@ -67,6 +67,8 @@ async def ask(session: aiohttp.ClientSession, url: str) -> Report:
     except TimeoutError as error:
         raise _no_worker(url, f"no answer within {ANSWER_SECONDS:g} s") from error
     except (aiohttp.ClientError, OSError) as error:
+        if is_own(error):
+            raise GatewayBusy(str(error)) from error
         raise _no_worker(url, str(error) or type(error).__name__) from error
     except msgspec.DecodeError as error:
         raise _no_worker(url, f"its /server_info is not SGLang's: {error}") from error

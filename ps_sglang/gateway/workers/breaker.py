@@ -12,6 +12,9 @@ SHORTEST_SECONDS to LONGEST_SECONDS, and starts again only after a request has s
 that answers every probe and fails every request is tried ever more rarely. Jitter keeps several
 gateways, or several workers of one that came back, from being probed in step.
 
+A worker that has never answered is still starting: it is as an open one, but it has not failed. It
+is probed as often as a good one, and its first answer closes the breaker.
+
 What a failure tells decides how many it takes. A refused or broken connection is certain: there is
 no server. A missed deadline may be a busy machine, a failed request may be the request's own fault.
 """
@@ -43,6 +46,7 @@ class Breaker:
         self._misses = 0
         self._probes = 0  # that succeeded since it is half-open
         self._retry_at = 0.0
+        self.has_answered = False
         self.reason = ""
 
     @property
@@ -70,6 +74,7 @@ class Breaker:
     def request_succeeded(self) -> None:
         """The worker did what it was asked to. One that is open is told so by old requests only."""
         if self._health is not Health.BROKEN:
+            self.has_answered = True
             self._close()
             self._back_off = SHORTEST_SECONDS
 
@@ -82,7 +87,10 @@ class Breaker:
     def probe_succeeded(self) -> None:
         """A probe got its answer."""
         self._misses = 0
-        if self._health is Health.BROKEN and not self.seconds_to_retry:
+        if not self.has_answered:
+            self.has_answered = True
+            self._close()
+        elif self._health is Health.BROKEN and not self.seconds_to_retry:
             self._health = Health.TRIAL
             self._probes = 0
         elif self._health is Health.TRIAL:
@@ -94,8 +102,9 @@ class Breaker:
         # What fails while it is open was sent before: the back-off goes on, and is not doubled.
         if self._health is Health.BROKEN and self.seconds_to_retry:
             return
-        self._retry_at = self._clock() + self._back_off * (1 + JITTER * self._random())
-        self._back_off = min(LONGEST_SECONDS, 2 * self._back_off)
+        if self.has_answered:
+            self._retry_at = self._clock() + self._back_off * (1 + JITTER * self._random())
+            self._back_off = min(LONGEST_SECONDS, 2 * self._back_off)
         self._health = Health.BROKEN
         self.reason = reason
 

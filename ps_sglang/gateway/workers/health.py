@@ -21,7 +21,7 @@ import aiohttp
 
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.dispatch.legs import Pair
-from ps_sglang.gateway.errors import WorkerError, WorkerUnreachable
+from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable, is_own
 from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
 from ps_sglang.gateway.workers.breaker import Breaker
 
@@ -58,6 +58,7 @@ class _Problem:
     text: str
     silent: bool = False
     refused: bool = False
+    own: bool = False  # the question could not be asked: it says nothing of the worker
 
 
 @dataclass
@@ -114,7 +115,7 @@ class HealthMonitor:
             self._show(member, record)
 
     def failed(self, member: AnyMember, error: WorkerError) -> None:
-        """The worker could not be reached (WorkerUnreachable), or failed at a request."""
+        """The worker could not be reached (WorkerUnreachable), or failed where another did not."""
         if (record := self._records.get(member)) is None:
             return
         if isinstance(error, WorkerUnreachable):
@@ -123,13 +124,15 @@ class HealthMonitor:
             record.breaker.request_failed(error.message)
         self._show(member, record)
 
-    def take_requests_from(self, member: AnyMember, reason: str) -> int:
+    def take_requests_from(
+        self, member: AnyMember, reason: str, loss: Loss = Loss.NOT_TAKEN
+    ) -> int:
         """End what the worker has unfinished; what has sent nothing yet goes to another.
 
         `reason` completes "worker x is unreachable: ...". Returns how many requests it had.
         """
         assert self._interrupt is not None, "start() comes first"
-        error = WorkerUnreachable(member.worker, reason)
+        error = WorkerUnreachable(member.worker, reason, loss)
         return self._interrupt(error, lambda pair: pair.route.needs(member))
 
     @contextmanager
@@ -180,7 +183,7 @@ class HealthMonitor:
             ):  # it fell silent for a good reason, with the question under way
                 record.engine_silent_since = None
                 continue
-            silent = problem is not None and not problem.refused
+            silent = problem is not None and not (problem.refused or problem.own)
             record.engine_silent_since = _since(record.engine_silent_since, began, silent)
             limit = self._timing.engine_silence
             if problem is not None and self._too_long(record.engine_silent_since, limit):
@@ -198,9 +201,13 @@ class HealthMonitor:
         except TimeoutError:
             return _Problem(f"it did not answer {path} within {deadline:g} s", silent=True)
         except (aiohttp.ClientError, OSError) as error:
+            if is_own(error):
+                return _Problem(str(error), own=True)
             return _Problem(str(error) or type(error).__name__, refused=True)
 
     def _note(self, record: _Record, problem: _Problem | None) -> None:
+        if problem is not None and problem.own:
+            return
         if problem is None:
             record.breaker.probe_succeeded()
         elif problem.refused:
@@ -215,7 +222,9 @@ class HealthMonitor:
         member.problem = record.breaker.reason or None
         if now is before:
             return
-        if now is Health.BROKEN:
+        if not record.breaker.has_answered:
+            log.info("%s does not answer yet: %s", member.worker.title, member.problem)
+        elif now is Health.BROKEN:
             self.broken[member.name] += 1
             log.warning("%s is broken: %s", member.worker.title, member.problem)
         else:
@@ -225,7 +234,7 @@ class HealthMonitor:
         return since is not None and self._clock() - since >= limit
 
     def _take_requests(self, member: AnyMember, problem: _Problem) -> None:
-        if count := self.take_requests_from(member, problem.text):
+        if count := self.take_requests_from(member, problem.text, Loss.TAKEN):
             log.warning("%s is silent; took %d requests from it", member.worker.title, count)
 
 

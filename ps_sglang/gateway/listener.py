@@ -1,0 +1,238 @@
+"""Accepts clients, as many as there are descriptors for, and ends those that keep one waiting.
+
+A server that accepts until the system refuses has nothing left to say so with. Here a client that
+comes when most descriptors are taken still gets its answer, which is 429, and the rest wait in the
+kernel's queue for the moment that it takes.
+"""
+
+import asyncio
+import logging
+import socket
+from typing import Final
+
+from aiohttp import web
+
+from ps_sglang.gateway.descriptors import Descriptors
+from ps_sglang.gateway.errors import GatewayError
+
+log = logging.getLogger("ps_sglang.gateway")
+
+HEAD_SECONDS: Final = 15.0
+"""A client that has begun a request must have sent its head by then."""
+BODY_SECONDS: Final = 60.0
+"""... and its body, from then on."""
+STALL_SECONDS: Final = 8.0
+"""... of which something must come in this time."""
+IDLE_SECONDS: Final = 75.0
+"""A kept connection is closed after this time without a request."""
+PRESSED_SECONDS: Final = 5.0
+"""... and after this one where descriptors are short."""
+_BACKLOG: Final = 1024
+_AT_ONCE: Final = 64
+_PAUSE_SECONDS: Final = 0.05
+
+
+class Listener:
+    """Listens for the application of `runner`, which must be set up."""
+
+    def __init__(self, runner: web.BaseRunner, descriptors: Descriptors) -> None:
+        assert runner.server is not None, "the runner is set up first"
+        self._server = runner.server
+        self._descriptors = descriptors
+        self._sockets: list[socket.socket] = []
+        self._clients: set[_Client] = set()
+        self._paused: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, on any free port if `port` is 0; returns the port. Raises OSError."""
+        found = await self._loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        try:
+            for family, _, _, _, address in dict.fromkeys(found):
+                self._sockets.append(_listening(family, address))
+        except OSError:
+            self._close()
+            raise
+        self._watch()
+        bound: int = self._sockets[0].getsockname()[1]
+        return bound
+
+    def stop(self) -> None:
+        """Accept nobody any more; those that are connected stay."""
+        if self._paused is not None:
+            self._paused.cancel()
+        else:
+            self._ignore()
+        self._close()
+
+    def gone(self, client: "_Client") -> None:
+        """A client's connection is closed."""
+        if client in self._clients:
+            self._clients.discard(client)
+            self._descriptors.clients -= 1
+            del _BY_INNER[client.inner]
+
+    def _watch(self) -> None:
+        self._paused = None
+        for one in self._sockets:
+            self._loop.add_reader(one, self._accept, one)
+
+    def _ignore(self) -> None:
+        for one in self._sockets:
+            self._loop.remove_reader(one)
+
+    def _close(self) -> None:
+        for one in self._sockets:
+            one.close()
+        self._sockets.clear()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            if not self._descriptors.may_accept:
+                self._pause()
+                return
+            try:
+                connection, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.error("cannot accept a client: %s", error)
+                self._pause()
+                return
+            connection.setblocking(False)
+            client = _Client(self._server(), self)
+            self._clients.add(client)
+            self._descriptors.clients += 1
+            client.connecting = self._loop.create_task(self._connect(client, connection))
+
+    async def _connect(self, client: "_Client", connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: client, connection)
+        except OSError as error:
+            connection.close()
+            self.gone(client)
+            log.info("a client was gone at once: %s", error)
+
+    def _pause(self) -> None:
+        if self._paused is None:
+            self._ignore()
+            self._paused = self._loop.call_later(_PAUSE_SECONDS, self._watch)
+            before = self._loop.time() - PRESSED_SECONDS
+            for client in list(self._clients):
+                client.close_if_idle_since(before)
+
+
+class _Client(asyncio.Protocol):
+    """Between a client's connection and aiohttp: it ends a head that does not come."""
+
+    def __init__(self, inner: asyncio.Protocol, listener: Listener) -> None:
+        self.connecting: asyncio.Task[None] | None = None
+        self.inner = inner
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.BaseTransport | None = None
+        self._requests = 0  # at work
+        self._idle_since = self._loop.time()
+        self._late: asyncio.TimerHandle | None = None
+        _BY_INNER[inner] = self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self.inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._forget_head()
+        self._listener.gone(self)
+        self.inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._requests and self._late is None:
+            self._late = self._loop.call_later(HEAD_SECONDS, self._end)
+        self.inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def began(self) -> None:
+        """A request's head has come."""
+        self._requests += 1
+        self._forget_head()
+
+    def ended(self) -> None:
+        """A request was answered."""
+        self._requests -= 1
+        self._idle_since = self._loop.time()
+
+    def close_if_idle_since(self, before: float) -> None:
+        """Close it if no request has been at work since then."""
+        if not self._requests and self._idle_since < before:
+            self._end()
+
+    def _forget_head(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _end(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+_BY_INNER: dict[asyncio.BaseProtocol, _Client] = {}
+
+
+def client_of(request: web.Request) -> _Client | None:
+    """Who tells of a request's connection, None where another listener has accepted it."""
+    return _BY_INNER.get(request.protocol)
+
+
+async def read_body(request: web.Request) -> None:
+    """Have the whole body at hand, for `request.read()`; raises GatewayError if it does not come.
+
+    A client may take its time, but not stop: its connection would be held for ever.
+    """
+    if not request.body_exists:
+        return
+    reading = asyncio.ensure_future(request.read())
+    loop = asyncio.get_running_loop()
+    deadline, seen = loop.time() + BODY_SECONDS, request.content.total_bytes
+    try:
+        while not reading.done():
+            wait = min(STALL_SECONDS, deadline - loop.time())
+            await asyncio.wait({reading}, timeout=max(wait, 0))
+            so_far = request.content.total_bytes
+            if not reading.done() and (so_far == seen or loop.time() >= deadline):
+                raise GatewayError(
+                    f"The body did not come: after {so_far} bytes nothing more came for "
+                    f"{STALL_SECONDS:g} s, or it took more than {BODY_SECONDS:g} s.",
+                    status=408,
+                    code="request_timeout",
+                )
+            seen = so_far
+        reading.result()
+    finally:
+        reading.cancel()
+
+
+def _listening(family: int, address: tuple[object, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setblocking(False)
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, f"cannot listen on {address[0]}:{address[1]}: {error}") from None
+    return made

@@ -1,0 +1,49 @@
+"""What a cluster can still serve when some of its workers have died."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ps_sglang.errors import UsageError
+from ps_sglang.launch.spec import Role, WorkerSpec
+from ps_sglang.workers.client import WorkersClient
+
+_ANSWER_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A worker, the decoder that it serves if it does, and whether it gets requests."""
+
+    url: str
+    decoder: str | None
+    able: bool = True
+
+
+def outlook(candidates: Iterable[Candidate], dead: Collection[str]) -> str:
+    """What is served without the workers whose URLs are `dead`, in words."""
+    known = list(candidates)
+    able = [one for one in known if one.able and one.url not in dead]
+    if not any(one.decoder is None for one in able):
+        return "no prefill worker is left, so nothing can be served"
+    every = dict.fromkeys(one.decoder for one in known if one.decoder is not None)
+    served = {one.decoder for one in able}
+    if not (left := [name for name in every if name in served]):
+        return "no decode worker is left, so nothing can be served"
+    lost = [name for name in every if name not in served]
+    return f"still served: {', '.join(left)}" + (f"; no longer: {', '.join(lost)}" if lost else "")
+
+
+def candidates(url: str, own: Iterable[WorkerSpec]) -> list[Candidate]:
+    """The workers of the gateway at `url`; `own`, if it does not answer."""
+    try:
+        listed = WorkersClient(url, _ANSWER_S).list()
+    except UsageError:
+        return [
+            Candidate(one.url, one.model_name if one.role is Role.DECODE else None) for one in own
+        ]
+    return [
+        Candidate(one["url"], one["decoder"], one["state"] in ("good", "trial")) for one in listed
+    ]

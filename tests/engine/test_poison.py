@@ -1,0 +1,89 @@
+"""A request on which prefill workers die takes two of three with it, and no other request."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from engine_client import RefusedError, assert_conserved, generate, together
+from hf_reference import expected
+from served import Launch, Models, Served
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+LONG = 1900
+
+
+@pytest.fixture(scope="module")
+def served(llama: Models, launch: Launch) -> Served:
+    # Small chunks: the poisonous prompt is at work for long enough to be caught at it.
+    arguments = ("--chunked-prefill-size", "16")
+    return launch(llama, "a", prefill_replicas=3, engine_args=arguments)
+
+
+def workers(served: Served) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"{served.cluster.url}/workers", timeout=30) as response:
+        found: list[dict[str, Any]] = json.load(response)["workers"]
+    return found
+
+
+def kill_each_that_has_it(served: Served, ended: threading.Event) -> list[str]:
+    """Play the poison: SIGKILL every prefill worker that has a long prompt in flight."""
+    killed: list[str] = []
+    alive = {one.name: one for one in served.cluster.workers if one.role == "prefill"}
+    while not ended.is_set():
+        for one in workers(served):
+            if one["name"] in alive and one["load"]["queued_tokens"] > LONG // 2:
+                victim = alive.pop(one["name"])
+                os.killpg(victim.pid, signal.SIGKILL)
+                killed.append(victim.name)
+        time.sleep(0.01)
+    return killed
+
+
+def test_a_poisonous_request(served: Served, prompts: Prompts) -> None:
+    base, decoder = served.models.base, served.models.decoders["a"]
+    (poison,) = prompts(1, LONG)
+    others = prompts(6, 100)
+    want = [expected(base, decoder, ids).tokens for ids in others]
+    assert all(one["times_broken"] == 0 and one["state"] == "good" for one in workers(served))
+    ended, killed = threading.Event(), list[str]()
+    killer = threading.Thread(target=lambda: killed.extend(kill_each_that_has_it(served, ended)))
+    killer.start()
+
+    def ask(ids: list[int]) -> Any:
+        try:
+            return generate(served.cluster, "a", ids)
+        except RefusedError as error:
+            return error
+        finally:
+            if ids is poison:
+                ended.set()
+
+    refused, *answers = together([partial(ask, ids) for ids in (poison, *others)])
+    killer.join()
+    assert isinstance(refused, RefusedError)
+    assert (refused.status, refused.body["error"]["code"]) == (422, "poison_request")
+    assert len(killed) == 2
+    assert [answer["output_ids"] for answer in answers] == want
+
+    # It stays refused, and the worker that is left serves on, exactly.
+    again = ask(poison)
+    assert isinstance(again, RefusedError)
+    assert again.status == 422
+    (left,) = {one.name for one in served.cluster.workers if one.role == "prefill"} - {*killed}
+    assert {one.name for one in served.cluster.workers if not one.alive} == {*killed}
+    for ids, tokens in zip(others, want, strict=True):
+        assert ask(ids)["output_ids"] == tokens
+    with urllib.request.urlopen(f"{served.cluster.url}/ready", timeout=30) as response:
+        assert json.load(response)["prefill"] == [left]
+    assert_conserved(served.cluster, *killed)
