@@ -167,7 +167,16 @@ HOOKS: tuple[Hook, ...] = (
         "SchedulerBatchResultProcessor.process_batch_result_decode", HookType.AFTER,
         timeline.process_batch_result_decode, ("self", "batch", "result"),
     ),
-    # A worker in an elastic cluster: its facts, and new weights for it.
+    # A worker in an elastic cluster: who it is, and new weights for it.
+    Hook(_SCHEDULER + "get_init_info", HookType.AFTER, facts.get_init_info, ("self",)),
+    Hook(
+        _SRT + "entrypoints.http_server._setup_and_run_http_server", HookType.BEFORE,
+        facts.setup_and_run_http_server,
+        (
+            "server_args", "tokenizer_manager", "template_manager", "port_args",
+            "scheduler_infos", "subprocess_watchdog", "execute_warmup_func", "launch_callback",
+        ),
+    ),
     Hook(
         _SRT + "utils.common.build_server_info", HookType.AFTER,
         facts.build_server_info, ("server_args", "scheduler_info"),

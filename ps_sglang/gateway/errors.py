@@ -7,6 +7,7 @@ GatewayError
 ├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
     ├── WorkerUnreachable  503  no answer: another worker, or a later try, may help
+    │   └── OtherProcess        ... or not the worker's
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
 """
 
@@ -97,6 +98,13 @@ class WorkerUnreachable(WorkerError):
         super().__init__(worker, f"is unreachable: {reason}", status=503, code="worker_unreachable")
 
 
+class OtherProcess(WorkerUnreachable):
+    """Another process answers at the worker's address."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker, "another process answers at its address")
+
+
 class WorkerFailed(WorkerError):
     """The worker answered something that no client can be given."""
 
@@ -111,6 +119,12 @@ def reaching(worker: Worker) -> Iterator[None]:
         yield
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise WorkerUnreachable(worker, str(error) or type(error).__name__) from error
+
+
+def require_process(worker: Worker, wanted: str | None, found: str | None) -> None:
+    """Raise OtherProcess unless the answer of a worker is of the process that was `wanted`."""
+    if wanted is not None and found != wanted:
+        raise OtherProcess(worker)
 
 
 def engine_error(status: int, body: bytes) -> EngineError:

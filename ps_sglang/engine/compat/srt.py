@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
 from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
 from sglang.srt.disaggregation.common.conn import (
@@ -72,4 +74,12 @@ __all__ = [
     "multinomial_with_seed",
     "prepare_abort",
     "register_radix_cache_backend",
+    "server_app",
 ]
+
+
+def server_app() -> Any:
+    """The ASGI application of SGLang's server; its module stays out of the other processes."""
+    from sglang.srt.entrypoints.http_server import app
+
+    return app
