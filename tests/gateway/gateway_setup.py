@@ -42,14 +42,20 @@ class Setup:
 @asynccontextmanager
 async def running(timing: Timing = USUAL, **shape: Any) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
-    async with Cluster.running(**shape) as cluster:
-        app = build_app(cluster.config(), timing)
-        serving = runner(app)
-        await serving.setup()
-        try:
-            await web.TCPSite(serving, "127.0.0.1", 0).start()
-            url = f"http://127.0.0.1:{serving.addresses[0][1]}"
-            async with aiohttp.ClientSession() as http:
-                yield Setup(cluster, app, url, http)
-        finally:
-            await serving.cleanup()
+    async with Cluster.running(**shape) as cluster, serving(cluster, timing) as setup:
+        yield setup
+
+
+@asynccontextmanager
+async def serving(cluster: Cluster, timing: Timing = USUAL) -> AsyncIterator[Setup]:
+    """A gateway in front of a cluster."""
+    app = build_app(cluster.config(), timing)
+    server = runner(app)
+    await server.setup()
+    try:
+        await web.TCPSite(server, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{server.addresses[0][1]}"
+        async with aiohttp.ClientSession() as http:
+            yield Setup(cluster, app, url, http)
+    finally:
+        await server.cleanup()

@@ -135,10 +135,10 @@ class Worker:
             response.headers[HEADER] = self.incarnation
         return response
 
-    def publish(self) -> None:
+    def publish(self, *addresses: str) -> None:
         """Have a feed. It tells that nothing is held here, when it is asked."""
         loop = asyncio.get_running_loop()
-        self.publisher = FeedPublisher()
+        self.publisher = FeedPublisher(0, *addresses)
         self.incarnation = self.publisher.incarnation
         self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._take, one))
 
