@@ -51,7 +51,7 @@ def weights_digest(folder: Path) -> str:
     """`w1:` and a digest that tells checkpoints apart without reading them whole.
 
     It takes the name, type and shape of every tensor and up to 64 KiB of its bytes: training
-    changes a tensor everywhere, or not at all. Small tensors are read whole. Raises CheckpointError.
+    changes a tensor everywhere, or not at all. A small one is read whole. Raises CheckpointError.
     """
     tensors = [tensor for _, tensor in sorted(read_tensors(folder).items())]
     try:

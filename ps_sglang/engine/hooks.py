@@ -12,7 +12,7 @@ from ps_sglang.engine import attention, facts, feed, swap, timeline, waiting
 from ps_sglang.engine.compat.srt import HookRegistry, HookType
 from ps_sglang.engine.handoff import base_prefix, decode, prefill, priority
 from ps_sglang.engine.sampling import murmur, seeds
-from ps_sglang.engine.transfer import backend
+from ps_sglang.engine.transfer import backend, serving
 
 _SRT = "sglang.srt."
 _DECODE = _SRT + "disaggregation.decode."
@@ -48,6 +48,10 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         _SRT + "disaggregation.utils.get_kv_class", HookType.AROUND,
         backend.get_kv_class, ("transfer_backend", "class_type"),
+    ),
+    Hook(
+        _SRT + "utils.network.get_zmq_socket_on_host", HookType.AROUND,
+        serving.get_zmq_socket_on_host, ("context", "socket_type", "host", "restrict_peers"),
     ),
     # Both roles: the base prefix of a request.
     Hook(

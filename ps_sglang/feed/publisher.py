@@ -36,6 +36,8 @@ from ps_sglang.feed.messages import (
     Snapshot,
     Standing,
     TimelineRecord,
+)
+from ps_sglang.feed.messages import (
     topic as topic_of,
 )
 
@@ -138,6 +140,7 @@ class FeedPublisher:
         socket.linger = 0
         socket.set_hwm(hwm)
         socket.maxmsgsize = MOST_REQUEST_BYTES
+        socket.tcp_keepalive = 1  # a peer whose machine is gone gives its connection back
         socket.bind(address)
         return socket
 

@@ -274,7 +274,6 @@ class Feed:
         self._heard = time.monotonic()
         return standing
 
-
     def _restarted(self, incarnation: str) -> None:
         """Another process answers; raises FeedError if it is not the worker."""
         if self._incarnation:

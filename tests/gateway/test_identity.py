@@ -1,6 +1,5 @@
 """A worker that comes back as another: never asked in the first one's name, and refused."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -63,9 +62,7 @@ async def becomes(gateway: Setup, name: str, *states: str) -> dict[str, Any]:
     return found
 
 
-async def replace(
-    gateway: Setup, old: Worker, decoder: str | None, **facts: Any
-) -> Worker:
+async def replace(gateway: Setup, old: Worker, decoder: str | None, **facts: Any) -> Worker:
     """Another process takes the address of `old`."""
     await old.stop()
     new = Worker(gateway.cluster, "new", decoder)
@@ -242,14 +239,14 @@ async def test_the_feed_of_another_is_not_taken_for_the_workers() -> None:
         assert old.publisher is not None
         mirror = gateway.app[GATEWAY].holdings.mirror("a-0")
         while mirror.problem is not None:
-            await asyncio.sleep(0)
+            await entry(gateway, "a-0")
         address, control = old.publisher.endpoint, old.publisher.control
         old.publisher.shutdown()
         other = Worker(gateway.cluster, "other", "b")
         other.publish(address, control)
         try:
             while "of another process" not in str(mirror.problem):
-                await asyncio.sleep(0)
+                await entry(gateway, "a-0")
         finally:
             assert other.publisher is not None
             other.publisher.shutdown()

@@ -298,9 +298,7 @@ class _Connection(asyncio.Protocol):
             self.abort()
             return
         self._reusable = self._parser.should_keep_alive()
-        self._response = WorkerResponse(
-            self, self._parser.get_status_code(), self._incarnation
-        )
+        self._response = WorkerResponse(self, self._parser.get_status_code(), self._incarnation)
         head.set_result(self._response)
 
     def on_body(self, body: bytes) -> None:

@@ -139,9 +139,7 @@ async def flush_cache(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
     members = gateway.workers(None) if name is None else gateway.pool.decode(name)
-    problems = await asyncio.gather(
-        *(_flush(gateway, member, request) for member in members)
-    )
+    problems = await asyncio.gather(*(_flush(gateway, member, request) for member in members))
     failed = [problem for problem in problems if problem]
     if failed:
         return web.Response(text="\n".join(failed) + "\n", status=400)

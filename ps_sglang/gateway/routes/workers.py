@@ -13,7 +13,13 @@ from aiohttp import web
 
 from ps_sglang.gateway.bodies.validation import decode_body
 from ps_sglang.gateway.config import PrefillWorker
-from ps_sglang.gateway.errors import BadRequest, GatewayError, engine_error, reaching, require_process
+from ps_sglang.gateway.errors import (
+    BadRequest,
+    GatewayError,
+    engine_error,
+    reaching,
+    require_process,
+)
 from ps_sglang.gateway.routing.pool import AnyMember
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
