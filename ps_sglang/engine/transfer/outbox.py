@@ -57,8 +57,6 @@ class Outbox:
                 logger.debug("Dropped a message to %r: %s", endpoint, error)
 
     def _connect(self, endpoint: str) -> zmq.Socket[Any]:
-        while len(self._sockets) >= _MOST:
-            self._sockets.pop(next(iter(self._sockets)))[0].close()
         socket: zmq.Socket[Any] = self._context.socket(zmq.PUSH)
         try:
             socket.setsockopt(zmq.LINGER, 0)
@@ -68,6 +66,8 @@ class Outbox:
         except zmq.ZMQError:
             socket.close()
             raise
+        while len(self._sockets) >= _MOST:  # the one used longest ago goes
+            self._sockets.pop(next(iter(self._sockets)))[0].close()
         return socket
 
     def close_idle(self) -> None:
