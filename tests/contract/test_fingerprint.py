@@ -205,5 +205,5 @@ def test_weights_digest_reads_samples_of_a_large_tensor(build: Build) -> None:
 
 
 def test_weights_digest_of_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no .safetensors"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors"):
         weights_digest(tmp_path)

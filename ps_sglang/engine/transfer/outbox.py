@@ -45,7 +45,8 @@ class Outbox:
             return
         with self._lock:
             try:
-                socket, _ = self._sockets.pop(endpoint, None) or (self._connect(endpoint), 0.0)
+                known = self._sockets.pop(endpoint, None)
+                socket = self._connect(endpoint) if known is None else known[0]
                 self._sockets[endpoint] = (socket, time.monotonic())  # the last: used last
                 if len(frames) == 1:
                     socket.send(frames[0], zmq.NOBLOCK)

@@ -59,7 +59,7 @@ class Member(Generic[W]):
 
     worker: W
     facts: Facts | None = None
-    incarnation: str | None = None
+    incarnation: str | None = field(init=False)
     unheard: bool = False
     refused: str | None = None
     health: Health = Health.GOOD
@@ -70,6 +70,7 @@ class Member(Generic[W]):
     _idle: list[asyncio.Future[None]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
+        self.incarnation = None if self.facts is None else self.facts.incarnation
         self.host = urlsplit(self.worker.url).hostname or ""
 
     @property
@@ -182,10 +183,10 @@ class WorkerPool:
             raise ValueError(f"there is a worker {worker.name!r} already")
         member: AnyMember
         if isinstance(worker, PrefillWorker):
-            member = Member(worker, facts, facts and facts.incarnation)
+            member = Member(worker, facts)
             self._prefill = (*self._prefill, member)
         else:
-            member = Member(worker, facts, facts and facts.incarnation)
+            member = Member(worker, facts)
             self._decode[worker.decoder] = (*self.decode(worker.decoder), member)
         self._members[worker.name] = member
         for tell in self.joined:

@@ -90,7 +90,7 @@ def misfits(
         return [f"it cannot tell what it serves: {facts.problem}"]
     if facts.role == "null":
         return ["it is a plain server: start it with --disaggregation-mode prefill or decode"]
-    found = []
+    found: list[str] = []
     if reference is not None:
         found += _differences(facts, reference, allow_unverified)
     if facts.capacity < capacity:
