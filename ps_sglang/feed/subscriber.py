@@ -58,8 +58,8 @@ class Timing:
 class Listener(Protocol):
     """What a feed's news goes to, in the thread of the event loop."""
 
-    def starts(self, incarnation: str) -> None:
-        """This process is about to tell all; raises FeedError if it is not the worker."""
+    def tells(self, incarnation: str) -> None:
+        """This process tells, or is about to; raises FeedError if it is not the worker."""
         ...
 
     def kv(self, event: KvEvent) -> None:
@@ -269,20 +269,20 @@ class Feed:
         standing = await self.ask(request)
         if not isinstance(standing, Standing):
             raise FeedError(f"it answered {request!r} with {standing!r}")
-        if standing.incarnation != self._incarnation:
-            self._restarted(standing.incarnation)
+        self._require_worker(standing.incarnation)
         self._heard = time.monotonic()
         return standing
 
-    def _restarted(self, incarnation: str) -> None:
-        """Another process answers; raises FeedError if it is not the worker."""
-        if self._incarnation:
+    def _require_worker(self, incarnation: str) -> None:
+        """What answers now must be the worker, restarted or not; raises FeedError."""
+        if self._incarnation not in ("", incarnation):
             self._former.add(self._incarnation)
             self._incarnation = ""
             self._lose("it has restarted")
         try:
-            self._listener.starts(incarnation)
+            self._listener.tells(incarnation)
         except FeedError as error:
+            self._incarnation = ""
             self._lose(str(error))
             raise
 

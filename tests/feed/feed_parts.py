@@ -96,7 +96,7 @@ class Mirror:
             self.parents[event.block_hashes[0]] = parent
         self._changed.set()
 
-    def starts(self, incarnation: str) -> None:
+    def tells(self, incarnation: str) -> None:
         if self.wanted not in (None, incarnation):
             raise FeedError(f"{incarnation} is not {self.wanted}")
 

@@ -247,7 +247,8 @@ def test_the_feed_knows_no_engine() -> None:
     assert run.stdout == b"[]\n"
 
 
-NESTED = b"\x91" * 200_000 + b"\xc0"
+# A request with a field that nobody knows, of arrays in arrays.
+NESTED = b"\x82\xa4type\xa6Status\xa1x" + b"\x91" * 200_000 + b"\xc0"
 GARBAGE = [
     [b""], [b"", b""], [b"\xff\xfe"], [NESTED], [b"", NESTED], [b"x"] * 50, [b"\x81\xa4type"],
     [msgspec.msgpack.encode({"type": "Pin", "session": "s", "seconds": float("nan")})],

@@ -421,7 +421,8 @@ async def test_an_address_where_nobody_is_is_no_error_but_never_live() -> None:
 
 async def test_a_nested_message_is_missed_and_the_tree_asked_for(tree: Tree) -> None:
     """What the worker keeps for replays is as bad, so that the whole tree must follow."""
-    mirror, nested = Mirror(), b"\x91" * 200_000 + b"\xc0"
+    # An array with one item more than a batch has.
+    mirror, nested = Mirror(), b"\x94\x00\x90\xc0" + b"\x91" * 200_000 + b"\xc0"
     feed = _feed(tree, mirror)
     async with running(feed):
         await mirror.until(lambda: mirror.is_live)
@@ -461,6 +462,9 @@ async def test_the_feed_of_another_process_is_not_taken_in(tree: Tree) -> None:
         assert (mirror.parents, mirror.is_live) == ({}, False)
         mirror.wanted = tree.publisher.incarnation
         await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+        mirror.wanted = "yet another"
+        await mirror.until(lambda: not mirror.is_live)
+        assert mirror.parents == {}
 
 
 async def test_an_address_that_is_none_is_an_error_by_name() -> None:

@@ -73,7 +73,7 @@ def sealed(body: bytes) -> bytes:
         [sealed(b"\xff")],
         [sealed(b"\x80")],
         [sealed(b"")],
-        [sealed(b"\x91" * 200_000 + b"\xc0")],
+        [sealed(b"\x82\xa1x" + b"\x91" * 200_000 + b"\xc0\xa4type\xa5Alive")],
         encode(Fetch(SESSION, PEER, 3, -1)),
         encode(Landed(SESSION, PEER, 3, [-1])),
         encode(Offer(SESSION, PEER, 3, 0, -4, 4, True, b"", b"", b"")),

@@ -72,8 +72,8 @@ class Mirror:
             self.estimate.forget()
         self._incarnation = incarnation
 
-    def starts(self, incarnation: str) -> None:
-        """A stream of events starts; raises FeedError if it is not the worker's."""
+    def tells(self, incarnation: str) -> None:
+        """This process tells; raises FeedError if it is not the worker."""
         if self._incarnation not in (None, incarnation):
             raise FeedError(
                 f"the feed at its address is of another process ({incarnation}, not "

@@ -160,7 +160,7 @@ def check_request(content: bytes) -> Joining:
     """The body of POST /workers; raises BadRequest."""
     try:
         joining = msgspec.json.decode(content, type=Joining)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body is not what adds a worker: {error}.") from error
     try:
         address = urlsplit(joining.url)
