@@ -195,10 +195,12 @@ async def serve(config: EngineConfig) -> None:
     if config.decoder is None:
         engine = prefill = PrefillEngine(config, feed)
         rooms = await asyncio.start_server(prefill.serve_rooms, "127.0.0.1", 0)
-        bootstrap = rooms.sockets[0].getsockname()[1]
+        bootstrap = engine.bootstrap_port = rooms.sockets[0].getsockname()[1]
     else:
         engine = DecodeEngine(config, feed)
-    server = await loop.create_server(lambda: HttpProtocol(engine.handle), "127.0.0.1", 0)
+    server = await loop.create_server(
+        lambda: HttpProtocol(engine.handle, feed.incarnation), "127.0.0.1", 0
+    )
     port = server.sockets[0].getsockname()[1]
     print("ready", port, bootstrap, feed.endpoint or "-", feed.control or "-", flush=True)
     await stop.wait()

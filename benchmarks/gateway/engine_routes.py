@@ -15,6 +15,7 @@ from benchmarks.gateway.messages import CHAT, COMPLETIONS, GENERATE, Body, Engin
 from benchmarks.gateway.tree import PageTree, page_hashes
 from benchmarks.gateway.vocabulary import WordTokenizer
 from benchmarks.gateway.wire import Exchange
+from ps_sglang.identity import KEY, Facts
 
 _HEALTH: Final = frozenset(("/health", "/health_generate", "/ready"))
 
@@ -30,6 +31,7 @@ class Engine:
         self.totals = Totals()
         self._tokenizer = WordTokenizer(Path(config.tokenizer))
         self._running: dict[asyncio.Task[Any], str] = {}
+        self.bootstrap_port: int | None = None  # of a prefill worker
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one HTTP request."""
@@ -109,6 +111,18 @@ class Engine:
             if known.startswith(rid):
                 task.cancel()
 
+    def _facts(self) -> Facts:
+        decoder = self.config.decoder
+        return Facts(
+            incarnation=self.feed.incarnation,
+            role="prefill" if decoder is None else "decode",
+            model=decoder or "base",
+            capacity=self.config.pool_tokens,
+            bootstrap_port=self.bootstrap_port,
+            feed=self.feed.endpoint or None,
+            feed_control=self.feed.control or None,
+        )
+
     def _inform(self, exchange: Exchange) -> None:
         known: dict[str, Any] = {
             "/get_model_info": {"model_path": "/models/base", "is_generation": True},
@@ -117,6 +131,6 @@ class Engine:
             "/get_load": [{"num_reqs": len(self._running), "num_waiting_reqs": 0}],
         }
         known["/model_info"] = known["/get_model_info"]
-        known["/server_info"] = known["/get_server_info"]
+        known["/server_info"] = {**known["/get_server_info"], KEY: self._facts()}
         content = known.get(exchange.path)
         exchange.answer(msgspec.json.encode(content), 404 if content is None else 200)

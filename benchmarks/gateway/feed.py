@@ -49,6 +49,7 @@ class NoFeed:
 
     endpoint = ""
     control = ""
+    incarnation = "0"  # other engines listen on other ports
 
     def changed(self, change: Change) -> None:
         """Pages of one prompt came, for which others went."""
@@ -76,6 +77,7 @@ class Feed(NoFeed):
         self._publisher = FeedPublisher()
         self.endpoint = self._publisher.endpoint
         self.control = self._publisher.control
+        self.incarnation = self._publisher.incarnation
         self._loop = asyncio.get_running_loop()
         self._step: asyncio.TimerHandle | None = None
         self._publisher.on_command(self._pass_on)

@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
+from ps_sglang.identity import HEADER
+
 _HEAD_END: Final = b"\r\n\r\n"
 _STREAM_HEAD: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
 )
 _REASONS: Final = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 411: b"Length Required"}
 
@@ -22,22 +24,30 @@ Handler = Callable[["Exchange"], Awaitable[None]]
 class Exchange:
     """One request and the way to answer it: `answer`, or `stream`, `write`... and `end`."""
 
-    __slots__ = ("_transport", "body", "method", "path")
+    __slots__ = ("_head_end", "_transport", "body", "method", "path")
 
-    def __init__(self, method: str, path: str, body: bytes, transport: asyncio.WriteTransport):
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        transport: asyncio.WriteTransport,
+        head_end: bytes,
+    ):
         self.method, self.path, self.body = method, path, body
         self._transport = transport
+        self._head_end = head_end
 
     def answer(self, content: bytes, status: int = 200, kind: bytes = b"application/json") -> None:
         """Send a whole answer."""
         self._transport.write(
-            b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s"
-            % (status, _REASONS[status], kind, len(content), content)
+            b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s"
+            % (status, _REASONS[status], kind, len(content), self._head_end, content)
         )
 
     def stream(self, first: bytes) -> None:
         """Begin an event stream with its first bytes."""
-        self._transport.write(_STREAM_HEAD + (_chunk(first) if first else b""))
+        self._transport.write(_STREAM_HEAD + self._head_end + (_chunk(first) if first else b""))
 
     def write(self, content: bytes) -> None:
         """Send more of the stream."""
@@ -55,8 +65,10 @@ def _chunk(content: bytes) -> bytes:
 class HttpProtocol(asyncio.Protocol):
     """One client connection; requests on it are answered in turn."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, incarnation: str) -> None:
+        """Every answer names `incarnation`, as a worker's does."""
         self._handler = handler
+        self._head_end = f"{HEADER}: {incarnation}\r\n\r\n".encode()
         self._buffer = bytearray()
         self._running: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -94,7 +106,9 @@ class HttpProtocol(asyncio.Protocol):
                 case b"connection":
                     close = value.strip().lower() == b"close"
                 case b"transfer-encoding":
-                    Exchange(method, target, b"", self._transport).answer(b"{}", 411)
+                    Exchange(method, target, b"", self._transport, self._head_end).answer(
+                        b"{}", 411
+                    )
                     self._transport.close()
                     return
         start = end + len(_HEAD_END)
@@ -102,7 +116,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         body = bytes(self._buffer[start : start + length])
         del self._buffer[: start + length]
-        exchange = Exchange(method, target.partition("?")[0], body, self._transport)
+        exchange = Exchange(method, target.partition("?")[0], body, self._transport, self._head_end)
         self._running = asyncio.ensure_future(self._run(exchange, close))
 
     async def _run(self, exchange: Exchange, close: bool) -> None:

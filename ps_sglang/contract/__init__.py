@@ -4,7 +4,7 @@ Reads files only; imports neither torch, transformers nor sglang.
 """
 
 from ps_sglang.contract.check import DecoderReport, check_cluster, trained_on
-from ps_sglang.contract.fingerprint import base_fingerprint
+from ps_sglang.contract.fingerprint import base_fingerprint, weights_digest
 from ps_sglang.contract.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from ps_sglang.contract.replacement import check_replacement, model_facts
 
@@ -18,5 +18,6 @@ __all__ = [
     "model_facts",
     "read_manifest",
     "trained_on",
+    "weights_digest",
     "write_manifest",
 ]

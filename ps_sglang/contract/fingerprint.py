@@ -23,6 +23,7 @@ from typing import Any
 from ps_sglang.contract.files import digest
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import Tensor, read_tensors, weight_files
+from ps_sglang.errors import CheckpointError
 from ps_sglang.home import home
 from ps_sglang.progress import progress
 
@@ -32,6 +33,8 @@ _MAKES_NO_KV = frozenset({"lm_head.weight"})
 _PIECE = 16 << 20
 # About 3 s of hashing on two slow cores: from here on a person is told what takes the time.
 _WORTH_A_LINE = 2 << 30
+# Of each tensor a digest of the weights reads so many pieces, of so many bytes, evenly spread.
+_SAMPLES, _SAMPLE = 16, 4096
 
 
 def base_fingerprint(folder: Path) -> str:
@@ -42,6 +45,30 @@ def base_fingerprint(folder: Path) -> str:
     """
     weights = _remembered(folder) or _remember(folder, _weights_digest(folder))
     return digest(SCHEME, [read_shape(folder).as_dict(), weights])
+
+
+def weights_digest(folder: Path) -> str:
+    """`w1:` and a digest that tells checkpoints apart without reading them whole.
+
+    It takes the name, type and shape of every tensor and up to 64 KiB of its bytes: training
+    changes a tensor everywhere, or not at all. A small one is read whole. Raises CheckpointError.
+    """
+    tensors = [tensor for _, tensor in sorted(read_tensors(folder).items())]
+    try:
+        entries = [[t.name, t.dtype, t.shape, _sample_digest(t)] for t in tensors]
+    except OSError as error:
+        raise CheckpointError(f"cannot read the weights in {folder}: {error}") from error
+    return digest("w1", entries)
+
+
+def _sample_digest(tensor: Tensor) -> str:
+    hasher = hashlib.blake2b(digest_size=32)
+    size = tensor.end - tensor.start
+    step = max(_SAMPLE, (size - _SAMPLE) // (_SAMPLES - 1))
+    with tensor.file.open("rb", buffering=0) as handle:
+        for start in range(tensor.start, tensor.end, step):
+            hasher.update(os.pread(handle.fileno(), min(_SAMPLE, tensor.end - start), start))
+    return hasher.hexdigest()
 
 
 def _weights_digest(folder: Path) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
-Kind = Literal["around", "after", "replace"]
+Kind = Literal["before", "around", "after", "replace"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ def around(target: str, *parameters: str) -> Callable[[F], F]:
     `target` is relative to ``sglang.srt`` unless it begins with ``sglang.``.
     """
     return _declare("around", target, parameters)
+
+
+def before(target: str, *parameters: str) -> Callable[[F], F]:
+    """The function is called before the target, with the target's arguments."""
+    return _declare("before", target, parameters)
 
 
 def after(target: str, *parameters: str) -> Callable[[F], F]:

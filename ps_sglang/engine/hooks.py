@@ -15,9 +15,10 @@ from ps_sglang.engine.hooking import Hook, declared
 
 # In the order of a request's life; each declares its hooks beside their functions.
 for _module in (
-    "transfer.backend", "guard.admission", "guard.scheduling", "handoff.base_prefix", "handoff.prefill", "handoff.priority",
-    "handoff.decode", "sampling.seeds", "sampling.murmur", "feed", "timeline", "facts", "swap",
-    "waiting", "answers",
+    "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
+    "handoff.base_prefix", "handoff.prefill", "handoff.priority", "handoff.decode",
+    "sampling.seeds", "sampling.murmur", "feed", "timeline", "facts", "swap", "answers",
+    "waiting",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ps_sglang.contract import check_replacement
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat.srt import DisaggregationMode
+from ps_sglang.engine.facts import serves
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
@@ -65,6 +66,8 @@ async def update_weights_from_disk(
         # roll-back. As when its scheduler dies: a worker with unknown weights must not answer.
         log.critical("ending this worker, its weights are unknown: %s", message)
         os.kill(os.getpid(), signal.SIGQUIT)
+    if succeeded:
+        await asyncio.to_thread(serves, Path(obj.model_path))
     return succeeded, message, paused
 
 

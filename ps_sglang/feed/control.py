@@ -6,7 +6,14 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ps_sglang.feed.messages import Refused, Replayed, Reply, Request
+from ps_sglang.feed.messages import (
+    MOST_BYTES,
+    NOT_UNDERSTOOD,
+    Refused,
+    Replayed,
+    Reply,
+    Request,
+)
 
 
 class FeedError(Exception):
@@ -34,13 +41,15 @@ class Control:
                 self.close()
                 if isinstance(error, TimeoutError):
                     raise FeedError(f"it has not answered for {self._seconds:g} s") from error
+                if isinstance(error, zmq.ZMQError):
+                    raise FeedError(f"it cannot be asked at {self._address}: {error}") from error
                 raise
         try:
             empty, content, *more = frames
             reply = self._replies.decode(content)
             if empty or (isinstance(reply, Replayed) and reply.count != len(more)):
                 raise ValueError(f"{len(frames)} frames do not fit {reply!r}")
-        except ValueError as error:
+        except NOT_UNDERSTOOD as error:
             raise FeedError(f"its answer is not understood: {error}") from error
         if isinstance(reply, Refused):
             raise FeedError(f"it refused {request!r}: {reply.reason}")
@@ -50,6 +59,7 @@ class Control:
         if self._socket is None:
             self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             self._socket.linger = 0
+            self._socket.maxmsgsize = MOST_BYTES
             self._socket.connect(self._address)
         await self._socket.send_multipart([b"", content])
         return list(await self._socket.recv_multipart())

@@ -12,6 +12,8 @@ from typing import Final
 
 import zmq
 
+from ps_sglang.feed.messages import MOST_BYTES
+
 _READABLE: Final = int(zmq.POLLIN)  # zmq's own flags take microseconds to be combined
 
 
@@ -24,6 +26,7 @@ class Inbox:
         self._waiter: asyncio.Future[bool] | None = None
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
         try:
             for topic in topics:
                 self._socket.subscribe(topic)

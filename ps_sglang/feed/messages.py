@@ -20,7 +20,7 @@ gateway and the feed know no SGLang.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -29,6 +29,11 @@ PUBLISHER: Final = "ps_sglang"
 KV: Final = "kv"
 TIMELINE: Final = "timeline"
 NUMBER_BYTES: Final = 8
+MOST_REQUEST_BYTES: Final = 1 << 20
+MOST_BYTES: Final = 256 << 20
+"""A frame with more, asked of a worker or told by one, ends its connection."""
+NOT_UNDERSTOOD: Final = (ValueError, RecursionError)
+"""What decoding a message raises that is none; msgspec's own errors are ValueErrors."""
 
 
 class BlockStored(msgspec.Struct, tag=True, omit_defaults=True, frozen=True, gc=False):
@@ -42,7 +47,7 @@ class BlockStored(msgspec.Struct, tag=True, omit_defaults=True, frozen=True, gc=
     block_hashes: list[int]
     parent_block_hash: int | None
     token_ids: list[int]
-    block_size: int
+    block_size: Annotated[int, msgspec.Meta(ge=1)]
     lora_id: int | None = None
     medium: str | None = None
     cache_salt: str | None = None
@@ -136,7 +141,7 @@ class Pin(msgspec.Struct, tag=True, frozen=True):
     """
 
     session: str
-    seconds: float
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
 
 
 Request = Status | Replay | Snapshot | Release | Pin

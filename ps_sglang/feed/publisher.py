@@ -21,6 +21,8 @@ import zmq
 
 from ps_sglang.feed.messages import (
     KV,
+    MOST_REQUEST_BYTES,
+    NOT_UNDERSTOOD,
     NUMBER_BYTES,
     TIMELINE,
     Gone,
@@ -34,7 +36,9 @@ from ps_sglang.feed.messages import (
     Snapshot,
     Standing,
     TimelineRecord,
-    topic,
+)
+from ps_sglang.feed.messages import (
+    topic as topic_of,
 )
 
 log = logging.getLogger(__name__)
@@ -83,6 +87,7 @@ class FeedPublisher:
         self._queue: deque[tuple[str, int, Any]] = deque()
         self._closing = False
         self._wanted: set[bytes] = set()
+        self._topics = tuple(topic_of(kind, self.incarnation) for kind in (KV, TIMELINE))
         self._kept = _Kept(buffer_steps, KEPT_BYTES)
         self._command: Callable[[Command], None] = _nobody
         self._context = zmq.Context()
@@ -134,6 +139,8 @@ class FeedPublisher:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.set_hwm(hwm)
+        socket.maxmsgsize = MOST_REQUEST_BYTES
+        socket.tcp_keepalive = 1  # a peer whose machine is gone gives its connection back
         socket.bind(address)
         return socket
 
@@ -152,30 +159,34 @@ class FeedPublisher:
             poller.register(source, zmq.POLLIN)
         while not self._closing:
             ready = dict(poller.poll())
-            if self._bell in ready:
-                os.eventfd_read(self._bell)
-            if self._out in ready:
-                self._take_subscriptions()
-            self._send()
-            if self._router in ready:
-                self._answer(self._router.recv_multipart())
+            try:
+                if self._bell in ready:
+                    os.eventfd_read(self._bell)
+                if self._out in ready:
+                    self._take_subscriptions()
+                self._send()
+                if self._router in ready:
+                    self._answer(self._router.recv_multipart())
+            except Exception:  # this thread's outermost loop: without it nothing is told any more
+                log.exception("failed on a message of the feed")
         self._send()
         self._context.destroy(linger=0)
 
     def _take_subscriptions(self) -> None:
         while self._out.poll(0):
-            message = self._out.recv()
+            message = b"".join(self._out.recv_multipart())
             # The first byte tells coming (1) from going (0); ZMQ reports each prefix once.
-            if message[:1] == b"\x01":
-                self._wanted.add(message[1:])
-            else:
-                self._wanted.discard(message[1:])
+            prefix = message[1:]
+            if message[:1] != b"\x01":
+                self._wanted.discard(prefix)
+            elif any(name.startswith(prefix) for name in self._topics):
+                self._wanted.add(prefix)
 
     def _send(self) -> None:
         encode = msgspec.msgpack.encode
         while self._queue:
             kind, number, content = self._queue.popleft()
-            name = topic(kind, self.incarnation)
+            name = topic_of(kind, self.incarnation)
             if any(name.startswith(prefix) for prefix in self._wanted):
                 payload = encode(content)
                 self._out.send_multipart((name, number.to_bytes(NUMBER_BYTES, "big"), payload))
@@ -186,7 +197,7 @@ class FeedPublisher:
         peer, *_, content = frames
         try:
             request = msgspec.msgpack.decode(content, type=Request)
-        except msgspec.DecodeError as error:
+        except NOT_UNDERSTOOD as error:
             self._reply(peer, Refused(f"not a request of the feed: {error}"))
             return
         standing = Standing(self.incarnation, self._next)

@@ -20,6 +20,7 @@ from ps_sglang.feed.control import Control, FeedError
 from ps_sglang.feed.inbox import Inbox
 from ps_sglang.feed.messages import (
     KV,
+    NOT_UNDERSTOOD,
     NUMBER_BYTES,
     TIMELINE,
     AllBlocksCleared,
@@ -56,6 +57,10 @@ class Timing:
 
 class Listener(Protocol):
     """What a feed's news goes to, in the thread of the event loop."""
+
+    def tells(self, incarnation: str) -> None:
+        """This process tells, or is about to; raises FeedError if it is not the worker."""
+        ...
 
     def kv(self, event: KvEvent) -> None:
         """The next event; raises ValueError if it does not fit those before it."""
@@ -124,6 +129,10 @@ class Feed:
                 except FeedError as error:
                     self._missed(str(error))
                     await asyncio.sleep(self._timing.heartbeat)
+                except Exception as error:  # the outermost loop: nothing that comes may end it
+                    log.exception("feed of %s: failed on what it told", self._publish)
+                    self._lose(f"what it told could not be taken in: {error!r}")
+                    await asyncio.sleep(self._timing.heartbeat)
         finally:
             inbox.close()
             self.close()
@@ -179,8 +188,8 @@ class Feed:
             record = self._records.decode(content) if kind == TIMELINE else None
             if kind not in (KV, TIMELINE) or len(number) != NUMBER_BYTES:
                 raise ValueError(f"its topic is {name!r}, its number {number!r}")
-        # msgspec's DecodeError is a ValueError. What is damaged is missed, and asked for again.
-        except ValueError as error:
+        # What is damaged is missed, and asked for again.
+        except NOT_UNDERSTOOD as error:
             log.warning("feed of %s: a message is not understood: %s", self._publish, error)
             return
         if record is not None:
@@ -216,7 +225,7 @@ class Feed:
                         self._listener.kv(piece)
                         await self._take_turns(piece)
                     self._whole = True
-        except ValueError as error:
+        except NOT_UNDERSTOOD as error:
             # What was told does not add up. If the whole tree does not either, `_follow` waits.
             self._lose(f"its events do not fit: {error}")
             if time.monotonic() - self._asked >= self._timing.heartbeat:
@@ -253,19 +262,29 @@ class Feed:
         standing = await self._standing(Snapshot())
         self._asked = time.monotonic()
         self._whole = False
-        if standing.incarnation != self._incarnation:
-            if self._incarnation:
-                self._former.add(self._incarnation)
-                self._lose("it has restarted")
-            self._incarnation = standing.incarnation
+        self._incarnation = standing.incarnation
         self._next = self._announced = standing.next
 
     async def _standing(self, request: Status | Snapshot) -> Standing:
         standing = await self.ask(request)
         if not isinstance(standing, Standing):
             raise FeedError(f"it answered {request!r} with {standing!r}")
+        self._require_worker(standing.incarnation)
         self._heard = time.monotonic()
         return standing
+
+    def _require_worker(self, incarnation: str) -> None:
+        """What answers now must be the worker, restarted or not; raises FeedError."""
+        if self._incarnation not in ("", incarnation):
+            self._former.add(self._incarnation)
+            self._incarnation = ""
+            self._lose("it has restarted")
+        try:
+            self._listener.tells(incarnation)
+        except FeedError as error:
+            self._incarnation = ""
+            self._lose(str(error))
+            raise
 
 
 def _pieces(event: KvEvent) -> Iterator[KvEvent]:

@@ -49,6 +49,7 @@ def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
         async with _session() as session:
             gateway = app[GATEWAY] = _gateway(config, prompts, session, client, background, timing)
             await gateway.holdings.start()
+            await gateway.health.first_look()
             yield
             await gateway.health.close()
             await gateway.holdings.stop()
@@ -81,7 +82,8 @@ def _gateway(
     pool.left.append(lambda member: holdings.remove(member.name))
     pool.left.append(sessions.leave)
     router = Router(pool, holdings)
-    health = HealthMonitor(session, pool, timing)
+    health = HealthMonitor(session, pool, timing, config.context_length)
+    health.admitted.append(lambda member: holdings.admitted(member.name, member.incarnation))
     metrics.register(WorkerStates(pool, health))
     metrics.register(IndexMetrics(holdings))
     descriptors = Descriptors(client, lambda: len(pool))

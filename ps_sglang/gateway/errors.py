@@ -9,6 +9,7 @@ GatewayError
 ├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
     ├── WorkerUnreachable  503  no answer: another worker, or a later try, may help
+    │   └── OtherProcess        ... or not the worker's
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
 """
 
@@ -156,6 +157,13 @@ class WorkerUnreachable(WorkerError):
         self.loss = loss
 
 
+class OtherProcess(WorkerUnreachable):
+    """Another process answers at the worker's address."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker, "another process answers at its address")
+
+
 class WorkerFailed(WorkerError):
     """The worker answered something that no client can be given.
 
@@ -198,6 +206,12 @@ def is_own(error: BaseException) -> bool:
     if isinstance(error, socket.gaierror):
         return error.errno in _OWN_NAMES
     return isinstance(error, OSError) and error.errno in _OWN
+
+
+def require_process(worker: Worker, wanted: str | None, found: str | None) -> None:
+    """Raise OtherProcess unless the answer of a worker is of the process that was `wanted`."""
+    if wanted is not None and found != wanted:
+        raise OtherProcess(worker)
 
 
 def engine_error(status: int, body: bytes) -> EngineError:

@@ -44,6 +44,7 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--kv-events-config": "the launcher connects each worker's feed with the gateway",
         "--disaggregation-transfer-backend": "it is chosen with --transfer-backend",
         "--config": "put the flags on the command line or in a --spec file",
+        "--tokenizer-worker-num": "one server process answers for a worker, and says which it is",
         "--api-key": "the gateway speaks to workers without one; they listen on the loopback only",
         "--tokenizer-path": "each model brings its own tokenizer, which the contract compares",
         "--skip-tokenizer-init": "the gateway sends text",

@@ -41,6 +41,7 @@ from ps_sglang.launch.messages import (
     encode,
 )
 from ps_sglang.launch.procfs import descendants, session_members, shared_memory_files
+from ps_sglang.progress import progress
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SCAN_S: Final = 1.0
@@ -107,7 +108,12 @@ class Host:
         return lines
 
     def _obey(self, line: bytes) -> Start | None:
-        match decode_command(line):
+        try:
+            command = decode_command(line)
+        except (ValueError, RecursionError) as error:
+            progress(f"no command of the launcher: {line[:200]!r} ({error})")
+            return None
+        match command:
             case Start() as start:
                 return self._start(start)
             case Stop() as stop:

@@ -18,6 +18,7 @@ from ps_sglang.launch.messages import (
     decode_event,
     encode,
 )
+from ps_sglang.progress import progress
 
 _HOST_STOP_S: Final = 5.0
 
@@ -98,7 +99,10 @@ class HostLink:
         with self._process.stdout as events:
             for line in events:
                 with self._changed:
-                    self._note(line)
+                    try:
+                        self._note(line)
+                    except (ValueError, RecursionError) as error:  # a library that prints, say
+                        progress(f"the process host wrote no event: {line[:200]!r} ({error})")
                     self._changed.notify_all()
         with self._changed:
             self.gone = True

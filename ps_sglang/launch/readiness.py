@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from ps_sglang.errors import UsageError
 from ps_sglang.launch import procfs
+from ps_sglang.workers.client import WorkersClient
 
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 1 << 16
@@ -75,6 +77,15 @@ def gateway_url(log: Path) -> str | None:
         if line.startswith("ready http://"):
             return line.removeprefix("ready ").strip()
     return None
+
+
+def unheard(gateway: str) -> list[str]:
+    """The workers that the gateway does not know yet: they get no requests."""
+    try:
+        workers = WorkersClient(gateway, _PROBE_TIMEOUT_S).list()
+    except UsageError:
+        return ["gateway"]
+    return [worker["name"] for worker in workers if worker["state"] == "starting"]
 
 
 def tail(log: Path) -> str:

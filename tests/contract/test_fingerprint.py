@@ -11,7 +11,7 @@ import pytest
 from folder_parts import Build, tensors, write_json
 from safetensors.numpy import save_file
 
-from ps_sglang.contract import base_fingerprint, fingerprint
+from ps_sglang.contract import base_fingerprint, fingerprint, weights_digest
 from ps_sglang.errors import CheckpointError
 
 
@@ -181,3 +181,29 @@ def test_tensor_stored_twice(build: Build) -> None:
     shutil.copy(folder / "part-1.safetensors", folder / "part-2.safetensors")
     with pytest.raises(CheckpointError, match=r"twice: in part-1\.safetensors and in part-2"):
         base_fingerprint(folder)
+
+
+def test_weights_digest_is_that_of_the_weights(build: Build) -> None:
+    one, split = build("one"), build("split")
+    reshard(split, tensors())
+    assert weights_digest(one) == weights_digest(split)
+    assert weights_digest(one).startswith("w1:")
+    assert weights_digest(build("flipped", weights=_flipped_bit())) != weights_digest(one)
+
+
+def test_weights_digest_reads_samples_of_a_large_tensor(build: Build) -> None:
+    """Its beginning, its end and what lies between; training changes all of it."""
+    large = np.zeros((512, 1024), np.float32)
+
+    def of(name: str, weight: np.ndarray) -> str:
+        return weights_digest(build(name, weights=tensors() | {"lm_head.weight": weight}))
+
+    first, last = large.copy(), large.copy()
+    first[0, 0] = last[-1, -1] = 1
+    digests = [of("z", large), of("f", first), of("l", last), of("t", large + 1e-3)]
+    assert len(set(digests)) == 4
+
+
+def test_weights_digest_of_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no \.safetensors"):
+        weights_digest(tmp_path)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import zmq
 import zmq.asyncio
 
+from ps_sglang.feed.control import FeedError
 from ps_sglang.feed.messages import (
     AllBlocksCleared,
     BlockRemoved,
@@ -78,6 +79,7 @@ class Mirror:
         self.told = 0
         self.is_live = False
         self.losses: list[str] = []
+        self.wanted: str | None = None  # whose feed it must be
         self._changed = asyncio.Event()
 
     def kv(self, event: KvEvent) -> None:
@@ -93,6 +95,10 @@ class Mirror:
                 raise ValueError(f"block {parent} is not here")
             self.parents[event.block_hashes[0]] = parent
         self._changed.set()
+
+    def tells(self, incarnation: str) -> None:
+        if self.wanted not in (None, incarnation):
+            raise FeedError(f"{incarnation} is not {self.wanted}")
 
     def timeline(self, record: TimelineRecord) -> None:
         self.records.append(record)

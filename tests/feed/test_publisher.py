@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from ps_sglang.feed.messages import (
+    MOST_REQUEST_BYTES,
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
@@ -244,3 +245,61 @@ def test_the_feed_knows_no_engine() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert run.stdout == b"[]\n"
+
+
+# A request with a field that nobody knows, of arrays in arrays.
+NESTED = b"\x82\xa4type\xa6Status\xa1x" + b"\x91" * 200_000 + b"\xc0"
+GARBAGE = [
+    [b""], [b"", b""], [b"\xff\xfe"], [NESTED], [b"", NESTED], [b"x"] * 50, [b"\x81\xa4type"],
+    [msgspec.msgpack.encode({"type": "Pin", "session": "s", "seconds": float("nan")})],
+    [msgspec.msgpack.encode({"type": "Replay", "incarnation": 1, "first": 2**70 % 2**63})],
+    [msgspec.msgpack.encode({"type": "Replay", "incarnation": "x", "first": -1})],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("frames", GARBAGE, ids=lambda frames: repr(frames)[:30])
+def test_nothing_that_is_asked_ends_the_thread(
+    publisher: FeedPublisher, peer: Peer, frames: list[bytes]
+) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sender:
+        sender.linger, sender.rcvtimeo = 0, 20_000
+        sender.connect(publisher.control)
+        sender.send_multipart(frames)
+        sender.recv_multipart()
+    assert peer.ask(Status()) == (Standing(publisher.incarnation, 0), [])
+
+
+def test_a_command_that_fails_does_not_end_the_thread(publisher: FeedPublisher, peer: Peer) -> None:
+    asked = threading.Event()
+
+    def fail(command: object) -> None:
+        asked.set()
+        raise RuntimeError(command)
+
+    publisher.on_command(fail)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sender:
+        sender.linger = 0
+        sender.connect(publisher.control)
+        sender.send_multipart([b"", msgspec.msgpack.encode(Snapshot())])
+        assert asked.wait(20)
+    assert peer.ask(Status()) == (Standing(publisher.incarnation, 0), [])
+
+
+def test_a_giant_request_is_not_even_read(publisher: FeedPublisher, peer: Peer) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sender:
+        sender.linger, sender.rcvtimeo = 0, 500
+        sender.connect(publisher.control)
+        sender.send_multipart([b"", bytes(MOST_REQUEST_BYTES + 1)])
+        with pytest.raises(zmq.Again):
+            sender.recv_multipart()
+    assert peer.ask(Status()) == (Standing(publisher.incarnation, 0), [])
+
+
+def test_subscriptions_to_what_is_never_published_are_not_kept(
+    publisher: FeedPublisher, peer: Peer
+) -> None:
+    for number in range(500):
+        peer.news.subscribe(b"kv:-%d" % number)
+    peer.news.subscribe(b"\xff" * 1000)
+    peer.subscribe()
+    assert publisher._wanted == {b""}

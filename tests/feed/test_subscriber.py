@@ -417,3 +417,57 @@ async def test_an_address_where_nobody_is_is_no_error_but_never_live() -> None:
             async with asyncio.timeout(0.3):
                 await mirror.until(lambda: mirror.is_live)
     assert mirror.losses == []
+
+
+async def test_a_nested_message_is_missed_and_the_tree_asked_for(tree: Tree) -> None:
+    """What the worker keeps for replays is as bad, so that the whole tree must follow."""
+    # An array with one item more than a batch has.
+    mirror, nested = Mirror(), b"\x94\x00\x90\xc0" + b"\x91" * 200_000 + b"\xc0"
+    feed = _feed(tree, mirror)
+    async with running(feed):
+        await mirror.until(lambda: mirror.is_live)
+        tree.publisher.publish(msgspec.Raw(nested))
+        await mirror.until(lambda: bool(mirror.losses))
+        assert "do not fit" in mirror.losses[0]
+        tree.store(1)
+        await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+
+
+async def test_a_listener_that_fails_is_told_anew(tree: Tree) -> None:
+    """Whatever a message does to its reader, the feed goes on, and says that it was lost."""
+    mirror, failures = Mirror(), ["one"]
+    take = mirror.kv
+
+    def kv(event: KvEvent) -> None:
+        if isinstance(event, BlockStored) and failures:
+            raise KeyError(failures.pop())
+        take(event)
+
+    mirror.kv = kv  # type: ignore[method-assign]
+    async with running(_feed(tree, mirror)):
+        await mirror.until(lambda: mirror.is_live)
+        tree.store(1)
+        await mirror.until(lambda: bool(mirror.losses))
+        assert "KeyError('one')" in mirror.losses[0]
+        await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+
+
+async def test_the_feed_of_another_process_is_not_taken_in(tree: Tree) -> None:
+    tree.store(1)
+    mirror = Mirror()
+    mirror.wanted = "another"
+    async with running(_feed(tree, mirror)):
+        await mirror.until(lambda: bool(mirror.losses))
+        assert f"{tree.publisher.incarnation} is not another" in mirror.losses[0]
+        assert (mirror.parents, mirror.is_live) == ({}, False)
+        mirror.wanted = tree.publisher.incarnation
+        await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
+        mirror.wanted = "yet another"
+        await mirror.until(lambda: not mirror.is_live)
+        assert mirror.parents == {}
+
+
+async def test_an_address_that_is_none_is_an_error_by_name() -> None:
+    feed = Feed("tcp://127.0.0.1:1", "nonsense", Mirror(), FAST)
+    with pytest.raises(FeedError, match="cannot be asked at nonsense"):
+        await feed.ask(Status())

@@ -46,14 +46,25 @@ async def running(
     timing: Timing = USUAL, cors_origins: tuple[str, ...] = (), **shape: Any
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
-    async with Cluster.running(**shape) as cluster:
-        app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)
-        serving = runner(app)
-        await serving.setup()
-        try:
-            await web.TCPSite(serving, "127.0.0.1", 0).start()
-            url = f"http://127.0.0.1:{serving.addresses[0][1]}"
-            async with aiohttp.ClientSession() as http:
-                yield Setup(cluster, app, url, http, serving)
-        finally:
-            await serving.cleanup()
+    async with (
+        Cluster.running(**shape) as cluster,
+        serving(cluster, timing, cors_origins) as setup,
+    ):
+        yield setup
+
+
+@asynccontextmanager
+async def serving(
+    cluster: Cluster, timing: Timing = USUAL, cors_origins: tuple[str, ...] = ()
+) -> AsyncIterator[Setup]:
+    """A gateway in front of a cluster."""
+    app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)
+    server = runner(app)
+    await server.setup()
+    try:
+        await web.TCPSite(server, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{server.addresses[0][1]}"
+        async with aiohttp.ClientSession() as http:
+            yield Setup(cluster, app, url, http, server)
+    finally:
+        await server.cleanup()

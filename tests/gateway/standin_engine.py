@@ -7,6 +7,7 @@ is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<se
 
 import asyncio
 import json
+import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -14,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from ps_sglang.feed.messages import AllBlocksCleared, KvEventBatch, Snapshot
 from ps_sglang.feed.publisher import Command, FeedPublisher
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.identity import HEADER, OTHER_PROCESS
 
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -76,8 +79,19 @@ class Worker:
         self.silent = False  # as a stopped process: it takes connections and never answers
         self.engine_silent = False  # ... and here only the engine behind the server is stopped
         self.health_asked, self.health_given_up = asyncio.Event(), asyncio.Event()
-        self.facts: Body = {"common": dict(COMMON), "trained_on": decoder and BASE, "problem": None}
-        self.told: Body = {}  # replaces fields of its /server_info
+        self.incarnation = secrets.token_hex(8)
+        self.named = True  # its answers say which process gives them
+        # What it says of itself; None for a server without the plugin.
+        self.facts: Body | None = {
+            "role": "decode" if decoder else "prefill",
+            "model": decoder or "base",
+            "weights": f"w1:{decoder or 'base'}",
+            "trained_on": decoder and BASE,
+            "common": dict(COMMON),
+            "bootstrap_port": None if decoder else 9000,
+            "capacity": 1000,
+        }
+        self.misdirected = 0  # requests that were for another process
         self.weights: list[str] = []  # what it was told to load
         self.running = 0
         self.running_at_load: list[int] = []  # how many requests it had then
@@ -91,8 +105,8 @@ class Worker:
         self.commands: list[Command] = []  # what its feed was asked for
         self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
-        app = web.Application(client_max_size=2**30)
+    async def start(self, port: int = 0) -> None:
+        app = web.Application(client_max_size=2**30, middlewares=[self._addressed])
         for path in (CHAT, COMPLETIONS, GENERATE):
             app.router.add_post(path, self._generate)
         app.router.add_post("/abort_request", self._abort)
@@ -105,13 +119,32 @@ class Worker:
             app.router.add_get(path, self._info)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", port).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
-    def publish(self) -> None:
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rpartition(":")[2])
+
+    @web.middleware
+    async def _addressed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.headers.get(HEADER, self.incarnation) != self.incarnation and self.named:
+            self.misdirected += 1
+            return self._sign(web.Response(status=OTHER_PROCESS))
+        response = await handler(request)
+        return response if response.prepared else self._sign(response)
+
+    def _sign(self, response: web.StreamResponse) -> web.StreamResponse:
+        if self.named:
+            response.headers[HEADER] = self.incarnation
+        return response
+
+    def publish(self, *addresses: str) -> None:
         """Have a feed. It tells that nothing is held here, when it is asked."""
         loop = asyncio.get_running_loop()
-        self.publisher = FeedPublisher()
+        self.publisher = FeedPublisher(0, *addresses)
+        self.incarnation = self.publisher.incarnation
         self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._take, one))
 
     def _take(self, command: Command) -> None:
@@ -197,13 +230,7 @@ class Worker:
             {
                 "model_path": f"/models/{self.name}",
                 "path": request.path,
-                "disaggregation_mode": "decode" if self.decoder else "prefill",
-                "served_model_name": self.decoder or "base",
-                "disaggregation_bootstrap_port": 9000,
-                "max_total_num_tokens": 1000,
-                "kv_events_config": None,
-                "ps_sglang": self.facts,
-                **self.told,
+                "ps_sglang": self.facts and {"incarnation": self.incarnation, **self.facts},
             }
         )
 
@@ -290,6 +317,7 @@ class Worker:
         self, request: web.Request, answer: "_Answer", plan: Plan
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        self._sign(response)
         await response.prepare(request)
         if plan.stream_error is not None:
             await response.write(_event({"error": plan.stream_error}))
@@ -442,6 +470,9 @@ class Cluster:
         cluster = cls()
         cluster.tokenizer = tokenizer
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
+        for number, worker in enumerate(cluster.prefill):
+            assert worker.facts is not None
+            worker.facts["bootstrap_port"] = 9000 + number
         cluster.decode = {
             name: [Worker(cluster, f"{name}-{i}", name) for i in range(replicas)]
             for name in decoders

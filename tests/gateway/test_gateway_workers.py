@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import COMMON, Plan, Worker
+from gateway_setup import Setup, running, serving
+from standin_engine import COMMON, Cluster, Plan, Worker
 
 from ps_sglang.gateway.state import GATEWAY
 
@@ -96,8 +96,8 @@ async def test_a_prefill_worker_joins_and_serves(gateway: Setup) -> None:
 )
 async def test_the_feed_of_a_worker_that_joins(gateway: Setup, bound: str, seen: str) -> None:
     worker = await gateway.cluster.start("c-0", "c")
-    config = {"publisher": "ps_sglang", "endpoint": bound, "replay_endpoint": bound}
-    worker.told = {"kv_events_config": json.dumps(config)}
+    assert worker.facts is not None
+    worker.facts |= {"feed": bound, "feed_control": bound}
     body = {"url": worker.url, "name": "c-0"}
     assert (await call(gateway, "POST", "/workers", body))[0] == 201
     member = gateway.app[GATEWAY].pool.get("c-0")
@@ -105,12 +105,8 @@ async def test_the_feed_of_a_worker_that_joins(gateway: Setup, bound: str, seen:
     assert (member.worker.feed, member.worker.feed_control) == (seen, seen)
 
 
-@pytest.mark.parametrize(
-    "config", [None, "{", "[]", '{"publisher": "zmq", "endpoint": "tcp://*:1"}']
-)
-async def test_a_worker_without_our_feed_joins_too(gateway: Setup, config: str | None) -> None:
+async def test_a_worker_without_our_feed_joins_too(gateway: Setup) -> None:
     worker = await gateway.cluster.start("c-0", "c")
-    worker.told = {"kv_events_config": config}
     body = {"url": worker.url, "name": "c-0"}
     status, answer = await call(gateway, "POST", "/workers", body)
     assert (status, answer["cache"]["known_by"]) == (201, "estimate")
@@ -125,11 +121,12 @@ async def test_another_name_for_clients(gateway: Setup) -> None:
 
 async def test_a_misfit_is_refused_with_every_difference(gateway: Setup) -> None:
     worker = await gateway.cluster.start("c-0", "c")
-    worker.facts = {
+    assert worker.facts is not None
+    worker.facts |= {
         "common": {**COMMON, "layers": 4, "page_size": 16, "extra": "x"},
         "trained_on": "ps1:other",
+        "capacity": 99,
     }
-    worker.told = {"max_total_num_tokens": 99}
     status, message = await refused(gateway, "POST", "/workers", {"url": worker.url})
     assert status == 409
     for difference in (
@@ -146,16 +143,16 @@ async def test_a_misfit_is_refused_with_every_difference(gateway: Setup) -> None
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"ps_sglang": None}, "without the ps_sglang plugin"),
-        ({"ps_sglang": {"problem": "no config.json"}}, "no config.json"),
-        ({"disaggregation_mode": "null"}, "plain server"),
+        (None, "without the ps_sglang plugin"),
+        ({"problem": "no config.json"}, "no config.json"),
+        ({"role": "null"}, "plain server"),
     ],
 )
 async def test_what_cannot_be_a_worker_is_told_why(
-    gateway: Setup, told: dict[str, Any], said: str
+    gateway: Setup, told: dict[str, Any] | None, said: str
 ) -> None:
     worker = await gateway.cluster.start("c-0", "c")
-    worker.told = told
+    worker.facts = worker.facts and (None if told is None else worker.facts | told)
     status, message = await refused(gateway, "POST", "/workers", {"url": worker.url})
     assert status == 409
     assert said in message
@@ -163,6 +160,7 @@ async def test_what_cannot_be_a_worker_is_told_why(
 
 async def test_a_decoder_without_a_manifest_joins_only_if_allowed(gateway: Setup) -> None:
     worker = await gateway.cluster.start("c-0", "c")
+    assert worker.facts is not None
     worker.facts["trained_on"] = None
     body = {"url": worker.url}
     status, message = await refused(gateway, "POST", "/workers", body)
@@ -181,12 +179,37 @@ async def test_a_worker_joins_once(gateway: Setup) -> None:
     assert (status, "'a-0' is taken" in message) == (409, True)
 
 
-async def test_nothing_to_compare_with(gateway: Setup) -> None:
-    worker = await gateway.cluster.start("c-0", "c")
-    for known in gateway.cluster.workers:
-        await known.stop()
+async def test_a_prefill_worker_with_other_weights(gateway: Setup) -> None:
+    """It says that it is of the same base, and its weights are others."""
+    worker = await gateway.cluster.start("prefill-1", None)
+    assert worker.facts is not None
+    worker.facts["weights"] = "w1:other"
     status, message = await refused(gateway, "POST", "/workers", {"url": worker.url})
-    assert (status, "what a new one must have in common" in message) == (503, True)
+    assert (status, "weights of the base: cluster w1:base, worker w1:other" in message) == (
+        409,
+        True,
+    )
+
+
+async def test_one_worker_under_two_addresses(gateway: Setup) -> None:
+    worker = await gateway.cluster.start("c-0", "c")
+    assert (await call(gateway, "POST", "/workers", {"url": worker.url}))[0] == 201
+    for one, name in ((worker, f"decode-c-127.0.0.1:{worker.port}"), (gateway.decode(), "a-0")):
+        body = {"url": f"http://localhost:{one.port}"}
+        status, message = await refused(gateway, "POST", "/workers", body)
+        assert (status, f"is in the cluster already: {name!r}" in message) == (409, True)
+    assert len(await states(gateway)) == 4
+
+
+async def test_nothing_to_compare_with() -> None:
+    async with Cluster.running() as cluster:
+        for known in cluster.workers:
+            await known.stop()
+        worker = await cluster.start("c-0", "c")
+        async with serving(cluster) as gateway:
+            status, message = await refused(gateway, "POST", "/workers", {"url": worker.url})
+            assert (status, "what a new one must have in common" in message) == (503, True)
+            assert set((await states(gateway)).values()) == {"starting"}
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,25 @@ link = HostLink(Path(sys.argv[1]), None, os.environ, Path(sys.argv[2]))
 link.send(Start("one", "stubborn", ("plain",), {"OWN": "one"}, sys.argv[3], Ending.EXEC))
 link.wait_for(lambda: link.gone)
 """
+
+
+def test_what_is_no_command_is_passed_over(link: HostLink, tmp_path: Path) -> None:
+    assert link._process.stdin is not None
+    link._process.stdin.write(b"no command\n\xff\n" + b"[" * 200_000 + b"\n")
+    start(link, "one", "plain", tmp_path)
+    link.stop("one", grace_s=STOP_S)
+    assert link.exits == {"one": -signal.SIGTERM}
+    assert "no command of the launcher" in (tmp_path / "host.log").read_text()
+
+
+def test_what_is_no_event_is_passed_over(
+    runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library that prints into the pipe, say."""
+    environ = os.environ | {"PYTHONPATH": str(PROGRAMS)}
+    link = HostLink(runtime, None, environ, tmp_path / "host.log", module="noisy")
+    try:
+        assert link.wait_for(lambda: link.import_s == 0.5, STOP_S)
+    finally:
+        link.close(0)
+    assert "the process host wrote no event" in capsys.readouterr().err

@@ -88,9 +88,11 @@ def test_what_cannot_be_understood_does_not_hide_what_follows(
     def receive(frames: Frames) -> None:
         if frames == [b"noise"]:
             raise MalformedMessageError("noise")
+        if frames == [b"bomb"]:
+            raise RecursionError("the scheduler collects: it must not end of this")
         understood.append(frames)
 
-    for message in (b"one", b"noise", b"two"):
+    for message in (b"one", b"noise", b"bomb", b"two"):
         assert here.post(name, message)
     there.collect(receive)
     assert understood == [[b"one"], [b"two"]]
@@ -148,3 +150,21 @@ def test_outbox_without_a_mailbox_uses_zmq(there: Mailbox, name: str) -> None:
             outbox.send(f"{endpoint}#{name}", [b"one"])
             assert socket.recv() == b"one"
         assert collected(there) == []
+
+
+def test_outbox_has_so_many_sockets_and_no_more(name: str) -> None:
+    """Whoever speaks to a worker names the endpoint of the answer."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        here = f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
+        before = len(os.listdir("/proc/self/fd"))
+        with closing(Outbox(context)) as outbox:
+            for number in range(1200):
+                outbox.send(f"tcp://127.0.0.2:{10_000 + number}", [b"garbage"])
+                outbox.send(f"nonsense {number}", [b"garbage"])
+                if number % 100 == 0:
+                    outbox.send(here, [b"%d" % number])
+            assert [socket.recv() for _ in range(12)] == [b"%d" % n for n in range(0, 1200, 100)]
+            assert len(outbox._sockets) == 256
+            # Each has a descriptor of its own and one of its connection; zmq closes in its own time.
+            while len(os.listdir("/proc/self/fd")) - before >= 2 * 256 + 50:
+                pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
@@ -87,5 +89,13 @@ __all__ = [
     "register_attention_backend",
     "register_radix_cache_backend",
     "register_sampler_backend",
+    "server_app",
     "sre_parse",
 ]
+
+
+def server_app() -> Any:
+    """The ASGI application of SGLang's server; its module stays out of the other processes."""
+    from sglang.srt.entrypoints.http_server import app
+
+    return app

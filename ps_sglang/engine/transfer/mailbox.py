@@ -80,6 +80,8 @@ class Mailbox:
                     receive([message])
                 except MalformedMessageError as error:
                     logger.warning("Dropped a message from the KV transfer mailbox: %s", error)
+                except Exception:  # the scheduler's loop: it must not end of what others say
+                    logger.exception("Failed on a message from the KV transfer mailbox")
 
     def close(self) -> None:
         """What is posted from now on has to go another way."""

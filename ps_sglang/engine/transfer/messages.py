@@ -12,7 +12,7 @@ never taken for the present one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import xxhash
@@ -21,6 +21,10 @@ from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
 
 TAG: Final = b"PS_SGLANG/2"
 _BODY: Final = len(TAG) + 8
+MOST_BYTES: Final = 256 << 20
+"""A frame with more ends its connection; batches of pages are far smaller."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Register(msgspec.Struct, frozen=True, tag=True):
@@ -62,11 +66,11 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
     session: str
     peer: str
     incarnation: str  # of the prefill worker process that was asked first
-    pull: int
-    room: int
-    pages: int  # how many the decode worker lacks
-    prefix_tokens: int  # tokens of the prompt it holds already
-    token_count: int  # tokens of the base prefix
+    pull: Count
+    room: Count
+    pages: Count  # how many the decode worker lacks
+    prefix_tokens: Count  # tokens of the prompt it holds already
+    token_count: Count  # tokens of the base prefix
     token_digest: bytes  # as BasePrefix.of() computes it
 
 
@@ -78,10 +82,10 @@ class Offer(msgspec.Struct, frozen=True, tag=True):
 
     session: str
     peer: str
-    pull: int
-    seq: int
-    first: int
-    count: int
+    pull: Count
+    seq: Count
+    first: Count
+    count: Count
     last: bool
     digest: bytes  # of the pages, as HostRows computes it; empty if it follows
     rows: bytes  # the prefill worker's page numbers, int32
@@ -93,16 +97,16 @@ class Fetch(msgspec.Struct, frozen=True, tag=True):
 
     session: str
     peer: str
-    pull: int
-    seq: int
+    pull: Count
+    seq: Count
 
 
 class Pages(msgspec.Struct, frozen=True, tag=True):
     """Prefill -> decode: the pages of a batch, in a frame of their own, packed."""
 
     session: str
-    pull: int
-    seq: int
+    pull: Count
+    seq: Count
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True):
@@ -110,8 +114,8 @@ class Landed(msgspec.Struct, frozen=True, tag=True):
 
     session: str
     peer: str
-    pull: int
-    seqs: list[int]
+    pull: Count
+    seqs: list[Count]
 
 
 class Gone(msgspec.Struct, frozen=True, tag=True):
@@ -119,8 +123,8 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
 
     session: str
     peer: str
-    pull: int
-    room: int | None  # None if the decode worker does not remember the pull
+    pull: Count
+    room: Count | None  # None if the decode worker does not remember the pull
     reason: str
 
 
@@ -128,7 +132,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     """Prefill -> decode: nothing (more) will come for this pull."""
 
     session: str
-    pull: int
+    pull: Count
     reason: str
 
 
@@ -166,7 +170,7 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Any]:
         raise MalformedMessageError("a message was damaged on the way")
     try:
         message = _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MalformedMessageError(f"not a message: {error}") from error
     if len(frames) != 1 + isinstance(message, Pages):
         raise MalformedMessageError(f"{len(frames)} frames of {type(message).__name__}")

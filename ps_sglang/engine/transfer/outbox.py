@@ -15,6 +15,8 @@ from ps_sglang.engine.transfer.mailbox import Mailbox
 logger = logging.getLogger(__name__)
 
 _IDLE_S: Final = 60.0
+_MOST: Final = 256
+"""Endpoints at a time: whoever reaches this process's port can name more than there are files."""
 
 
 class Outbox:
@@ -42,22 +44,31 @@ class Outbox:
         if mailbox and self._mailbox is not None and self._mailbox.post(mailbox, frames[0]):
             return
         with self._lock:
-            socket, _ = self._sockets.get(endpoint) or (self._connect(endpoint), 0.0)
-            self._sockets[endpoint] = (socket, time.monotonic())
             try:
+                known = self._sockets.pop(endpoint, None)
+                socket = self._connect(endpoint) if known is None else known[0]
+                self._sockets[endpoint] = (socket, time.monotonic())  # the last: used last
                 if len(frames) == 1:
                     socket.send(frames[0], zmq.NOBLOCK)
                 else:
                     socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 logger.debug("Dropped a message to %s: its queue is full", endpoint)
+            except zmq.ZMQError as error:  # it is no endpoint
+                logger.debug("Dropped a message to %r: %s", endpoint, error)
 
     def _connect(self, endpoint: str) -> zmq.Socket[Any]:
         socket: zmq.Socket[Any] = self._context.socket(zmq.PUSH)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.setsockopt(zmq.IPV6, "[" in endpoint)
-        socket.connect(endpoint)
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+            socket.setsockopt(zmq.IPV6, "[" in endpoint)
+            socket.connect(endpoint)
+        except zmq.ZMQError:
+            socket.close()
+            raise
+        while len(self._sockets) >= _MOST:  # the one used longest ago goes
+            self._sockets.pop(next(iter(self._sockets)))[0].close()
         return socket
 
     def close_idle(self) -> None:

@@ -9,11 +9,24 @@ from typing import Any, Final
 
 import zmq
 
-from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+from ps_sglang.engine.hooking import around
+from ps_sglang.engine.transfer.messages import MOST_BYTES, Frames, MalformedMessageError
 
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.5
+
+
+@around("utils.network.get_zmq_socket_on_host", "context", "socket_type", "host", "restrict_peers")
+def get_zmq_socket_on_host(
+    original: Callable[..., tuple[int, Any]], context: zmq.Context[Any], *args: Any, **kwargs: Any
+) -> tuple[int, Any]:
+    """Around ``network.get_zmq_socket_on_host``: no message may take all memory.
+
+    The limit must be there before the socket listens.
+    """
+    context.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
+    return original(context, *args, **kwargs)
 
 
 def serve(

@@ -34,7 +34,9 @@ from ps_sglang.gateway.errors import (
     WorkerUnreachable,
     engine_error,
     reaching,
+    require_process,
 )
+from ps_sglang.gateway.routing.pool import AnyMember
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.telemetry.timeline import Timeline
@@ -195,7 +197,7 @@ class Pair:
             self._background.start(self._finish_prefill())
             return
         if not self._decode_ended:
-            self._tell_abort(self.route.decode.worker)
+            self._tell_abort(self.route.decode)
         await self._end_prefill()
 
     @contextmanager
@@ -251,7 +253,7 @@ class Pair:
     async def _read_prefill(self) -> None:
         worker = self.route.prefill.worker
         body = {name: value for name, value in self._body.items() if name not in _ABOUT_OUTPUT}
-        response = await self._post(worker, body)
+        response = await self._post(self.route.prefill, body)
         with response, reaching(worker):
             content = await response.read()
         error = (
@@ -278,7 +280,7 @@ class Pair:
         # The caller may be cancelled at the `await`: everything that must happen comes first.
         self.route.release()
         if not self._prefill.done():
-            self._tell_abort(self.route.prefill.worker)
+            self._tell_abort(self.route.prefill)
         await cancel(self._prefill)
 
     async def _read_answer(self) -> bytes:
@@ -325,29 +327,40 @@ class Pair:
 
     async def _open_decode(self) -> WorkerResponse:
         worker = self.route.decode.worker
-        self._response = await self._post(worker, self._body)
+        self._response = await self._post(self.route.decode, self._body)
         if self._response.status != 200:
             with reaching(worker):
                 content = await self._response.read()
             raise _refusal(worker, self._response, content)
         return self._response
 
-    async def _post(self, worker: Worker, body: dict[str, Any]) -> WorkerResponse:
+    async def _post(self, member: AnyMember, body: dict[str, Any]) -> WorkerResponse:
+        worker, wanted = member.worker, member.incarnation
         with reaching(worker):
-            return await self._client.post(
-                worker.url, self.call.surface.value, msgspec.json.encode(body), self.call.headers
+            response = await self._client.post(
+                worker.url,
+                self.call.surface.value,
+                msgspec.json.encode(body),
+                {**self.call.headers, **member.headers},
             )
+        try:
+            require_process(worker, wanted, response.incarnation)
+        except WorkerUnreachable:
+            response.close()
+            raise
+        return response
 
-    def _tell_abort(self, worker: Worker) -> None:
-        self._background.start(self._post_abort(worker))
+    def _tell_abort(self, member: AnyMember) -> None:
+        self._background.start(self._post_abort(member))
 
-    async def _post_abort(self, worker: Worker) -> None:
+    async def _post_abort(self, member: AnyMember) -> None:
         # If this fails, the closed connection still ends the request, later.
         told = msgspec.json.encode({"rid": self.rid})
+        headers = {**self.call.headers, **member.headers}
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(ABORT_SECONDS):
                 with await self._client.post(
-                    worker.url, "/abort_request", told, self.call.headers
+                    member.worker.url, "/abort_request", told, headers
                 ) as response:
                     await response.read()
 

@@ -19,10 +19,13 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from ps_sglang.identity import HEADER
+
 CONNECT_SECONDS = 5.0
 KEEP_SECONDS = 2.0  # uvicorn, SGLang's server, closes an idle connection after 5
 # What a stream may have unread before its worker must wait.
 UNREAD_BYTES = 256 * 1024
+_INCARNATION = HEADER.encode()
 
 
 class Disconnected(ConnectionError):
@@ -166,8 +169,10 @@ class WorkerResponse:
     `close`, or leaving the `with` block, breaks the connection off unless the answer is complete.
     """
 
-    def __init__(self, connection: "_Connection", status: int) -> None:
+    def __init__(self, connection: "_Connection", status: int, incarnation: str | None) -> None:
         self.status = status
+        self.incarnation = incarnation
+        """The process that answers, if it says so."""
         self.was_resent = False
         self._connection: _Connection | None = connection
         self._pieces: list[bytes] = []
@@ -268,6 +273,7 @@ class _Connection(asyncio.Protocol):
         self._paused = False
         self._reusable = True
         self._framed = False  # the answer says where it ends; otherwise the connection's end does
+        self._incarnation: str | None = None  # the process that the answer names
 
     async def exchange(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; returns when the head of the answer is there."""
@@ -330,10 +336,14 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._framed = False
+        self._incarnation = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif name == _INCARNATION:
+            self._incarnation = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         head, self._head = self._head, None
@@ -341,7 +351,7 @@ class _Connection(asyncio.Protocol):
             self.abort()
             return
         self._reusable = self._parser.should_keep_alive()
-        self._response = WorkerResponse(self, self._parser.get_status_code())
+        self._response = WorkerResponse(self, self._parser.get_status_code(), self._incarnation)
         head.set_result(self._response)
 
     def on_body(self, body: bytes) -> None:

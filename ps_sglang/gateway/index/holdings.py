@@ -72,6 +72,10 @@ class Holdings:
         if self._running:
             known.start()
 
+    def admitted(self, name: str, incarnation: str | None) -> None:
+        """From now on this process is the worker; another before it took its cache with it."""
+        self._workers[name].admitted(incarnation)
+
     def remove(self, name: str) -> None:
         """A worker leaves."""
         self._workers.pop(name).stop()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from ps_sglang.feed.control import FeedError
 from ps_sglang.feed.messages import AllBlocksCleared, BlockRemoved, KvEvent, TimelineRecord
 from ps_sglang.feed.subscriber import Feed, Timing
 from ps_sglang.gateway.config import Worker
@@ -34,6 +35,7 @@ class Mirror:
         self._index = index
         self._tell_timeline = tell_timeline
         self._task: asyncio.Task[None] | None = None
+        self._incarnation: str | None = None
         self.estimate = Estimate(clock)
         self.feed: Feed | None = None
         self.problem: str | None = "it has no feed"
@@ -63,6 +65,20 @@ class Mirror:
         if task is self._task and not task.cancelled():
             self.lost(f"its feed failed: {task.exception()}")
             log.error("worker %s: the feed failed", self._name, exc_info=task.exception())
+
+    def admitted(self, incarnation: str | None) -> None:
+        """Whose feed it must be; what was believed of the process before is forgotten."""
+        if self._incarnation not in (None, incarnation):
+            self.estimate.forget()
+        self._incarnation = incarnation
+
+    def tells(self, incarnation: str) -> None:
+        """This process tells; raises FeedError if it is not the worker."""
+        if self._incarnation not in (None, incarnation):
+            raise FeedError(
+                f"the feed at its address is of another process ({incarnation}, not "
+                f"{self._incarnation})"
+            )
 
     def kv(self, event: KvEvent) -> None:
         """The worker's tree changed; raises OutOfStep."""

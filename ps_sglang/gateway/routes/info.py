@@ -9,10 +9,11 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ps_sglang.gateway.config import Worker
-from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching
+from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
 from ps_sglang.gateway.routing.pool import AnyMember, Health
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
+from ps_sglang.identity import HEADER
 
 HEALTH_SECONDS = 3.0
 INFO_SECONDS = 10.0
@@ -59,7 +60,7 @@ async def health(request: web.Request) -> web.Response:
     able = {
         member.worker.decoder
         for member, ready in zip(members, healthy, strict=True)
-        if ready and not member.draining
+        if ready and member.can_be_asked
     }
     listed = [
         {**_identity(member.worker), "healthy": ready, "state": member.state}
@@ -120,7 +121,7 @@ async def metrics(request: web.Request) -> web.Response:
     """GET /metrics: the gateway's own and all workers'."""
     gateway = request.app[GATEWAY]
     members = gateway.workers(model_in_path(request))
-    workers = await scrape_workers(gateway.session, [member.worker for member in members])
+    workers = await scrape_workers(gateway.session, members)
     return web.Response(
         body=gateway.metrics.render() + workers, headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -132,21 +133,24 @@ async def from_decoder(request: web.Request) -> web.Response:
     resource = request.match_info.route.resource
     assert resource is not None, "this handler is registered by path"
     path = resource.canonical.removeprefix("/models/{model}")
-    workers = [member.worker for member in gateway.pool.decode(one_model(request))]
+    workers = gateway.pool.decode(one_model(request))
     return await _first_answer(gateway.session, workers, path, request)
 
 
 async def _first_answer(
-    session: aiohttp.ClientSession, workers: Sequence[Worker], path: str, request: web.Request
+    session: aiohttp.ClientSession, members: Sequence[AnyMember], path: str, request: web.Request
 ) -> web.Response:
     deadline = aiohttp.ClientTimeout(total=INFO_SECONDS)
     failures: list[WorkerUnreachable] = []
-    for worker in workers:
+    for member in members:
+        worker, wanted = member.worker, member.incarnation
+        headers = {**worker_headers(request), **member.headers}
         try:
             with reaching(worker):
                 async with session.get(
-                    worker.url + path, headers=worker_headers(request), timeout=deadline
+                    worker.url + path, headers=headers, timeout=deadline
                 ) as response:
+                    require_process(worker, wanted, response.headers.get(HEADER))
                     body, kind = await response.read(), response.content_type
                     return web.Response(body=body, status=response.status, content_type=kind)
         except WorkerUnreachable as error:
@@ -162,25 +166,27 @@ async def flush_cache(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
     members = gateway.workers(None) if name is None else gateway.pool.decode(name)
-    problems = await asyncio.gather(
-        *(_flush(gateway, member.worker, request) for member in members)
-    )
+    problems = await asyncio.gather(*(_flush(gateway, member, request) for member in members))
     failed = [problem for problem in problems if problem]
     if failed:
         return web.Response(text="\n".join(failed) + "\n", status=400)
     return web.Response(text=f"Cache flushed on {len(members)} worker(s).\n")
 
 
-async def _flush(gateway: Gateway, worker: Worker, request: web.Request) -> str | None:
+async def _flush(gateway: Gateway, member: AnyMember, request: web.Request) -> str | None:
+    worker, wanted = member.worker, member.incarnation
     deadline = aiohttp.ClientTimeout(total=FLUSH_SECONDS)
+    headers = {**worker_headers(request), **member.headers}
     try:
-        async with gateway.session.post(
-            worker.url + "/flush_cache", headers=worker_headers(request), timeout=deadline
-        ) as response:
-            text = (await response.text()).strip()
-            if response.status != 200:
-                return f"{worker.title}: {text}"
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return f"{worker.title}: {str(error) or type(error).__name__}"
+        with reaching(worker):
+            async with gateway.session.post(
+                worker.url + "/flush_cache", headers=headers, timeout=deadline
+            ) as response:
+                require_process(worker, wanted, response.headers.get(HEADER))
+                text = (await response.text()).strip()
+                if response.status != 200:
+                    return f"{worker.title}: {text}"
+    except WorkerUnreachable as error:
+        return error.message
     gateway.holdings.forget(worker.name)
     return None

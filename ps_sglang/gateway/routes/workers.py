@@ -13,10 +13,17 @@ from aiohttp import web
 
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.config import PrefillWorker
-from ps_sglang.gateway.errors import BadRequest, GatewayError, engine_error, reaching
+from ps_sglang.gateway.errors import (
+    BadRequest,
+    GatewayError,
+    engine_error,
+    reaching,
+    require_process,
+)
 from ps_sglang.gateway.routing.pool import AnyMember
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
+from ps_sglang.identity import HEADER
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -70,32 +77,42 @@ async def list_workers(request: web.Request) -> web.Response:
 
 
 async def add_worker(request: web.Request) -> web.Response:
-    """POST /workers: a running worker joins, if it fits; see `admission.Joining` for the body."""
+    """POST /workers: a running worker joins, if it fits; see `admission.Joining` for the body.
+
+    It takes the place of one that had its address before and is refused, or gone.
+    """
     gateway = request.app[GATEWAY]
     joining = admission.check_request(await request.read())
-    report, common = await asyncio.gather(
-        admission.ask(gateway.session, joining.url.rstrip("/")),
-        admission.reference(gateway.session, [member.worker for member in gateway.pool]),
-    )
+    url = joining.url.rstrip("/")
+    facts = await admission.ask(gateway.session, url)
     found = admission.misfits(
-        report,
-        common,
+        facts,
+        admission.reference(gateway.pool),
         gateway.config.context_length,
         allow_unverified=joining.allow_unverified,
     )
-    if found:
+    if found or facts is None:
         raise GatewayError(
             f"The worker at {joining.url} does not fit this cluster: " + "; ".join(found) + ".",
             status=409,
             code="worker_misfit",
         )
-    worker = admission.worker(joining, report)
-    if (known := _at(gateway, worker.url)) is not None:
-        raise _conflict(f"The worker at {worker.url} is in the cluster already: {known.name!r}.")
-    try:
-        member = gateway.pool.add(worker)
-    except ValueError as error:
-        raise _conflict(f"{worker.name!r} is taken; send another `name`.") from error
+    worker = admission.worker(joining, facts)
+    for known in gateway.pool:
+        if known.incarnation == facts.incarnation and known.refused is None:
+            raise _conflict(
+                f"The worker at {worker.url} is in the cluster already: {known.name!r} at "
+                f"{known.worker.url}."
+            )
+    replaced = _at(gateway, worker.url)
+    if gateway.pool.get(worker.name) not in (None, replaced):
+        raise _conflict(f"{worker.name!r} is taken; send another `name`.")
+    if replaced is not None:  # another process was there, and is there no more
+        request.app[CHANGING].refuse_if_busy(replaced)
+        gateway.health.take_requests_from(replaced, "another worker took its address")
+        gateway.pool.remove(replaced.name)
+        log.info("%s gives its address to another", replaced.worker.title)
+    member = gateway.pool.add(worker, facts)
     log.info("%s at %s joined", worker.title, worker.url)
     return web.json_response(_entry(gateway, member), status=201)
 
@@ -125,8 +142,8 @@ async def remove(request: web.Request) -> web.Response:
     """
     gateway, member = request.app[GATEWAY], _member(request)
     now = _flag(request, "now")
-    others = [one for one in gateway.pool.prefill if one is not member and not one.draining]
-    if isinstance(member.worker, PrefillWorker) and not others:
+    others = [one for one in gateway.pool.prefill if one is not member and one.can_be_asked]
+    if isinstance(member.worker, PrefillWorker) and not others and member.refused is None:
         raise _conflict(
             f"{member.name!r} is the last prefill worker that takes requests, and nothing can be "
             "answered without one: add another first."
@@ -185,6 +202,7 @@ async def swap(request: web.Request) -> web.Response:
                 await member.wait_idle()
             with gateway.health.engine_busy(member):
                 await _load(gateway, member, path)
+                await gateway.health.admit_swapped(member)
             log.info("%s serves %s", member.worker.title, path)
         finally:
             member.draining = was_draining
@@ -220,12 +238,15 @@ async def _to_its_end(
 
 async def _load(gateway: Gateway, member: AnyMember, path: str) -> None:
     deadline = aiohttp.ClientTimeout(total=LOAD_SECONDS)
+    wanted = member.incarnation
     with reaching(member.worker):
         async with gateway.session.post(
             member.worker.url + "/update_weights_from_disk",
             json={"model_path": path, "flush_cache": False},
+            headers=member.headers,
             timeout=deadline,
         ) as response:
+            require_process(member.worker, wanted, response.headers.get(HEADER))
             content = await response.read()
     if response.status != 200:
         problem = engine_error(response.status, content)

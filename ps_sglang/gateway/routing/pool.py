@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import NoWorker
+from ps_sglang.identity import HEADER, Facts
 
 
 class Health(Enum):
@@ -49,11 +50,18 @@ W = TypeVar("W", bound=Worker)
 class Member(Generic[W]):
     """A worker in the pool.
 
+    `facts` are what it said of itself when it was admitted, and `incarnation` is the process that
+    requests are for. `unheard`: the process at its address has not said yet who it is. `refused`
+    says why that one is not this worker, if it is not.
     `draining`: it finishes what it has and gets nothing new (it leaves, or is being swapped).
     `problem` says why it is not good, for people. `host` is where it runs, as its URL says.
     """
 
     worker: W
+    facts: Facts | None = None
+    incarnation: str | None = field(init=False)
+    unheard: bool = False
+    refused: str | None = None
     health: Health = Health.GOOD
     draining: bool = False
     problem: str | None = None
@@ -62,6 +70,7 @@ class Member(Generic[W]):
     _idle: list[asyncio.Future[None]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
+        self.incarnation = None if self.facts is None else self.facts.incarnation
         self.host = urlsplit(self.worker.url).hostname or ""
 
     @property
@@ -71,13 +80,27 @@ class Member(Generic[W]):
 
     @property
     def state(self) -> str:
-        """`draining`, or else its health: `good`, `trial` or `broken`."""
-        return "draining" if self.draining else self.health.value
+        """`draining`, `refused`, `starting`, or else its health: `good`, `trial` or `broken`."""
+        if self.draining:
+            return "draining"
+        if self.refused is not None:
+            return "refused"
+        return "starting" if self.unheard else self.health.value
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request carries so that no other process answers it."""
+        return {} if self.incarnation is None else {HEADER: self.incarnation}
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether a request may go here if there is no better worker."""
+        return not (self.draining or self.unheard or self.refused)
 
     @property
     def takes_requests(self) -> bool:
         """Whether a new request may go here as long as any other may."""
-        if self.draining or self.health is Health.BROKEN:
+        if not self.can_be_asked or self.health is Health.BROKEN:
             return False
         return self.health is Health.GOOD or self.load.requests == 0
 
@@ -154,16 +177,16 @@ class WorkerPool:
             return self._decode.get(decoder, ())
         return tuple(one for group in self._decode.values() for one in group)
 
-    def add(self, worker: Worker) -> AnyMember:
-        """A worker joins; raises ValueError if its name is taken."""
+    def add(self, worker: Worker, facts: Facts | None = None) -> AnyMember:
+        """A worker joins, with what it said of itself; raises ValueError if its name is taken."""
         if worker.name in self._members:
             raise ValueError(f"there is a worker {worker.name!r} already")
         member: AnyMember
         if isinstance(worker, PrefillWorker):
-            member = Member(worker)
+            member = Member(worker, facts)
             self._prefill = (*self._prefill, member)
         else:
-            member = Member(worker)
+            member = Member(worker, facts)
             self._decode[worker.decoder] = (*self.decode(worker.decoder), member)
         self._members[worker.name] = member
         for tell in self.joined:
@@ -194,14 +217,16 @@ class WorkerPool:
 def _candidates(
     members: Sequence[Member[W]], tried: Collection[str], wanted: str
 ) -> Sequence[Member[W]]:
-    """Those that take requests, else broken ones; never one that drains or was tried."""
+    """Those that take requests, else broken ones; never one that was tried or cannot be asked."""
     good = [one for one in members if one.takes_requests and one.name not in tried]
     if good:
         return good
-    left = [one for one in members if not one.draining and one.name not in tried]
+    left = [one for one in members if one.can_be_asked and one.name not in tried]
     if left:
         return left
     states = ", ".join(
-        f"{one.name} is {'not answering' if one.name in tried else one.state}" for one in members
+        f"{one.name} is {'not answering' if one.name in tried else one.state}"
+        + (f" ({one.refused})" if one.refused else "")
+        for one in members
     )
     raise NoWorker(f"No {wanted} is available: {states or 'there is none'}.")

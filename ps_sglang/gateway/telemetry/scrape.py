@@ -11,30 +11,40 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.errors import OtherProcess, require_process
+from ps_sglang.gateway.routing.pool import AnyMember
+from ps_sglang.identity import HEADER
 
 SCRAPE_SECONDS = 2.0
 
 log = logging.getLogger("ps_sglang.gateway")
 
 
-async def scrape_workers(session: aiohttp.ClientSession, workers: Sequence[Worker]) -> bytes:
+async def scrape_workers(session: aiohttp.ClientSession, members: Sequence[AnyMember]) -> bytes:
     """The metrics of all workers in Prometheus' text format.
 
     Workers are asked at the same time; one that does not answer in SCRAPE_SECONDS only shows as
     `ps_sglang_worker_up` 0.
     """
-    texts = await asyncio.gather(*(_scrape(session, worker) for worker in workers))
+    texts = await asyncio.gather(*(_scrape(session, member) for member in members))
+    workers = [member.worker for member in members]
     # In a thread: parsing takes tens of milliseconds, and streams must not wait for it.
     return await asyncio.to_thread(_render, list(zip(workers, texts, strict=True)))
 
 
-async def _scrape(session: aiohttp.ClientSession, worker: Worker) -> str | None:
+async def _scrape(session: aiohttp.ClientSession, member: AnyMember) -> str | None:
+    worker, wanted = member.worker, member.incarnation
     deadline = aiohttp.ClientTimeout(total=SCRAPE_SECONDS)
     try:
-        async with session.get(worker.url + "/metrics", timeout=deadline) as response:
+        async with session.get(
+            worker.url + "/metrics", headers=member.headers, timeout=deadline
+        ) as response:
+            require_process(worker, wanted, response.headers.get(HEADER))
             response.raise_for_status()
             return await response.text()
-    except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError) as error:
+    except (
+        aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError, OtherProcess
+    ) as error:  # fmt: skip
         log.debug("metrics of %s: %r", worker.title, error)
         return None
 

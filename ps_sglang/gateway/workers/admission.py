@@ -1,43 +1,29 @@
 """Whether a worker that wants to join fits the cluster (invariant I5, at run time).
 
-A worker tells what it is at `/server_info`: its role and addresses are SGLang's, and under
-`ps_sglang` stand the items that all workers of a cluster have in common (`common`) and the base
-that its checkpoint's manifest names (`trained_on`). Two that differ in any item would exchange KV
-that means something else to each of them, and SGLang's own handshake compares only two.
+A worker says what it is in its `/server_info`, see `ps_sglang.identity`. Two that differ in any
+item that a cluster has in common would exchange KV that means something else to each of them, and
+SGLang's own handshake compares only two. Once admitted, a worker is the one that it said it was:
+one that comes back as another is refused until somebody joins it anew.
 """
 
-import asyncio
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from ps_sglang.feed.messages import PUBLISHER
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
+from ps_sglang.gateway.routing.pool import WorkerPool
+from ps_sglang.identity import Facts
 
 ANSWER_SECONDS = 30.0  # the engine is asked too, and may be in the middle of a long prompt
 _WILDCARDS = frozenset(("*", "0.0.0.0", "::", "[::]"))
 
 
-class Facts(msgspec.Struct, frozen=True):
-    """What a worker says of itself; `problem` says why it cannot."""
-
-    common: dict[str, Any] = {}
-    trained_on: str | None = None
-    problem: str | None = None
-
-
 class Report(msgspec.Struct, frozen=True):
-    """The part of a worker's `/server_info` that matters here. Sizes are in tokens."""
+    """The part of a worker's `/server_info` that matters here."""
 
-    disaggregation_mode: Literal["null", "prefill", "decode"]
-    served_model_name: str
-    disaggregation_bootstrap_port: int
-    max_total_num_tokens: int
-    kv_events_config: str | None = None
     ps_sglang: Facts | None = None
 
 
@@ -55,101 +41,119 @@ class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_unverified: bool = False
 
 
-async def ask(session: aiohttp.ClientSession, url: str) -> Report:
-    """What the worker at `url` says of itself; raises GatewayError if it says nothing useful."""
-    deadline = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+async def ask(
+    session: aiohttp.ClientSession, url: str, seconds: float = ANSWER_SECONDS
+) -> Facts | None:
+    """What the worker at `url` says of itself, None for a server without the plugin.
+
+    Raises GatewayError if nobody answers within `seconds`, or something else does.
+    """
+    deadline = aiohttp.ClientTimeout(total=seconds)
     try:
         async with session.get(url + "/server_info", timeout=deadline) as response:
             content = await response.read()
             if response.status != 200:
                 raise _no_worker(url, f"it answers /server_info with status {response.status}")
-        return msgspec.json.decode(content, type=Report)
+        return msgspec.json.decode(content, type=Report).ps_sglang
     except TimeoutError as error:
-        raise _no_worker(url, f"no answer within {ANSWER_SECONDS:g} s") from error
+        raise _no_worker(url, f"no answer within {seconds:g} s") from error
     except (aiohttp.ClientError, OSError) as error:
         if is_own(error):
             raise GatewayBusy(str(error)) from error
         raise _no_worker(url, str(error) or type(error).__name__) from error
-    except msgspec.DecodeError as error:
-        raise _no_worker(url, f"its /server_info is not SGLang's: {error}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _no_worker(url, f"its /server_info is not this version's: {error}") from error
 
 
-async def reference(session: aiohttp.ClientSession, workers: Iterable[Worker]) -> Mapping[str, Any]:
-    """The items that the cluster's workers have in common, from the first that tells them."""
-    reports = [asyncio.create_task(ask(session, worker.url)) for worker in workers]
-    try:
-        for report in asyncio.as_completed(reports):
-            try:
-                facts = (await report).ps_sglang
-            except GatewayError:
-                continue
-            if facts is not None and facts.common:
-                return facts.common
-    finally:
-        for task in reports:
-            task.cancel()
-        await asyncio.gather(*reports, return_exceptions=True)
+def reference(pool: WorkerPool) -> Facts:
+    """What a cluster's workers have in common, as its first prefill worker said; GatewayError."""
+    known = (one.facts for one in pool if one.facts is not None and one.refused is None)
+    if (facts := next(known, None)) is not None:
+        return facts
     raise GatewayError(
-        "No worker of the cluster tells what a new one must have in common with it; try again "
-        "when one answers.",
+        "No worker of the cluster has told yet what a new one must have in common with it; try "
+        "again when one answers.",
         status=503,
         code="no_worker",
     )
 
 
 def misfits(
-    report: Report, common: Mapping[str, Any], capacity: int, *, allow_unverified: bool
+    facts: Facts | None, reference: Facts | None, capacity: int, *, allow_unverified: bool
 ) -> list[str]:
     """Everything in which a worker does not fit, one line each.
 
-    `common` is `reference`'s answer, `capacity` the longest prompt plus answer that the cluster
-    takes.
+    `reference` is what a worker of the cluster said of itself, `capacity` the longest prompt plus
+    answer that the cluster takes.
     """
-    facts = report.ps_sglang
     if facts is None:
         return ["it runs without the ps_sglang plugin: start it with PS_SGLANG_ENABLE=1"]
     if facts.problem is not None:
         return [f"it cannot tell what it serves: {facts.problem}"]
-    if report.disaggregation_mode == "null":
+    if facts.role == "null":
         return ["it is a plain server: start it with --disaggregation-mode prefill or decode"]
-    found = [
-        f"{item}: cluster {common.get(item)}, worker {facts.common.get(item)}"
-        for item in {**common, **facts.common}
-        if common.get(item) != facts.common.get(item)
-    ]
-    base = common.get("base fingerprint")
-    if report.disaggregation_mode == "decode" and facts.trained_on != base:
-        if facts.trained_on is not None:
-            found.append(f"trained on: cluster {base}, worker {facts.trained_on}")
-        elif not allow_unverified:
-            found.append(
-                "it has no prefillshare.json: train the decoder with ps-sglang, or send "
-                "`allow_unverified`"
-            )
-    if report.max_total_num_tokens < capacity:
+    found: list[str] = []
+    if reference is not None:
+        found += _differences(facts, reference, allow_unverified)
+    if facts.capacity < capacity:
         found.append(
             f"KV pool: the cluster takes requests of {capacity} tokens, the worker holds "
-            f"{report.max_total_num_tokens}"
+            f"{facts.capacity}"
         )
     return found
 
 
-def worker(joining: Joining, report: Report) -> Worker:
+def _differences(facts: Facts, cluster: Facts, allow_unverified: bool) -> Iterator[str]:
+    for item in {**cluster.common, **facts.common}:
+        if cluster.common.get(item) != facts.common.get(item):
+            yield f"{item}: cluster {cluster.common.get(item)}, worker {facts.common.get(item)}"
+    if facts.role == cluster.role == "prefill" and facts.weights != cluster.weights:
+        yield f"weights of the base: cluster {cluster.weights}, worker {facts.weights}"
+    base = cluster.common.get("base fingerprint")
+    if facts.role == "decode" and facts.trained_on != base:
+        if facts.trained_on is not None:
+            yield f"trained on: cluster {base}, worker {facts.trained_on}"
+        elif not allow_unverified:
+            yield (
+                "it has no prefillshare.json: train the decoder with ps-sglang, or send "
+                "`allow_unverified`"
+            )
+
+
+def changes(worker: Worker, before: Facts | None, now: Facts | None, capacity: int) -> list[str]:
+    """Everything in which the process at a worker's address is not that worker, one line each.
+
+    `before` is what the worker said of itself when it was admitted, None if it is heard for the
+    first time: then it must be what the configuration says. It must have room for `capacity`
+    tokens. Whether a decoder has a manifest was asked before it was admitted.
+    """
+    if now is None or now.problem is not None or now.role == "null":
+        return misfits(now, None, capacity, allow_unverified=True)
+    if before is None:
+        before = msgspec.structs.replace(now, role=worker.role)
+        if isinstance(worker, PrefillWorker):
+            before = msgspec.structs.replace(before, bootstrap_port=worker.bootstrap_port)
+        else:
+            before = msgspec.structs.replace(before, model=worker.decoder)
+    return [*before.changes(now), *misfits(now, None, capacity, allow_unverified=True)]
+
+
+def worker(joining: Joining, facts: Facts) -> Worker:
     """The worker as the gateway will know it."""
     url = joining.url.rstrip("/")
     address = urlsplit(url)
     host = address.hostname or ""
-    feed, control = _feed(report, host)
-    if report.disaggregation_mode == "prefill":
+    feed, control = _reachable(facts.feed, host), _reachable(facts.feed_control, host)
+    if facts.bootstrap_port is not None:
         return PrefillWorker(
             joining.name or f"prefill-{host}:{address.port}",
             url,
             joining.bootstrap_host or host,
-            report.disaggregation_bootstrap_port,
+            facts.bootstrap_port,
             feed,
             control,
         )
-    decoder = joining.decoder or report.served_model_name
+    decoder = joining.decoder or facts.model
     name = joining.name or f"decode-{decoder}-{host}:{address.port}"
     return DecodeWorker(name, url, decoder, feed, control)
 
@@ -158,7 +162,7 @@ def check_request(content: bytes) -> Joining:
     """The body of POST /workers; raises BadRequest."""
     try:
         joining = msgspec.json.decode(content, type=Joining)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body is not what adds a worker: {error}.") from error
     try:
         address = urlsplit(joining.url)
@@ -178,17 +182,6 @@ def check_request(content: bytes) -> Joining:
                 param=field,
             )
     return joining
-
-
-def _feed(report: Report, host: str) -> tuple[str | None, str | None]:
-    """Where the worker publishes its events and takes control requests, as seen from here."""
-    try:
-        events = msgspec.json.decode(report.kv_events_config or "{}")
-    except msgspec.DecodeError:
-        return None, None
-    if not isinstance(events, dict) or events.get("publisher") != PUBLISHER:
-        return None, None
-    return _reachable(events.get("endpoint"), host), _reachable(events.get("replay_endpoint"), host)
 
 
 def _reachable(endpoint: str | None, host: str) -> str | None:

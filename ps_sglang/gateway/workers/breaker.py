@@ -78,6 +78,12 @@ class Breaker:
             self._close()
             self._back_off = SHORTEST_SECONDS
 
+    def restarted(self) -> None:
+        """Another process is the worker now: what is known of the one before says little."""
+        self._health = Health.TRIAL
+        self._back_off = SHORTEST_SECONDS
+        self._failures = self._misses = self._probes = 0
+
     def probe_missed(self, reason: str) -> None:
         """A probe got no answer, or one of failure, before its deadline."""
         self._misses += 1

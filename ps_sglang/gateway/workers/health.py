@@ -5,6 +5,10 @@ that died, hangs or was stopped. `/health` has SGLang's scheduler answer; it is 
 that has unfinished requests, seldom, and of a broken one before it gets a request again. A broken
 worker gets no requests (see `breaker`). Those it has already are taken from it once it has been
 silent for long: a connection to a stopped process stays open for ever, and so would they.
+
+Every answer names the process that gives it (`ps_sglang.identity`). Another than the one before is
+asked who it is, and gets no request until it has said that it is the same worker, restarted. If it
+is not, it is refused until it is replaced, or joins anew (POST /workers).
 """
 
 import asyncio
@@ -13,7 +17,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,9 +25,17 @@ import aiohttp
 
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.dispatch.legs import Pair
-from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable, is_own
+from ps_sglang.gateway.errors import (
+    GatewayError,
+    Loss,
+    WorkerError,
+    WorkerUnreachable,
+    is_own,
+)
 from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
+from ps_sglang.gateway.workers import admission
 from ps_sglang.gateway.workers.breaker import Breaker
+from ps_sglang.identity import HEADER, Facts
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -41,6 +53,7 @@ class Timing:
     """
 
     every: float = 1.0
+    starting_every: float = 0.1  # before it has been heard for the first time
     deadline: float = 2.0
     silence: float = 15.0
     engine_every: float = 15.0
@@ -49,6 +62,9 @@ class Timing:
 
 
 USUAL: Final = Timing()
+
+
+UNHEARD: Final = "it has not said who it is"
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,9 @@ class _Record:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     silent_since: float | None = None
     engine_silent_since: float | None = None
+    seen: str | None = None  # the incarnation that answered last
+    refused: str | None = None  # the incarnation that was refused, empty for one without a name
+    looked: asyncio.Event = field(default_factory=asyncio.Event)  # it was asked once
 
 
 class HealthMonitor:
@@ -79,13 +98,18 @@ class HealthMonitor:
         session: aiohttp.ClientSession,
         pool: WorkerPool,
         timing: Timing,
+        capacity: int,
         clock: Callable[[], float] = time.monotonic,
         randomly: Callable[[], float] = random.random,
     ) -> None:
+        """A worker that comes back must hold requests of `capacity` tokens, as one that joins."""
+        self.admitted: list[Callable[[AnyMember], None]] = []
+        """Told of each process that was found to be its worker, also of a worker's first."""
         self.broken: Counter[str] = Counter()
         """How often each worker was found broken."""
         self._session = session
         self._pool = pool
+        self._capacity = capacity
         self._timing = timing
         self._clock = clock
         self._random = randomly
@@ -100,6 +124,12 @@ class HealthMonitor:
             self._watch(member)
         self._pool.joined.append(self._watch)
         self._pool.left.append(self._forget)
+
+    async def first_look(self) -> None:
+        """Wait until those workers that are there already are known."""
+        looks = [record.looked.wait() for record in self._records.values()]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*looks), self._timing.deadline)
 
     async def close(self) -> None:
         """Stop watching."""
@@ -144,8 +174,18 @@ class HealthMonitor:
         finally:
             self._busy.discard(member)
 
+    async def admit_swapped(self, member: AnyMember) -> None:
+        """The worker has other weights now, by the gateway's own wish; raises GatewayError."""
+        facts = await admission.ask(self._session, member.worker.url)
+        if facts is not None and facts.incarnation == member.incarnation:
+            member.facts = facts
+
     def _watch(self, member: AnyMember) -> None:
         record = self._records[member] = _Record(Breaker(self._clock, self._random))
+        if member.incarnation is None:
+            member.unheard, member.problem = True, UNHEARD
+        else:
+            self._tell_admitted(member)
         for work in (self._ask_server(member, record), self._ask_engine(member, record)):
             record.tasks.append(asyncio.create_task(work))
 
@@ -155,19 +195,86 @@ class HealthMonitor:
 
     async def _ask_server(self, member: AnyMember, record: _Record) -> None:
         # Not all at once: a start, or a spell of load, would keep them in step for ever.
-        await asyncio.sleep(self._timing.every * self._random())
+        if member.facts is not None:
+            await asyncio.sleep(self._timing.every * self._random())
         while True:
             began = self._clock()
-            problem = await self._ask(member, "/ready", self._timing.deadline)
+            problem = await self._ask(member, "/ready", self._timing.deadline, record)
             silent = problem is not None and problem.silent
-            if problem is None and record.breaker.health is Health.BROKEN:
-                problem = await self._ask(member, "/health", self._timing.engine_deadline)
-            self._note(record, problem)
+            if problem is None and not await self._is_known(member, record):
+                problem = _Problem(member.refused or UNHEARD)
+            # One that was refused its connections is asked all the time, to see who comes back;
+            # whether it gets a request again is for its breaker to say.
+            elif problem is not None or not record.breaker.seconds_to_retry:
+                if problem is None and record.breaker.health is Health.BROKEN:
+                    problem = await self._ask(member, "/health", self._timing.engine_deadline)
+                self._note(record, problem)
             self._show(member, record)
             record.silent_since = _since(record.silent_since, began, silent)
             if problem is not None and self._too_long(record.silent_since, self._timing.silence):
                 self._take_requests(member, problem)
-            await asyncio.sleep(record.breaker.seconds_to_retry or self._timing.every)
+            record.looked.set()
+            starting = member.unheard and member.facts is None
+            await asyncio.sleep(self._timing.starting_every if starting else self._timing.every)
+
+    async def _is_known(self, member: AnyMember, record: _Record) -> bool:
+        """Whether the process that has just answered is the worker; asks one that is new."""
+        if record.seen is not None and record.seen == member.incarnation:
+            # Another may have been in its place for a while.
+            member.unheard, member.refused, record.refused = False, None, None
+            return True
+        if record.refused is not None and record.refused == (record.seen or ""):
+            return False
+        self._suspect(member, record)
+        try:
+            facts = await admission.ask(
+                self._session, member.worker.url, self._timing.engine_deadline
+            )
+        except GatewayError as error:
+            if record.seen is None:  # it is not even SGLang's
+                self._refuse(member, record, "", [error.message])
+            return False
+        found = admission.changes(member.worker, member.facts, facts, self._capacity)
+        if found:
+            self._refuse(member, record, record.seen or "", found)
+        elif facts is not None and facts.incarnation == record.seen:
+            self._admit(member, record, facts)
+        return not member.unheard and member.refused is None
+
+    def _suspect(self, member: AnyMember, record: _Record) -> None:
+        """Another process answers at the worker's address: it gets nothing until it is known."""
+        if member.unheard or member.refused is not None:
+            return
+        member.unheard = True
+        record.breaker.unreachable("another process answers at its address")
+        self._show(member, record)
+        self.take_requests_from(member, "another process answers at its address")
+
+    def _refuse(
+        self, member: AnyMember, record: _Record, incarnation: str, reasons: list[str]
+    ) -> None:
+        record.refused = incarnation
+        member.unheard = False
+        member.refused = (
+            f"another worker answers at its address: {'; '.join(reasons)}. Start the one that was "
+            "here, or let this one join anew (POST /workers)"
+        )
+        log.warning("%s is refused: %s", member.worker.title, member.refused)
+
+    def _admit(self, member: AnyMember, record: _Record, facts: Facts) -> None:
+        restarted = member.facts is not None
+        if not restarted:
+            member.facts = facts
+        member.incarnation = facts.incarnation
+        member.unheard, member.refused, record.refused = False, None, None
+        if restarted:
+            record.breaker.restarted()
+            log.info("%s has restarted, and is the same", member.worker.title)
+        self._tell_admitted(member)
+
+    def _tell_admitted(self, member: AnyMember) -> None:
+        for tell in self.admitted:
+            tell(member)
 
     async def _ask_engine(self, member: AnyMember, record: _Record) -> None:
         while True:
@@ -191,10 +298,15 @@ class HealthMonitor:
                 self._show(member, record)
                 self._take_requests(member, problem)
 
-    async def _ask(self, member: AnyMember, path: str, deadline: float) -> _Problem | None:
+    async def _ask(
+        self, member: AnyMember, path: str, deadline: float, record: _Record | None = None
+    ) -> _Problem | None:
+        """Ask; notes in `record` who answered."""
         timeout = aiohttp.ClientTimeout(total=deadline)
         try:
             async with self._session.get(member.worker.url + path, timeout=timeout) as response:
+                if record is not None:
+                    record.seen = response.headers.get(HEADER)
                 if response.status == 200:
                     return None
                 return _Problem(f"it answers {path} with status {response.status}")
@@ -219,7 +331,10 @@ class HealthMonitor:
         """Bring what the breaker says to the pool, and to people."""
         before, now = member.health, record.breaker.health
         member.health = now
-        member.problem = record.breaker.reason or None
+        member.problem = member.refused or record.breaker.reason or None
+        if member.facts is None:  # a worker that is starting cannot break
+            member.problem = member.problem or UNHEARD
+            return
         if now is before:
             return
         if not record.breaker.has_answered:

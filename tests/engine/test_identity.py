@@ -1,0 +1,285 @@
+"""Real workers that come back as others: refused, no wrong answer, no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import xxhash
+import zmq
+from engine_client import RefusedError, assert_conserved, generate, post, together
+from hf_reference import expected
+from plain_server import free_port, wait_until_healthy
+from served import Launch, Models, Served
+
+from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
+from ps_sglang.engine.transfer.messages import TAG
+from ps_sglang.launch import flags
+from ps_sglang.launch.environment import worker_environment
+from ps_sglang.launch.messages import Ending, Start
+from ps_sglang.launch.spec import WorkerSpec
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+
+Prompts = Callable[[int, int], list[list[int]]]
+
+
+@pytest.fixture(scope="module")
+def served(llama: Models, launch: Launch) -> Served:
+    return launch(llama, "a")
+
+
+class Guests:
+    """Workers started by hand, one after another on one port, by the cluster's process host."""
+
+    def __init__(self, served: Served, folder: Path) -> None:
+        self._served, self._folder = served, folder
+        self._link = served.cluster._link
+        self._started: list[str] = []
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.control = ""
+
+    def start(self, like: WorkerSpec, fingerprint: str | None = None, **changed: Any) -> None:
+        """A worker with the flags of `like`, some of them changed, in the last one's place."""
+        self.kill()
+        name = f"guest-{len(self._started)}"
+        self._started.append(name)
+        own = {"--port": self.port, "--nccl-port": free_port()}
+        own |= {f"--{flag.replace('_', '-')}": value for flag, value in changed.items()}
+        folder = self._folder / name
+        plan = self._served.cluster.plan
+        env = worker_environment(os.environ, folder, like.role, cpu=True) | {
+            BASE_FINGERPRINT: fingerprint or plan.fingerprint,
+            ALLOW_UNVERIFIED: "0",
+        }
+        argv = tuple(_replaced(like.argv, own))
+        log = str(self._folder / f"{name}.log")
+        self._link.send(Start(name, "sglang.launch_server", argv, env, log, Ending.FORK))
+        wait_until_healthy(self.url)
+
+    def kill(self) -> None:
+        """End the last one at once."""
+        if self._started:
+            self._link.stop(self._started[-1], 0.0)
+
+
+def _replaced(argv: tuple[str, ...], own: dict[str, Any]) -> Iterator[str]:
+    for name, words in flags.groups(argv):
+        yield from ([name, str(own[name])] if name in own else words)
+
+
+@pytest.fixture
+def guests(served: Served, tmp_path: Path) -> Iterator[Guests]:
+    found = Guests(served, tmp_path)
+    yield found
+    for worker in workers(served):
+        if worker["url"] == found.url:
+            call = urllib.request.Request(
+                f"{served.cluster.url}/workers/{worker['name']}?now=1", method="DELETE"
+            )
+            urllib.request.urlopen(call).close()
+    found.kill()
+
+
+def workers(served: Served) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"{served.cluster.url}/workers") as response:
+        found: list[dict[str, Any]] = json.load(response)["workers"]
+    return found
+
+
+def becomes(served: Served, url: str, state: str) -> dict[str, Any]:
+    """Wait until the gateway sees the worker at `url` so."""
+    while True:
+        found = next(one for one in workers(served) if one["url"] == url)
+        if found["state"] == state:
+            return found
+        time.sleep(0.05)  # between looks at what only the gateway can tell
+
+
+def feed_config() -> dict[str, str]:
+    events = {
+        "publisher": "ps_sglang",
+        "endpoint": f"tcp://127.0.0.1:{free_port()}",
+        "replay_endpoint": f"tcp://127.0.0.1:{free_port()}",
+        "bind": True,
+    }
+    return {"kv_events_config": json.dumps(events)}
+
+
+@contextmanager
+def asked_all_the_time(served: Served, decoder: str, ids: list[int]) -> Iterator[list[Any]]:
+    """One request after another; what came of each."""
+    over = threading.Event()
+    outcomes: list[Any] = []
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                outcomes.append(generate(served.cluster, decoder, ids)["output_ids"])
+            except RefusedError as error:
+                outcomes.append(error.status)
+            except OSError as error:  # the client's own time limit: a hang
+                outcomes.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield outcomes
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_another_in_a_decode_workers_place(
+    served: Served, guests: Guests, prompts: Prompts
+) -> None:
+    """Decoder `c` has the weights of `b`; what comes in its place would answer otherwise."""
+    base, decoders = served.models.base, served.models.decoders
+    prefill, decode = served.cluster.plan.workers
+    feed = feed_config()
+    c = {"model_path": decoders["b"], "served_model_name": "c", **feed}
+    (ids,) = prompts(1, 40)
+    right = expected(base, decoders["b"], ids).tokens
+    assert right != expected(base, decoders["a"], ids).tokens
+    guests.start(decode, **c)
+    post(f"{served.cluster.url}/workers", {"url": guests.url})
+    assert generate(served.cluster, "c", ids)["output_ids"] == right
+    others: list[tuple[str, WorkerSpec, dict[str, Any]]] = [
+        ("model: wanted c, found a", decode, {"model_path": decoders["a"], **feed}),
+        ("weights: wanted", decode, {**c, "model_path": decoders["a"]}),
+        ("base fingerprint: wanted", decode, {**c, "fingerprint": f"ps1:{'0' * 64}"}),
+        (
+            "role: wanted decode, found prefill",
+            prefill,
+            {"served_model_name": "c", "disaggregation_bootstrap_port": free_port(), **feed},
+        ),
+    ]
+    for reason, like, changed in others:
+        with asked_all_the_time(served, "c", ids) as outcomes:
+            guests.start(like, **changed)
+            assert reason in becomes(served, guests.url, "refused")["problem"]
+            asked = len(outcomes)
+            while len(outcomes) < asked + 3:
+                time.sleep(0.01)  # the next requests end, or the test does
+        assert [one for one in outcomes if one not in (right, 502, 503)] == []
+        assert outcomes[-1] == 503
+    with asked_all_the_time(served, "c", ids) as outcomes:
+        guests.start(decode, **c)
+        becomes(served, guests.url, "good")
+    assert [one for one in outcomes if one not in (right, 502, 503)] == []
+    assert generate(served.cluster, "c", ids)["output_ids"] == right
+    while (found := becomes(served, guests.url, "good"))["cache"]["known_by"] != "events":
+        time.sleep(0.05)
+    assert 0 < found["cache"]["tokens"] < 40
+    assert_exact(served, prompts)
+    assert_conserved(served.cluster)
+
+
+def test_another_in_a_prefill_workers_place(
+    served: Served, guests: Guests, prompts: Prompts
+) -> None:
+    prefill = served.cluster.plan.workers[0]
+    own = {**feed_config(), "disaggregation_bootstrap_port": free_port()}
+    guests.start(prefill, **own)
+    post(f"{served.cluster.url}/workers", {"url": guests.url})
+    assert_exact(served, prompts)
+    for changed, reason in (
+        ({"disaggregation_bootstrap_port": free_port()}, "bootstrap port: wanted"),
+        ({"model_path": served.models.decoders["b"]}, "weights: wanted"),
+    ):
+        (ids,) = prompts(1, 40)
+        right = expected(served.models.base, served.models.decoders["a"], ids).tokens
+        with asked_all_the_time(served, "a", ids) as outcomes:
+            guests.start(prefill, **{**own, **changed})
+            assert reason in becomes(served, guests.url, "refused")["problem"]
+        assert [one for one in outcomes if one not in (right, 502, 503)] == []
+        assert_exact(served, prompts)
+    assert_conserved(served.cluster)
+
+
+def test_one_worker_under_two_addresses(served: Served) -> None:
+    for worker in served.cluster.workers:
+        port = worker.url.rpartition(":")[2]
+        with pytest.raises(RefusedError, match=f"409.*already: '{worker.name}'"):
+            post(f"{served.cluster.url}/workers", {"url": f"http://localhost:{port}"})
+
+
+DEEP = b"\x91" * 200_000 + b"\xc0"
+NESTED = b"\x82\xa4type\xa6Status\xa1x" + DEEP  # a question, with a field that nobody knows
+LETTER = b"\x82\xa4type\xa5Alive\xa1x" + DEEP[-60_000:]
+GARBAGE = (
+    b"", b"\x00" * 5, b"\xff\xfe\xfd", os.urandom(300), NESTED, b"[" * 200_000,
+    TAG + xxhash.xxh3_64_digest(LETTER) + LETTER, TAG + b"x" * 40,
+)  # fmt: skip
+
+
+def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
+    """Each port on which a worker listens, and each mailbox."""
+    assert_exact(served, prompts)
+    pids = [
+        child.pid
+        for worker in served.cluster.workers
+        for child in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(True))
+    ]
+    ports = {
+        one.laddr.port
+        for pid in pids
+        for one in psutil.Process(pid).net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert {worker.feed.control.rpartition(":")[2] for worker in served.cluster.plan.workers} <= {
+        str(port) for port in ports
+    }
+    with zmq.Context() as context:
+        for port in ports:
+            for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.SUB):
+                with context.socket(kind) as sender:
+                    sender.linger = 100
+                    sender.connect(f"tcp://127.0.0.1:{port}")
+                    for content in GARBAGE:
+                        if kind == zmq.SUB:
+                            sender.subscribe(content[:200])
+                        else:
+                            with suppress(zmq.ZMQError):
+                                sender.send_multipart(
+                                    [content] * (1 + len(content) % 3), zmq.NOBLOCK
+                                )
+            for content in GARBAGE:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as raw:
+                    raw.sendall(content)
+    names = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
+    boxes = [f"\0{name[1:]}" for name in names if name.startswith("@ps_sglang-")]
+    assert len(boxes) >= len(served.cluster.workers)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as letter:
+        for box in boxes:
+            for content in GARBAGE:
+                with suppress(OSError):
+                    letter.sendto(content[: 1 << 16], box)
+            letter.sendto(TAG + xxhash.xxh3_64_digest(LETTER) + LETTER, box)
+    assert_exact(served, prompts)
+    assert all(worker.alive for worker in served.cluster.workers)
+    for worker in workers(served):
+        while worker["cache"]["known_by"] != "events":
+            worker = next(one for one in workers(served) if one["name"] == worker["name"])
+    assert_conserved(served.cluster)
+
+
+def assert_exact(served: Served, prompts: Prompts) -> None:
+    """Requests of decoder `a`, several at once, compared with the reference."""
+    asked = prompts(4, 40)
+    base, weights = served.models.base, served.models.decoders["a"]
+    want = [expected(base, weights, ids).tokens for ids in asked]
+    answers = together([partial(generate, served.cluster, "a", ids) for ids in asked])
+    assert [answer["output_ids"] for answer in answers] == want
