@@ -57,7 +57,7 @@ def train(settings: TrainSettings, say: Say) -> None:
     base = resolve(settings.base)
     data = _read(settings, base, say)
     if settings.resume:
-        check_resume(settings.checkpoints, data.identity)
+        check_resume(settings.checkpoints, data.identity, base.path)
     elif main:
         data.identity.write(settings.checkpoints)
     trainer, kept = _trainer(settings, base, data, say)

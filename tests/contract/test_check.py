@@ -13,7 +13,11 @@ from folder_parts import Build, tensors
 from ps_sglang.contract import Manifest, base_fingerprint, check_cluster, write_manifest
 from ps_sglang.contract.engine_flags import check_engine_flags
 from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Score, Training
-from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.tokenizer import (
+    chat_template_digest,
+    tokenizer_digest,
+    written_tokenizer_digest,
+)
 from ps_sglang.errors import CheckpointError, ContractError
 
 
@@ -119,6 +123,34 @@ def test_other_tokenizer_and_template_in_training(build: Build, base: Path) -> N
         " tokenizer in training",
         " chat template in training",
     ]
+
+
+def test_a_tokenizer_saved_again_and_an_older_manifest(build: Build, base: Path) -> None:
+    """Older manifests name a tokenizer by how its file was written when the decoder was made."""
+    piece = [{"Sequence": {"id": "A", "type_id": 0}}]
+    empty = {"type": "TemplateProcessing", "single": piece, "pair": piece, "special_tokens": {}}
+    again = build("again", tokenizer={"post_processor": empty})
+    assert written_tokenizer_digest(again) != written_tokenizer_digest(base)
+    for index, manifest in enumerate((base, again)):
+        decoder = sign(again, base, tokenizer=written_tokenizer_digest(manifest))
+        (report,) = check_cluster(base, {f"d{index}": decoder}, allow_unverified=False)
+        assert report.verified
+
+
+def test_the_part_of_a_tokenizer_that_differs_is_named(build: Build, base: Path) -> None:
+    decoder = build("decoder", tokenizer_config={"eos_token": "ab"})
+    with pytest.raises(ContractError) as caught:
+        check_cluster(base, {"d": decoder}, allow_unverified=True)
+    assert "differs in special tokens (eos_token: '<s>' and 'ab')" in str(caught.value)
+
+
+def test_a_token_that_the_model_does_not_have(build: Build, base: Path) -> None:
+    """It would index past the embedding of the worker that reads it."""
+    added = {"added_tokens": [{"id": 12, "content": "<pad>", "special": True}]}
+    (row,) = refused(base, sign(build("decoder", tokenizer=added), base))
+    assert "token ids up to 12, the model a vocabulary of 12; put the model's own" in row
+    with pytest.raises(CheckpointError, match="other: the tokenizer has token ids up to 12"):
+        check_cluster(build("other", tokenizer=added), {"d": base}, allow_unverified=True)
 
 
 def test_trained_on_another_base_of_the_same_shape(build: Build, base: Path) -> None:
