@@ -16,18 +16,21 @@ from typing import Any, Final
 # control and zero-width characters, and spaces at either end.
 _TEXTS: Final = (
     "The quick brown fox jumps over the lazy dog. THE QUICK BROWN FOX. tHe qUiCk",
-    "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \ufb01ne \uff26\uff55\uff4c\uff4c \u2460 \u00bd \u2126",
+    "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \ufb01ne \uff26\uff55\uff4c\uff4c "
+    "\u2460 \u00bd \u2126",
     "1 22 333 4444 55555 666666 3.14159 1,000,000 0x1F 2026-11-29T12:00:00Z \u0664\u0665\u0666",
     "a  b   c    d     e        f\tg\t\th\n\ni\r\nj \n k\n  l \n",
     " leading, trailing ",
-    "I'm you're we'll they'd he's don't I'M DON'T y'all \u2019s it\u2019s 'quoted' \u201cquoted\u201d",
+    "I'm you're we'll they'd he's don't I'M DON'T y'all "
+    "\u2019s it\u2019s 'quoted' \u201cquoted\u201d",
     'def f(x: int) -> dict[str, int]:\n    return {"a": x ** 2, "b": [x, -1]}  # <b>&amp;</b>',
     "snake_case camelCase kebab-case a/b\\c a@b.com https://x.org/?q=1&r=2#s $9.99 50% ~ ^ ` |",
     "...!!!???---___===+++ *** ((( ))) [[[ ]]] {{{ }}} <<< >>> ;;; ::: ,,,",
     "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3053\u3093\u306b\u3061\u306f \u30ab\u30bf\u30ab\u30ca "
     "\ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
     "\u041f\u0440\u0438\u0432\u0435\u0442 \u0393\u03b5\u03b9\u03ac \u0645\u0631\u062d\u0628\u0627 "
-    "\u05e9\u05dc\u05d5\u05dd \u0928\u092e\u0938\u094d\u0924\u0947 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+    "\u05e9\u05dc\u05d5\u05dd \u0928\u092e\u0938\u094d\u0924\u0947 "
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
     "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7 \u2764\ufe0f "
     "\U0001d400\U0001d401 \U00020000",
     "\u0000\u0001\u001b\u007f\u00a0\u00ad\u200b\u2028\u3000\ufeff\ufffd\u2581x\u2581\u0120y\u010a",

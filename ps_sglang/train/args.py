@@ -26,8 +26,9 @@ data: one JSON object a line, or a Hugging Face data set by name (org/name or or
 result: a checkpoint folder with its prefillshare.json, to launch as a decoder of this base; with
   --lora-rank also the adapter alone in OUT/adapter. Log and checkpoints are in OUT/training.
 
-several processes or machines:
+several processes or machines, with GPUs and without:
   accelerate launch --num_processes 2 -m ps_sglang.train --base B --data D --out O
+  torchrun --nproc-per-node 2 -m ps_sglang.train --base B --data D --out O
 
 examples:
   python -m ps_sglang.train --base base --data train.jsonl --eval-data dev.jsonl --out ./math
@@ -75,6 +76,7 @@ _CHOICES: Final[dict[str, tuple[Any, str]]] = {
 }
 _SWITCHES: Final = {
     "skip_long": "leave out answers that do not fit, instead of cutting them or refusing",
+    "drop_unrendered": "train without what a row holds and its rendered text does not show",
     "gradient_checkpointing": "compute activations twice instead of keeping them",
     "resume": "go on from the last checkpoint in OUT",
 }
