@@ -131,8 +131,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _planted(record: ChatRecord, marks: Mapping[Path, str]) -> ChatRecord:
-    """A copy of `record` with the marks in it: after a text, in place of anything else."""
+def _planted(record: ChatRecord, marks: Mapping[Path, str], *, turn: bool = False) -> ChatRecord:
+    """A copy of `record` with the marks in it: after a text, in place of anything else.
+
+    `turn`: true becomes false and false true, instead of a mark.
+    """
 
     def copy(value: Any, path: Path) -> Any:
         if isinstance(value, dict):
@@ -147,6 +150,8 @@ def _planted(record: ChatRecord, marks: Mapping[Path, str]) -> ChatRecord:
             return value
         if isinstance(value, str):
             return value + mark
+        if turn and isinstance(value, bool):
+            return not value
         return type(value)(mark) if _is_number(value) else mark
 
     return ChatRecord(
@@ -173,7 +178,7 @@ def _change(
     record: ChatRecord, path: Path, mark: str, index: int, text: str, render: Render
 ) -> str:
     """What of a change of this one value shows: its "mark", another "text", or "" for nothing."""
-    changed = _try(render, _planted(record, {path: mark}), index)
+    changed = _try(render, _planted(record, {path: mark}, turn=True), index)
     # A template that refuses the mark has read it.
     if changed is None or _in(mark, changed):
         return "mark"
