@@ -187,6 +187,12 @@ def test_one_way_of_splitting_in_another_place(tmp_path: Path) -> None:
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
                             "use_regex": True}}, "pre-tokenizer"),
         ({"decoder": None}, "decoder"),
+        # Of several tokens together only.
+        ({"decoder": {"type": "Sequence", "decoders": [
+            {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+             "use_regex": True},
+            {"type": "Replace", "pattern": {"String": "\U0001f600"}, "content": ":)"}]}},
+         "decoder"),
         ({"post_processor": {"type": "RobertaProcessing", "sep": ["<e>", 1], "cls": ["<s>", 0],
                              "trim_offsets": True, "add_prefix_space": False}}, "post-processor"),
     ],
