@@ -13,7 +13,12 @@ from ps_sglang.contract.manifest import MANIFEST_FILE, Manifest, read_manifest
 from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.contract.shape import ModelShape, read_shape
 from ps_sglang.contract.tensors import Tensor, read_tensors
-from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.tokenizer import (
+    chat_template_digest,
+    tokenizer_differences,
+    tokenizer_digest,
+    written_tokenizer_digest,
+)
 from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import CheckpointError, ContractError, ManifestError
 
@@ -62,22 +67,31 @@ class DecoderReport:
 class Checkpoint:
     """What the contract compares of one folder."""
 
+    folder: Path
     shape: ModelShape
     tensors: dict[str, Tensor]
     quantized: bool
     tokenizer: str
+    written_tokenizer: str
     chat_template: str | None
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
         require_vocabulary(folder)
         return cls(
+            folder,
             read_shape(folder),
             read_tensors(folder),
             "quantization_config" in read_object(folder / "config.json"),
             tokenizer_digest(folder),
+            written_tokenizer_digest(folder),
             chat_template_digest(folder),
         )
+
+    @property
+    def tokenizers(self) -> tuple[str, str]:
+        """By either digest a manifest may name this checkpoint's tokenizer."""
+        return self.tokenizer, self.written_tokenizer
 
 
 def check_cluster(
@@ -158,7 +172,9 @@ def _model_differences(base: Checkpoint, decoder: Checkpoint) -> Iterator[Differ
     if not (base.quantized or decoder.quantized):
         yield from tensor_differences(base.tensors, decoder.tensors)
     if decoder.tokenizer != base.tokenizer:
-        yield Difference("tokenizer", base.tokenizer, decoder.tokenizer, _COPY_TOKENIZER)
+        parts = tokenizer_differences(base.folder, decoder.folder)
+        theirs = f"{decoder.tokenizer}, differs in {parts}"
+        yield Difference("tokenizer", base.tokenizer, theirs, _COPY_TOKENIZER)
     if decoder.chat_template != base.chat_template:
         yield Difference(_TEMPLATE, base.chat_template, decoder.chat_template, _COPY_TOKENIZER)
 
@@ -170,7 +186,7 @@ def _manifest_differences(
     if manifest.base.fingerprint != fingerprint:
         yield Difference("base fingerprint", fingerprint, trained_on, _TRAIN_ON_BASE)
     # What the decoder's own files show has been reported already.
-    if manifest.tokenizer not in (base.tokenizer, decoder.tokenizer):
+    if manifest.tokenizer not in (*base.tokenizers, *decoder.tokenizers):
         yield Difference(
             "tokenizer in training", base.tokenizer, manifest.tokenizer, _TRAIN_ON_BASE
         )

@@ -11,25 +11,52 @@ from pathlib import Path
 from typing import Any
 
 from ps_sglang.contract.files import digest, read_object
+from ps_sglang.contract.tokenizer_behaviour import STEPS, tokenizer_parts, written_parts
 from ps_sglang.errors import CheckpointError
 
-# Keys of tokenizer_config.json that change which tokens a prompt or a rendered template gets.
-_SETTINGS = ("add_bos_token", "add_eos_token")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token")
+_ADDED_AROUND = ("add_bos_token", "add_eos_token")
+# Engines honour these settings beside a tokenizer.json for the classes that always had them, with
+# these defaults; every other class leaves it to the file's post-processor.
+_OWN_DEFAULTS = {"add_bos_token": True, "add_eos_token": False}
+_CLASSES_WITH_SETTINGS = frozenset(
+    name + fast
+    for name in ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
+    for fast in ("", "Fast")
+)
 # Tokenizers without a tokenizer.json, by the files that hold all of them.
 _OTHER_LAYOUTS = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """`tok1:` and the digest of vocabulary, merges, pre- and post-processing and named tokens.
+    """`tok2:` and the digest of what the tokenizer does: its vocabulary, merges and named tokens,
+    and the tokens that it makes of fixed texts and of its own vocabulary.
 
-    It does not depend on key order, indentation, the two ways to write merges, or the padding and
-    truncation that a tokenizer was last used with.
+    How its files are written does not matter, so a tokenizer that was only loaded and saved again
+    keeps its digest.
     """
+    return digest("tok2", {name: digest("part", part) for name, part in _parts(folder).items()})
+
+
+def written_tokenizer_digest(folder: Path) -> str:
+    """`tok1:` and the digest of tokenizer.json as it is written, which older manifests name."""
     config = _tokenizer_config(folder)
-    settings = {key: config.get(key) for key in _SETTINGS}
-    tokens = {key: _content(config.get(key)) for key in _NAMED_TOKENS}
-    return digest("tok1", [_model(folder), settings, tokens])
+    settings = {key: config.get(key) for key in _ADDED_AROUND}
+    return digest("tok1", [_written(folder), settings, _named_tokens(config)])
+
+
+def tokenizer_differences(base: Path, decoder: Path) -> str:
+    """Which parts of two tokenizers differ, in words; both folders have been read before."""
+    ours, theirs = _parts(base), _parts(decoder)
+    found = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if "encodings" in found:
+        found.remove("encodings")
+        # Other data explain other encodings; else what is written differently does.
+        if not {"files", "model", "vocabulary", "merges", "added tokens"}.intersection(found):
+            ours, theirs = ours | _steps(base), theirs | _steps(decoder)
+            steps = [n for n in _steps(base) | _steps(decoder) if ours.get(n) != theirs.get(n)]
+            found = steps + found
+    return ", ".join(_described(name, ours.get(name), theirs.get(name)) for name in found)
 
 
 def chat_template_digest(folder: Path) -> str | None:
@@ -58,13 +85,40 @@ def _templates(value: Any) -> dict[str, str]:
     return {entry["name"]: entry["template"] for entry in value or ()}
 
 
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
+def _parts(folder: Path) -> dict[str, Any]:
+    """Part -> what it is, as plain JSON values."""
+    config = _tokenizer_config(folder)
+    file = folder / "tokenizer.json"
+    parts = tokenizer_parts(read_object(file)) if file.is_file() else {"files": _written(folder)}
+    return {**parts, "special tokens": _named_tokens(config) | _settings(config)}
 
 
-def _model(folder: Path) -> Any:
+def _steps(folder: Path) -> dict[str, Any]:
+    return written_parts(read_object(folder / "tokenizer.json"))
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    tokens = {key: config.get(key) for key in _NAMED_TOKENS}
+    return {k: v.get("content") if isinstance(v, dict) else v for k, v in tokens.items()}
+
+
+def _settings(config: dict[str, Any]) -> dict[str, bool]:
+    kind = config.get("tokenizer_class")
+    defaults = _OWN_DEFAULTS if kind in _CLASSES_WITH_SETTINGS else {}
+    if kind is not None and not defaults:
+        return {}
+    given = {key: config.get(key) for key in _ADDED_AROUND}
+    return {k: bool(defaults.get(k) if v is None else v) for k, v in given.items()}
+
+
+def _written(folder: Path) -> Any:
     if (folder / "tokenizer.json").is_file():
-        return _canonical(read_object(folder / "tokenizer.json"))
+        tokenizer = read_object(folder / "tokenizer.json")
+        kept = {key: tokenizer[key] for key in tokenizer if key not in ("truncation", "padding")}
+        model = dict(kept.get("model") or {})
+        if isinstance(model.get("merges"), list):
+            model["merges"] = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        return {**kept, "model": model}
     for names in _OTHER_LAYOUTS:
         files = [folder / name for name in names]
         if all(file.is_file() for file in files):
@@ -74,9 +128,18 @@ def _model(folder: Path) -> Any:
     )
 
 
-def _canonical(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: tokenizer[key] for key in tokenizer if key not in ("truncation", "padding")}
-    model = dict(kept.get("model") or {})
-    if isinstance(model.get("merges"), list):
-        model["merges"] = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    return {**kept, "model": model}
+def _described(name: str, ours: Any, theirs: Any) -> str:
+    """`name` with the first entry in which two mappings or lists differ."""
+    if name in STEPS:
+        return name
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        first = f"{keys[0]}: {ours.get(keys[0])!r} and {theirs.get(keys[0])!r}"
+        return f"{name} ({first}{_more(keys)})"
+    if name == "merges" and isinstance(ours, list) and isinstance(theirs, list):
+        return f"{name} ({len(ours)} and {len(theirs)} of them)"
+    return name
+
+
+def _more(keys: list[Any]) -> str:
+    return f" and {len(keys) - 1} more" if keys[1:] else ""

@@ -16,17 +16,26 @@ Per batch the base prefills the prompts without gradients; the decoder reads eac
 token and the answer on that cache; the loss is on answer tokens only."""
 
 _EPILOG: Final = """\
-data: one JSON object a line, or a Hugging Face data set by name (org/name or org/name:split)
+data: JSON lines, a .parquet file, a folder of save_to_disk (DIR or DIR:split), or a Hugging Face
+data set by name (org/name or org/name:split); one object a row
   {"prompt": "2 + 2 =", "completion": " 4"}
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
   Every assistant message is trained, each on the base's cache of all that came before it.
-  "tools" beside "messages" goes to the chat template, as a server's tools field does.
+  "tools", "documents" and "chat_template_kwargs" beside "messages" go to the chat template, as a
+  server's fields do. What a row holds and the rendered text does not show (tool calls, thoughts,
+  names, a part of a text) is refused, unless --drop-unrendered is given. Columns about a row (an
+  id, a source) are not read, and named.
+  "weight": 0, "train": false or "loss": false in a message, or beside "messages" for the whole
+  row, is not learned; marks that are not plainly 0 or 1 are refused.
+  A table has every key in every row, in one order: its nulls are left out at every depth. Where a
+  null or the order of keys matters, give JSON lines, or keep tools and arguments as JSON text.
 
 result: a checkpoint folder with its prefillshare.json, to launch as a decoder of this base; with
   --lora-rank also the adapter alone in OUT/adapter. Log and checkpoints are in OUT/training.
 
-several processes or machines:
+several processes or machines, with GPUs and without:
   accelerate launch --num_processes 2 -m ps_sglang.train --base B --data D --out O
+  torchrun --nproc-per-node 2 -m ps_sglang.train --base B --data D --out O
 
 examples:
   python -m ps_sglang.train --base base --data train.jsonl --eval-data dev.jsonl --out ./math
@@ -72,6 +81,7 @@ _CHOICES: Final[dict[str, tuple[Any, str]]] = {
 }
 _SWITCHES: Final = {
     "skip_long": "leave out answers that do not fit, instead of cutting them or refusing",
+    "drop_unrendered": "train without what a row holds and its rendered text does not show",
     "gradient_checkpointing": "compute activations twice instead of keeping them",
     "resume": "go on from the last checkpoint in OUT",
 }

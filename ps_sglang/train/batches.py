@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch.utils.data import Sampler
@@ -67,6 +68,11 @@ class Example:
             ids = prompt + answer.ids
             held.append(answer)
         yield ids, held
+
+
+# One token read and none learned: it fills up the last batches of several processes, which must all
+# be of one size, and weighs nothing.
+FILLER: Final = Example((0,), (Answer(1, (IGNORED,)),))
 
 
 def conditioned_batch(examples: Sequence[Example]) -> Batch:
@@ -135,22 +141,24 @@ class LengthOrder(Sampler[int]):  # type: ignore[misc]  # torch is not followed
 
     `group` is what one optimizer step takes, over all processes and accumulated batches. The order
     depends on it, `seed` and `epoch` alone: it is the same for both methods, however a step is
-    divided, and after a resume.
+    divided, and after a resume. It ends with as many fillers, of index `len(lengths)`, as make its
+    length a multiple of `multiple`.
     """
 
     # Groups are cut from so many at a time, sorted: enough for even lengths, few enough for chance.
     _POOL = 50
 
-    def __init__(self, lengths: Sequence[int], group: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], group: int, seed: int, multiple: int = 1) -> None:
         self._lengths, self._group, self._seed = lengths, group, seed
+        self._fillers = -len(lengths) % multiple
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + self._fillers
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self), generator=generator).tolist()
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
         groups: list[list[int]] = []
         for start in range(0, len(order), self._group * self._POOL):
             pool = sorted(
@@ -164,3 +172,4 @@ class LengthOrder(Sampler[int]):  # type: ignore[misc]  # torch is not followed
             yield from groups[index]
         for rest in groups[whole:]:
             yield from rest
+        yield from [len(self._lengths)] * self._fillers

@@ -7,13 +7,15 @@ the other, and the decoder would learn to go on from a boundary token that no se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ps_sglang.errors import DataError
 from ps_sglang.train.batches import Answer, Example, Tokens
 from ps_sglang.train.records import ChatRecord, DataSet, Problems, Record
+from ps_sglang.train.rendering import nothing_shown, shown_name, unrendered
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,21 @@ class _Turn:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A data set as token sequences. `cut` answers lost their end, `skipped` were left out."""
+    """A data set as token sequences.
+
+    `cut` answers lost their end, `skipped` did not fit, `unlearned` were marked, `empty` show
+    nothing. `dropped`: field -> how many records hold something there that no token shows.
+    """
 
     source: str
     records: int
     examples: list[Example]
     cut: int
     skipped: int
+    unlearned: int = 0
+    empty: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    columns: tuple[str, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -44,23 +54,33 @@ class Encoder:
     """Tokenises as a server does, up to `max_length` tokens for prompt and answer together.
 
     `stops` are the tokens that end an answer; an answer whose text has none gets the first.
+    `drop_unrendered`: what the text of a record does not show is counted instead of refused.
     """
 
     def __init__(
-        self, tokenizer: Any, stops: Sequence[int], max_length: int, *, skip_long: bool
+        self,
+        tokenizer: Any,
+        stops: Sequence[int],
+        max_length: int,
+        *,
+        skip_long: bool,
+        drop_unrendered: bool = False,
     ) -> None:
         self._tokenizer, self._stops = tokenizer, stops
         self._max_length, self._skip_long = max_length, skip_long
+        self._drop_unrendered = drop_unrendered
 
     def encode(self, data: DataSet) -> Encoded:
-        """Raises DataError naming the rows whose prompt is over `max_length`, or that the chat
-        template cannot render."""
+        """Raises DataError naming the rows whose prompt is over `max_length`, that the chat
+        template cannot render or does not show whole, or whose answer goes on after its end."""
         problems = Problems(data.source)
         examples: list[Example] = []
         cut = skipped = 0
+        told = Encoded(data.source, len(data.records), examples, 0, 0, columns=data.columns)
+        counts: Counter[str] = Counter()
         for record in data.records:
             fitting = []
-            for turn in self._turns(record, problems):
+            for turn in self._turns(record, problems, told.dropped, counts):
                 room = self._max_length - len(turn.prompt)
                 if len(turn.answer) > room and self._skip_long:
                     skipped += 1
@@ -71,9 +91,11 @@ class Encoder:
                     fitting.append(replace(turn, answer=turn.answer[:room]))
             examples += _conversations(fitting)
         problems.raise_any()
+        if not examples and not skipped:
+            raise DataError(f"{data.source}: no answer is left to learn")
         if not examples:
             raise DataError(f"{data.source}: no answer fits into {self._max_length} tokens")
-        return Encoded(data.source, len(data.records), examples, cut, skipped)
+        return replace(told, cut=cut, skipped=skipped, **counts)
 
     def _too_long(self, turn: _Turn) -> str:
         return (
@@ -81,17 +103,27 @@ class Encoder:
             f"of the answer at most {self._max_length} fit; shorten it, or give --skip-long"
         )
 
-    def _turns(self, record: Record, problems: Problems) -> Iterator[_Turn]:
+    def _turns(
+        self, record: Record, problems: Problems, dropped: Counter[str], counts: Counter[str]
+    ) -> Iterator[_Turn]:
+        for name in record.unread:
+            self._not_shown(record, name, f"{name} is read by nothing", problems, dropped)
         if isinstance(record, ChatRecord):
-            yield from self._chat(record, problems)
+            yield from self._chat(record, problems, dropped, counts)
             return
         prompt = self._tokens(record.prompt, special=True)
         if not prompt:
             problems.add(record.where, "prompt has no tokens")
-            return
-        yield _Turn("completion", prompt, self._ended(self._tokens(record.completion)))
+        elif not record.learned:
+            counts["unlearned"] += 1
+        else:
+            answer = self._ended(self._tokens(record.completion), record, "completion", problems)
+            yield _Turn("completion", prompt, answer)
 
-    def _chat(self, record: ChatRecord, problems: Problems) -> Iterator[_Turn]:
+    def _chat(
+        self, record: ChatRecord, problems: Problems, dropped: Counter[str], counts: Counter[str]
+    ) -> Iterator[_Turn]:
+        texts: dict[int, tuple[str, str]] = {}
         for index, message in enumerate(record.messages):
             # A first message has nothing before it that it could answer.
             if message["role"] != "assistant" or index == 0:
@@ -110,8 +142,40 @@ class Encoder:
                     f"the chat template renders {name} in another way than it asks for an answer",
                 )
                 return
-            answer = self._ended(self._tokens(whole[len(prompt) :]))
-            yield _Turn(name, self._tokens(prompt), answer)
+            texts[index] = prompt, whole
+        missing = unrendered(
+            record, texts, lambda one, index: self._rendered(one, index + 1, generate=False)
+        )
+        for name in dict.fromkeys(
+            shown_name(path, every=self._drop_unrendered) for path in missing
+        ):
+            what = f"{name} is not, or not whole, in what the chat template of {self._name} renders"
+            self._not_shown(record, name, what, problems, dropped)
+        for index, (prompt, whole) in texts.items():
+            if index in record.unlearned:
+                counts["unlearned"] += 1
+            elif missing and nothing_shown(record, index, missing):
+                counts["empty"] += 1
+            else:
+                name = f"messages[{index}]"
+                answer = self._tokens(whole[len(prompt) :])
+                ended = self._ended(answer, record, name, problems)
+                yield _Turn(name, self._tokens(prompt), ended)
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self._tokenizer, "name_or_path", "") or "the base")
+
+    def _not_shown(
+        self, record: Record, name: str, what: str, problems: Problems, dropped: Counter[str]
+    ) -> None:
+        if self._drop_unrendered:
+            dropped[name] += 1
+        else:
+            problems.add(
+                record.where,
+                f"{what}; take it out, or give --drop-unrendered to train without it",
+            )
 
     def _rendered(self, record: ChatRecord, messages: int, *, generate: bool) -> str:
         text: str = self._tokenizer.apply_chat_template(
@@ -119,13 +183,24 @@ class Encoder:
             tools=record.tools,
             tokenize=False,
             add_generation_prompt=generate,
+            **record.variables,
         )
         return text
 
-    def _ended(self, answer: Tokens) -> Tokens:
-        """`answer` up to its last stop token: what a template writes after it is never said."""
-        ends = [index for index, token in enumerate(answer) if token in self._stops]
-        return answer[: ends[-1] + 1] if ends else (*answer, self._stops[0])
+    def _ended(self, answer: Tokens, record: Record, name: str, problems: Problems) -> Tokens:
+        """`answer` up to its first stop token: a server says nothing after it."""
+        end = next((i for i, token in enumerate(answer) if token in self._stops), None)
+        if end is None:
+            return (*answer, self._stops[0])
+        # Templates write a line end, or more stop tokens, after an answer.
+        rest = [token for token in answer[end + 1 :] if token not in self._stops]
+        if self._tokenizer.decode(rest).strip():
+            problems.add(
+                record.where,
+                f"{name} goes on after the stop token {self._tokenizer.decode([answer[end]])}, at "
+                "which a server ends an answer; take that token out of its text",
+            )
+        return answer[: end + 1]
 
     def _tokens(self, text: str, *, special: bool = False) -> Tokens:
         # A rendered chat has its special tokens already.

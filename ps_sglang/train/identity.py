@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ps_sglang.contract import base_fingerprint
-from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.tokenizer import (
+    chat_template_digest,
+    tokenizer_digest,
+    written_tokenizer_digest,
+)
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
 from ps_sglang.train.saving import saving
@@ -50,13 +54,18 @@ class Identity:
             (folder / _FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def check_resume(folder: Path, now: Identity) -> None:
-    """Raises UsageError that lists all in which the run in `folder` was another one."""
+def check_resume(folder: Path, now: Identity, base: Path) -> None:
+    """Raises UsageError that lists all in which the run in `folder` was another one.
+
+    `base` is the folder of the base; older runs name its tokenizer by how it is written.
+    """
     path = folder / _FILE
     try:
         then = json.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"--resume: there is no run in {folder.parent}; leave it out") from None
+    if then.get("tokenizer") == written_tokenizer_digest(base):
+        then["tokenizer"] = now.tokenizer
     before, after = _rows(then), _rows(asdict(now))
     # Its name is for people: a base that was moved is the same base.
     rows = [

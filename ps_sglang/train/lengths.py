@@ -22,6 +22,14 @@ def report(encoded: Encoded, max_length: int) -> Iterator[str]:
         yield f"  truncated: {_count(encoded.cut, 'answer')} cut at the limit, without their end"
     if encoded.skipped:
         yield f"  left out: {_count(encoded.skipped, 'answer')} that did not fit"
+    if encoded.unlearned:
+        yield f"  not learned: {_count(encoded.unlearned, 'answer')} marked so"
+    for name, records in encoded.dropped.items():
+        yield f"  dropped: {name} in {_count(records, 'record')}, which the text does not show"
+    if encoded.empty:
+        yield f"  left out: {_count(encoded.empty, 'answer')} of which the text shows nothing"
+    if encoded.columns:
+        yield f"  columns not read: {', '.join(encoded.columns)}"
 
 
 def _count(number: int, what: str) -> str:

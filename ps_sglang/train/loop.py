@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ps_sglang.errors import TrainingError
-from ps_sglang.train.batches import Batch, Example, LengthOrder
+from ps_sglang.train.batches import FILLER, Batch, Example, LengthOrder
 from ps_sglang.train.saving import saving
 from ps_sglang.train.steps import Step
 
@@ -61,7 +61,8 @@ class DecoderTrainer(Trainer):  # type: ignore[misc]  # transformers ships no ty
             model=model,
             args=arguments,
             data_collator=collate,
-            train_dataset=examples,
+            # The order ends with the filler where processes need one.
+            train_dataset=[*examples, FILLER],
             # Sorted, so that little is padding; an average over tokens does not mind the order.
             eval_dataset=eval_examples and sorted(eval_examples, key=lambda one: one.length),
             callbacks=callbacks,
@@ -149,12 +150,13 @@ class DecoderTrainer(Trainer):  # type: ignore[misc]  # transformers ships no ty
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        # Left to itself accelerate fills the last batches up with rows that were trained before.
+        at_once = self.args.train_batch_size * self.args.world_size
         order = LengthOrder(
-            [example.length for example in self.train_dataset],
-            self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size,
+            [example.length for example in self.train_dataset[:-1]],
+            at_once * self.args.gradient_accumulation_steps,
             self.args.seed,
+            multiple=at_once if self.args.world_size > 1 else 1,
         )
         self.add_callback(_EpochSetter(order))
         return order

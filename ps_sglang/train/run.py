@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,13 @@ def train(settings: TrainSettings, say: Say) -> None:
             "--lora-rank under FSDP: the base shares the decoder's weights, which FSDP cuts; "
             "an adapter is small, so run the processes without FSDP"
         )
+    _require_all_processes(os.environ)
     if main and not settings.resume:
         check_new(settings.out)
     base = resolve(settings.base)
     data = _read(settings, base, say)
     if settings.resume:
-        check_resume(settings.checkpoints, data.identity)
+        check_resume(settings.checkpoints, data.identity, base.path)
     elif main:
         data.identity.write(settings.checkpoints)
     trainer, kept = _trainer(settings, base, data, say)
@@ -73,10 +75,29 @@ def train(settings: TrainSettings, say: Say) -> None:
         say(f"done: decoder in {settings.out}")
 
 
+def _require_all_processes(environ: Mapping[str, str]) -> None:
+    """Raises UsageError where accelerate was asked for several processes and started one."""
+    launched = "ACCELERATE_DYNAMO_BACKEND" in environ and "MASTER_PORT" in environ
+    # Of torchrun, and of the MPIs that accelerate knows.
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    if launched and not any(size in environ for size in sizes):
+        raise UsageError(
+            "accelerate launch was asked for several processes and started one, as it does "
+            "without as many GPUs; start them with torchrun --nproc-per-node 2 -m "
+            "ps_sglang.train ..., or give --num_processes 1 (and unset MASTER_PORT)"
+        )
+
+
 def _read(settings: TrainSettings, base: NamedModel, say: Say) -> _Data:
     tokenizing = load_tokenizer(base.path)
     limit = _limit(settings, tokenizing)
-    encoder = Encoder(tokenizing.tokenizer, tokenizing.stops, limit, skip_long=settings.skip_long)
+    encoder = Encoder(
+        tokenizing.tokenizer,
+        tokenizing.stops,
+        limit,
+        skip_long=settings.skip_long,
+        drop_unrendered=settings.drop_unrendered,
+    )
     sets = [read_data(source) for source in (settings.data, settings.eval_data) if source]
     encoded = [encoder.encode(data) for data in sets]
     for one in encoded:

@@ -34,6 +34,7 @@ class TrainSettings:
     lora_alpha: int = 0
     max_length: int = 0
     skip_long: bool = False
+    drop_unrendered: bool = False
     epochs: float = 1.0
     steps: int = 0
     batch_size: int = 8
@@ -99,6 +100,8 @@ _NOT_OF_THE_CURVE: Final = (
     # For those who serve it.
     *("tool_call_parser", "reasoning_parser"),
     *("gradient_checkpointing", "keep_kv_gb", "keep_kv_dir"),
+    # What it would drop is refused without it.
+    "drop_unrendered",
     *("keep_checkpoints", "log_steps", "resume"),
 )
 _CHOICES: Final = {

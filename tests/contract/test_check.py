@@ -20,7 +20,11 @@ from ps_sglang.contract import (
 from ps_sglang.contract.engine_flags import check_engine_flags
 from ps_sglang.contract.manifest import MANIFEST_FILE, BaseReference, Score, Training
 from ps_sglang.contract.served_template import served_template_digest
-from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.tokenizer import (
+    chat_template_digest,
+    tokenizer_digest,
+    written_tokenizer_digest,
+)
 from ps_sglang.errors import CheckpointError, ContractError
 
 
@@ -140,6 +144,25 @@ def test_other_tokenizer_and_template_in_training(build: Build, base: Path) -> N
         " tokenizer in training",
         " chat template in training",
     ]
+
+
+def test_a_tokenizer_saved_again_and_an_older_manifest(build: Build, base: Path) -> None:
+    """Older manifests name a tokenizer by how its file was written when the decoder was made."""
+    piece = [{"Sequence": {"id": "A", "type_id": 0}}]
+    empty = {"type": "TemplateProcessing", "single": piece, "pair": piece, "special_tokens": {}}
+    again = build("again", tokenizer={"post_processor": empty})
+    assert written_tokenizer_digest(again) != written_tokenizer_digest(base)
+    for index, manifest in enumerate((base, again)):
+        decoder = sign(again, base, tokenizer=written_tokenizer_digest(manifest))
+        (report,) = check_cluster(base, {f"d{index}": decoder}, allow_unverified=False)
+        assert report.verified
+
+
+def test_the_part_of_a_tokenizer_that_differs_is_named(build: Build, base: Path) -> None:
+    decoder = build("decoder", tokenizer_config={"eos_token": "ab"})
+    with pytest.raises(ContractError) as caught:
+        check_cluster(base, {"d": decoder}, allow_unverified=True)
+    assert "differs in special tokens (eos_token: '<s>' and 'ab')" in str(caught.value)
 
 
 def test_trained_on_another_base_of_the_same_shape(build: Build, base: Path) -> None:

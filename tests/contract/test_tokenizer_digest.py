@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from folder_parts import TOKENIZER, Build
+from folder_parts import TOKENIZER, Build, write_json
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
-from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
+from ps_sglang.contract.tokenizer import (
+    chat_template_digest,
+    tokenizer_differences,
+    tokenizer_digest,
+)
 from ps_sglang.errors import CheckpointError
 
 
@@ -89,3 +96,144 @@ def test_jinja_file_wins(build: Build) -> None:
 
 def test_no_template(build: Build) -> None:
     assert chat_template_digest(build("one", tokenizer_config={"chat_template": None})) is None
+
+
+def test_a_post_processor_that_adds_nothing(build: Build) -> None:
+    """What transformers 5 writes where there was none; one that adds a token counts."""
+    piece = [{"Sequence": {"id": "A", "type_id": 0}}]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}]
+    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    empty = {
+        "type": "TemplateProcessing",
+        "single": piece,
+        "pair": piece + second,
+        "special_tokens": {},
+    }
+    adds = empty | {
+        "single": [start, *piece],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    one = build("one")
+    assert tokenizer_digest(build("a", tokenizer={"post_processor": empty})) == tokenizer_digest(
+        one
+    )
+    assert tokenizer_digest(build("b", tokenizer={"post_processor": adds})) != tokenizer_digest(one)
+
+
+def byte_level(folder: Path, **changes: Any) -> Path:
+    """A tokenizer as models have it, with `changes` to its file."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
+        vocab_size=300,
+        special_tokens=["<s>", "<e>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat and the hat, the mat of 2026 2026"] * 9, trainer)
+    folder.mkdir()
+    write_json(folder / "tokenizer.json", json.loads(tokenizer.to_str()) | changes)
+    named = {"bos_token": "<s>", "eos_token": "<e>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+    write_json(folder / "tokenizer_config.json", config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        # What GPT-2, Qwen and Llama have: it only moves offsets.
+        {"post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False,
+                            "use_regex": True}},
+    ],
+)  # fmt: skip
+def test_saved_again_by_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    one = byte_level(tmp_path / "one", **changes)
+    AutoTokenizer.from_pretrained(one).save_pretrained(tmp_path / "again")
+    assert tokenizer_digest(tmp_path / "again") == tokenizer_digest(one)
+    assert tokenizer_differences(one, tmp_path / "again") == ""
+
+
+def test_one_way_of_splitting_in_another_place(tmp_path: Path) -> None:
+    """The same texts fall into the same tokens, whichever step does it."""
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    digits = {"type": "Digits", "individual_digits": True}
+    pattern = {"Regex": r"\p{N}"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+    def split_by(name: str, *steps: dict[str, Any]) -> str:
+        sequence = {"type": "Sequence", "pretokenizers": [*steps, level]}
+        return tokenizer_digest(byte_level(tmp_path / name, pre_tokenizer=sequence))
+
+    assert split_by("a", digits) == split_by("b", split)
+    assert split_by("c") == tokenizer_digest(byte_level(tmp_path / "d")) != split_by("e", digits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
+        ({"normalizer": {"type": "NFKC"}}, "normalizer"),
+        ({"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}}, "normalizer"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": "the"}, "content": "a"}},
+         "normalizer"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                            "use_regex": True}}, "pre-tokenizer"),
+        ({"decoder": None}, "decoder"),
+        # Of several tokens together only.
+        ({"decoder": {"type": "Sequence", "decoders": [
+            {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+             "use_regex": True},
+            {"type": "Replace", "pattern": {"String": "\U0001f600"}, "content": ":)"}]}},
+         "decoder"),
+        ({"post_processor": {"type": "RobertaProcessing", "sep": ["<e>", 1], "cls": ["<s>", 0],
+                             "trim_offsets": True, "add_prefix_space": False}}, "post-processor"),
+    ],
+)  # fmt: skip
+def test_the_part_that_differs_is_named(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    one, other = byte_level(tmp_path / "one"), byte_level(tmp_path / "other", **changes)
+    assert tokenizer_digest(one) != tokenizer_digest(other)
+    assert tokenizer_differences(one, other) == part
+
+
+def test_parts_that_are_data_are_named_with_what_differs(tmp_path: Path, build: Build) -> None:
+    one = byte_level(tmp_path / "one")
+    tokenizer = json.loads((one / "tokenizer.json").read_text())
+    added = [
+        *tokenizer["added_tokens"],
+        tokenizer["added_tokens"][1] | {"id": 300, "content": "<x>"},
+    ]
+    assert tokenizer_differences(one, byte_level(tmp_path / "a", added_tokens=added)) == (
+        "added tokens (<x>: None and [300, True])"
+    )
+    stripping = [token | {"lstrip": True} for token in tokenizer["added_tokens"]]
+    assert tokenizer_differences(one, byte_level(tmp_path / "b", added_tokens=stripping)) == (
+        "added tokens' flags (<s>: [False, False, False, False, True] and "
+        "[False, True, False, False, True] and 1 more)"
+    )
+    other = build("other", tokenizer=with_model(merges=[]), tokenizer_config={"eos_token": "a"})
+    assert tokenizer_differences(build("plain"), other) == (
+        "merges (1 and 0 of them), special tokens (eos_token: '<s>' and 'a')"
+    )
+
+
+def test_settings_count_where_engines_honour_them(build: Build) -> None:
+    """Llama's classes add a first token unless told not to; others leave it to the file."""
+
+    def with_class(name: str, **config: Any) -> str:
+        return tokenizer_digest(
+            build(name, tokenizer_config={"tokenizer_class": name.split("-")[0], **config})
+        )
+
+    llama = with_class("LlamaTokenizerFast")
+    assert with_class("LlamaTokenizer", add_bos_token=True) == llama
+    assert with_class("LlamaTokenizer-without", add_bos_token=False) != llama
+    plain = with_class("TokenizersBackend")
+    assert with_class("PreTrainedTokenizerFast", add_bos_token=True) == plain

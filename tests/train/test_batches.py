@@ -4,7 +4,14 @@ import itertools
 import random
 
 from ps_sglang.train.attention import answer_mask
-from ps_sglang.train.batches import Answer, Example, LengthOrder, conditioned_batch, full_batch
+from ps_sglang.train.batches import (
+    FILLER,
+    Answer,
+    Example,
+    LengthOrder,
+    conditioned_batch,
+    full_batch,
+)
 
 GROUP = 8
 
@@ -93,3 +100,12 @@ def test_full_batch_has_plain_sequences() -> None:
     ]
     assert batch["owners"].tolist() == [0, 1, 1]
     assert batch["answer_tokens"].tolist() == [4, 3]
+
+
+def test_fillers_end_the_order_and_are_not_learned() -> None:
+    sampler = LengthOrder(lengths(21), GROUP, 0, multiple=4)
+    assert len(sampler) == 24
+    assert list(sampler) == [*order(21), 21, 21, 21]
+    for batch in (conditioned_batch([FILLER]), full_batch([FILLER])):
+        assert batch["labels"].tolist() == [[-100]]
+        assert batch["input_ids"].tolist() == [[0]]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ def test_two_processes_have_the_loss_of_one(
     one.train(
         steps=STEPS, batch_size=8, eval_data=str(dev), lora_rank=int(flags[1]) if flags else 0
     )
+    two.settings["steps"] = STEPS
     launched(two, "--eval-data", str(dev), *flags)
     for key in ("loss", "grad_norm", "eval_loss"):
         wanted = one.log(key)
@@ -49,8 +51,44 @@ def test_two_processes_have_the_loss_of_one(
         torch.testing.assert_close(other[name], weights, rtol=1e-3, atol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("rows", [23, 17])
+def test_rows_that_the_batch_does_not_divide(
+    tiny: dict[str, Path], tmp_path: Path, rows: int
+) -> None:
+    """The last step has 7 rows, or 1 and a process without any: what fills up weighs nothing."""
+    one, two = (Run(tmp_path / name, tiny["base"], rows=rows) for name in ("one", "two"))
+    # AdamW divides small gradients by their size: rounding moves a weight by up to its step.
+    settings: dict[str, Any] = {"steps": 6, "learning_rate": 1e-4}
+    two.settings |= settings
+    one.train(**settings, batch_size=8)
+    launched(two)
+    assert two.log() == pytest.approx(one.log(), rel=1e-5)
+    other = load_file(two.out / "model.safetensors")
+    for name, weights in load_file(one.out / "model.safetensors").items():
+        torch.testing.assert_close(other[name], weights, rtol=0, atol=1e-6, msg=name)
+
+
+def test_accelerate_that_starts_one_process_is_refused(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    """On a CPU it takes --num_processes 2 and starts one."""
+    run = Run(tmp_path / "run", tiny["base"])
+    arguments = [x for k, v in run.settings.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "ps_sglang.train", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode != 0
+    assert "asked for several processes and started one" in done.stderr
+    assert not run.out.exists()
+
+
 def launched(run: Run, *flags: str) -> None:
-    settings = {**run.settings, "batch_size": 4, "steps": STEPS}
+    settings = {**run.settings, "batch_size": 4}
     arguments = [x for k, v in settings.items() for x in (f"--{k.replace('_', '-')}", str(v))]
     said = processes("-m", "ps_sglang.train", *arguments, *flags).stderr
     # Only the first process speaks.

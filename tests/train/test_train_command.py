@@ -32,7 +32,7 @@ def test_every_setting_has_a_flag() -> None:
         "tool_call_parser": "hermes",
         "reasoning_parser": "qwen3",
     }
-    switches = {"skip_long", "gradient_checkpointing", "resume"}
+    switches = {"skip_long", "drop_unrendered", "gradient_checkpointing", "resume"}
     argv = []
     for field in fields(TrainSettings):
         value = values.get(field.name, "3" if field.name != "warmup" else "0.5")

@@ -39,6 +39,39 @@ def conversations(count: int, seed: int) -> list[dict[str, Any]]:
     return [{"messages": conversation()} for _ in range(count)]
 
 
+# Renders all that the OpenAI format has for tools.
+TOOL_TEMPLATE = (
+    "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    '{% for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", '
+    '"arguments": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>\n'
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tool_conversation() -> dict[str, Any]:
+    """One call with arguments of all kinds, its result, and an answer."""
+    arguments = {"city": "Paris", "days": 3, "deep": {"x": ["é <b>"], "y": True, "z": 1.5}}
+    function = {"name": "weather", "arguments": arguments}
+    properties = {
+        "city": {"type": "string", "enum": ["Paris", "Rome"]},
+        "days": {"type": "integer"},
+    }
+    parameters = {"type": "object", "properties": properties, "required": ["city"]}
+    described = {"name": "weather", "description": "Look it up.", "parameters": parameters}
+    call = {"id": "c1", "type": "function", "function": function}
+    return {
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": "Weather in Paris?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "cold: 21", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "It is 21."},
+        ],
+        "tools": [{"type": "function", "function": described}],
+    }
+
+
 class Run:
     """A run of `train` in `folder/out`; what it said is in `said`."""
 
