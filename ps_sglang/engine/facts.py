@@ -44,7 +44,17 @@ def get_init_info(info: Json, scheduler: Any) -> Json:
     return {**info, _INCARNATION: secrets.token_hex(8) if feed is None else feed.incarnation}
 
 
-@before("entrypoints.http_server._setup_and_run_http_server", "server_args", "tokenizer_manager", "template_manager", "port_args", "scheduler_infos", "subprocess_watchdog", "execute_warmup_func", "launch_callback")
+@before(
+    "entrypoints.http_server._setup_and_run_http_server",
+    "server_args",
+    "tokenizer_manager",
+    "template_manager",
+    "port_args",
+    "scheduler_infos",
+    "subprocess_watchdog",
+    "execute_warmup_func",
+    "launch_callback",
+)
 def setup_and_run_http_server(
     server_args: Any, _tokenizer_manager: Any, _template_manager: Any, _port_args: Any,
     scheduler_infos: list[Json], *_args: Any, **_kwargs: Any,
