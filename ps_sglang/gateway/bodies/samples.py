@@ -137,8 +137,9 @@ def _generate_prompt_field(body: Body) -> str:
         or (isinstance(text, list) and all(isinstance(one, str) for one in text))
     ):
         raise BadRequest("`text` must be a text or a list of texts.", param="text")
-    ids = body.get("input_ids")
-    if isinstance(ids, str) or (isinstance(ids, list) and any(isinstance(one, str) for one in ids)):
+    tokens = body.get("input_ids")
+    among = tokens if isinstance(tokens, list) else [tokens]
+    if any(isinstance(one, str) for one in among):
         raise BadRequest("`input_ids` must be a list of token ids.", param="input_ids")
     return given[0]
 
