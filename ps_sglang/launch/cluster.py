@@ -24,7 +24,7 @@ from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Ending, Loaded, Start
 from ps_sglang.launch.outlook import candidates, outlook
 from ps_sglang.launch.prepare import Plan, prepare
-from ps_sglang.launch.readiness import Probe, gateway_url, read_ahead, tail, unheard
+from ps_sglang.launch.readiness import Probe, gateway_url, knows_workers, read_ahead, tail
 from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
 from ps_sglang.progress import Say
 
@@ -243,10 +243,13 @@ class Cluster:
 
     def _wait_for_gateway(self, deadline: float) -> str:
         log = self._log(GATEWAY)
-        self._wait(lambda: () if gateway_url(log) else (GATEWAY,), deadline)
-        url = gateway_url(log) or ""
-        self._wait(partial(unheard, url), deadline)
-        return url
+
+        def missing() -> Sequence[str]:
+            url = gateway_url(log)
+            return () if url is not None and knows_workers(url) else (GATEWAY,)
+
+        self._wait(missing, deadline)
+        return gateway_url(log) or ""
 
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
         """Wait until nothing is `missing`, telling what is, and what no longer is.

@@ -79,13 +79,13 @@ def gateway_url(log: Path) -> str | None:
     return None
 
 
-def unheard(gateway: str) -> list[str]:
-    """The workers that the gateway does not know yet: they get no requests."""
+def knows_workers(gateway: str) -> bool:
+    """Whether the gateway has heard all its workers: until then they get no requests."""
     try:
         workers = WorkersClient(gateway, _PROBE_TIMEOUT_S).list()
     except UsageError:
-        return ["gateway"]
-    return [worker["name"] for worker in workers if worker["state"] == "starting"]
+        return False
+    return all(worker["state"] != "starting" for worker in workers)
 
 
 def tail(log: Path) -> str:

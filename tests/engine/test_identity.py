@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -49,7 +50,6 @@ class Guests:
         self._started: list[str] = []
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.control = ""
 
     def start(self, like: WorkerSpec, fingerprint: str | None = None, **changed: Any) -> None:
         """A worker with the flags of `like`, some of them changed, in the last one's place."""
@@ -81,16 +81,19 @@ def _replaced(argv: tuple[str, ...], own: dict[str, Any]) -> Iterator[str]:
 
 
 @pytest.fixture
-def guests(served: Served, tmp_path: Path) -> Iterator[Guests]:
-    found = Guests(served, tmp_path)
-    yield found
-    for worker in workers(served):
-        if worker["url"] == found.url:
-            call = urllib.request.Request(
-                f"{served.cluster.url}/workers/{worker['name']}?now=1", method="DELETE"
-            )
-            urllib.request.urlopen(call).close()
-    found.kill()
+def guests(served: Served) -> Iterator[Guests]:
+    # SGLang's sockets lie in it, and the path of a socket must be short.
+    with TemporaryDirectory() as folder:
+        found = Guests(served, Path(folder))
+        try:
+            yield found
+        finally:
+            for worker in workers(served):
+                if worker["url"] == found.url:
+                    leave = f"{served.cluster.url}/workers/{worker['name']}?now=1"
+                    call = urllib.request.Request(leave, method="DELETE")
+                    urllib.request.urlopen(call).close()
+            found.kill()
 
 
 def workers(served: Served) -> list[dict[str, Any]]:

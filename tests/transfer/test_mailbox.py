@@ -165,6 +165,6 @@ def test_outbox_has_so_many_sockets_and_no_more(name: str) -> None:
                     outbox.send(here, [b"%d" % number])
             assert [socket.recv() for _ in range(12)] == [b"%d" % n for n in range(0, 1200, 100)]
             assert len(outbox._sockets) == 256
-            # Each has a descriptor of its own and one of its connection; zmq closes in its own time.
+            # Each has one of its own and one of its connection; zmq closes them in its own time.
             while len(os.listdir("/proc/self/fd")) - before >= 2 * 256 + 50:
                 pass

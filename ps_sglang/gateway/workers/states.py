@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 from ps_sglang.gateway.routing.pool import Health, WorkerPool
 from ps_sglang.gateway.workers.health import HealthMonitor
 
-_STATES = (*(health.value for health in Health), "draining")
+_STATES = (*(one.value for one in Health), "draining", "refused", "starting")
 
 
 class WorkerStates(Collector):
