@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster
 from ps_sglang.contract.engine_flags import check_engine_flags
+from ps_sglang.contract.manifest import parser_problem
 from ps_sglang.contract.served_template import check_served_template
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
@@ -82,6 +83,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         for name, role, model in models
     }
     check_engine_flags(command_lines)
+    _check_parsers(command_lines)
     return Plan(
         spec,
         cpu,
@@ -199,6 +201,16 @@ def _worker_models(
         for report in reports
     ]
     return prefill + decode
+
+
+def _check_parsers(command_lines: Mapping[str, Sequence[str]]) -> None:
+    """Refuse parsers that SGLang does not have; those of manifests have been checked before."""
+    for name, words in command_lines.items():
+        given = (
+            flags.value_of(words, flag) for flag in ("--tool-call-parser", "--reasoning-parser")
+        )
+        if problem := parser_problem(*given):
+            raise UsageError(f"engine flags of {name}: {problem}")
 
 
 def _parsers(reports: Sequence[DecoderReport]) -> dict[str | None, dict[str, str]]:

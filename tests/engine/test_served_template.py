@@ -11,6 +11,8 @@ from engine_client import assert_known, post
 from served import Launch, Models, Served
 from tokenizers import Tokenizer
 
+from ps_sglang.contract.served_template import served_template_digest
+from ps_sglang.contract.tokenizer import chat_template_digest
 from ps_sglang.gateway.index import Prompts
 from ps_sglang.launch.front import gateway_config
 
@@ -63,7 +65,7 @@ def test_workers_tell_which_template_they_have(served: Served) -> None:
     for worker in served.cluster.workers:
         with urllib.request.urlopen(f"{worker.url}/server_info", timeout=60) as response:
             facts.append(json.load(response)["ps_sglang"]["common"]["chat template"])
-    own = Prompts.load(str(served.models.base)).chat({"messages": ASKED}).text
-    assert own.startswith(b"<|im_start|>")
-    assert len(set(facts)) == 1
-    assert facts[0].startswith("chat1:")
+    template = served.cluster.plan.chat.template
+    assert template is not None
+    assert set(facts) == {served_template_digest(template)}
+    assert facts[0] != chat_template_digest(served.models.base)

@@ -181,16 +181,17 @@ def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_p
         (("--chat-template", "{tmp}/text.txt"), "must be called .jinja or .json"),
         (("--default-chat-template-kwargs", "{{"), "no JSON"),
         (("--default-chat-template-kwargs", "[1]"), "must be a JSON object"),
+        (("--tool-call-parser", "herms"), "flags of prefill-0: tool_call_parser is 'herms', which"),
+        (("--reasoning-parser=x",), "flags of prefill-0: reasoning_parser is 'x', which"),
         (("--tokenizer-path", "x"), "each model brings its own tokenizer"),
     ],
 )
-def test_what_cannot_render_chats_is_refused(
-    spec: ClusterSpec, tmp_path: Path, words: tuple[str, str], said: str
+def test_flags_of_chats_that_cannot_work_are_refused(
+    spec: ClusterSpec, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "bad.jinja").write_text("{% for")
     (tmp_path / "text.txt").write_text("{{ messages }}")
-    flag, value = words
-    given = (flag, value.replace("{tmp}", str(tmp_path)))
+    given = [word.replace("{tmp}", str(tmp_path)) for word in words]
     with pytest.raises(UsageError, match=said):
         prepare(replace(spec, engine_args=(*spec.engine_args, *given)))
 

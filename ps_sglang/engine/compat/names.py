@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from ps_sglang.errors import MissingPackageError
+
 AUTO: Final = "auto"
 """The parser that SGLang finds by the chat template."""
 
@@ -40,6 +42,6 @@ def _parsers(path: str, name: str) -> tuple[str, ...]:
 
 def _file(path: str) -> Path:
     spec = find_spec("sglang")  # which imports nothing
-    assert spec is not None
-    assert spec.submodule_search_locations
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackageError("SGLang is not installed, whose names are asked for")
     return Path(spec.submodule_search_locations[0]) / "srt" / path
