@@ -243,7 +243,14 @@ class Cluster:
 
     def _wait_for_gateway(self, deadline: float) -> str:
         log = self._log(GATEWAY)
-        self._wait(lambda: () if gateway_url(log) else (GATEWAY,), deadline)
+
+        def missing() -> Sequence[str]:
+            url = gateway_url(log)
+            # The workers are ready; the gateway may be just about to see it.
+            sees_all = url is not None and all(one.able for one in candidates(url, ()))
+            return () if sees_all else (GATEWAY,)
+
+        self._wait(missing, deadline)
         return gateway_url(log) or ""
 
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:

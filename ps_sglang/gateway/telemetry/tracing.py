@@ -86,7 +86,9 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
     response = web.json_response(
         record.error.payload(), status=record.error.status, headers=record.error.headers
     )
-    if isinstance(record.error, GatewayBusy) or not request.content.is_eof():
+    body = request.content
+    is_cut = not body.is_eof() or body.exception() is not None
+    if isinstance(record.error, GatewayBusy) or is_cut:
         response.force_close()  # a kept connection is one less for others; half a body, no use
     return response
 

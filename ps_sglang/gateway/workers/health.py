@@ -41,6 +41,7 @@ class Timing:
     """
 
     every: float = 1.0
+    starting: float = 0.2  # as `every`, of a worker that has not answered yet
     deadline: float = 2.0
     silence: float = 15.0
     engine_every: float = 15.0
@@ -160,14 +161,16 @@ class HealthMonitor:
             began = self._clock()
             problem = await self._ask(member, "/ready", self._timing.deadline)
             silent = problem is not None and problem.silent
-            if problem is None and record.breaker.health is Health.BROKEN:
+            known = record.breaker.has_answered
+            if problem is None and known and record.breaker.health is Health.BROKEN:
                 problem = await self._ask(member, "/health", self._timing.engine_deadline)
             self._note(record, problem)
             self._show(member, record)
             record.silent_since = _since(record.silent_since, began, silent)
             if problem is not None and self._too_long(record.silent_since, self._timing.silence):
                 self._take_requests(member, problem)
-            await asyncio.sleep(record.breaker.seconds_to_retry or self._timing.every)
+            pause = self._timing.every if record.breaker.has_answered else self._timing.starting
+            await asyncio.sleep(record.breaker.seconds_to_retry or pause)
 
     async def _ask_engine(self, member: AnyMember, record: _Record) -> None:
         while True:
