@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from ps_sglang.gateway.descriptors import Descriptors
-from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.errors import BadRequest, GatewayError
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -21,7 +21,7 @@ HEAD_SECONDS: Final = 15.0
 """A client that has begun a request must have sent its head by then."""
 BODY_SECONDS: Final = 60.0
 """... and its body, from then on."""
-STALL_SECONDS: Final = 8.0
+STALL_SECONDS: Final = 6.0
 """... of which something must come in this time."""
 IDLE_SECONDS: Final = 75.0
 """A kept connection is closed after this time without a request."""
@@ -219,6 +219,10 @@ async def read_body(request: web.Request) -> None:
                 )
             seen = so_far
         reading.result()
+    except web.RequestPayloadError as error:
+        request.content.feed_eof()  # aiohttp must not wait for the rest of it
+        reason = " ".join(str(error).split()).removeprefix("400, message:").strip()
+        raise BadRequest(f"The body cannot be read: {reason.rstrip('.')}.") from error
     finally:
         reading.cancel()
 

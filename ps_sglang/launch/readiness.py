@@ -80,12 +80,12 @@ def gateway_url(log: Path) -> str | None:
 
 
 def knows_workers(gateway: str) -> bool:
-    """Whether the gateway has heard all its workers: until then they get no requests."""
+    """Whether the gateway has heard all its workers well: until then they get no requests."""
     try:
         workers = WorkersClient(gateway, _PROBE_TIMEOUT_S).list()
     except UsageError:
         return False
-    return all(worker["state"] != "starting" for worker in workers)
+    return all(worker["state"] in ("good", "trial") for worker in workers)
 
 
 def tail(log: Path) -> str:

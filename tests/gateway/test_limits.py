@@ -232,6 +232,27 @@ async def test_a_body_that_stops_is_ended(
     assert json.loads(body)["error"]["code"] == "request_timeout"
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\n", b"hello"),
+        (
+            HEAD + b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"5\r\nhello\r\n",
+        ),
+    ],
+)
+async def test_a_body_that_is_garbage_is_refused(
+    listening: tuple[Setup, int], caplog: pytest.LogCaptureFixture, parts: tuple[bytes, ...]
+) -> None:
+    _, port = listening
+    answer = await send(port, *parts)
+    assert answer.startswith(b"HTTP/1.1 400")
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert error["type"] == "invalid_request_error"
+    assert not [one for one in caplog.records if one.exc_info]
+
+
 @pytest.mark.parametrize("part", [b"P", HEAD, HEAD + b"X: " + b"y" * 1000])
 async def test_a_head_that_stops_is_ended(listening: tuple[Setup, int], part: bytes) -> None:
     gateway, port = listening

@@ -99,7 +99,9 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
     assert record.error is not None
     response = error_response(record.error)
     response.headers.update(headers)
-    if isinstance(record.error, GatewayBusy) or not request.content.is_eof():
+    body = request.content
+    is_cut = not body.is_eof() or body.exception() is not None
+    if isinstance(record.error, GatewayBusy) or is_cut:
         response.force_close()  # a kept connection is one less for others; half a body, no use
     return response
 

@@ -13,7 +13,7 @@ that answers every probe and fails every request is tried ever more rarely. Jitt
 gateways, or several workers of one that came back, from being probed in step.
 
 A worker that has never answered is still starting: it is as an open one, but it has not failed. It
-is probed as often as a good one, and its first answer closes the breaker.
+is probed all the time, and its first answer closes the breaker.
 
 What a failure tells decides how many it takes. A refused or broken connection is certain: there is
 no server. A missed deadline may be a busy machine, a failed request may be the request's own fault.

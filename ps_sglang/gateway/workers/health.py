@@ -206,7 +206,8 @@ class HealthMonitor:
             # One that was refused its connections is asked all the time, to see who comes back;
             # whether it gets a request again is for its breaker to say.
             elif problem is not None or not record.breaker.seconds_to_retry:
-                if problem is None and record.breaker.health is Health.BROKEN:
+                known = record.breaker.has_answered
+                if problem is None and known and record.breaker.health is Health.BROKEN:
                     problem = await self._ask(member, "/health", self._timing.engine_deadline)
                 self._note(record, problem)
             self._show(member, record)
