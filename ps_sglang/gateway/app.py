@@ -83,7 +83,9 @@ def _gateway(
     pool.left.append(sessions.leave)
     router = Router(pool, holdings)
     health = HealthMonitor(session, pool, timing, config.context_length)
-    health.admitted.append(lambda member: holdings.admitted(member.name, member.incarnation))
+    health.recognition.admitted.append(
+        lambda member: holdings.admitted(member.name, member.incarnation)
+    )
     metrics.register(WorkerStates(pool, health))
     metrics.register(IndexMetrics(holdings))
     descriptors = Descriptors(client, lambda: len(pool))

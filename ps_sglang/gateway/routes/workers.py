@@ -202,7 +202,7 @@ async def swap(request: web.Request) -> web.Response:
                 await member.wait_idle()
             with gateway.health.engine_busy(member):
                 await _load(gateway, member, path)
-                await gateway.health.admit_swapped(member)
+                await gateway.health.recognition.admit_swapped(member)
             log.info("%s serves %s", member.worker.title, path)
         finally:
             member.draining = was_draining

@@ -6,9 +6,7 @@ that has unfinished requests, seldom, and of a broken one before it gets a reque
 worker gets no requests (see `breaker`). Those it has already are taken from it once it has been
 silent for long: a connection to a stopped process stays open for ever, and so would they.
 
-Every answer names the process that gives it (`ps_sglang.identity`). Another than the one before is
-asked who it is, and gets no request until it has said that it is the same worker, restarted. If it
-is not, it is refused until it is replaced, or joins anew (POST /workers).
+Every answer names the process that gives it; whether that is the worker is asked in `recognition`.
 """
 
 import asyncio
@@ -25,17 +23,11 @@ import aiohttp
 
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.dispatch.legs import Pair
-from ps_sglang.gateway.errors import (
-    GatewayError,
-    Loss,
-    WorkerError,
-    WorkerUnreachable,
-    is_own,
-)
+from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable, is_own
 from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
-from ps_sglang.gateway.workers import admission
 from ps_sglang.gateway.workers.breaker import Breaker
-from ps_sglang.identity import HEADER, Facts
+from ps_sglang.gateway.workers.recognition import UNHEARD, Recognition
+from ps_sglang.identity import HEADER
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -64,9 +56,6 @@ class Timing:
 USUAL: Final = Timing()
 
 
-UNHEARD: Final = "it has not said who it is"
-
-
 @dataclass(frozen=True)
 class _Problem:
     """Why a question was not answered well. `silent`: not at all, before the deadline."""
@@ -86,7 +75,6 @@ class _Record:
     silent_since: float | None = None
     engine_silent_since: float | None = None
     seen: str | None = None  # the incarnation that answered last
-    refused: str | None = None  # the incarnation that was refused, empty for one without a name
     looked: asyncio.Event = field(default_factory=asyncio.Event)  # it was asked once
 
 
@@ -103,13 +91,13 @@ class HealthMonitor:
         randomly: Callable[[], float] = random.random,
     ) -> None:
         """A worker that comes back must hold requests of `capacity` tokens, as one that joins."""
-        self.admitted: list[Callable[[AnyMember], None]] = []
-        """Told of each process that was found to be its worker, also of a worker's first."""
+        self.recognition = Recognition(
+            session, timing.engine_deadline, capacity, self._suspect, self._restarted
+        )
         self.broken: Counter[str] = Counter()
         """How often each worker was found broken."""
         self._session = session
         self._pool = pool
-        self._capacity = capacity
         self._timing = timing
         self._clock = clock
         self._random = randomly
@@ -174,22 +162,14 @@ class HealthMonitor:
         finally:
             self._busy.discard(member)
 
-    async def admit_swapped(self, member: AnyMember) -> None:
-        """The worker has other weights now, by the gateway's own wish; raises GatewayError."""
-        facts = await admission.ask(self._session, member.worker.url)
-        if facts is not None and facts.incarnation == member.incarnation:
-            member.facts = facts
-
     def _watch(self, member: AnyMember) -> None:
         record = self._records[member] = _Record(Breaker(self._clock, self._random))
-        if member.incarnation is None:
-            member.unheard, member.problem = True, UNHEARD
-        else:
-            self._tell_admitted(member)
+        self.recognition.meet(member)
         for work in (self._ask_server(member, record), self._ask_engine(member, record)):
             record.tasks.append(asyncio.create_task(work))
 
     def _forget(self, member: AnyMember) -> None:
+        self.recognition.forget(member)
         for task in self._records.pop(member).tasks:
             task.cancel()
 
@@ -201,7 +181,7 @@ class HealthMonitor:
             began = self._clock()
             problem = await self._ask(member, "/ready", self._timing.deadline, record)
             silent = problem is not None and problem.silent
-            if problem is None and not await self._is_known(member, record):
+            if problem is None and not await self.recognition.is_known(member, record.seen):
                 problem = _Problem(member.refused or UNHEARD)
             # One that was refused its connections is asked all the time, to see who comes back;
             # whether it gets a request again is for its breaker to say.
@@ -218,64 +198,16 @@ class HealthMonitor:
             starting = member.unheard and member.facts is None
             await asyncio.sleep(self._timing.starting_every if starting else self._timing.every)
 
-    async def _is_known(self, member: AnyMember, record: _Record) -> bool:
-        """Whether the process that has just answered is the worker; asks one that is new."""
-        if record.seen is not None and record.seen == member.incarnation:
-            # Another may have been in its place for a while.
-            member.unheard, member.refused, record.refused = False, None, None
-            return True
-        if record.refused is not None and record.refused == (record.seen or ""):
-            return False
-        self._suspect(member, record)
-        try:
-            facts = await admission.ask(
-                self._session, member.worker.url, self._timing.engine_deadline
-            )
-        except GatewayError as error:
-            if record.seen is None:  # it is not even SGLang's
-                self._refuse(member, record, "", [error.message])
-            return False
-        found = admission.changes(member.worker, member.facts, facts, self._capacity)
-        if found:
-            self._refuse(member, record, record.seen or "", found)
-        elif facts is not None and facts.incarnation == record.seen:
-            self._admit(member, record, facts)
-        return not member.unheard and member.refused is None
-
-    def _suspect(self, member: AnyMember, record: _Record) -> None:
-        """Another process answers at the worker's address: it gets nothing until it is known."""
-        if member.unheard or member.refused is not None:
-            return
-        member.unheard = True
-        record.breaker.unreachable("another process answers at its address")
+    def _suspect(self, member: AnyMember) -> None:
+        """Another process answers at the worker's address."""
+        reason = "another process answers at its address"
+        record = self._records[member]
+        record.breaker.unreachable(reason)
         self._show(member, record)
-        self.take_requests_from(member, "another process answers at its address")
+        self.take_requests_from(member, reason)
 
-    def _refuse(
-        self, member: AnyMember, record: _Record, incarnation: str, reasons: list[str]
-    ) -> None:
-        record.refused = incarnation
-        member.unheard = False
-        member.refused = (
-            f"another worker answers at its address: {'; '.join(reasons)}. Start the one that was "
-            "here, or let this one join anew (POST /workers)"
-        )
-        log.warning("%s is refused: %s", member.worker.title, member.refused)
-
-    def _admit(self, member: AnyMember, record: _Record, facts: Facts) -> None:
-        restarted = member.facts is not None
-        if not restarted:
-            member.facts = facts
-        member.incarnation = facts.incarnation
-        member.unheard, member.refused, record.refused = False, None, None
-        if restarted:
-            record.breaker.restarted()
-            log.info("%s has restarted, and is the same", member.worker.title)
-        self._tell_admitted(member)
-
-    def _tell_admitted(self, member: AnyMember) -> None:
-        for tell in self.admitted:
-            tell(member)
+    def _restarted(self, member: AnyMember) -> None:
+        self._records[member].breaker.restarted()
 
     async def _ask_engine(self, member: AnyMember, record: _Record) -> None:
         while True:
