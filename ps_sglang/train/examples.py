@@ -95,7 +95,13 @@ class Encoder:
             raise DataError(f"{data.source}: no answer is left to learn")
         if not examples:
             raise DataError(f"{data.source}: no answer fits into {self._max_length} tokens")
-        return replace(told, cut=cut, skipped=skipped, **counts)
+        return replace(
+            told,
+            cut=cut,
+            skipped=skipped,
+            unlearned=counts["unlearned"],
+            empty=counts["empty"],
+        )
 
     def _too_long(self, turn: _Turn) -> str:
         return (
