@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ps_sglang.contract.files import digest, read_object
-from ps_sglang.contract.tokenizer_behaviour import STEPS, tokenizer_parts, written_parts
+from ps_sglang.contract.tokenizer_behaviour import (
+    STEPS,
+    causes,
+    tokenizer_parts,
+    written_parts,
+)
 from ps_sglang.errors import CheckpointError
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token")
@@ -51,10 +56,11 @@ def tokenizer_differences(base: Path, decoder: Path) -> str:
     found = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     if "encodings" in found:
         found.remove("encodings")
-        # Other data explain other encodings; else what is written differently does.
+        # Other data explain other encodings.
         if not {"files", "model", "vocabulary", "merges", "added tokens"}.intersection(found):
-            ours, theirs = ours | _steps(base), theirs | _steps(decoder)
-            steps = [n for n in _steps(base) | _steps(decoder) if ours.get(n) != theirs.get(n)]
+            one, other = (read_object(folder / "tokenizer.json") for folder in (base, decoder))
+            steps = causes(one, other)
+            ours, theirs = ours | written_parts(one), theirs | written_parts(other)
             found = steps + found
     return ", ".join(_described(name, ours.get(name), theirs.get(name)) for name in found)
 
@@ -91,10 +97,6 @@ def _parts(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer.json"
     parts = tokenizer_parts(read_object(file)) if file.is_file() else {"files": _written(folder)}
     return {**parts, "special tokens": _named_tokens(config) | _settings(config)}
-
-
-def _steps(folder: Path) -> dict[str, Any]:
-    return written_parts(read_object(folder / "tokenizer.json"))
 
 
 def _named_tokens(config: dict[str, Any]) -> dict[str, Any]:

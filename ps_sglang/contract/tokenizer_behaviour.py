@@ -40,6 +40,7 @@ _TEXTS: Final = (
 _SAMPLED: Final = 2048
 _JOINED: Final = 16
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_OPTIONS, _ADDED = "model's options", "added tokens' flags"
 STEPS: Final = ("normalizer", "pre-tokenizer", "post-processor", "decoder")
 
 
@@ -58,6 +59,22 @@ def tokenizer_parts(tokenizer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def causes(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Which parts make the encodings of two tokenizer.json of one vocabulary differ.
+
+    Each is put into `one` alone; what only is written differently changes nothing there.
+    """
+    ours, theirs = written_parts(one), written_parts(other)
+    differ = [name for name in ours if ours[name] != theirs[name]]
+    before = _encodings(one)
+    return [n for n in differ if _encodings(one | _part_of(other, n)) != before] or differ
+
+
+def _part_of(tokenizer: dict[str, Any], name: str) -> dict[str, Any]:
+    key = {_OPTIONS: "model", _ADDED: "added_tokens"}.get(name, name.replace("-", "_"))
+    return {key: tokenizer.get(key)}
+
+
 def written_parts(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """The parts that can make encodings differ, as they are written."""
     model = tokenizer.get("model") or {}
@@ -67,7 +84,7 @@ def written_parts(tokenizer: dict[str, Any]) -> dict[str, Any]:
         token["content"]: [bool(token.get(flag)) for flag in _FLAGS]
         for token in tokenizer.get("added_tokens") or ()
     }
-    return steps | {"model's options": options, "added tokens' flags": flags}
+    return steps | {_OPTIONS: options, _ADDED: flags}
 
 
 def _encodings(tokenizer: dict[str, Any]) -> Any:

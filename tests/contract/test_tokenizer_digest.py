@@ -201,6 +201,10 @@ def test_the_part_that_differs_is_named(tmp_path: Path, changes: dict[str, Any],
     one, other = byte_level(tmp_path / "one"), byte_level(tmp_path / "other", **changes)
     assert tokenizer_digest(one) != tokenizer_digest(other)
     assert tokenizer_differences(one, other) == part
+    # Not what is written differently and does the same.
+    moves = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    moved = byte_level(tmp_path / "moved", post_processor=moves)
+    assert tokenizer_differences(moved, other) == part
 
 
 def test_parts_that_are_data_are_named_with_what_differs(tmp_path: Path, build: Build) -> None:
