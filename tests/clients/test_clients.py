@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def test_sglangs_benchmark_counts_every_request_as_done(
         "--random-range-ratio", "1", "--num-prompts", "6", "--warmup-requests", "1",
         "--disable-tqdm", "--output-file", str(result),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # it asks the hub for the model's name
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=offline)
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(result.read_text())
     assert (measured["completed"], measured["total_output_tokens"]) == (6, 48), done.stdout
