@@ -51,8 +51,9 @@ def unrendered(
                 for index in dict.fromkeys((where[0], where[-1]))
             ]
             shown = "mark" in changes
-            # A word of a set (a type, true, null) need not show as it is written.
-            if "text" in changes and (not isinstance(value, str) or path[-1] == "type"):
+            # A word of a set (a schema's type, true, null) need not show as it is written.
+            word = (path[0], path[-1]) == ("tools", "type") or not isinstance(value, str)
+            if word and "text" in changes:
                 continue
         if shown and isinstance(value, str):
             shown = any(
