@@ -132,8 +132,7 @@ class Encoder:
                 continue
             name = f"messages[{index}]"
             try:
-                prompt = self._rendered(record, index, generate=True)
-                whole = self._rendered(record, index + 1, generate=False)
+                prompt, whole = self._around(record, index)
             # Templates raise what they like; Jinja's own errors are of many kinds.
             except Exception as error:
                 problems.add(record.where, f"the chat template refuses {name}: {error}")
@@ -145,9 +144,7 @@ class Encoder:
                 )
                 return
             texts[index] = prompt, whole
-        missing = unrendered(
-            record, texts, lambda one, index: self._rendered(one, index + 1, generate=False)
-        )
+        missing = unrendered(record, texts, self._around)
         for name in dict.fromkeys(
             shown_name(path, every=self._drop_unrendered) for path in missing
         ):
@@ -178,6 +175,13 @@ class Encoder:
                 record.where,
                 f"{what}; take it out, or give --drop-unrendered to train without it",
             )
+
+    def _around(self, record: ChatRecord, answer: int) -> tuple[str, str]:
+        """The prompt before the message of index `answer`, and all up to its end."""
+        return (
+            self._rendered(record, answer, generate=True),
+            self._rendered(record, answer + 1, generate=False),
+        )
 
     def _rendered(self, record: ChatRecord, messages: int, *, generate: bool) -> str:
         text: str = self._tokenizer.apply_chat_template(

@@ -18,8 +18,8 @@ from typing import Any, Final
 from ps_sglang.train.fields import field_name
 from ps_sglang.train.records import ChatRecord
 
-# (messages, tools, variables) of a record, as far as the answer of that index -> the text.
-Render = Callable[[ChatRecord, int], str]
+# A record and the index of an answer -> the prompt before the answer, and all up to its end.
+Render = Callable[[ChatRecord, int], tuple[str, str]]
 Path = tuple[str | int, ...]
 
 _KEY: Final = "\0key"
@@ -38,7 +38,6 @@ def unrendered(
     """
     leaves = dict(_leaves(record))
     texts = {index: _Text(whole) for index, (_, whole) in answers.items()}
-    own = {index: _Text(whole[len(prompt) :]) for index, (prompt, whole) in answers.items()}
     marks = _marks(leaves, [whole for _, whole in answers.values()])
     planted = {index: _try(render, _planted(record, marks), index) for index in answers}
     missing = []
@@ -48,15 +47,19 @@ def unrendered(
         shown = any(_in(marks[path], planted[index]) for index in where)
         if not shown:
             changes = [
-                _change(record, path, marks[path], index, answers[index][1], render)
+                _change(record, path, marks[path], index, answers[index], render)
                 for index in dict.fromkeys((where[0], where[-1]))
             ]
             shown = "mark" in changes
-            # A word of a set (a type, true, null) need not show as it is written.
-            if "text" in changes and (not isinstance(value, str) or path[-1] == "type"):
+            # A word of a set (a schema's type, true, null) need not show as it is written.
+            word = (path[0], path[-1]) == ("tools", "type") or not isinstance(value, str)
+            if word and "text" in changes:
                 continue
         if shown and isinstance(value, str):
-            shown = any((own if owner is not None else texts)[i].holds(value) for i in where)
+            shown = any(
+                (texts[i] if owner is None else _own(value, *answers[i])).holds(value)
+                for i in where
+            )
         if not shown:
             missing.append(path)
     return _collapsed(missing, list(leaves))
@@ -162,7 +165,7 @@ def _planted(record: ChatRecord, marks: Mapping[Path, str], *, turn: bool = Fals
     )
 
 
-def _try(render: Render, record: ChatRecord, index: int) -> str | None:
+def _try(render: Render, record: ChatRecord, index: int) -> tuple[str, str] | None:
     """None if the template refuses the record: templates raise what they like."""
     try:
         return render(record, index)
@@ -170,19 +173,30 @@ def _try(render: Render, record: ChatRecord, index: int) -> str | None:
         return None
 
 
-def _in(mark: str, text: str | None) -> bool:
-    return text is not None and mark in text.casefold()
+def _in(mark: str, texts: tuple[str, str] | None) -> bool:
+    return texts is not None and mark in texts[1].casefold()
 
 
 def _change(
-    record: ChatRecord, path: Path, mark: str, index: int, text: str, render: Render
+    record: ChatRecord,
+    path: Path,
+    mark: str,
+    index: int,
+    texts: tuple[str, str],
+    render: Render,
 ) -> str:
     """What of a change of this one value shows: its "mark", another "text", or "" for nothing."""
     changed = _try(render, _planted(record, {path: mark}, turn=True), index)
     # A template that refuses the mark has read it.
     if changed is None or _in(mark, changed):
         return "mark"
-    return "text" if changed != text else ""
+    # A setting may change the prompt only.
+    return "text" if changed != texts else ""
+
+
+def _own(value: str, prompt: str, whole: str) -> _Text:
+    """The answer's own text, from where `value` may begin: prompts may say its first words."""
+    return _Text(whole[max(0, len(prompt) - 2 * len(value)) :])
 
 
 class _Text:

@@ -160,6 +160,15 @@ def test_a_word_that_a_template_only_asks_for(encode: Any, tokenizer: Any) -> No
     ]
 
 
+def test_a_setting_of_the_prompt_alone(encode: Any) -> None:
+    """As those that switch thoughts off: the answer's own text need not show them."""
+    asks = "{% for m in messages %}" + ROLES + "{{ m.content }}" + TURN
+    asks = asks.replace("assistant\n", "assistant\n{% if not thinking %}It{% endif %}")
+    row = {"messages": [USER, ANSWER], "chat_template_kwargs": {"thinking": False}}
+    encode(row, asks)
+    assert problems(encode, row, asks.replace("thinking", "thought")) == ["thinking"]
+
+
 def test_a_value_that_stands_elsewhere_by_chance(encode: Any) -> None:
     """Its own place is what counts, not its letters."""
     row = {"messages": [USER | {"content": "Paris"}, ANSWER | {"reasoning_content": "Paris"}]}
