@@ -44,8 +44,12 @@ class Descriptors:
 
     @property
     def may_accept(self) -> bool:
-        """Whether one more client can be taken, if only to be refused."""
-        return self._used < self._all
+        """Whether one more client can be taken, if only to be refused.
+
+        Clients alone must not take what their requests need: a burst would refuse itself.
+        """
+        most = self.capacity // (1 + PER_SAMPLE) + self._for_refusals
+        return self.clients < most and self._used < self._all
 
     @contextmanager
     def reserve(self, samples: int) -> Iterator[None]:

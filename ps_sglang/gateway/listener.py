@@ -25,7 +25,7 @@ STALL_SECONDS: Final = 6.0
 """... of which something must come in this time."""
 IDLE_SECONDS: Final = 75.0
 """A kept connection is closed after this time without a request."""
-PRESSED_SECONDS: Final = 5.0
+PRESSED_SECONDS: Final = 1.0
 """... and after this one where descriptors are short."""
 _BACKLOG: Final = 1024
 _AT_ONCE: Final = 64

@@ -15,29 +15,28 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
-    Iterator,
 )
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ps_sglang.gateway.bodies import merge, sse
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background, cancel
+from ps_sglang.gateway.dispatch.blame import Standing, at_fault, blaming, either
 from ps_sglang.gateway.dispatch.legs import Call, Pair
 from ps_sglang.gateway.dispatch.poison import Suspect, Suspects, Turn
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import (
-    EngineError,
     GatewayError,
     Loss,
     WorkerError,
     WorkerFailed,
     WorkerUnreachable,
 )
-from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.routing.pool import AnyMember
 from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.timeline import Timeline, Timelines
@@ -177,7 +176,7 @@ class Dispatcher:
             timeline = self._timelines.begin(pair.rid, call.decoder, route)
             self._running[pair] = timeline, suspect
             try:
-                with _blaming(pair):
+                with blaming(pair):
                     result = await first(pair)
             except WorkerUnreachable as error:
                 await self._close(pair)
@@ -190,7 +189,7 @@ class Dispatcher:
                 tried.add(route.prefill.name)
                 failed.append((route.prefill, error))
                 if len(failed) > 1:
-                    raise _either(*(one for _, one in failed)) from error
+                    raise either(*(one for _, one in failed)) from error
                 if not self._router.can_choose(call.decoder, tried):
                     raise
                 log.warning("%s; trying another", error.message)
@@ -215,21 +214,21 @@ class Dispatcher:
         while True:
             self._suspects.refuse_poison(suspect)
             route = self._router.choose(sample.prompt, call.decoder, tried, call.session)
-            before = _Standing.of(route)
+            before = Standing.of(route)
             try:
                 turn = await self._suspects.turn(suspect, route.prefill, route.decode)
             except BaseException:
                 route.release()
                 raise
             # The suspect before this one may have turned out to be poisonous.
-            if turn is None or _Standing.of(route) == before:
+            if turn is None or Standing.of(route) == before:
                 return route, turn
             turn.release()
             route.release()
 
     def _lost(self, suspect: Suspect, route: Route, error: WorkerError) -> AnyMember:
         """Note that a worker was lost, which is returned; raises PoisonRequest for the second."""
-        member = _at_fault(route, error)
+        member = at_fault(route, error)
         self._watch.failed(member, error)
         if not isinstance(error, WorkerUnreachable):
             return member
@@ -305,47 +304,6 @@ class Dispatcher:
             await queue.put((sample, error))
         finally:
             gate.set()
-
-
-@contextmanager
-def _blaming(pair: Pair) -> Iterator[None]:
-    """Lay a failed handoff at the door of a prefill worker that is broken, and says nothing.
-
-    The decode worker may notice first, and says it as a failure of its own.
-    """
-    route = pair.route
-    try:
-        yield
-    except EngineError as error:
-        broken = route.prefill.health is Health.BROKEN and not pair.prefill_has_told
-        if broken and error.status >= 500:
-            raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
-        raise
-
-
-class _Standing(NamedTuple):
-    """What may change about a pair while it is waited for."""
-
-    prefill: tuple[bool, bool]
-    decode: tuple[bool, bool]
-
-    @classmethod
-    def of(cls, route: Route) -> Self:
-        pair = (
-            (one.health is Health.BROKEN, one.draining) for one in (route.prefill, route.decode)
-        )
-        return cls(*pair)
-
-
-def _either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:
-    """What two prefill workers say of one request: in the same words, it is the request's error."""
-    if first.reason == second.reason:
-        return EngineError(first.reason, status=first.engine_status)
-    return second
-
-
-def _at_fault(route: Route, error: WorkerError) -> AnyMember:
-    return route.prefill if error.worker == route.prefill.worker else route.decode
 
 
 def _gates(request: GenerationRequest) -> _Gates:

@@ -1,0 +1,59 @@
+"""Who is at fault when a sample fails, and whether anything has changed about its workers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Self
+
+from ps_sglang.gateway.dispatch.legs import Pair
+from ps_sglang.gateway.errors import (
+    EngineError,
+    GatewayError,
+    Loss,
+    WorkerError,
+    WorkerFailed,
+    WorkerUnreachable,
+)
+from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.routing.router import Route
+
+
+@contextmanager
+def blaming(pair: Pair) -> Iterator[None]:
+    """Lay a failed handoff at the door of a prefill worker that is broken, and says nothing.
+
+    The decode worker may notice first, and says it as a failure of its own.
+    """
+    route = pair.route
+    try:
+        yield
+    except EngineError as error:
+        broken = route.prefill.health is Health.BROKEN and not pair.prefill_has_told
+        if broken and error.status >= 500:
+            raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
+        raise
+
+
+class Standing(NamedTuple):
+    """What may change about a pair while it is waited for."""
+
+    prefill: tuple[bool, bool]
+    decode: tuple[bool, bool]
+
+    @classmethod
+    def of(cls, route: Route) -> Self:
+        pair = (
+            (one.health is Health.BROKEN, one.draining) for one in (route.prefill, route.decode)
+        )
+        return cls(*pair)
+
+
+def either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:
+    """What two prefill workers say of one request: in the same words, it is the request's error."""
+    if first.reason == second.reason:
+        return EngineError(first.reason, status=first.engine_status)
+    return second
+
+
+def at_fault(route: Route, error: WorkerError) -> AnyMember:
+    """The worker of the pair that the error names."""
+    return route.prefill if error.worker == route.prefill.worker else route.decode
