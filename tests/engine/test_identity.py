@@ -54,7 +54,7 @@ class Guests:
     def start(self, like: WorkerSpec, fingerprint: str | None = None, **changed: Any) -> None:
         """A worker with the flags of `like`, some of them changed, in the last one's place."""
         self.kill()
-        name = f"guest-{len(self._started)}"
+        name = f"guest-{self.port}-{len(self._started)}"  # the host remembers all names
         self._started.append(name)
         own = {"--port": self.port, "--nccl-port": free_port()}
         own |= {f"--{flag.replace('_', '-')}": value for flag, value in changed.items()}
