@@ -85,8 +85,11 @@ _CPU: Final[Flags] = {
 _CPU_DECODE: Final[Flags] = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
 _PREFILL: Final[Flags] = {"--schedule-policy": "lpm"}
 
-DEFAULTED: Final = frozenset((*_BOTH, *_CPU, *_CPU_DECODE, *_PREFILL, "--max-total-tokens"))
-"""Every flag that `defaults` may set."""
+_MANIFEST: Final = ("--tool-call-parser", "--reasoning-parser")
+DEFAULTED: Final = frozenset(
+    (*_BOTH, *_CPU, *_CPU_DECODE, *_PREFILL, *_MANIFEST, "--max-total-tokens")
+)
+"""Every flag that `defaults` or a decoder's manifest may set."""
 
 _CPU_CONTEXT: Final = 14336
 _CPU_SPARE: Final = 2048

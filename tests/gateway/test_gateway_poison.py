@@ -9,6 +9,7 @@ from gateway_setup import running
 from hand_clock import Clock
 from standin_engine import Cluster, Plan, Worker
 
+from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.requests import parse
 from ps_sglang.gateway.bodies.samples import Served, Surface
 from ps_sglang.gateway.dispatch.poison import MOST, REFUSED_SECONDS, Suspect, Suspects
@@ -125,7 +126,7 @@ async def test_those_that_were_only_there_are_answered() -> None:
 
 def suspect(prompt: str, **more: Any) -> Suspect:
     body = {"prompt": prompt, "model": "a", **more}
-    served = Served(("a", "b"), 100, Prompts())
+    served = Served(("a", "b"), Limits(vocabulary=500, context_length=100), Prompts())
     return Suspect(parse(Surface.COMPLETIONS, json.dumps(body).encode(), None, {}, served))
 
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import Plan, Worker
+from gateway_setup import Setup, running, serving
+from standin_engine import Cluster, Plan, Worker
 
 from ps_sglang.gateway.routing.pool import AnyMember, Health
 from ps_sglang.gateway.state import GATEWAY
@@ -314,16 +314,17 @@ async def test_the_error_is_the_cause_whichever_leg_fails_first(
 
 async def test_a_clean_start_counts_no_break() -> None:
     """The gateway is up before its workers are, as the launcher starts them together."""
-    async with running(SERVERS) as gateway:
-        worker = gateway.decode()
+    async with Cluster.running() as cluster:
+        worker = cluster.decode["a"][0]
         worker.ready = False
-        await becomes(gateway, worker, Health.BROKEN)
-        assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 0
-        worker.ready = True
-        await becomes(gateway, worker, Health.GOOD)
-        worker.ready = False
-        await becomes(gateway, worker, Health.BROKEN)
-        assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 1
+        async with serving(cluster, SERVERS) as gateway:
+            assert await state(gateway, worker) == "starting"
+            assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 0
+            worker.ready = True
+            await becomes(gateway, worker, Health.GOOD)
+            worker.ready = False
+            await becomes(gateway, worker, Health.BROKEN)
+            assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 1
 
 
 async def test_workers_that_join_are_watched_and_those_that_leave_are_not(quick: Setup) -> None:

@@ -179,10 +179,10 @@ def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_p
         (("--chat-template", "chattml"), "no such file, and no template .*, chatml, "),
         (("--chat-template", "{tmp}/bad.jinja"), "bad.jinja: the chat template has an error: "),
         (("--chat-template", "{tmp}/text.txt"), "must be called .jinja or .json"),
-        (("--default-chat-template-kwargs", "{{"), "no JSON"),
+        (("--default-chat-template-kwargs", "{{"), "invalid JSON value"),
         (("--default-chat-template-kwargs", "[1]"), "must be a JSON object"),
-        (("--tool-call-parser", "herms"), "flags of prefill-0: tool_call_parser is 'herms', which"),
-        (("--reasoning-parser=x",), "flags of prefill-0: reasoning_parser is 'x', which"),
+        (("--tool-call-parser", "herms"), "--tool-call-parser: invalid choice: 'herms'"),
+        (("--reasoning-parser=x",), "--reasoning-parser: invalid choice: 'x'"),
         (("--tokenizer-path", "x"), "each model brings its own tokenizer"),
     ],
 )
