@@ -65,7 +65,7 @@ def test_rows_that_the_batch_does_not_divide(
     assert two.log() == pytest.approx(one.log(), rel=1e-5)
     other = load_file(two.out / "model.safetensors")
     for name, weights in load_file(one.out / "model.safetensors").items():
-        torch.testing.assert_close(other[name], weights, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(other[name], weights, rtol=0, atol=1e-6, msg=lambda m: f"{name}: {m}")
 
 
 def test_accelerate_that_starts_one_process_is_refused(
