@@ -23,7 +23,7 @@ _ADDRESS: Final = (
 _PARALLEL: Final = "one launcher runs one machine"
 _ROLE: Final = "the launcher decides it from the worker's role"
 _HANDOFF: Final = "it moves or keeps KV in ways that a shared prefill cannot allow"
-_ORDER: Final = "requests wait by priority and by what is held of them, see docs/gateway.md"
+_ORDER: Final = "requests wait by priority and by what is held of them, see docs/architecture.md"
 _SPECULATIVE: Final = "a draft model would need hidden states of the base"
 
 OWNED: Final[Mapping[str, str]] = MappingProxyType(

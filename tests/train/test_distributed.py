@@ -47,7 +47,8 @@ def test_two_processes_have_the_loss_of_one(
         assert wanted
     other = load_file(two.out / "model.safetensors")
     for name, weights in load_file(one.out / "model.safetensors").items():
-        # AdamW divides small gradients by their size: rounding moves a weight by up to its step.
+        # AdamW divides small gradients by their size, so rounding moves single weights by some 1e-6;
+    # a filler that weighed something would move them by 1e-4.
         torch.testing.assert_close(other[name], weights, rtol=1e-3, atol=1e-3, msg=name)
 
 
@@ -57,7 +58,8 @@ def test_rows_that_the_batch_does_not_divide(
 ) -> None:
     """The last step has 7 rows, or 1 and a process without any: what fills up weighs nothing."""
     one, two = (Run(tmp_path / name, tiny["base"], rows=rows) for name in ("one", "two"))
-    # AdamW divides small gradients by their size: rounding moves a weight by up to its step.
+    # AdamW divides small gradients by their size, so rounding moves single weights by some 1e-6;
+    # a filler that weighed something would move them by 1e-4.
     settings: dict[str, Any] = {"steps": 6, "learning_rate": 1e-4}
     two.settings |= settings
     one.train(**settings, batch_size=8)
@@ -65,7 +67,7 @@ def test_rows_that_the_batch_does_not_divide(
     assert two.log() == pytest.approx(one.log(), rel=1e-5)
     other = load_file(two.out / "model.safetensors")
     for name, weights in load_file(one.out / "model.safetensors").items():
-        torch.testing.assert_close(other[name], weights, rtol=0, atol=1e-6, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(other[name], weights, rtol=0, atol=1e-5, msg=lambda m: f"{name}: {m}")
 
 
 def test_accelerate_that_starts_one_process_is_refused(

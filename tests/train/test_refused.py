@@ -108,7 +108,7 @@ def test_resume_with_another_tokenizer(run: Run, changed_base: Path) -> None:
     run.train()
     template = changed_base / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_end|>\\n", "<|im_end|>"))
-    edit(changed_base / "tokenizer_config.json", add_bos_token=True)
+    edit(changed_base / "tokenizer_config.json", bos_token="<|endoftext|>")
     with pytest.raises(UsageError) as caught:
         run.train(resume=True, base=str(changed_base))
     lines = [line.split(":")[0] for line in str(caught.value).splitlines()]

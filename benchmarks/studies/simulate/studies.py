@@ -25,7 +25,7 @@ _SPAN: Final = {"react": 240.0, "reflexion": 360.0}
 _RAMP: Final = 30.0
 _LEAST: Final = 150
 INDEX_BYTES: Final = 110
-"""Of a block in the gateway's index, see docs/gateway.md."""
+"""Of a block in the gateway's index, see docs/architecture.md."""
 
 
 @dataclass(frozen=True)
