@@ -8,7 +8,7 @@ demo: .venv/installed  ## three decoders, one prefill; ONCE=1 stops after the qu
 	$(BIN)/python -m ps_sglang.demo $(if $(ONCE),--once)
 
 verify: .venv/installed  ## compare the demo cluster with the Hugging Face reference
-	$(BIN)/python -m ps_sglang.verify --demo
+	$(BIN)/ps-sglang verify --demo
 
 accuracy: .venv/installed  ## the accuracy study: hours, goes on where it stopped; QUICK=1: minutes
 	$(BIN)/python -m benchmarks.studies.accuracy $(if $(QUICK),--quick)

@@ -106,5 +106,5 @@ def wait_until_ok(url: str, server: subprocess.Popen[bytes], limit_s: float, log
                 return
         except OSError:
             time.sleep(0.1)  # between polls of a process that has no other way to say so
-    ending = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-    raise LaunchError(f"no answer from {url}; its log ends:\n{ending}")
+    start_method = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+    raise LaunchError(f"no answer from {url}; its log ends:\n{start_method}")

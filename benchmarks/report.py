@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import PsSglangError, UsageError
-from ps_sglang.machine import environment
 from ps_sglang.progress import Say
+from ps_sglang.training.machine import environment
 
 REPOSITORY: Final = Path(__file__).parents[1]
 OUT: Final = REPOSITORY / "out"

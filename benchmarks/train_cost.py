@@ -114,12 +114,17 @@ def training_step(way: str, lengths: Lengths, base: Path, device: Any) -> Callab
     """A function that does one whole step and returns the loss per answer token."""
     import torch
 
-    from ps_sglang.train.base import BaseReader
-    from ps_sglang.train.batches import Answer, Example, conditioned_batch, full_batch
-    from ps_sglang.train.decoder import load_pair
-    from ps_sglang.train.kept import MemoryKv
-    from ps_sglang.train.settings import TrainSettings
-    from ps_sglang.train.steps import CacheConditioned, Full, Step
+    from ps_sglang.training.train.base import BaseReader
+    from ps_sglang.training.train.batches import (
+        AnswerTokens,
+        Example,
+        conditioned_batch,
+        full_batch,
+    )
+    from ps_sglang.training.train.decoder import load_pair
+    from ps_sglang.training.train.kv_store import MemoryKvStore
+    from ps_sglang.training.train.losses import CacheConditioned, Full, RowLosses
+    from ps_sglang.training.train.settings import TrainSettings
 
     settings = TrainSettings(base="base", data="", out=Path("unused"))
     decoder, frozen = load_pair(base, settings, device)
@@ -128,16 +133,16 @@ def training_step(way: str, lengths: Lengths, base: Path, device: Any) -> Callab
     # Which tokens is all the same; a tiny model of a test has few.
     drawn = torch.randint(3, 500, (ROWS, lengths.prompt + lengths.answer), generator=source)
     examples = [
-        Example(row[: lengths.prompt], (Answer(lengths.prompt, row[lengths.prompt :]),))
+        Example(row[: lengths.prompt], (AnswerTokens(lengths.prompt, row[lengths.prompt :]),))
         for row in map(tuple, drawn.tolist())
     ]
-    step: Step
+    step: RowLosses
     if way == FULL:
         # The baseline has one model; it must not pay for the base's memory.
         del frozen
         step, batch = Full(), full_batch(examples)
     else:
-        kept = MemoryKv(_KEEP_BYTES) if way == KEPT else None
+        kept = MemoryKvStore(_KEEP_BYTES) if way == KEPT else None
         step, batch = CacheConditioned(BaseReader(frozen, kept)), conditioned_batch(examples)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-5, fused=True)
 

@@ -56,19 +56,19 @@ def _workers(argv: Sequence[str]) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    from ps_sglang.train.__main__ import main as train
+    from ps_sglang.training.train.__main__ import main as train
 
     return train(argv, prog="ps-sglang train")
 
 
 def _tasks(argv: Sequence[str]) -> int:
-    from ps_sglang.tasks.__main__ import main as tasks
+    from ps_sglang.training.tasks.__main__ import main as tasks
 
     return tasks(argv, prog="ps-sglang tasks")
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    from ps_sglang.evaluate.__main__ import main as evaluate
+    from ps_sglang.training.evaluate.__main__ import main as evaluate
 
     return evaluate(argv, prog="ps-sglang evaluate")
 

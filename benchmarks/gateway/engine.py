@@ -24,18 +24,18 @@ import uvloop
 
 from benchmarks.gateway.answers import Answer
 from benchmarks.gateway.engine_routes import Engine
-from benchmarks.gateway.feed import Feed, NoFeed
+from benchmarks.gateway.events import Feed, NoFeed
 from benchmarks.gateway.messages import Body, EngineConfig
 from benchmarks.gateway.vocabulary import words
 from benchmarks.gateway.wire import Exchange, HttpProtocol
-from ps_sglang.feed.messages import TimelineRecord
+from ps_sglang.events.messages import Span
 
 
 class PrefillEngine(Engine):
     """Computes prompts, one at a time, each when the decode worker has asked for it."""
 
-    def __init__(self, config: EngineConfig, feed: Feed | NoFeed) -> None:
-        super().__init__(config, feed)
+    def __init__(self, config: EngineConfig, events: Feed | NoFeed) -> None:
+        super().__init__(config, events)
         self._turn = asyncio.Lock()
         self._asked: defaultdict[int, asyncio.Future[asyncio.StreamWriter]] = defaultdict(
             asyncio.get_running_loop().create_future
@@ -80,8 +80,8 @@ class PrefillEngine(Engine):
         totals.cached_tokens += held * size
         totals.computed_tokens += new
         totals.busy_seconds += seconds
-        self.feed.record(
-            TimelineRecord(
+        self.events.record(
+            Span(
                 rid=body.rid,
                 role="prefill",
                 began=began,
@@ -97,8 +97,8 @@ class PrefillEngine(Engine):
 class DecodeEngine(Engine):
     """Pulls what it lacks of a prompt, then writes words that depend on prompt and decoder."""
 
-    def __init__(self, config: EngineConfig, feed: Feed | NoFeed) -> None:
-        super().__init__(config, feed)
+    def __init__(self, config: EngineConfig, events: Feed | NoFeed) -> None:
+        super().__init__(config, events)
         self._words = [" " + word for word in words()]
         self._rooms: dict[int, asyncio.Future[None]] = {}
         self._links: dict[tuple[str, int], asyncio.Task[asyncio.StreamWriter]] = {}
@@ -124,8 +124,8 @@ class DecodeEngine(Engine):
         answer = Answer(exchange.path, body, len(tokens), held * size, said)
         landed = time.time()
         await self._answer(exchange, answer, len(said), body.stream or False)
-        self.feed.record(
-            TimelineRecord(
+        self.events.record(
+            Span(
                 rid=body.rid,
                 role="decode",
                 began=began,
@@ -189,22 +189,22 @@ async def serve(config: EngineConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    feed = Feed(config.page_size) if config.events else NoFeed()
+    events = Feed(config.page_size) if config.events else NoFeed()
     engine: Engine
     bootstrap = 0
     if config.decoder is None:
-        engine = prefill = PrefillEngine(config, feed)
+        engine = prefill = PrefillEngine(config, events)
         rooms = await asyncio.start_server(prefill.serve_rooms, "127.0.0.1", 0)
         bootstrap = engine.bootstrap_port = rooms.sockets[0].getsockname()[1]
     else:
-        engine = DecodeEngine(config, feed)
+        engine = DecodeEngine(config, events)
     server = await loop.create_server(
-        lambda: HttpProtocol(engine.handle, feed.incarnation), "127.0.0.1", 0
+        lambda: HttpProtocol(engine.handle, events.incarnation), "127.0.0.1", 0
     )
     port = server.sockets[0].getsockname()[1]
-    print("ready", port, bootstrap, feed.endpoint or "-", feed.control or "-", flush=True)
+    print("ready", port, bootstrap, events.endpoint or "-", events.control or "-", flush=True)
     await stop.wait()
-    feed.close()
+    events.close()
 
 
 def main() -> None:

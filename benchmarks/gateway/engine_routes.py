@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.gateway.feed import Change, Feed, NoFeed
+from benchmarks.gateway.events import Change, Feed, NoFeed
 from benchmarks.gateway.messages import CHAT, COMPLETIONS, GENERATE, Body, EngineConfig, Totals
 from benchmarks.gateway.tree import PageTree, page_hashes
 from benchmarks.gateway.vocabulary import WordTokenizer
 from benchmarks.gateway.wire import Exchange
-from ps_sglang.identity import KEY, Facts
+from ps_sglang.worker_info import KEY, WorkerInfo
 
 _HEALTH: Final = frozenset(("/health", "/health_generate", "/ready"))
 
@@ -25,8 +25,8 @@ _BODY: Final = msgspec.json.Decoder(Body)
 class Engine:
     """Answers all routes; what a request for an answer does is up to the role."""
 
-    def __init__(self, config: EngineConfig, feed: Feed | NoFeed) -> None:
-        self.config, self.feed = config, feed
+    def __init__(self, config: EngineConfig, events: Feed | NoFeed) -> None:
+        self.config, self.events = config, events
         self.tree = PageTree(config.pool_tokens // config.page_size)
         self.totals = Totals()
         self._tokenizer = WordTokenizer(Path(config.tokenizer))
@@ -96,14 +96,14 @@ class Engine:
             self.totals.evicted_tokens += len(gone) * size
             parent = pages[held - 1] if held else None
             content = tokens[held * size : len(pages) * size]
-            self.feed.changed(Change(gone, new, parent, content, body.salt))
+            self.events.changed(Change(gone, new, parent, content, body.salt))
         finally:
             self.tree.unlock(pages[:locked])
 
     def _forget(self, pool_tokens: int) -> None:
         self.tree.clear()
         self.tree.capacity = pool_tokens // self.config.page_size
-        self.feed.cleared()
+        self.events.cleared()
         self.totals = Totals()
 
     def _abort(self, rid: str) -> None:
@@ -111,16 +111,16 @@ class Engine:
             if known.startswith(rid):
                 task.cancel()
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> WorkerInfo:
         decoder = self.config.decoder
-        return Facts(
-            incarnation=self.feed.incarnation,
+        return WorkerInfo(
+            incarnation=self.events.incarnation,
             role="prefill" if decoder is None else "decode",
             model=decoder or "base",
             capacity=self.config.pool_tokens,
             bootstrap_port=self.bootstrap_port,
-            feed=self.feed.endpoint or None,
-            feed_control=self.feed.control or None,
+            events=self.events.endpoint or None,
+            events_control=self.events.control or None,
         )
 
     def _inform(self, exchange: Exchange) -> None:

@@ -27,16 +27,16 @@ from benchmarks.gateway.agents import OTHER_POOLS, PACE, POOL
 from benchmarks.gateway.client import Client, Reply
 from benchmarks.gateway.compared import OURS
 from benchmarks.gateway.engine import PrefillEngine
-from benchmarks.gateway.feed import STEP_SECONDS, Change, NoFeed
+from benchmarks.gateway.events import STEP_SECONDS, Change, NoFeed
 from benchmarks.gateway.messages import CHAT, Body, EngineConfig
 from benchmarks.gateway.oracle import POLICIES, Choice
 from benchmarks.gateway.vocabulary import render, words, write_tokenizer
-from ps_sglang.feed.messages import AllBlocksCleared, KvEvent, TimelineRecord
+from ps_sglang.events.messages import AllBlocksCleared, KvEvent, Span
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
-from ps_sglang.gateway.index.holdings import Holdings
-from ps_sglang.gateway.index.mirror import Mirror
+from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.index.worker_cache import WorkerCache
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 
@@ -74,20 +74,20 @@ def simulated(work: Coroutine[Any, Any, _T]) -> _T:
 class _Told(NoFeed):
     """Tells a gateway's mirror what changes, a step later."""
 
-    def __init__(self, page_size: int, mirror: Mirror) -> None:
+    def __init__(self, page_size: int, worker_cache: WorkerCache) -> None:
         self._page_size = page_size
-        self._mirror = mirror
+        self._mirror = worker_cache
         self._waiting: list[KvEvent] = [AllBlocksCleared()]
         self._end_step()
-        mirror.live()
+        worker_cache.live()
 
     def changed(self, change: Change) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_later(STEP_SECONDS, self._end_step)
         self._waiting += change.events(self._page_size)
 
-    def record(self, record: TimelineRecord) -> None:
-        self._mirror.timeline(record)
+    def record(self, record: Span) -> None:
+        self._mirror.span(record)
 
     def _end_step(self) -> None:
         events, self._waiting = self._waiting, []
@@ -101,21 +101,21 @@ class Simulation:
     def __init__(self, folder: Path, name: str, workers: int, pool_tokens: int) -> None:
         """`folder` has the tokenizer; `name` is `gateway` or a policy of the oracle."""
         clock = asyncio.get_running_loop().time
-        holdings = Holdings(Prompts.load(str(folder)), clock=clock)
+        cache_index = CacheIndex(Prompts.load(str(folder)), clock=clock)
         pool = WorkerPool()
         self.engines: dict[str, PrefillEngine] = {}
         for number in range(workers):
             prefill = PrefillWorker(f"prefill-{number}", "http://host:1", "host", number)
             pool.add(prefill)
-            holdings.add(prefill)
+            cache_index.add(prefill)
             config = EngineConfig(prefill.name, str(folder), pool_tokens=pool_tokens, pace=PACE)
-            told = _Told(config.page_size, holdings.mirror(prefill.name))
+            told = _Told(config.page_size, cache_index.worker_cache(prefill.name))
             self.engines[prefill.name] = PrefillEngine(config, told)
         for role in trace.ROLES:
             decode = DecodeWorker(role, "http://host:2", role)
             pool.add(decode)
-            holdings.add(decode)
-        self.router = Router(pool, holdings, clock=clock)
+            cache_index.add(decode)
+        self.router = Router(pool, cache_index, clock=clock)
         self._oracle = Choice(name, tuple(self.engines)) if name in POLICIES else None
         self._words = [" " + word for word in words()]
 

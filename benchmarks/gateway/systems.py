@@ -22,7 +22,7 @@ from benchmarks.gateway.messages import EngineConfig, Totals
 from benchmarks.plain import wait_until_ok
 from ps_sglang.errors import LaunchError, MissingPackageError
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
-from ps_sglang.launch.child import die_with_parent
+from ps_sglang.launch.forked_process import die_with_parent
 from ps_sglang.launch.ports import free_ports
 
 _START_S: Final = 60.0
@@ -39,8 +39,8 @@ class RunningEngine:
     pid: int
     port: int
     bootstrap_port: int
-    feed: str | None
-    feed_control: str | None
+    events: str | None
+    events_control: str | None
 
     @property
     def url(self) -> str:
@@ -88,8 +88,8 @@ def fleet(tokenizer: Path, configs: Sequence[EngineConfig]) -> Iterator[Fleet]:
         ]
         engines = []
         for config, started in zip(configs, processes, strict=True):
-            _, port, bootstrap, *feed = _ready_line(started).split()
-            published = feed if config.events else (None, None)
+            _, port, bootstrap, *events = _ready_line(started).split()
+            published = events if config.events else (None, None)
             engines.append(
                 RunningEngine(config, started.pid, int(port), int(bootstrap), *published)
             )
@@ -135,8 +135,8 @@ def gateway(engines: Fleet, folder: Path) -> Iterator[Served]:
                 engine.url,
                 "127.0.0.1",
                 engine.bootstrap_port,
-                engine.feed,
-                engine.feed_control,
+                engine.events,
+                engine.events_control,
             )
             for engine in engines.prefill
         ),
@@ -145,8 +145,8 @@ def gateway(engines: Fleet, folder: Path) -> Iterator[Served]:
                 engine.config.name,
                 engine.url,
                 engine.config.decoder or "",
-                engine.feed,
-                engine.feed_control,
+                engine.events,
+                engine.events_control,
             )
             for engine in engines.decode
         ),

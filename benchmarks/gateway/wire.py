@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
-from ps_sglang.identity import HEADER
+from ps_sglang.worker_info import HEADER
 
 _HEAD_END: Final = b"\r\n\r\n"
 _STREAM_HEAD: Final = (

@@ -16,7 +16,7 @@ from benchmarks.handoff.cases import Pages
 from benchmarks.handoff.pool import Pool
 from benchmarks.handoff.sockets import Port
 from ps_sglang.engine.transfer.memory import HostRows
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
 from ps_sglang.engine.waiting import Doorbell
@@ -60,7 +60,7 @@ class _DecodeWorker:
     def pull(self, way: str, page_size: int, peer: str, room: int, pages: Pages) -> None:
         """Pull pages as a decode worker does, and say how it ended, and when."""
         reader, doorbell = self._reader(way, page_size)
-        prefix = BasePrefix.of(range(len(pages) * page_size))
+        prefix = PrefixDigest.of(range(len(pages) * page_size))
         reader.pull(room, peer, rows=pages, aux_slot=0, prefix_tokens=0, prefix=prefix)
         while (outcome := reader.land(room)) is None:
             doorbell.wait(_LONGEST_WAIT_MS)

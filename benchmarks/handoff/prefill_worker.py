@@ -19,7 +19,7 @@ from benchmarks.handoff.decode_worker import metadata, serve
 from benchmarks.handoff.pool import Pool
 from benchmarks.handoff.sockets import Port
 from ps_sglang.engine.transfer.lender import Lender
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.shared_pool import describe
 
 OURS: Final = ("shm", "shm_without_digest", "tcp")
@@ -82,7 +82,7 @@ class PrefillWorker:
     def _ours(self, way: str, case: Case, pages: Pages, targets: Pages) -> float:
         lender, rooms, port = self._lender(way, case.page_size)
         self._room += 1
-        lender.open(self._room, BasePrefix.of(range(len(pages) * case.page_size)))
+        lender.open(self._room, PrefixDigest.of(range(len(pages) * case.page_size)))
         self._orders.send(("pull", way, case.page_size, port.endpoint, self._room, targets))
         rooms.wait(self._room, "pulled")
         start = time.perf_counter()
@@ -135,7 +135,7 @@ class _Rooms:
     def pulled(self, room: int, prefix_tokens: int) -> None:
         self._set(room, "pulled")
 
-    def landed(self, room: int) -> None:
+    def received(self, room: int) -> None:
         self._set(room, "landed")
 
     def failed(self, room: int, reason: str) -> None:

@@ -25,7 +25,7 @@ for _module in (
 HOOKS = tuple(declared)
 
 
-def misfits(hooks: Iterable[Hook] = HOOKS) -> list[str]:
+def incompatibilities(hooks: Iterable[Hook] = HOOKS) -> list[str]:
     """What changed in SGLang's hooked functions, one sentence each; empty if nothing did."""
     return [text for hook in hooks if (text := _misfit(hook)) is not None]
 
@@ -49,7 +49,7 @@ def install() -> None:
     Raises:
         SystemExit: a hooked function is not the one that its hook was written for.
     """
-    changed = misfits()
+    changed = incompatibilities()
     if changed:
         raise SystemExit("ps_sglang cannot hook this SGLang: " + "; ".join(changed))
     for hook in HOOKS:
@@ -61,7 +61,7 @@ def main() -> None:
     for hook in HOOKS:
         print(f"{hook.target}({', '.join(hook.parameters)})")
         print(f"    {hook.kind} {hook.function.__module__}.{hook.function.__name__}: {hook.reason}")
-    changed = misfits()
+    changed = incompatibilities()
     for text in changed:
         print(f"CHANGED: {text}")
     raise SystemExit(bool(changed))

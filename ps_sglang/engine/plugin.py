@@ -14,7 +14,7 @@ def register() -> None:
     from ps_sglang.engine.compat import require_supported_sglang
 
     require_supported_sglang()
-    from ps_sglang.engine import attention, feed, hooks
+    from ps_sglang.engine import attention, events, hooks
     from ps_sglang.engine.sampling import seeds
     from ps_sglang.engine.transfer import backend
     from ps_sglang.engine.tree import base_token_tree
@@ -23,5 +23,5 @@ def register() -> None:
     seeds.register()
     backend.register()
     base_token_tree.register()
-    feed.register()
+    events.register()
     hooks.install()

@@ -26,7 +26,7 @@ class Timestamps:
 
     `began`: the scheduler took the request up. `landed`: a decode worker has the base prefix.
     `first_output`: its first output token is there. `held`, `pulled` and `pulled_bytes` are as in
-    the event stream's TimelineRecord, `is_told` says that it has gone out.
+    the event stream's Span, `is_told` says that it has gone out.
     """
 
     began: float = field(default_factory=time.perf_counter)
@@ -35,7 +35,7 @@ class Timestamps:
     held: int = 0
     pulled: int = 0
     pulled_bytes: int = 0
-    is_told: bool = False
+    is_published: bool = False
 
 
 @dataclass(slots=True)

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from ps_sglang.contract import check_replacement
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat.srt import DisaggregationMode
-from ps_sglang.engine.facts import serves
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
+from ps_sglang.engine.worker_info import serves
 from ps_sglang.errors import PsSglangError
 
 log = logging.getLogger(__name__)

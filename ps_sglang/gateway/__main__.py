@@ -11,7 +11,7 @@ import uvloop
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import ConfigError, GatewayConfig
 from ps_sglang.gateway.dispatch.background import cancel
-from ps_sglang.gateway.garbage import collect_in_pauses
+from ps_sglang.gateway.gc_control import collect_in_pauses
 from ps_sglang.gateway.listener import Listener
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY

@@ -7,40 +7,40 @@ from aiohttp import web
 
 from ps_sglang.gateway import cors
 from ps_sglang.gateway.bodies import size
-from ps_sglang.gateway.bodies.samples import Surface
+from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
-from ps_sglang.gateway.dispatch.turns import Turns
+from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClient
+from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
-from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routes import debug, generation, info
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
+from ps_sglang.gateway.routes.middleware import handle_request
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
-from ps_sglang.gateway.telemetry.timeline import Timelines
-from ps_sglang.gateway.telemetry.tracing import trace
-from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, Timing
-from ps_sglang.gateway.workers.states import WorkerStates
+from ps_sglang.gateway.telemetry.trace import Traces
+from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, ProbeTiming
+from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
-def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
+def build_app(config: GatewayConfig, timing: ProbeTiming = USUAL) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
     `timing` says how often workers are asked whether they are well.
     """
     prompts = Prompts.load(config.tokenizer, config.chat)
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
-    app = web.Application(middlewares=[trace], client_max_size=most)
+    app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
@@ -48,11 +48,11 @@ def build_app(config: GatewayConfig, timing: Timing = USUAL) -> web.Application:
         client = WorkerClient()
         async with _session() as session:
             gateway = app[GATEWAY] = _gateway(config, prompts, session, client, background, timing)
-            await gateway.holdings.start()
+            await gateway.cache_index.start()
             await gateway.health.first_look()
             yield
             await gateway.health.close()
-            await gateway.holdings.stop()
+            await gateway.cache_index.stop()
             await background.close()
             client.close()
 
@@ -71,27 +71,27 @@ def _gateway(
     session: aiohttp.ClientSession,
     client: WorkerClient,
     background: Background,
-    timing: Timing,
+    timing: ProbeTiming,
 ) -> Gateway:
     pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
-    timelines = Timelines(metrics)
-    holdings = Holdings(prompts, tell_timeline=timelines.tell)
-    for member in pool:
-        holdings.add(member.worker)
-    pool.joined.append(lambda member: holdings.add(member.worker))
-    pool.left.append(lambda member: holdings.remove(member.name))
+    traces = Traces(metrics)
+    cache_index = CacheIndex(prompts, on_span=traces.tell)
+    for worker_state in pool:
+        cache_index.add(worker_state.worker)
+    pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
+    pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
-    router = Router(pool, holdings)
+    router = Router(pool, cache_index)
     health = HealthMonitor(session, pool, timing, config.context_length)
     health.recognition.admitted.append(
-        lambda member: holdings.admitted(member.name, member.incarnation)
+        lambda worker_state: cache_index.admitted(worker_state.name, worker_state.incarnation)
     )
-    metrics.register(WorkerStates(pool, health))
-    metrics.register(IndexMetrics(holdings))
+    metrics.register(WorkerStateMetrics(pool, health))
+    metrics.register(IndexMetrics(cache_index))
     descriptors = Descriptors(client, lambda: len(pool))
-    dispatcher = Dispatcher(client, router, background, metrics, health, timelines, descriptors)
+    dispatcher = Dispatcher(client, router, background, metrics, health, traces, descriptors)
     health.start(dispatcher.interrupt)
-    turns = Turns(dispatcher, background, sessions, holdings, metrics)
+    hint_actions = HintActions(dispatcher, background, sessions, cache_index, metrics)
     return Gateway(
         config=config,
         session=session,
@@ -99,12 +99,12 @@ def _gateway(
         pool=pool,
         health=health,
         sessions=sessions,
-        holdings=holdings,
+        cache_index=cache_index,
         router=router,
         descriptors=descriptors,
         dispatcher=dispatcher,
         metrics=metrics,
-        turns=turns,
+        hint_actions=hint_actions,
     )
 
 
@@ -118,8 +118,8 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
-    for surface in Surface:
-        router.add_post(prefix + surface.value, generation.handler(surface))
+    for endpoint in Endpoint:
+        router.add_post(prefix + endpoint.value, generation.handler(endpoint))
     router.add_get(prefix + "/v1/models", info.list_models)
     router.add_get(prefix + "/v1/models/{name}", info.get_model)
     router.add_get(prefix + "/health", info.health)

@@ -24,8 +24,8 @@ class PrefillWorker:
     url: str
     bootstrap_host: str
     bootstrap_port: int
-    feed: str | None = None
-    feed_control: str | None = None
+    events: str | None = None
+    events_control: str | None = None
     role: ClassVar[str] = "prefill"
     decoder: ClassVar[None] = None
 
@@ -46,8 +46,8 @@ class DecodeWorker:
     name: str
     url: str
     decoder: str
-    feed: str | None = None
-    feed_control: str | None = None
+    events: str | None = None
+    events_control: str | None = None
     role: ClassVar[str] = "decode"
 
     @property

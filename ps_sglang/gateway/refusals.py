@@ -103,13 +103,15 @@ def _meant(problems: Sequence[_Problem], depth: int) -> list[_Problem]:
         else:
             found += _meant(group, depth + 1)
 
-    def misfit(problems: list[_Problem]) -> tuple[bool, bool, int]:
+    def incompatibility(problems: list[_Problem]) -> tuple[bool, bool, int]:
         """A value of another kind fits worse than one with mistakes inside."""
         inside = [one.fields(depth + 1) for one in problems]
         return () in inside, ("role",) in inside or ("type",) in inside, len(problems)
 
-    best = min(map(misfit, alternatives), default=None)
-    return found + [one for group in alternatives if misfit(group) == best for one in group]
+    best = min(map(incompatibility, alternatives), default=None)
+    return found + [
+        one for group in alternatives if incompatibility(group) == best for one in group
+    ]
 
 
 def _by_part(

@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, GatewayError
 from ps_sglang.gateway.listener import IDLE_SECONDS
-from ps_sglang.gateway.telemetry.tracing import REQUEST_ID, error_response
+from ps_sglang.gateway.routes.middleware import REQUEST_ID, error_response
 
 log = logging.getLogger("ps_sglang.gateway")
 

@@ -12,10 +12,10 @@ from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
-from ps_sglang.gateway.dispatch.turns import Turns
+from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
-from ps_sglang.gateway.index.holdings import Holdings
-from ps_sglang.gateway.routing.pool import AnyMember, WorkerPool
+from ps_sglang.gateway.index.cache_index import CacheIndex
+from ps_sglang.gateway.routing.pool import AnyWorkerState, WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
@@ -32,21 +32,21 @@ class Gateway:
     pool: WorkerPool
     health: HealthMonitor
     sessions: Sessions
-    holdings: Holdings
+    cache_index: CacheIndex
     router: Router
     descriptors: Descriptors
     dispatcher: Dispatcher
     metrics: GatewayMetrics
-    turns: Turns
+    hint_actions: HintActions
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def served(self) -> Served:
         """What requests are checked against now."""
         limits = Limits(self.config.vocabulary, self.config.context_length)
-        return Served(self.pool.decoders, limits, self.holdings.prompts)
+        return Served(self.pool.decoders, limits, self.cache_index.prompts)
 
-    def workers(self, decoder: str | None) -> tuple[AnyMember, ...]:
+    def workers(self, decoder: str | None) -> tuple[AnyWorkerState, ...]:
         """All workers, or the prefill workers and those of one decoder."""
         return (*self.pool.prefill, *self.pool.decode(decoder))
 

@@ -18,10 +18,10 @@ from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import host_environment, worker_environment
-from ps_sglang.launch.front import gateway_config
-from ps_sglang.launch.link import HostLink
+from ps_sglang.launch.fork_server_client import ForkServerClient
+from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.membership import Membership
-from ps_sglang.launch.messages import Ending, Loaded, Start
+from ps_sglang.launch.messages import Loaded, Start, StartMethod
 from ps_sglang.launch.outlook import candidates, outlook
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.readiness import Probe, gateway_url, knows_workers, read_ahead, tail
@@ -78,7 +78,7 @@ class Cluster:
             self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
         self._environ = host_environment(os.environ, self._runtime, plan.architecture, cpu=plan.cpu)
-        self._link = HostLink(
+        self._link = ForkServerClient(
             self._runtime,
             plan.base.path if plan.cpu else None,
             self._environ,
@@ -200,7 +200,7 @@ class Cluster:
                 argv=("--config", str(config)),
                 env={},
                 log=str(self._log(GATEWAY)),
-                ending=Ending.EXEC,
+                start_method=StartMethod.EXEC,
             )
         )
 
@@ -219,7 +219,7 @@ class Cluster:
                     ALLOW_UNVERIFIED: "1" if self.plan.spec.allow_unverified else "0",
                 },
                 log=str(worker.log),
-                ending=Ending.FORK if self.plan.cpu else Ending.EXEC,
+                start_method=StartMethod.FORK if self.plan.cpu else StartMethod.EXEC,
             )
         )
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from ps_sglang.contract import Manifest
 from ps_sglang.errors import UsageError
-from ps_sglang.feed.messages import PUBLISHER
-from ps_sglang.launch.spec import Feed, Role
+from ps_sglang.events.messages import PUBLISHER
+from ps_sglang.launch.spec import EventPorts, Role
 from ps_sglang.models.resolve import NamedModel
 
 Flags = Mapping[str, str | None]
@@ -130,7 +130,7 @@ def owned(
     rendezvous_port: int,
     bootstrap_port: int | None,
     transfer_backend: str,
-    feed: Feed,
+    events: EventPorts,
 ) -> tuple[str, ...]:
     """The part of a worker's command line that only the launcher can know."""
     flags: dict[str, str] = {
@@ -145,8 +145,8 @@ def owned(
         "--kv-events-config": json.dumps(
             {
                 "publisher": PUBLISHER,
-                "endpoint": feed.publishes,
-                "replay_endpoint": feed.control,
+                "endpoint": events.publishes,
+                "replay_endpoint": events.control,
                 "bind": True,
             }
         ),

@@ -11,7 +11,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Ending(StrEnum):
+class StartMethod(StrEnum):
     """What a new process becomes."""
 
     FORK = "fork"
@@ -28,7 +28,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     argv: tuple[str, ...]
     env: dict[str, str]
     log: str
-    ending: Ending
+    start_method: StartMethod
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):

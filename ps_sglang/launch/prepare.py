@@ -24,7 +24,7 @@ from ps_sglang.home import home
 from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.ports import free_ports, require_free
-from ps_sglang.launch.spec import ClusterSpec, Feed, Role, WorkerSpec
+from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
 """The version whose inside the engine plugin knows."""
@@ -236,8 +236,8 @@ def _workers(
     for name, role, model in models:
         port, rendezvous = next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
-        feed = Feed(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
-        owned = flags.owned(role, model, port, rendezvous, bootstrap, backend, feed)
+        events = EventPorts(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
+        owned = flags.owned(role, model, port, rendezvous, bootstrap, backend, events)
         workers.append(
             WorkerSpec(
                 name=name,
@@ -246,7 +246,7 @@ def _workers(
                 model_path=model.path,
                 port=port,
                 bootstrap_port=bootstrap,
-                feed=feed,
+                events=events,
                 argv=(*owned, *command_lines[name]),
                 log=log_dir / f"{name}.log",
             )

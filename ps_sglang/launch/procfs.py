@@ -1,4 +1,4 @@
-"""Facts about running processes, read from Linux's /proc."""
+"""WorkerInfo about running processes, read from Linux's /proc."""
 
 from __future__ import annotations
 

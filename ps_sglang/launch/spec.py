@@ -79,7 +79,7 @@ def _problems(spec: ClusterSpec) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Feed:
+class EventPorts:
     """ZMQ addresses at which a worker publishes its news and answers the gateway's questions."""
 
     publishes: str
@@ -96,7 +96,7 @@ class WorkerSpec:
     model_path: Path
     port: int
     bootstrap_port: int | None
-    feed: Feed
+    events: EventPorts
     argv: tuple[str, ...]
     log: Path
 

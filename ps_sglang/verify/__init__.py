@@ -1,4 +1,4 @@
 """Compare a running cluster's greedy output with the Hugging Face reference.
 
-`ps-sglang verify --help`, or `python -m ps_sglang.verify --demo` for the demo cluster.
+`ps-sglang verify --help`, or `ps-sglang verify --demo` for the demo cluster.
 """

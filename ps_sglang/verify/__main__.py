@@ -1,4 +1,4 @@
-"""`ps-sglang verify`, `python -m ps_sglang.verify`."""
+"""`ps-sglang verify`, `ps-sglang verify`."""
 
 from __future__ import annotations
 
@@ -94,4 +94,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m ps_sglang.verify"))
+    sys.exit(main(prog="ps-sglang verify"))

@@ -17,7 +17,7 @@ _TIMEOUT_S: Final = 300.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class GatewayAnswer:
     """What was generated: `prompt` and `tokens` are token ids, `first_logprob` the first one's."""
 
     prompt: tuple[int, ...]
@@ -47,7 +47,7 @@ class GatewayClient:
         except (RequestFailed, KeyError, TypeError) as error:
             raise UsageError(no_gateway(self.url, error)) from error
 
-    def generate(self, decoder: str, prompt: Sequence[int], length: int) -> Answer:
+    def generate(self, decoder: str, prompt: Sequence[int], length: int) -> GatewayAnswer:
         """`length` greedy tokens of `decoder` after the token ids `prompt`.
 
         Raises:
@@ -58,9 +58,9 @@ class GatewayClient:
         answer = self.call(f"/models/{decoder}/generate", body)
         with _as_asked("/generate"):
             first = answer["meta_info"]["output_token_logprobs"][0][0]
-            return Answer(tuple(prompt), tuple(answer["output_ids"]), float(first))
+            return GatewayAnswer(tuple(prompt), tuple(answer["output_ids"]), float(first))
 
-    def chat(self, decoder: str, messages: Sequence[Message], length: int) -> Answer:
+    def chat(self, decoder: str, messages: Sequence[Message], length: int) -> GatewayAnswer:
         """As `generate`, but through the OpenAI API and the server's own chat template.
 
         Raises:
@@ -79,7 +79,7 @@ class GatewayClient:
         answer = self.call("/v1/chat/completions", body)
         with _as_asked("/v1/chat/completions"):
             choice = answer["choices"][0]
-            return Answer(
+            return GatewayAnswer(
                 tuple(choice["prompt_token_ids"]),
                 tuple(choice["response_token_ids"]),
                 float(choice["logprobs"]["content"][0]["logprob"]),

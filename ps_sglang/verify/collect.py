@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ps_sglang.progress import Say
-from ps_sglang.verify.client import Answer, GatewayClient, Message, RequestFailed
+from ps_sglang.verify.client import GatewayAnswer, GatewayClient, Message, RequestFailed
 from ps_sglang.verify.prompts import ANSWER_LENGTH, AT_ONCE, Ask, Chat, Conversation, Script, Tokens
 
 Render = Callable[[tuple[Message, ...]], Tokens]
@@ -25,7 +25,7 @@ class Exchange:
     phase: str
     decoder: str
     prompt: Tokens
-    outcome: Answer | str
+    outcome: GatewayAnswer | str
 
 
 def collect(client: GatewayClient, script: Script, render: Render, say: Say) -> list[Exchange]:
@@ -64,7 +64,9 @@ def _converse(client: GatewayClient, conversation: Conversation) -> Iterator[Exc
     for number, (decoder, text) in enumerate(conversation.turns, start=1):
         turn = _single(client, f"conversation, turn {number}", Ask(decoder, said + text))
         yield turn
-        said = turn.prompt + (turn.outcome.tokens if isinstance(turn.outcome, Answer) else ())
+        said = turn.prompt + (
+            turn.outcome.tokens if isinstance(turn.outcome, GatewayAnswer) else ()
+        )
 
 
 def _chat(client: GatewayClient, chat: Chat, render: Render) -> Exchange:
@@ -72,7 +74,7 @@ def _chat(client: GatewayClient, chat: Chat, render: Render) -> Exchange:
     return Exchange("chat API", chat.decoder, render(chat.messages), outcome)
 
 
-def _outcome(ask: Callable[[], Answer]) -> Answer | str:
+def _outcome(ask: Callable[[], GatewayAnswer]) -> GatewayAnswer | str:
     try:
         return ask()
     except RequestFailed as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ps_sglang.verify.client import Answer
+from ps_sglang.verify.client import GatewayAnswer
 from ps_sglang.verify.collect import Exchange
 from ps_sglang.verify.prompts import ANSWER_LENGTH, Tokens
 from ps_sglang.verify.reference import Reference, Scores, common_length
@@ -71,7 +71,7 @@ def judge(reference: Reference, exchanges: Iterable[Exchange]) -> Iterator[Verdi
         yield verdict(exchange, answer, *seen[key])
 
 
-def verdict(exchange: Exchange, answer: Answer, shared: Scores, own: Scores) -> Verdict:
+def verdict(exchange: Exchange, answer: GatewayAnswer, shared: Scores, own: Scores) -> Verdict:
     """Compare an answer of the right length with the reference's two scores of it."""
     mismatches = _mismatches(answer.tokens, shared)
     wrong = next((one for one in mismatches if not one.is_tie), None)

@@ -11,7 +11,7 @@ from ps_sglang.verify.prompts import ANSWER_LENGTH
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """All verdicts of a run."""
 
     verdicts: Sequence[Verdict]

@@ -17,10 +17,10 @@ from ps_sglang.verify.collect import Exchange, collect
 from ps_sglang.verify.compare import judge
 from ps_sglang.verify.prompts import ANSWER_LENGTH, Tokens, script
 from ps_sglang.verify.reference import Reference
-from ps_sglang.verify.report import Report
+from ps_sglang.verify.report import VerifyReport
 
 
-def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> Report:
+def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> VerifyReport:
     """Ask the cluster at `url`, then judge its answers.
 
     Raises:
@@ -29,7 +29,7 @@ def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say)
     return _judged(_ask(url, base, decoders, say), base, decoders, say)
 
 
-def verify_demo(base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> Report:
+def verify_demo(base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> VerifyReport:
     """Launch a cluster on free ports, ask it, stop it, then judge its answers.
 
     Raises:
@@ -82,10 +82,10 @@ def _judged(
     base: NamedModel,
     decoders: Sequence[NamedModel],
     say: Say,
-) -> Report:
+) -> VerifyReport:
     logging.disable_progress_bar()
     began = time.monotonic()
     reference = Reference(base.path, {decoder.name: decoder.path for decoder in decoders})
-    report = Report(list(judge(reference, exchanges)))
+    report = VerifyReport(list(judge(reference, exchanges)))
     say(f"reference: {len(exchanges)} answers judged, {time.monotonic() - began:.1f} s")
     return report

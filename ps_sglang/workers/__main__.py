@@ -1,4 +1,4 @@
-"""`ps-sglang workers`, `python -m ps_sglang.workers`."""
+"""`ps-sglang workers`, `ps-sglang workers`."""
 
 from __future__ import annotations
 
@@ -165,4 +165,4 @@ def _swap(client: WorkersClient, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m ps_sglang.workers"))
+    sys.exit(main(prog="ps-sglang workers"))

@@ -13,10 +13,10 @@ from engine_client import post
 from prometheus_client.parser import text_string_to_metric_families
 from served import Launch, Models, Served
 from tokenizers import Tokenizer, normalizers, processors
-from tree_mirror import Mirror
+from tree_mirror import WorkerCache
 
-from ps_sglang.gateway.index import HeldPrefix, Holdings, Prompts
-from ps_sglang.launch.front import gateway_config
+from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
+from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.models import tiny
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -106,8 +106,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 
 @pytest.fixture(scope="module")
-def mirror(served: Served) -> Iterator[Mirror]:
-    found = Mirror(served.cluster.plan.workers[0].feed)
+def mirror(served: Served) -> Iterator[WorkerCache]:
+    found = WorkerCache(served.cluster.plan.workers[0].feed)
     yield found
     found.close()
 
@@ -119,14 +119,14 @@ def prompts(served: Served) -> Prompts:
     return loaded
 
 
-def _stored(mirror: Mirror, salt: str) -> list[int]:
+def _stored(mirror: WorkerCache, salt: str) -> list[int]:
     """The base prefix of a tenant's only prompt."""
     return list(max((ids for its, ids in mirror.resynchronize() if its == salt), key=len))
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_addresses_what_is_stored(
-    name: str, served: Served, mirror: Mirror, prompts: Prompts
+    name: str, served: Served, mirror: WorkerCache, prompts: Prompts
 ) -> None:
     body = CHATS[name]
     asked = {**body, "max_tokens": 1, "cache_salt": name}
@@ -136,7 +136,7 @@ def test_a_chat_addresses_what_is_stored(
 
 @pytest.mark.parametrize("text", [TEXT, " x", "two words"])
 def test_a_text_addresses_what_is_stored(
-    text: str, served: Served, mirror: Mirror, prompts: Prompts
+    text: str, served: Served, mirror: WorkerCache, prompts: Prompts
 ) -> None:
     asked = {"prompt": text, "max_tokens": 1, "cache_salt": text}
     answer = post(f"{served.cluster.url}/models/a/v1/completions", asked)
@@ -160,7 +160,7 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
     asked = {**body, "max_tokens": 1, "cache_salt": "tenant"}
     url = f"{served.cluster.url}/models/a/v1/chat/completions"
     prompt = prompts.chat(body, "tenant")
-    holdings = Holdings(prompts)
+    holdings = CacheIndex(prompts)
     config = gateway_config(served.cluster.plan)
     for worker in config.workers:
         holdings.add(worker)
@@ -169,7 +169,7 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
         answer = await asyncio.to_thread(post, url, asked)
         tokens = answer["usage"]["prompt_tokens"] - 1
         ids = _tokenizer(served.models.base).encode(prompt.text.decode(), add_special_tokens=False)
-        held = HeldPrefix(tokens, len(b"".join(prompts.texts.of(ids.ids[:-1]))))
+        held = PrefixMatch(tokens, len(b"".join(prompts.texts.of(ids.ids[:-1]))))
         want = {worker.name: held for worker in config.workers}
         for _ in range(600):
             if holdings.held(prompt) == want:

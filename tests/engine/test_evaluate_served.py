@@ -11,8 +11,8 @@ from engine_client import assert_conserved
 from served import Launch, Models, Served
 
 from ps_sglang.errors import UsageError
-from ps_sglang.evaluate.run import evaluate
-from ps_sglang.evaluate.settings import EvaluateSettings
+from ps_sglang.training.evaluate.run import evaluate
+from ps_sglang.training.evaluate.settings import EvaluateSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -151,8 +151,8 @@ def test_another_in_a_decode_workers_place(
     """Decoder `c` has the weights of `b`; what comes in its place would answer otherwise."""
     base, decoders = served.models.base, served.models.decoders
     prefill, decode = served.cluster.plan.workers
-    feed = feed_config()
-    c = {"model_path": decoders["b"], "served_model_name": "c", **feed}
+    events = feed_config()
+    c = {"model_path": decoders["b"], "served_model_name": "c", **events}
     (ids,) = prompts(1, 40)
     right = expected(base, decoders["b"], ids).tokens
     assert right != expected(base, decoders["a"], ids).tokens
@@ -160,13 +160,13 @@ def test_another_in_a_decode_workers_place(
     post(f"{served.cluster.url}/workers", {"url": guests.url})
     assert generate(served.cluster, "c", ids)["output_ids"] == right
     others: list[tuple[str, WorkerSpec, dict[str, Any]]] = [
-        ("model: wanted c, found a", decode, {"model_path": decoders["a"], **feed}),
+        ("model: wanted c, found a", decode, {"model_path": decoders["a"], **events}),
         ("weights: wanted", decode, {**c, "model_path": decoders["a"]}),
         ("base fingerprint: wanted", decode, {**c, "fingerprint": f"ps1:{'0' * 64}"}),
         (
             "role: wanted decode, found prefill",
             prefill,
-            {"served_model_name": "c", "disaggregation_bootstrap_port": free_port(), **feed},
+            {"served_model_name": "c", "disaggregation_bootstrap_port": free_port(), **events},
         ),
     ]
     for reason, like, changed in others:
@@ -242,7 +242,7 @@ def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
         for one in psutil.Process(pid).net_connections("tcp")
         if one.status == psutil.CONN_LISTEN
     }
-    assert {worker.feed.control.rpartition(":")[2] for worker in served.cluster.plan.workers} <= {
+    assert {worker.events.control.rpartition(":")[2] for worker in served.cluster.plan.workers} <= {
         str(port) for port in ports
     }
     with zmq.Context() as context:

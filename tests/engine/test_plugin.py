@@ -9,7 +9,7 @@ import pytest
 
 from ps_sglang.engine import platform, settings
 from ps_sglang.engine.hooking import Hook
-from ps_sglang.engine.hooks import HOOKS, misfits
+from ps_sglang.engine.hooks import HOOKS, incompatibilities
 
 LOOK = """
 from sglang.srt.plugins import load_plugins
@@ -72,7 +72,7 @@ def test_another_sglang_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target.rsplit(".", 1)[1])
 def test_hooked_function_is_the_one_written_for(hook: Hook) -> None:
-    assert misfits([hook]) == []
+    assert incompatibilities([hook]) == []
 
 
 def test_a_changed_function_is_named() -> None:
@@ -82,7 +82,7 @@ def test_a_changed_function_is_named() -> None:
     changed = Hook(
         "sglang.srt.managers.scheduler.Scheduler.on_idle", "after", nothing, ("self", "now")
     )
-    first, second = misfits([gone, changed])
+    first, second = incompatibilities([gone, changed])
     assert "Scheduler.gone is gone" in first
     assert "on_idle takes ('self',), the hook was written for ('self', 'now')" in second
 

@@ -15,7 +15,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from ps_sglang.engine.handoff import priority
 from ps_sglang.engine.request_state import begin_handoff
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
-from ps_sglang.place import place
+from ps_sglang.priority import place
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

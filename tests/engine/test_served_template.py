@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.contract.tokenizer import chat_template_digest
 from ps_sglang.gateway.index import Prompts
-from ps_sglang.launch.front import gateway_config
+from ps_sglang.launch.gateway_config import gateway_config
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

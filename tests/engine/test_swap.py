@@ -1,4 +1,4 @@
-"""A running decode worker gets other weights: exact answers, a warm cache, and no misfits (I5)."""
+"""A running decode worker gets other weights: exact answers, a warm cache, and no misfit (I5)."""
 
 from __future__ import annotations
 

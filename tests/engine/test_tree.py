@@ -9,7 +9,7 @@ from bare_tree import bare_tree, held, insert
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
-from ps_sglang.feed.messages import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from ps_sglang.events.messages import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -8,39 +8,39 @@ from contextlib import ExitStack, closing, contextmanager
 import msgspec
 import zmq
 
-from ps_sglang.feed.messages import (
+from ps_sglang.events.messages import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     KvEvent,
     KvEventBatch,
+    Position,
     Reply,
     Request,
     Snapshot,
-    Standing,
-    TimelineRecord,
+    Span,
 )
 from ps_sglang.launch import Cluster
-from ps_sglang.launch.spec import Feed
+from ps_sglang.launch.spec import EventSubscriber
 
 _DEADLINE_MS = 60_000
 Prefix = tuple[str | None, tuple[int, ...]]
 
 
 @contextmanager
-def mirroring(cluster: Cluster) -> Iterator[dict[str, Mirror]]:
+def mirroring(cluster: Cluster) -> Iterator[dict[str, WorkerCache]]:
     """A mirror of each worker, by its name."""
     with ExitStack() as stack:
         yield {
-            worker.name: stack.enter_context(closing(Mirror(worker.feed)))
+            worker.name: stack.enter_context(closing(WorkerCache(worker.feed)))
             for worker in cluster.plan.workers
         }
 
 
-class Mirror:
+class WorkerCache:
     """One worker's tree as its feed tells it, from now on."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: EventSubscriber) -> None:
         self._context = zmq.Context()
         self._news = self._socket(zmq.SUB, feed.publishes)
         self._news.subscribe(b"")
@@ -49,7 +49,7 @@ class Mirror:
         self.next = -1
         self.removed = 0
         self.salts: set[str | None] = set()
-        self.timelines: dict[str, TimelineRecord] = {}
+        self.timelines: dict[str, Span] = {}
         while not self._news.poll(200):  # a subscription takes effect at some time
             self.ask(Snapshot())
         self.resynchronize()
@@ -68,13 +68,13 @@ class Mirror:
 
     def resynchronize(self) -> set[Prefix]:
         """Ask for a snapshot and take it; what the events before it had told."""
-        standing = self.ask(Snapshot())
-        assert isinstance(standing, Standing)
+        position = self.ask(Snapshot())
+        assert isinstance(position, Position)
         told: list[set[Prefix]] = []
         while not told:
             for event in self._batch():
                 # On a first subscription the news may come from before the snapshot.
-                if isinstance(event, AllBlocksCleared) and self.next > standing.next:
+                if isinstance(event, AllBlocksCleared) and self.next > position.next:
                     told.append(self.prefixes())
                 self._apply(event)
         return told[0]
@@ -83,7 +83,7 @@ class Mirror:
         """Until the worker's tree holds these tokens."""
         self._until(lambda: (None, tuple(tokens)) in self._blocks.values())
 
-    def timeline(self, rid: str) -> TimelineRecord:
+    def timeline(self, rid: str) -> Span:
         """The timeline of a request, once it is there."""
         self._until(lambda: rid in self.timelines)
         return self.timelines[rid]
@@ -96,7 +96,7 @@ class Mirror:
     def _batch(self) -> list[KvEvent]:
         topic, number, content = self._news.recv_multipart()
         if topic.startswith(b"timeline:"):
-            record = msgspec.msgpack.decode(content, type=TimelineRecord)
+            record = msgspec.msgpack.decode(content, type=Span)
             self.timelines[record.rid] = record
             return []
         assert self.next in (-1, int.from_bytes(number, "big")), "a batch is missing"

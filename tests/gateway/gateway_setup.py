@@ -12,7 +12,7 @@ from standin_engine import Cluster, Worker
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.workers.health import USUAL, Timing
+from ps_sglang.gateway.workers.health import USUAL, ProbeTiming
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Setup:
 
     def pending(self) -> int:
         """Unfinished requests as the gateway's router counts them."""
-        return sum(member.load.requests for member in self.app[GATEWAY].pool)
+        return sum(worker_state.load.requests for worker_state in self.app[GATEWAY].pool)
 
     async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
         async with self.http.post(self.url + path, json=body, **options) as response:
@@ -43,7 +43,7 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    timing: Timing = USUAL, cors_origins: tuple[str, ...] = (), **shape: Any
+    timing: ProbeTiming = USUAL, cors_origins: tuple[str, ...] = (), **shape: Any
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with (
@@ -55,7 +55,7 @@ async def running(
 
 @asynccontextmanager
 async def serving(
-    cluster: Cluster, timing: Timing = USUAL, cors_origins: tuple[str, ...] = ()
+    cluster: Cluster, timing: ProbeTiming = USUAL, cors_origins: tuple[str, ...] = ()
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster."""
     app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ps_sglang.gateway.index.base_index import BaseIndex
-from ps_sglang.gateway.index.lookup import HeldPrefix
+from ps_sglang.gateway.index.lookup import PrefixMatch
 from ps_sglang.gateway.index.texts import TokenTexts
 
 # Tokens whose texts start one another, in parts of a character and twice the same.
@@ -71,7 +71,7 @@ def _parent(key: Key, size: int) -> Key:
     return key[0], key[1][:-size]
 
 
-def held(workers: Sequence[Worker], text: bytes, salt: str) -> dict[str, HeldPrefix]:
+def held(workers: Sequence[Worker], text: bytes, salt: str) -> dict[str, PrefixMatch]:
     """What `BaseIndex.held` must answer, by looking at every block."""
     found = {}
     for worker in workers:
@@ -81,11 +81,11 @@ def held(workers: Sequence[Worker], text: bytes, salt: str) -> dict[str, HeldPre
     return found
 
 
-def _prefixes(worker: Worker, text: bytes, salt: str) -> Iterator[HeldPrefix]:
+def _prefixes(worker: Worker, text: bytes, salt: str) -> Iterator[PrefixMatch]:
     for its_salt, ids in worker.blocks:
         own = b"".join(TABLE[one] for one in ids)
         if its_salt == salt and text.startswith(own):
-            yield HeldPrefix(len(ids), len(own))
+            yield PrefixMatch(len(ids), len(own))
 
 
 def new_index(workers: Sequence[Worker], roles: Sequence[str]) -> BaseIndex:

@@ -17,10 +17,10 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from ps_sglang.feed.messages import AllBlocksCleared, KvEventBatch, Snapshot
-from ps_sglang.feed.publisher import Command, FeedPublisher
+from ps_sglang.events.messages import AllBlocksCleared, KvEventBatch, Snapshot
+from ps_sglang.events.publisher import Command, WorkerEventPublisher
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
-from ps_sglang.identity import HEADER, OTHER_PROCESS
+from ps_sglang.worker_info import HEADER, OTHER_PROCESS
 
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -101,7 +101,7 @@ class Worker:
         self.metrics = METRICS
         self.url = ""
         self.dead = asyncio.Event()
-        self.publisher: FeedPublisher | None = None
+        self.publisher: WorkerEventPublisher | None = None
         self.commands: list[Command] = []  # what its feed was asked for
         self._runner: web.AppRunner | None = None
 
@@ -143,7 +143,7 @@ class Worker:
     def publish(self, *addresses: str) -> None:
         """Have a feed. It tells that nothing is held here, when it is asked."""
         loop = asyncio.get_running_loop()
-        self.publisher = FeedPublisher(0, *addresses)
+        self.publisher = WorkerEventPublisher(0, *addresses)
         self.incarnation = self.publisher.incarnation
         self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._take, one))
 

@@ -132,14 +132,14 @@ async def test_a_prefill_legs_refusal_is_the_clients_error(gateway: Setup) -> No
 
 
 async def test_a_prefill_worker_that_fails_now_and_then_is_not_broken(gateway: Setup) -> None:
-    member = gateway.app[GATEWAY].pool.prefill[0]
+    worker_state = gateway.app[GATEWAY].pool.prefill[0]
     for _ in range(2):
         gateway.prefill.plan.refuse = (500, {"error": "now and then"})
         for _ in range(FAILURES - 1):
             await fails(gateway, "/generate", False)
         gateway.prefill.plan.refuse = None
         assert (await gateway.post("/generate", {"model": "a", "text": "x"}))[0] == 200
-        assert member.state == "good"
+        assert worker_state.state == "good"
 
 
 async def test_an_aborted_prefill_leg_is_a_failure(gateway: Setup) -> None:
@@ -331,14 +331,14 @@ async def test_another_worker_is_tried_for_one_that_dies(replicated: Setup, plan
 async def test_a_lost_worker_is_believed_to_hold_nothing(replicated: Setup) -> None:
     inside = replicated.app[GATEWAY]
     text = "word " * 400
-    prompt = inside.holdings.prompts.prompt(text)
+    prompt = inside.cache_index.prompts.prompt(text)
     await replicated.post("/v1/completions", {"model": "a", "prompt": text})
     home = next(worker for worker in replicated.cluster.prefill if worker.requests)
-    assert home.name in inside.holdings.held(prompt)
+    assert home.name in inside.cache_index.held(prompt)
     await home.stop()
     longer = {"model": "a", "prompt": text + text}
     assert (await replicated.post("/v1/completions", longer))[0] == 200
-    assert home.name not in inside.holdings.held(prompt)
+    assert home.name not in inside.cache_index.held(prompt)
 
 
 async def test_each_attempt_has_an_id_of_its_own() -> None:

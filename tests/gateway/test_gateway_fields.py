@@ -367,7 +367,7 @@ async def exact(tmp_path: Path) -> AsyncIterator[Setup]:
 
 async def test_a_text_that_cannot_fit(exact: Setup) -> None:
     """As many bytes as the longest tokens of a full context have are a text that might fit."""
-    longest = exact.app[GATEWAY].holdings.prompts.longest_token
+    longest = exact.app[GATEWAY].cache_index.prompts.longest_token
     assert longest is not None
     most = "x" * (longest * (CONTEXT_LENGTH - 1))
     for route, name in ((COMPLETIONS, "prompt"), (GENERATE, "text")):

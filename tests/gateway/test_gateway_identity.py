@@ -8,12 +8,12 @@ from gateway_setup import Setup, running, serving
 from standin_engine import COMMON, Cluster, Plan, Worker
 
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.workers.health import Timing
+from ps_sglang.gateway.workers.health import ProbeTiming
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}
-QUICK = Timing(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
-NEVER = Timing(every=1000.0)  # nobody is asked: what a request meets, it meets alone
+QUICK = ProbeTiming(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
+NEVER = ProbeTiming(every=1000.0)  # nobody is asked: what a request meets, it meets alone
 OTHERS: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "another decoder": ("b", {}, "model: wanted a, found b"),
     "other weights": ("a", {"weights": "w1:v2"}, "weights: wanted w1:a, found w1:v2"),
@@ -237,15 +237,15 @@ async def test_the_feed_of_another_is_not_taken_for_the_workers() -> None:
     async with running(QUICK, feeds=True) as gateway:
         old = gateway.decode()
         assert old.publisher is not None
-        mirror = gateway.app[GATEWAY].holdings.mirror("a-0")
-        while mirror.problem is not None:
+        worker_cache = gateway.app[GATEWAY].cache_index.worker_cache("a-0")
+        while worker_cache.problem is not None:
             await entry(gateway, "a-0")
         address, control = old.publisher.endpoint, old.publisher.control
         old.publisher.shutdown()
         other = Worker(gateway.cluster, "other", "b")
         other.publish(address, control)
         try:
-            while "of another process" not in str(mirror.problem):
+            while "of another process" not in str(worker_cache.problem):
                 await entry(gateway, "a-0")
         finally:
             assert other.publisher is not None

@@ -238,13 +238,13 @@ async def test_flush_cache(gateway: Setup) -> None:
     assert [worker.flushed for worker in gateway.cluster.workers] == [0, 1, 0]
     body = {"model": "a", "prompt": "x" * 1024}
     await gateway.post("/v1/completions", body)
-    holdings = gateway.app[GATEWAY].holdings
-    prompt = holdings.prompts.prompt(body["prompt"])
-    assert "prefill-0" in holdings.held(prompt)
+    cache_index = gateway.app[GATEWAY].cache_index
+    prompt = cache_index.prompts.prompt(body["prompt"])
+    assert "prefill-0" in cache_index.held(prompt)
     async with gateway.http.get(gateway.url + "/flush_cache") as response:
         assert response.status == 200
     assert [worker.flushed for worker in gateway.cluster.workers] == [1, 2, 1]
-    assert "prefill-0" not in holdings.held(prompt)
+    assert "prefill-0" not in cache_index.held(prompt)
     await gateway.decode("b").stop()
     async with gateway.http.post(gateway.url + "/flush_cache") as response:
         assert response.status == 400

@@ -11,14 +11,14 @@ from standin_engine import Cluster, Plan, Worker
 
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.requests import parse
-from ps_sglang.gateway.bodies.samples import Served, Surface
+from ps_sglang.gateway.bodies.samples import Endpoint, Served
 from ps_sglang.gateway.dispatch.poison import MOST, REFUSED_SECONDS, Suspect, Suspects
 from ps_sglang.gateway.errors import PoisonRequest
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.gateway.workers.health import Timing
+from ps_sglang.gateway.workers.health import ProbeTiming
 
-RARELY = Timing(every=1000.0, engine_every=1000.0)
+RARELY = ProbeTiming(every=1000.0, engine_every=1000.0)
 ROUTE = "/v1/completions"
 BAD = {"model": "a", "prompt": "poison here"}
 
@@ -93,7 +93,9 @@ async def test_a_stream_that_had_begun_counts() -> None:
 
 
 async def test_a_silent_worker_is_no_proof_but_is_left_once_only() -> None:
-    quick = Timing(every=0.02, deadline=0.3, silence=0.3, engine_every=1000.0, engine_deadline=0.3)
+    quick = ProbeTiming(
+        every=0.02, deadline=0.3, silence=0.3, engine_every=1000.0, engine_deadline=0.3
+    )
     async with running(quick, prefill=3, decoders=("a",)) as gateway:
         for worker in gateway.cluster.prefill:
             worker.silent = True
@@ -127,7 +129,7 @@ async def test_those_that_were_only_there_are_answered() -> None:
 def suspect(prompt: str, **more: Any) -> Suspect:
     body = {"prompt": prompt, "model": "a", **more}
     served = Served(("a", "b"), Limits(vocabulary=500, context_length=100), Prompts())
-    return Suspect(parse(Surface.COMPLETIONS, json.dumps(body).encode(), None, {}, served))
+    return Suspect(parse(Endpoint.COMPLETIONS, json.dumps(body).encode(), None, {}, served))
 
 
 async def pool() -> WorkerPool:
@@ -179,8 +181,8 @@ async def test_the_oldest_are_forgotten(clock: Clock) -> None:
 
 
 async def test_suspects_are_alone_on_a_worker(clock: Clock) -> None:
-    suspects, members = Suspects(clock), await pool()
-    (first, second), (decode,) = members.prefill, members.decode("a")
+    suspects, worker_states = Suspects(clock), await pool()
+    (first, second), (decode,) = worker_states.prefill, worker_states.decode("a")
     for prompt in "xyz":
         suspects.died(suspect(prompt), first)
     assert await suspects.turn(suspect("unknown"), second, decode) is None

@@ -4,15 +4,15 @@ from typing import Literal
 
 import pytest
 
-from ps_sglang.feed.messages import TimelineRecord
+from ps_sglang.events.messages import Span
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
 from ps_sglang.gateway.errors import NoWorker
+from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.estimate import SECONDS
-from ps_sglang.gateway.index.holdings import Holdings
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing import cost
-from ps_sglang.gateway.routing.pool import Health, WorkerPool
+from ps_sglang.gateway.routing.pool import BreakerState, WorkerPool
 from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.routing.sessions import Session
 
@@ -24,7 +24,7 @@ class Setup:
 
     def __init__(self, prefill: int = 2, replicas: int = 2, hosts: int = 1) -> None:
         self.now = 0.0
-        self.holdings = Holdings(Prompts(problem="no tokenizer"), clock=lambda: self.now)
+        self.cache_index = CacheIndex(Prompts(problem="no tokenizer"), clock=lambda: self.now)
         workers = [
             PrefillWorker(f"p{i}", f"http://host{i % hosts}:1", "h", i) for i in range(prefill)
         ]
@@ -33,9 +33,9 @@ class Setup:
             for i in range(replicas):
                 url = f"http://host{i % hosts}:2"
                 self.pool.add(DecodeWorker(f"{decoder}{i}", url, decoder))
-        for member in self.pool:
-            self.holdings.add(member.worker)
-        self.router = Router(self.pool, self.holdings, clock=lambda: self.now)
+        for worker_state in self.pool:
+            self.cache_index.add(worker_state.worker)
+        self.router = Router(self.pool, self.cache_index, clock=lambda: self.now)
 
     def choose(
         self, prompt: Prompt, decoder: str = "a", *tried: str, session: Session | None = None
@@ -51,18 +51,22 @@ class Setup:
 
     def tell(self, name: str, role: Literal["prefill", "decode"], computed: int) -> None:
         """A worker tells over its feed that a request has ended."""
-        record = TimelineRecord(rid="r", role=role, began=0.0, computed=computed)
-        self.holdings.mirror(name).timeline(record)
+        record = Span(rid="r", role=role, began=0.0, computed=computed)
+        self.cache_index.worker_cache(name).span(record)
 
     def recent(self, name: str) -> float:
-        member = self.pool.get(name)
-        assert member is not None
-        return member.load.recent_tokens
+        worker_state = self.pool.get(name)
+        assert worker_state is not None
+        return worker_state.load.recent_tokens
 
     def load(self, name: str) -> tuple[int, float, float]:
-        member = self.pool.get(name)
-        assert member is not None
-        return member.load.requests, member.load.queued_tokens, member.load.moving_tokens
+        worker_state = self.pool.get(name)
+        assert worker_state is not None
+        return (
+            worker_state.load.requests,
+            worker_state.load.queued_tokens,
+            worker_state.load.moving_tokens,
+        )
 
 
 def prompt(blocks: float, letter: str = "x", salt: str = "") -> Prompt:
@@ -103,8 +107,8 @@ def test_a_decoder_that_holds_all_needs_neither_prefill_nor_pages() -> None:
     setup = Setup(replicas=1)
     setup.run(prompt(8))
     setup.pool.remove("p0")
-    setup.holdings.remove("p0")
-    setup.holdings.forget("p1")
+    setup.cache_index.remove("p0")
+    setup.cache_index.forget("p1")
     route = setup.choose(prompt(8))
     assert (route.new_tokens, route.moved_tokens) == (0, 0)
     terms = route.decision.explain()["candidates"][0]["terms"]
@@ -115,7 +119,7 @@ def test_a_prefill_worker_that_had_nothing_to_do_holds_nothing() -> None:
     setup = Setup(replicas=1)
     setup.run(prompt(8))
     for name in ("p0", "p1"):
-        setup.holdings.forget(name)
+        setup.cache_index.forget(name)
     waiting = setup.choose(prompt(8))
     assert waiting.moved_tokens == 0
     waiting.handed_over()
@@ -172,7 +176,7 @@ def test_unfinished_prefills_count_also_when_there_is_nothing_to_compute() -> No
     setup = Setup(replicas=1)
     assert setup.run(prompt(8), "a", "p1").new_tokens == 8 * BLOCK
     assert setup.run(prompt(8), "b", "p0").new_tokens == 8 * BLOCK
-    setup.holdings.forget("a0")
+    setup.cache_index.forget("a0")
     assert setup.choose(prompt(8), "a").prefill.name == "p0"
     setup.pool.prefill[1].load.chosen += 10
     assert setup.choose(prompt(8), "a").prefill.name == "p1"
@@ -202,7 +206,7 @@ def test_recent_work_is_what_a_worker_with_a_feed_says_that_it_was() -> None:
     """A full pool may have let go what was held when the request was sent."""
     setup = Setup(replicas=1)
     for name in ("p0", "p1"):
-        setup.holdings.mirror(name).live()
+        setup.cache_index.worker_cache(name).live()
     assert setup.run(prompt(8)).prefill.name == "p0"
     assert setup.run(prompt(8, "y")).prefill.name == "p1"
     assert [setup.recent(name) for name in ("p0", "p1")] == [0, 0]
@@ -211,16 +215,16 @@ def test_recent_work_is_what_a_worker_with_a_feed_says_that_it_was() -> None:
     setup.tell("a0", "decode", 5000)
     assert [setup.recent(name) for name in ("p0", "p1", "a0")] == [920, 30, 0]
     assert setup.run(prompt(1, "z")).prefill.name == "p1"
-    setup.holdings.mirror("p1").lost("it restarts")
+    setup.cache_index.worker_cache("p1").lost("it restarts")
     setup.run(prompt(2, "w"), "a", "p0")
     assert setup.recent("p1") == 30 + 2 * BLOCK, "nothing tells: what is expected counts"
 
 
 def test_what_a_worker_tells_after_it_has_left_counts_for_nobody() -> None:
     setup = Setup()
-    mirror = setup.holdings.mirror("p0")
+    worker_cache = setup.cache_index.worker_cache("p0")
     setup.pool.remove("p0")
-    mirror.timeline(TimelineRecord(rid="r", role="prefill", began=0.0, computed=9))
+    worker_cache.trace(Span(rid="r", role="prefill", began=0.0, computed=9))
     assert setup.recent("p1") == 0
 
 
@@ -257,10 +261,10 @@ def test_a_decode_worker_is_left_when_its_requests_outweigh_the_pages() -> None:
 def test_idle_workers_take_turns() -> None:
     setup = Setup()
     for _ in range(2):
-        turns = [pair(setup.run(prompt(0.1, letter))) for letter in "yz"]
-        assert sorted(turns) == [("p0", "a0"), ("p1", "a1")]
+        hint_actions = [pair(setup.run(prompt(0.1, letter))) for letter in "yz"]
+        assert sorted(hint_actions) == [("p0", "a0"), ("p1", "a1")]
         for name in ("p0", "p1", "a0", "a1"):
-            setup.holdings.forget(name)
+            setup.cache_index.forget(name)
 
 
 def test_what_is_counted_is_taken_back_once() -> None:
@@ -334,7 +338,7 @@ def test_a_conversation_stays_with_its_workers() -> None:
     first = setup.choose(prompt(8), session=session)
     first.release()
     for name in ("p0", "p1", "a0", "a1"):
-        setup.holdings.forget(name)
+        setup.cache_index.forget(name)
     for number in range(5):
         route = setup.choose(prompt(8, str(number)), session=session)
         assert pair(route) == pair(first)
@@ -362,7 +366,7 @@ def test_a_conversation_leaves_a_broken_or_draining_worker() -> None:
     session = Session("s")
     first = setup.choose(prompt(8), session=session)
     first.release()
-    first.prefill.health = Health.BROKEN
+    first.prefill.health = BreakerState.OPEN
     first.decode.draining = True
     second = setup.choose(prompt(9), session=session)
     assert second.prefill is not first.prefill
@@ -374,9 +378,9 @@ def test_a_decision_is_explained_and_changes_nothing() -> None:
     setup.run(prompt(18))
     session = Session("s")
     setup.choose(prompt(1, "y"), session=session).release()
-    before = [setup.load(member.name) for member in setup.pool]
+    before = [setup.load(worker_state.name) for worker_state in setup.pool]
     told = setup.router.decide(prompt(20), "a", session=session).explain()
-    assert [setup.load(member.name) for member in setup.pool] == before
+    assert [setup.load(worker_state.name) for worker_state in setup.pool] == before
     assert told["prompt_tokens"] == 20 * BLOCK
     assert told["chosen"] == {"prefill": "p0", "decode": "a0"}
     best, second = told["candidates"]

@@ -6,7 +6,7 @@ import pytest
 
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import NoWorker
-from ps_sglang.gateway.routing.pool import Health, Member, WorkerPool
+from ps_sglang.gateway.routing.pool import BreakerState, WorkerPool, WorkerState
 
 
 def prefill(name: str) -> PrefillWorker:
@@ -21,9 +21,9 @@ def pool(*workers: Worker) -> WorkerPool:
     return WorkerPool(workers or (prefill("p0"), prefill("p1"), decode("a0"), decode("b0", "b")))
 
 
-def names(members: object) -> list[str]:
-    assert isinstance(members, list | tuple)
-    return [member.name for member in members]
+def names(worker_states: object) -> list[str]:
+    assert isinstance(worker_states, list | tuple)
+    return [worker_state.name for worker_state in worker_states]
 
 
 def test_workers_by_role_and_name() -> None:
@@ -43,8 +43,8 @@ def test_workers_by_role_and_name() -> None:
 def test_workers_join_and_leave() -> None:
     workers = pool(prefill("p0"), decode("a0"))
     seen: list[tuple[str, str]] = []
-    workers.joined.append(lambda member: seen.append(("joined", member.name)))
-    workers.left.append(lambda member: seen.append(("left", member.name)))
+    workers.joined.append(lambda worker_state: seen.append(("joined", worker_state.name)))
+    workers.left.append(lambda worker_state: seen.append(("left", worker_state.name)))
     workers.add(decode("a1"))
     workers.add(decode("c0", "c"))
     assert workers.decoders == ("a", "c")
@@ -78,8 +78,8 @@ def test_candidates_are_those_that_take_requests() -> None:
     workers = pool(*(prefill(f"p{number}") for number in range(4)))
     good, draining, broken, trial = workers.prefill
     draining.draining = True
-    broken.health = Health.BROKEN
-    trial.health = Health.TRIAL
+    broken.health = BreakerState.OPEN
+    trial.health = BreakerState.HALF_OPEN
     assert workers.prefill_candidates() == [good, trial]
     trial.begin()
     assert workers.prefill_candidates() == [good], "a trial is one request at a time"
@@ -90,10 +90,10 @@ def test_candidates_are_those_that_take_requests() -> None:
 def test_broken_workers_are_tried_when_there_is_no_other_but_draining_ones_never() -> None:
     workers = pool()
     first, second = workers.prefill
-    first.health = Health.BROKEN
+    first.health = BreakerState.OPEN
     second.draining = True
     assert workers.prefill_candidates() == [first]
-    workers.decode("a")[0].health = Health.BROKEN
+    workers.decode("a")[0].health = BreakerState.OPEN
     assert names(workers.decode_candidates("a")) == ["a0"]
 
 
@@ -112,26 +112,26 @@ def test_no_candidate_says_why() -> None:
 
 
 def test_states_by_name() -> None:
-    member = Member(prefill("p0"))
-    assert member.state == "good"
-    member.health = Health.BROKEN
-    assert member.state == "broken"
-    member.draining = True
-    assert member.state == "draining"
+    worker_state = WorkerState(prefill("p0"))
+    assert worker_state.state == "good"
+    worker_state.health = BreakerState.OPEN
+    assert worker_state.state == "broken"
+    worker_state.draining = True
+    assert worker_state.state == "draining"
 
 
 async def test_wait_idle_ends_with_the_last_request() -> None:
-    member = Member(decode("a0"))
-    await member.wait_idle()
-    member.begin()
-    member.begin()
-    waiting = asyncio.create_task(member.wait_idle())
-    given_up = asyncio.create_task(member.wait_idle())
+    worker_state = WorkerState(decode("a0"))
+    await worker_state.wait_idle()
+    worker_state.begin()
+    worker_state.begin()
+    waiting = asyncio.create_task(worker_state.wait_idle())
+    given_up = asyncio.create_task(worker_state.wait_idle())
     await asyncio.sleep(0)
     given_up.cancel()
-    member.end()
+    worker_state.end()
     await asyncio.sleep(0)
     assert not waiting.done()
-    member.end()
+    worker_state.end()
     await waiting
-    assert (member.load.requests, member.load.chosen) == (0, 2)
+    assert (worker_state.load.requests, worker_state.load.chosen) == (0, 2)

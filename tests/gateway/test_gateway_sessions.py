@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from gateway_setup import Setup, running
 
-from ps_sglang.feed.messages import Pin, Release
+from ps_sglang.events.messages import Pin, Release
 from ps_sglang.gateway.bodies.requests import parse
-from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.dispatch.legs import Call
+from ps_sglang.gateway.bodies.samples import Endpoint
+from ps_sglang.gateway.dispatch.pd_request import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.place import place, priority_of
+from ps_sglang.priority import decode_priority, place
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
 
@@ -135,12 +135,12 @@ async def test_a_client_that_stopped_reading_does_not_keep_its_session_alive(
     inside = gateway.app[GATEWAY]
     gateway.decode().plan.step = asyncio.Semaphore(1)
     content = json.dumps(body("/generate", "x", stream=True)).encode()
-    request = parse(Surface.GENERATE, content, None, {}, inside.served)
+    request = parse(Endpoint.GENERATE, content, None, {}, inside.served)
     session = inside.sessions.use("talk")
-    call = Call(Surface.GENERATE, "a", {}, session)
+    call = RequestContext(Endpoint.GENERATE, "a", {}, session)
     async with aclosing(inside.dispatcher.stream(request, call)) as events:
         await anext(events)
-        assert await inside.turns.end_session(session) == 1
+        assert await inside.hint_actions.end_session(session) == 1
         await gateway.decode().saw_hang_up()
         assert gateway.pending() == 0
         with pytest.raises(GatewayError, match=r"^The session 'talk' has ended\.$"):
@@ -150,11 +150,13 @@ async def test_a_client_that_stopped_reading_does_not_keep_its_session_alive(
 async def test_nothing_is_sent_for_a_session_that_is_over(gateway: Setup) -> None:
     inside = gateway.app[GATEWAY]
     content = json.dumps(body("/generate", "x")).encode()
-    request = parse(Surface.GENERATE, content, None, {}, inside.served)
+    request = parse(Endpoint.GENERATE, content, None, {}, inside.served)
     session = inside.sessions.use("talk")
-    await inside.turns.end_session(session)
+    await inside.hint_actions.end_session(session)
     with pytest.raises(GatewayError, match=r"^The session 'talk' has ended\.$"):
-        await inside.dispatcher.complete(request, Call(Surface.GENERATE, "a", {}, session))
+        await inside.dispatcher.complete(
+            request, RequestContext(Endpoint.GENERATE, "a", {}, session)
+        )
     assert not gateway.prefill.requests
 
 
@@ -210,7 +212,9 @@ async def test_next_brings_the_turn_to_the_next_decoder(
     if path != "/generate":
         assert (got["model"], got["max_tokens"]) == ("b", 1)
     assert (got["cache_salt"], got["session_id"]) == ("t", "talk")
-    assert priority_of(got["priority"]) == -1, "it must not delay requests that somebody waits for"
+    assert decode_priority(got["priority"]) == -1, (
+        "it must not delay requests that somebody waits for"
+    )
     assert not got.keys() & {"hints", "stop", "seed", "stream"}
     assert got["bootstrap_room"] == gateway.prefill.requests[-1]["bootstrap_room"]
     assert gateway.pending() == 0
@@ -311,7 +315,7 @@ async def test_workers_are_told_how_much_is_held(gateway: Setup) -> None:
     await ended(gateway)
     for worker in (gateway.prefill, gateway.decode()):
         first, again = (one["priority"] for one in worker.requests)
-        assert (first, priority_of(again)) == (0, 0)
+        assert (first, decode_priority(again)) == (0, 0)
         assert again > 0
 
 

@@ -12,27 +12,27 @@ EVENTS = [part + b"\n\n" for part in STREAM.split(b"\n\n")[:-1]]
 def test_events_are_found_in_pieces_of_any_size(size: int) -> None:
     splitter = sse.Splitter()
     pieces = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
-    assert [event for piece in pieces for event in splitter.feed(piece)] == EVENTS
+    assert [event for piece in pieces for event in splitter.events(piece)] == EVENTS
 
 
 def test_an_event_does_not_wait_for_the_next_piece() -> None:
     splitter = sse.Splitter()
-    assert splitter.feed(EVENTS[0] + EVENTS[1][:3]) == EVENTS[:1]
-    assert splitter.feed(EVENTS[1][3:]) == EVENTS[1:2]
+    assert splitter.events(EVENTS[0] + EVENTS[1][:3]) == EVENTS[:1]
+    assert splitter.events(EVENTS[1][3:]) == EVENTS[1:2]
 
 
 def test_an_unfinished_event_is_no_event() -> None:
     splitter = sse.Splitter()
-    assert splitter.feed(EVENTS[0] + b"data: {") == EVENTS[:1]
-    assert splitter.feed(b"}\n") == []
-    assert splitter.feed(b"\n") == [b"data: {}\n\n"]
+    assert splitter.events(EVENTS[0] + b"data: {") == EVENTS[:1]
+    assert splitter.events(b"}\n") == []
+    assert splitter.events(b"\n") == [b"data: {}\n\n"]
 
 
 def test_several_blank_lines() -> None:
     splitter = sse.Splitter()
-    assert splitter.feed(b"a\n\n\n\n") == [b"a\n\n", b"\n\n"]
-    assert splitter.feed(b"b\n\n\n") == [b"b\n\n"]
-    assert splitter.feed(b"c\n\n") == [b"\nc\n\n"]
+    assert splitter.events(b"a\n\n\n\n") == [b"a\n\n", b"\n\n"]
+    assert splitter.events(b"b\n\n\n") == [b"b\n\n"]
+    assert splitter.events(b"c\n\n") == [b"\nc\n\n"]
 
 
 def test_payloads() -> None:

@@ -100,9 +100,9 @@ async def test_the_feed_of_a_worker_that_joins(gateway: Setup, bound: str, seen:
     worker.facts |= {"feed": bound, "feed_control": bound}
     body = {"url": worker.url, "name": "c-0"}
     assert (await call(gateway, "POST", "/workers", body))[0] == 201
-    member = gateway.app[GATEWAY].pool.get("c-0")
-    assert member is not None
-    assert (member.worker.feed, member.worker.feed_control) == (seen, seen)
+    worker_state = gateway.app[GATEWAY].pool.get("c-0")
+    assert worker_state is not None
+    assert (worker_state.worker.events, worker_state.worker.events_control) == (seen, seen)
 
 
 async def test_a_worker_without_our_feed_joins_too(gateway: Setup) -> None:

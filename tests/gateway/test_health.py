@@ -10,16 +10,18 @@ import pytest
 from gateway_setup import Setup, running, serving
 from standin_engine import Cluster, Plan, Worker
 
-from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.breaker import FAILURES
-from ps_sglang.gateway.workers.health import Timing
+from ps_sglang.gateway.workers.health import ProbeTiming
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}
 # Much is asked, so that no test waits; answers may take long, so that none is missed by chance.
-SERVERS = Timing(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
-ENGINES = Timing(
+SERVERS = ProbeTiming(
+    every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5
+)
+ENGINES = ProbeTiming(
     every=0.02,
     deadline=1000.0,
     silence=1000.0,
@@ -36,13 +38,13 @@ async def quick() -> AsyncIterator[Setup]:
         yield setup
 
 
-def member(gateway: Setup, worker: Worker) -> AnyMember:
+def worker_state(gateway: Setup, worker: Worker) -> AnyWorkerState:
     found = gateway.app[GATEWAY].pool.get(worker.name)
     assert found is not None
     return found
 
 
-async def becomes(gateway: Setup, worker: Worker, health: Health) -> None:
+async def becomes(gateway: Setup, worker: Worker, health: BreakerState) -> None:
     """Ask until the gateway sees `worker` so; the test's own time limit ends a vain wait."""
     while await state(gateway, worker) != health.value:
         pass
@@ -71,7 +73,7 @@ REPLICATED: dict[str, Any] = {"prefill": 2, "decoders": ("a",), "replicas": 2}
 @pytest.mark.parametrize("stream", [False, True])
 @timing_and_silence
 async def test_requests_stuck_on_a_silent_worker_go_to_another(
-    timing: Timing, silent: str, stream: bool, role: str
+    timing: ProbeTiming, silent: str, stream: bool, role: str
 ) -> None:
     """It accepts them and never answers, as a stopped process does."""
     async with running(timing, **REPLICATED) as gateway:
@@ -90,12 +92,14 @@ async def test_requests_stuck_on_a_silent_worker_go_to_another(
         assert first.requests
         assert len(second.requests) == 4
         assert gateway.pending() == 0
-        assert member(gateway, first).health is Health.BROKEN
+        assert worker_state(gateway, first).health is BreakerState.OPEN
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 @timing_and_silence
-async def test_no_other_worker_is_a_clear_error(timing: Timing, silent: str, role: str) -> None:
+async def test_no_other_worker_is_a_clear_error(
+    timing: ProbeTiming, silent: str, role: str
+) -> None:
     async with running(timing) as gateway:
         worker = gateway.prefill if role == "prefill" else gateway.decode()
         setattr(worker, silent, True)
@@ -118,13 +122,13 @@ async def test_a_decode_worker_that_notices_first_is_not_to_blame() -> None:
         gateway.decode().plan = Plan(lost_prefill=lost)
         request = asyncio.create_task(gateway.post(ROUTE, BODY))
         await gateway.decode().saw(1)
-        await becomes(gateway, first, Health.BROKEN)
+        await becomes(gateway, first, BreakerState.OPEN)
         assert first.requests
         gateway.decode().plan = Plan()
         lost.set()
         assert (await request)[0] == 200
         assert len(second.requests) == 1
-        assert member(gateway, gateway.decode()).health is Health.GOOD
+        assert worker_state(gateway, gateway.decode()).health is BreakerState.CLOSED
 
 
 async def test_a_stream_that_has_begun_ends_with_an_error(quick: Setup) -> None:
@@ -143,9 +147,9 @@ async def test_a_stream_outlives_its_prefill_worker(quick: Setup) -> None:
     step = quick.decode().plan.step = asyncio.Semaphore(1)
     async with quick.http.post(quick.url + ROUTE, json={**BODY, "stream": True}) as response:
         await response.content.readuntil(b"\n\n")
-        await member(quick, quick.prefill).wait_idle()
+        await worker_state(quick, quick.prefill).wait_idle()
         quick.prefill.silent = True
-        await becomes(quick, quick.prefill, Health.BROKEN)
+        await becomes(quick, quick.prefill, BreakerState.OPEN)
         for _ in range(2):
             step.release()
         assert (await response.text()).strip().endswith("data: [DONE]")
@@ -161,11 +165,15 @@ async def test_only_engines_at_work_are_asked() -> None:
             body = {**BODY, "model": worker.decoder}
             requests.append(asyncio.create_task(gateway.post(ROUTE, body)))
             await worker.saw(1)
-        with gateway.app[GATEWAY].health.engine_busy(member(gateway, loading)):
+        with gateway.app[GATEWAY].health.engine_busy(worker_state(gateway, loading)):
             for worker in (idle, loading, working):
                 worker.engine_silent = True
-            await becomes(gateway, working, Health.BROKEN)
-            assert member(gateway, idle).health is member(gateway, loading).health is Health.GOOD
+            await becomes(gateway, working, BreakerState.OPEN)
+            assert (
+                worker_state(gateway, idle).health
+                is worker_state(gateway, loading).health
+                is BreakerState.CLOSED
+            )
             assert loading.plan.step is not None
             for _ in range(3):
                 loading.plan.step.release()
@@ -179,7 +187,7 @@ async def test_an_engine_may_begin_to_load_while_it_is_asked() -> None:
         worker.engine_silent = True
         request = asyncio.create_task(gateway.post(ROUTE, BODY))
         await worker.health_asked.wait()
-        with gateway.app[GATEWAY].health.engine_busy(member(gateway, worker)):
+        with gateway.app[GATEWAY].health.engine_busy(worker_state(gateway, worker)):
             await worker.health_given_up.wait()
             assert await state(gateway, worker) == "good"
         request.cancel()
@@ -189,12 +197,12 @@ async def test_a_broken_worker_is_left_alone_and_tried_again() -> None:
     async with running(SERVERS, **REPLICATED) as gateway:
         first, second = gateway.cluster.decode["a"]
         first.ready = False
-        await becomes(gateway, first, Health.BROKEN)
+        await becomes(gateway, first, BreakerState.OPEN)
         for _ in range(4):
             assert (await gateway.post(ROUTE, BODY))[0] == 200
         assert (len(first.requests), len(second.requests)) == (0, 4)
         first.ready = True
-        await becomes(gateway, first, Health.GOOD)
+        await becomes(gateway, first, BreakerState.CLOSED)
         while not first.requests:
             assert (await gateway.post(ROUTE, BODY))[0] == 200
 
@@ -204,13 +212,13 @@ async def test_a_worker_whose_engine_stays_silent_stays_broken(quick: Setup) -> 
     worker = quick.decode()
     assert (await quick.post(ROUTE, BODY))[0] == 200
     worker.ready = False
-    await becomes(quick, worker, Health.BROKEN)
+    await becomes(quick, worker, BreakerState.OPEN)
     worker.engine_silent = True
     worker.ready = True
-    reason = member(quick, worker).problem
-    while member(quick, worker).problem == reason:
+    reason = worker_state(quick, worker).problem
+    while worker_state(quick, worker).problem == reason:
         assert await state(quick, worker) == "broken"
-    assert member(quick, worker).problem == "it did not answer /health within 0.5 s"
+    assert worker_state(quick, worker).problem == "it did not answer /health within 0.5 s"
     assert quick.app[GATEWAY].health.broken["a-0"] == 1
 
 
@@ -218,15 +226,15 @@ async def test_a_worker_whose_engine_stays_silent_stays_broken(quick: Setup) -> 
 async def test_a_lost_connection_breaks_at_once(quick: Setup, role: str) -> None:
     worker = quick.prefill if role == "prefill" else quick.decode()
     await worker.stop()
-    await becomes(quick, worker, Health.BROKEN)
-    problem = member(quick, worker).problem
+    await becomes(quick, worker, BreakerState.OPEN)
+    problem = worker_state(quick, worker).problem
     assert problem is not None
     assert "Connect call failed" in problem
 
 
 async def test_a_worker_that_fails_where_another_does_not_breaks() -> None:
     """Its probes all succeed. Nothing is probed here, so that it stays broken."""
-    rarely = Timing(every=1000.0, engine_every=1000.0)
+    rarely = ProbeTiming(every=1000.0, engine_every=1000.0)
     async with running(rarely, prefill=2, decoders=("a",)) as gateway:
         bad, good = gateway.cluster.prefill
         bad.plan = Plan(refuse=(500, {"message": "out of pages"}))
@@ -236,13 +244,13 @@ async def test_a_worker_that_fails_where_another_does_not_breaks() -> None:
         statuses = [(await gateway.post(ROUTE, BODY))[0] for _ in range(4 * FAILURES)]
         assert set(statuses) == {200}
         assert len(bad.requests) >= FAILURES
-        assert member(gateway, bad).health is Health.BROKEN
+        assert worker_state(gateway, bad).health is BreakerState.OPEN
         assert len(good.requests) == 4 * FAILURES
 
 
 async def test_what_every_worker_fails_at_breaks_none() -> None:
     """The request is why, as the second worker tells; and so it is when both legs fail alike."""
-    rarely = Timing(every=1000.0, engine_every=1000.0)
+    rarely = ProbeTiming(every=1000.0, engine_every=1000.0)
     problem = {"message": "Internal server error: 'tools'"}
     for both_legs in (False, True):
         async with running(rarely, prefill=2, decoders=("a",)) as gateway:
@@ -256,7 +264,7 @@ async def test_what_every_worker_fails_at_breaks_none() -> None:
             ]
             for status, answer in answers:
                 assert (status, answer["error"]["message"]) == (500, problem["message"])
-            assert all(one.health is Health.GOOD for one in gateway.app[GATEWAY].pool)
+            assert all(one.health is BreakerState.CLOSED for one in gateway.app[GATEWAY].pool)
             # Where both legs say it, no other worker needs to be asked.
             asked = sum(len(worker.requests) for worker in gateway.cluster.prefill)
             assert asked <= len(answers) if both_legs else asked == 2 * len(answers)
@@ -266,7 +274,7 @@ async def test_a_requests_own_error_is_that_on_a_broken_worker_too() -> None:
     problem = {"message": "Internal server error: 'tools'"}
     async with running(SERVERS, decoders=("a",)) as gateway:
         gateway.prefill.ready = False
-        await becomes(gateway, gateway.prefill, Health.BROKEN)
+        await becomes(gateway, gateway.prefill, BreakerState.OPEN)
         for worker in gateway.cluster.workers:
             worker.plan = Plan(refuse=(500, problem))
         for number in range(4):
@@ -292,7 +300,7 @@ async def test_a_requests_own_error_is_that_on_a_broken_worker_too() -> None:
 async def test_the_error_is_the_cause_whichever_leg_fails_first(
     prefill: tuple[int, str], decode: tuple[int, str], told: tuple[int, str], prefill_first: bool
 ) -> None:
-    rarely = Timing(every=1000.0, engine_every=1000.0)
+    rarely = ProbeTiming(every=1000.0, engine_every=1000.0)
     async with running(rarely, decoders=("a",)) as gateway:
         first, second = gateway.prefill, gateway.decode()
         if not prefill_first:
@@ -321,9 +329,9 @@ async def test_a_clean_start_counts_no_break() -> None:
             assert await state(gateway, worker) == "starting"
             assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 0
             worker.ready = True
-            await becomes(gateway, worker, Health.GOOD)
+            await becomes(gateway, worker, BreakerState.CLOSED)
             worker.ready = False
-            await becomes(gateway, worker, Health.BROKEN)
+            await becomes(gateway, worker, BreakerState.OPEN)
             assert (await get(gateway, "/workers"))["workers"][1]["times_broken"] == 1
 
 
@@ -333,19 +341,19 @@ async def test_workers_that_join_are_watched_and_those_that_leave_are_not(quick:
         quick.url + "/workers", json={"url": worker.url, "name": "c-0"}
     ) as response:
         assert response.status == 201
-    joined = member(quick, worker)
+    joined = worker_state(quick, worker)
     worker.silent = True
-    await becomes(quick, worker, Health.BROKEN)
+    await becomes(quick, worker, BreakerState.OPEN)
     async with quick.http.delete(quick.url + "/workers/c-0") as response:
         assert response.status == 200
     quick.app[GATEWAY].health.succeeded(joined)
-    assert joined.health is Health.BROKEN
+    assert joined.health is BreakerState.OPEN
 
 
 async def test_states_are_shown(quick: Setup) -> None:
     assert (await quick.post(ROUTE, BODY))[0] == 200
     quick.decode().silent = True
-    await becomes(quick, quick.decode(), Health.BROKEN)
+    await becomes(quick, quick.decode(), BreakerState.OPEN)
     listed = (await get(quick, "/workers"))["workers"][1]
     assert (listed["state"], listed["times_broken"]) == ("broken", 1)
     assert listed["problem"] == "it did not answer /ready within 0.5 s"

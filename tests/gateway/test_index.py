@@ -6,8 +6,8 @@ import pytest
 from index_model import TABLE, Worker, block_hash, held, new_index
 
 from ps_sglang.gateway.index import segment
-from ps_sglang.gateway.index.base_index import BaseIndex, OutOfStep
-from ps_sglang.gateway.index.lookup import SPARE_STEPS, HeldPrefix
+from ps_sglang.gateway.index.base_index import BaseIndex, OutOfSync
+from ps_sglang.gateway.index.lookup import SPARE_STEPS, PrefixMatch
 from ps_sglang.gateway.index.texts import TokenTexts
 
 ROLES = ("prefill", "prefill", "decode", "decode")
@@ -78,12 +78,12 @@ def one() -> tuple[BaseIndex, Worker]:
 def test_blocks_behind_an_unknown_parent_are_refused(one: tuple[BaseIndex, Worker]) -> None:
     index, worker = one
     worker.store(index, "", [0, 1])
-    with pytest.raises(OutOfStep, match="behind block 99, which it does not hold"):
+    with pytest.raises(OutOfSync, match="behind block 99, which it does not hold"):
         index.stored("w", [1], 99, [5], 1)
     index.add_worker("other", "prefill")
-    with pytest.raises(OutOfStep, match="other stored blocks behind"):
+    with pytest.raises(OutOfSync, match="other stored blocks behind"):
         index.stored("other", [1], block_hash(("", (0, 1))), [5], 1)
-    assert index.held(b"ab") == {"w": HeldPrefix(2, 2)}
+    assert index.held(b"ab") == {"w": PrefixMatch(2, 2)}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_blocks_behind_an_unknown_parent_are_refused(one: tuple[BaseIndex, Worke
 def test_an_event_that_contradicts_itself_is_refused(
     one: tuple[BaseIndex, Worker], hashes: list[int], ids: list[int]
 ) -> None:
-    with pytest.raises(OutOfStep, match=f"{len(hashes)} blocks of 1 tokens came with {len(ids)}"):
+    with pytest.raises(OutOfSync, match=f"{len(hashes)} blocks of 1 tokens came with {len(ids)}"):
         one[0].stored("w", hashes, None, ids, 1)
 
 
@@ -101,7 +101,7 @@ def test_a_known_block_in_another_place_is_refused(one: tuple[BaseIndex, Worker]
     worker.store(index, "", [0, 1, 2])
     first, last = (block_hash(("", (0,))), block_hash(("", (0, 1, 2))))
     for hashes, parent, salt in (([last], first, ""), ([last], None, ""), ([first], None, "s")):
-        with pytest.raises(OutOfStep, match="in another place"):
+        with pytest.raises(OutOfSync, match="in another place"):
             index.stored("w", hashes, parent, [0], 1, salt)
 
 
@@ -110,7 +110,7 @@ def test_storing_what_is_held_changes_nothing(one: tuple[BaseIndex, Worker]) -> 
     worker.store(index, "", [0, 1, 2])
     hashes = [block_hash(("", (0, 1, 2)[: end + 1])) for end in range(2)]
     index.stored("w", hashes, None, [0, 1], 1)
-    assert index.held(_text([0, 1, 2])) == {"w": HeldPrefix(3, 4)}
+    assert index.held(_text([0, 1, 2])) == {"w": PrefixMatch(3, 4)}
     assert index.held_tokens("w") == 3
 
 
@@ -119,8 +119,8 @@ def test_removing_an_inner_block_removes_what_follows_it(one: tuple[BaseIndex, W
     for ids in ([0, 1, 2, 3], [0, 1, 5, 6], [0, 4]):
         worker.store(index, "", ids)
     index.removed("w", [block_hash(("", (0, 1)))])
-    assert index.held(_text([0, 1, 2, 3])) == {"w": HeldPrefix(1, 1)}
-    assert index.held(_text([0, 4])) == {"w": HeldPrefix(2, 4)}
+    assert index.held(_text([0, 1, 2, 3])) == {"w": PrefixMatch(1, 1)}
+    assert index.held(_text([0, 4])) == {"w": PrefixMatch(2, 4)}
     assert len(index) == 2
     index.removed("w", [block_hash(("", (0, 1, 2))), 12345])
     assert index.held_tokens("w") == 2

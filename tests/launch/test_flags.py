@@ -8,7 +8,7 @@ import pytest
 
 from ps_sglang.errors import UsageError
 from ps_sglang.launch import flag_check, flags
-from ps_sglang.launch.spec import Feed, Role
+from ps_sglang.launch.spec import EventPorts, Role
 from ps_sglang.models.resolve import NamedModel
 
 DEFAULT = {"--device": "cpu", "--sleep-on-idle": None}
@@ -49,7 +49,7 @@ def test_a_word_without_a_flag_is_refused() -> None:
 
 def test_the_launcher_sets_no_flag_twice() -> None:
     for role in Role:
-        own = flags.owned(role, NamedModel("m", Path("/m")), 1, 2, 3, "zmq", Feed("x", "y"))
+        own = flags.owned(role, NamedModel("m", Path("/m")), 1, 2, 3, "zmq", EventPorts("x", "y"))
         default = flags.defaults(role, cpu=True, context_length=2048)
         names = [name for name, _ in flags.groups((*own, *flags.merge(default, ())))]
         assert len(names) == len(set(names))

@@ -7,10 +7,10 @@ import typing
 import pytest
 
 from ps_sglang.launch import messages
-from ps_sglang.launch.messages import Ending, Exited, Imported, Loaded, Start, Started, Stop
+from ps_sglang.launch.messages import Exited, Imported, Loaded, Start, Started, StartMethod, Stop
 
 COMMANDS = (
-    Start("n", "m", ("a", "é\n"), {"K": "v"}, "/l", Ending.FORK),
+    Start("n", "m", ("a", "é\n"), {"K": "v"}, "/l", StartMethod.FORK),
     Stop(("n",), 0.5),
     Loaded(),
 )

@@ -18,7 +18,7 @@ from ps_sglang.launch import prepare as prepare_module
 from ps_sglang.launch.__main__ import main
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.flags import value_of
-from ps_sglang.launch.front import gateway_config
+from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.prepare import Plan, check_flags, prepare, runs_on_cpu
 from ps_sglang.launch.spec import ClusterSpec, Role
 
@@ -50,7 +50,7 @@ def test_the_plan_has_every_worker_on_ports_of_its_own(spec: ClusterSpec) -> Non
         ("decode-b", Role.DECODE, "b"),
     ]
     ports = [w.port for w in plan.workers] + [w.bootstrap_port for w in plan.workers[:2]]
-    feeds = [urlsplit(address) for w in plan.workers for address in astuple(w.feed)]
+    feeds = [urlsplit(address) for w in plan.workers for address in astuple(w.events)]
     assert {(one.scheme, one.hostname) for one in feeds} == {("tcp", "127.0.0.1")}
     assert len({*ports, *(one.port for one in feeds)}) == 6 + 8
     assert plan.context_length == 2048

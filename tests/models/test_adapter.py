@@ -24,7 +24,7 @@ from ps_sglang.errors import CheckpointError
 from ps_sglang.models import NamedModel
 from ps_sglang.models.adapter import write_adapted
 from ps_sglang.models.tiny import make_tiny
-from ps_sglang.train.export import merge_adapter
+from ps_sglang.training.train.export import merge_adapter
 
 
 @pytest.fixture(scope="module")

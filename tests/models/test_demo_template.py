@@ -11,9 +11,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ps_sglang.demo import TOOLS
 from ps_sglang.gateway.index.chat import ChatTemplate
 from ps_sglang.models import demo
-from ps_sglang.tasks import bfcl
-from ps_sglang.tasks.items import Item
-from ps_sglang.tasks.tools import ToolsTask
+from ps_sglang.training.tasks import bfcl
+from ps_sglang.training.tasks.items import Item
+from ps_sglang.training.tasks.tools import ToolsTask
 
 SOURCE = demo.CHAT_TEMPLATE.read_text(encoding="utf-8")
 QUESTION = {"role": "user", "content": "What?"}

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from ps_sglang.engine.transfer.lender import Lender
-from ps_sglang.engine.transfer.limits import Limits
+from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.reader import Outcome, Reader
 from ps_sglang.engine.transfer.shared_pool import (
     AttachedPool,
@@ -35,7 +35,7 @@ AUX_SLOTS, AUX_WIDTH = 32, 40
 TICK_S = 0.5
 MAILBOX_MESSAGES = 4
 FOUR_PAGES = 4 * BUFFERS * WIDTH
-LIMITS = Limits(batch_bytes=FOUR_PAGES, fetches=2, linger_s=90.0)
+LIMITS = TransferLimits(batch_bytes=FOUR_PAGES, fetches=2, linger_s=90.0)
 
 Carry = Callable[[Frames], list[tuple[float, Frames]]]  # frames -> copies, each with its delay
 
@@ -176,14 +176,14 @@ class Prefill:
             content, metadata, np.array(rows, dtype=np.int32), slot, chunks or [pages],
             self.world.now, pace_s,
         )  # fmt: skip
-        self.lender.open(room, BasePrefix.of(tokens))
+        self.lender.open(room, PrefixDigest.of(tokens))
 
     def pulled(self, room: int, prefix_tokens: int) -> None:
         request = self.requests[room]
         request.pulled, request.held = True, prefix_tokens
         request.sent = prefix_tokens  # a page is a token here
 
-    def landed(self, room: int) -> None:
+    def received(self, room: int) -> None:
         self._ended(room, Outcome())
 
     def failed(self, room: int, reason: str) -> None:
@@ -328,7 +328,7 @@ class Decode:
         )
         self.reader.pull(
             room, peer, rows=self.requests[room].rows, aux_slot=slot, prefix_tokens=held,
-            prefix=BasePrefix.of(tokens),
+            prefix=PrefixDigest.of(tokens),
         )  # fmt: skip
 
     def receive(self, frames: Frames) -> None:

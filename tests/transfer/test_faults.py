@@ -82,7 +82,7 @@ class Schedule:
         self.world = World(self.network.carry)
         self.prefills = [self._prefill(f"tcp://p{n}") for n in range(self.source.choice((1, 2)))]
         self.decodes = [self._decode(f"tcp://d{n}") for n in range(self.source.choice((1, 3)))]
-        self.gone: list[Prefill | Decode] = []
+        self.cancelled: list[Prefill | Decode] = []
         self.seen = self.network.seen
         self.contents = contents(self.source)
         self.plan = self._plan()
@@ -222,7 +222,7 @@ class Schedule:
         victim.stopped = True
         among.remove(victim)
         self.world.nodes.pop(victim.endpoint)
-        self.gone.append(victim)
+        self.cancelled.append(victim)
 
     def freeze(self) -> None:
         """A process stands still for a while: it neither hears, nor ticks, nor polls."""
@@ -242,7 +242,7 @@ class Schedule:
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_every_request_ends_exactly_or_by_name(group: int) -> None:
-    landed = named = 0
+    received = named = 0
     seen: set[str] = set()
     for seed in range(group, SCHEDULES, GROUPS):
         schedule = Schedule(seed)
@@ -253,7 +253,7 @@ def test_every_request_ends_exactly_or_by_name(group: int) -> None:
             assert decode.untouched(), f"seed {seed}: a page was written after its request"
             for room, request in decode.requests.items():
                 assert request.outcome is not None
-                landed += request.outcome.failure is None
+                received += request.outcome.failure is None
                 named += bool(request.outcome.failure)
                 landed_there = [
                     prefill.requests[room].outcome
@@ -267,6 +267,6 @@ def test_every_request_ends_exactly_or_by_name(group: int) -> None:
         left = [prefill.lender.rooms for prefill in schedule.prefills]
         left += [decode.reader.pulls for decode in schedule.decodes]
         assert not any(left), f"seed {seed}: a room is remembered for ever"
-    assert landed > 100, "too few requests got through to prove anything"
+    assert received > 100, "too few requests got through to prove anything"
     assert named > 10
     assert seen == FAULTS

@@ -12,18 +12,18 @@ from handoff_world import AUX_WIDTH, BUFFERS, LIMITS, PAGES, WIDTH, Decode, Pref
 
 from ps_sglang.engine.transfer.messages import (
     Alive,
+    Cancelled,
     Fetch,
     Frames,
-    Gone,
-    Landed,
     MalformedMessageError,
     Memory,
     Message,
     Offer,
     Pages,
     Pull,
-    Refused,
+    Received,
     Register,
+    Rejected,
     decode,
     encode,
 )
@@ -138,7 +138,7 @@ def test_first_chunk_lands_while_the_next_is_computed() -> None:
 
 
 @pytest.mark.parametrize("change", [drop, double, cut, damage])
-@pytest.mark.parametrize("kind", [Register, Memory, Pull, Offer, Fetch, Pages, Landed])
+@pytest.mark.parametrize("kind", [Register, Memory, Pull, Offer, Fetch, Pages, Received])
 def test_one_bad_message_costs_time_only(
     kind: type[Message], change: Callable[[Frames], list[Frames]]
 ) -> None:
@@ -148,7 +148,7 @@ def test_one_bad_message_costs_time_only(
     pair.assert_handed_over()
 
 
-@pytest.mark.parametrize("kind", [Offer, Pages, Landed])
+@pytest.mark.parametrize("kind", [Offer, Pages, Received])
 def test_every_message_of_a_kind_comes_twice(kind: type[Message]) -> None:
     pair = Pair(same_host=False)
     pair.bend(kind, double, times=100)
@@ -174,7 +174,7 @@ def test_pages_are_copied_while_their_digest_is_computed(same_host: bool) -> Non
     pages = arrived.all(axis=(0, 2))
     assert pages.sum() == (14 if same_host else 8)  # what is not counted stays in the window
     assert pair.decode.counts == {}
-    assert not pair.messages(Landed)
+    assert not pair.messages(Received)
     assert len(pair.messages(Fetch)) == (0 if same_host else LIMITS.fetches)
     pair.assert_handed_over()
     path = "shm" if same_host else "tcp"
@@ -433,12 +433,12 @@ def test_stale_lease_is_refused() -> None:
     pair.assert_handed_over()
     for stale in (
         Fetch("tcp://d#d", "tcp://p", 0, 0),
-        Landed("tcp://d#d", "tcp://p", 99, [0]),
-        Gone("tcp://d#d", "tcp://p", 98, None, "why"),
+        Received("tcp://d#d", "tcp://p", 99, [0]),
+        Cancelled("tcp://d#d", "tcp://p", 98, None, "why"),
     ):
         pair.world.sent.clear()
         pair.prefill.receive(encode(stale))
-        (answer,) = pair.messages(Refused)
+        (answer,) = pair.messages(Rejected)
         assert answer.pull == stale.pull
         assert answer.reason in ("no such lease", "the handoff is over")
 
@@ -470,7 +470,7 @@ def test_messages_for_the_other_side_are_refused() -> None:
     with pytest.raises(MalformedMessageError, match="is for a decode worker"):
         pair.prefill.lender.receive(encode(Pages("s", 0, 0), b""))
     with pytest.raises(MalformedMessageError, match="is for a prefill worker"):
-        pair.decode.reader.receive(encode(Landed("tcp://d#d", "tcp://p", 0, [0])))
+        pair.decode.reader.receive(encode(Received("tcp://d#d", "tcp://p", 0, [0])))
 
 
 def test_pages_that_do_not_add_up_fail_by_name() -> None:
@@ -495,7 +495,7 @@ def test_schedulers_hear_of_pages_by_mail_and_threads_of_all_else() -> None:
     seen = {(type(decode(frames)[0]), address) for address, frames in pair.world.sent}
     assert seen == {
         (Register, "tcp://p"), (Memory, "tcp://d"), (Alive, "tcp://p"), (Alive, "tcp://d"),
-        (Pull, "tcp://p#first"), (Offer, "tcp://d#d"), (Landed, "tcp://p#first"),
+        (Pull, "tcp://p#first"), (Offer, "tcp://d#d"), (Received, "tcp://p#first"),
     }  # fmt: skip
     pair = Pair(same_host=False)
     pair.start()

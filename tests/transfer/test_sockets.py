@@ -15,11 +15,11 @@ import pytest
 import zmq
 
 from ps_sglang.engine.transfer.lender import Lender
-from ps_sglang.engine.transfer.limits import Limits
+from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.outbox import Outbox
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.reader import Outcome, Reader
 from ps_sglang.engine.transfer.serving import serve
 from ps_sglang.engine.transfer.shared_pool import (
@@ -33,7 +33,7 @@ from ps_sglang.engine.waiting import Doorbell
 
 BUFFERS, PAGES, WIDTH = 4, 4000, 768
 ROOMS, ROOM_PAGES = 24, 150
-LIMITS = Limits(batch_bytes=1 << 17)
+LIMITS = TransferLimits(batch_bytes=1 << 17)
 LONG_MS = 60_000
 
 
@@ -94,7 +94,7 @@ class Events:
         self.pulls.add(room)
         self._bell.ring()
 
-    def landed(self, room: int) -> None:
+    def received(self, room: int) -> None:
         self._ended(room, Outcome())
 
     def failed(self, room: int, reason: str) -> None:
@@ -148,7 +148,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
             """Offers each room's pages in two chunks once it is pulled."""
             left = set(range(ROOMS))
             for room in left:
-                lender.open(room, BasePrefix.of([room]))
+                lender.open(room, PrefixDigest.of([room]))
             while left:
                 ready = events.wait_for(lender, lambda left=left: left & events.heard)
                 for room in ready:
@@ -165,7 +165,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
             pages = np.array(targets[room * ROOM_PAGES : (room + 1) * ROOM_PAGES])
             reader.pull(
                 room, lender_at, rows=pages, aux_slot=room, prefix_tokens=0,
-                prefix=BasePrefix.of([room]),
+                prefix=PrefixDigest.of([room]),
             )  # fmt: skip
         while len(outcomes) < ROOMS:
             bell.wait(LONG_MS)

@@ -8,23 +8,23 @@ import xxhash
 from ps_sglang.engine.transfer.messages import (
     TAG,
     Alive,
+    Cancelled,
     Fetch,
-    Gone,
-    Landed,
     MalformedMessageError,
     Memory,
     Message,
     Offer,
     Pages,
     Pull,
-    Refused,
+    Received,
     Register,
+    Rejected,
     Unregistered,
     decode,
     encode,
     reply_endpoint,
 )
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
 
 SESSION, PEER = "tcp://10.0.0.1:5#ab", "tcp://10.0.0.2:6"
@@ -39,9 +39,9 @@ MESSAGES: list[Message] = [
     Offer(SESSION, PEER, 3, 0, 0, 4, True, b"digest", b"rows", b"metadata"),
     Fetch(SESSION, PEER, 3, 0),
     Pages(SESSION, 3, 0),
-    Landed(SESSION, PEER, 3, [0, 1]),
-    Gone(SESSION, PEER, 3, None, "why"),
-    Refused(SESSION, 3, "why"),
+    Received(SESSION, PEER, 3, [0, 1]),
+    Cancelled(SESSION, PEER, 3, None, "why"),
+    Rejected(SESSION, 3, "why"),
 ]
 
 
@@ -75,7 +75,7 @@ def sealed(body: bytes) -> bytes:
         [sealed(b"")],
         [sealed(b"\x82\xa1x" + b"\x91" * 200_000 + b"\xc0\xa4type\xa5Alive")],
         encode(Fetch(SESSION, PEER, 3, -1)),
-        encode(Landed(SESSION, PEER, 3, [-1])),
+        encode(Received(SESSION, PEER, 3, [-1])),
         encode(Offer(SESSION, PEER, 3, 0, -4, 4, True, b"", b"", b"")),
         encode(MESSAGES[0], b"pages"),
         encode(Pages(SESSION, 3, 0)),
@@ -103,7 +103,7 @@ def test_session_names_where_answers_go() -> None:
 def test_base_prefix_is_that_of_the_token_ids() -> None:
     from array import array
 
-    assert BasePrefix.of([1, 2, 70_000]) == BasePrefix.of(array("q", [1, 2, 70_000]))
-    assert BasePrefix.of([1, 2]) != BasePrefix.of([2, 1])
-    assert BasePrefix.of([]) == BasePrefix.of(array("q"))
-    assert BasePrefix.of([1, 2]).tokens == 2
+    assert PrefixDigest.of([1, 2, 70_000]) == PrefixDigest.of(array("q", [1, 2, 70_000]))
+    assert PrefixDigest.of([1, 2]) != PrefixDigest.of([2, 1])
+    assert PrefixDigest.of([]) == PrefixDigest.of(array("q"))
+    assert PrefixDigest.of([1, 2]).tokens == 2

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from ps_sglang.verify.client import Answer
+from ps_sglang.verify.client import GatewayAnswer
 from ps_sglang.verify.collect import Exchange
 from ps_sglang.verify.compare import Verdict, judge, verdict
 from ps_sglang.verify.prompts import ANSWER_LENGTH
 from ps_sglang.verify.reference import Scores
-from ps_sglang.verify.report import Report
+from ps_sglang.verify.report import VerifyReport
 
 PROMPT = (1, 2, 3)
 TOKENS = tuple(range(100, 100 + ANSWER_LENGTH))
-ANSWER = Answer(PROMPT, TOKENS, first_logprob=-1.0)
+ANSWER = GatewayAnswer(PROMPT, TOKENS, first_logprob=-1.0)
 EXCHANGE = Exchange("cold", "a", PROMPT, ANSWER)
 SHARED = Scores(TOKENS, gaps=(0.5,) * ANSWER_LENGTH, logprobs=(-1.0,) * ANSWER_LENGTH)
 OWN = replace(SHARED, best=(0, *TOKENS[1:]))
@@ -29,7 +29,7 @@ def scores(mismatches: dict[int, float]) -> Scores:
     )
 
 
-def judged(shared: Scores, answer: Answer = ANSWER, own: Scores = OWN) -> Verdict:
+def judged(shared: Scores, answer: GatewayAnswer = ANSWER, own: Scores = OWN) -> Verdict:
     return verdict(EXCHANGE, answer, shared, own)
 
 
@@ -105,7 +105,7 @@ def test_another_chat_template_is_a_failure() -> None:
 
 
 def test_report_of_an_exact_run() -> None:
-    report = Report([judged(SHARED), judged(SHARED)])
+    report = VerifyReport([judged(SHARED), judged(SHARED)])
     assert report.conclusion == "exact: 2/2 prompts, 48/48 tokens"
     assert list(report.details()) == [
         "first token's logprob: largest error 0.0e+00 (allowed: 0.001)",
@@ -115,7 +115,7 @@ def test_report_of_an_exact_run() -> None:
 
 
 def test_report_of_ties_and_failures() -> None:
-    report = Report([judged(scores({4: 0.0001})), judged(scores({9: 0.2}))])
+    report = VerifyReport([judged(scores({4: 0.0001})), judged(scores({9: 0.2}))])
     lines = list(report.details())
     assert lines[0].startswith("tie request 0 (cold, decoder a, 3 prompt tokens): token 4 is 104")
     assert lines[1].startswith("FAILED request 1 (cold, decoder a, 3 prompt tokens): token 9 is")
@@ -127,7 +127,7 @@ def test_report_of_ties_and_failures() -> None:
 @pytest.mark.parametrize(("agreeing", "passed"), [(0, True), (1, True), (2, False), (4, False)])
 def test_a_check_that_cannot_tell_does_not_pass(agreeing: int, passed: bool) -> None:
     verdicts = [judged(SHARED, own=SHARED if i < agreeing else OWN) for i in range(4)]
-    report = Report(verdicts)
+    report = VerifyReport(verdicts)
     lines = list(report.details())
     assert f"control: own KV agrees on {agreeing}/4 prompts" in lines
     assert report.passed is passed
@@ -135,7 +135,7 @@ def test_a_check_that_cannot_tell_does_not_pass(agreeing: int, passed: bool) -> 
 
 
 def test_report_of_a_cluster_that_died() -> None:
-    report = Report([unfit(replace(EXCHANGE, outcome="connection refused"))])
+    report = VerifyReport([unfit(replace(EXCHANGE, outcome="connection refused"))])
     assert list(report.details()) == [
         "FAILED request 0 (cold, decoder a, 3 prompt tokens): connection refused",
         "control: own KV agrees on 0/0 prompts",
@@ -144,7 +144,7 @@ def test_report_of_a_cluster_that_died() -> None:
 
 
 def test_report_as_json() -> None:
-    report = Report([judged(scores({4: 0.0001})), unfit(replace(EXCHANGE, outcome="no"))])
+    report = VerifyReport([judged(scores({4: 0.0001})), unfit(replace(EXCHANGE, outcome="no"))])
     found = json.loads(json.dumps(report.to_json()))
     assert (found["prompts_right"], found["tokens_right"], found["tokens"]) == (1, 24, 48)
     assert found["requests"][0]["ties"][0]["gap"] == 0.0001

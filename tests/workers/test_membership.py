@@ -10,7 +10,7 @@ from workers_server import Gateway
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.membership import Membership
-from ps_sglang.launch.spec import ClusterSpec, Feed, Role, WorkerSpec
+from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
 
 
 def worker(name: str, port: int) -> WorkerSpec:
@@ -21,7 +21,7 @@ def worker(name: str, port: int) -> WorkerSpec:
         model_path=Path("a"),
         port=port,
         bootstrap_port=None,
-        feed=Feed("tcp://127.0.0.1:1", "tcp://127.0.0.1:2"),
+        events=EventPorts("tcp://127.0.0.1:1", "tcp://127.0.0.1:2"),
         argv=(),
         log=Path("log"),
     )

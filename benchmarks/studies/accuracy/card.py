@@ -20,8 +20,8 @@ _DOES: Final = {
 }
 _DATA: Final = {
     "code": (
-        "procedural list pipelines, made in this repository (`ps_sglang/tasks/code.py`); the step "
-        "sequences of the test items are held out whole"
+        "procedural list pipelines, made in this repository (`ps_sglang/training/tasks/code.py`); "
+        "the step sequences of the test items are held out whole"
     ),
     "tools": (
         "a BFCL-derived held-out split (bfcl-eval, Apache-2.0): no function that a test item calls "

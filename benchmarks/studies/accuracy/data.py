@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.studies.accuracy.plan import Recipe, Study
-from ps_sglang.tasks import Item, task
+from ps_sglang.training.tasks import Item, task
 
 TRAIN: Final = "train"
 ADAPTER: Final = "adapter"

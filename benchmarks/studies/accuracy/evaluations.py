@@ -62,7 +62,7 @@ def _evaluate(
     out.parent.mkdir(parents=True, exist_ok=True)
     runner.run(
         f"evaluate-{name}",
-        "ps_sglang.evaluate",
+        "ps_sglang.training.evaluate",
         *flags(
             task=task,
             base=study.base,

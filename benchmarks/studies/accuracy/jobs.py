@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ps_sglang.errors import PsSglangError
-from ps_sglang.launch.child import die_with_parent
+from ps_sglang.launch.forked_process import die_with_parent
 from ps_sglang.progress import progress
 
 _SHOWN = 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ps_sglang.train.settings import Dtype, Method
+from ps_sglang.training.train.settings import Dtype, Method
 
 METHODS: Final[tuple[Method, ...]] = ("full", "cache-conditioned")
 # The demo's adapters. Three passes over 448 examples of tools gave no better one: 37.0 % instead

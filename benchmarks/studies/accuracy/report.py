@@ -16,7 +16,7 @@ from typing import Any, Final
 from benchmarks.report import OUT, REFERENCE, save, write
 from benchmarks.studies.accuracy.plan import RECIPES, Study
 from ps_sglang.errors import UsageError
-from ps_sglang.evaluate.figure import draw, mean
+from ps_sglang.training.evaluate.figure import draw, mean
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ from benchmarks.studies.accuracy.jobs import Runner, flags
 from benchmarks.studies.accuracy.plan import Recipe, Study
 from ps_sglang.contract import read_manifest
 from ps_sglang.progress import progress
-from ps_sglang.train.settings import Method
+from ps_sglang.training.train.settings import Method
 
 _SEARCH_SEED: Final = 0
 
@@ -90,7 +90,7 @@ def _train(
     conditioned = training.method == "cache-conditioned"
     runner.run(
         name,
-        "ps_sglang.train",
+        "ps_sglang.training.train",
         *flags(
             base=study.base,
             data=folder / f"{training.data}.jsonl",

@@ -13,7 +13,7 @@ from benchmarks.studies.accuracy.jobs import Runner
 from benchmarks.studies.accuracy.plan import METHODS, Recipe, Study
 from benchmarks.studies.accuracy.trainings import Training, best_rate, train
 from ps_sglang.progress import progress
-from ps_sglang.train.settings import Method
+from ps_sglang.training.train.settings import Method
 
 
 @dataclass(frozen=True)

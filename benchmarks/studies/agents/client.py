@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from ps_sglang.errors import PsSglangError
-from ps_sglang.gateway.telemetry.timeline import HEADER
+from ps_sglang.gateway.telemetry.trace import HEADER
 
 _TURN_S: Final = 900.0
 _DONE: Final = b"[DONE]"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ps_sglang.chart import Axis, Panel, Point
+from ps_sglang.training.chart import Axis, Panel, Point
 
 Row = Mapping[str, Any]
 Value = Callable[[Row], float]

@@ -14,9 +14,9 @@ from typing import Any, Final
 from benchmarks.report import REFERENCE, saved, to_json, write
 from benchmarks.studies.agents.panels import panels
 from benchmarks.studies.agents.table import table
-from ps_sglang.chart import chart
 from ps_sglang.errors import UsageError
-from ps_sglang.machine import environment
+from ps_sglang.training.chart import chart
+from ps_sglang.training.machine import environment
 
 SHOWN: Final = (
     "react-small-n3", "react-small-n4-long", "react-small-n3-concurrency-small-pools",

@@ -16,8 +16,8 @@ from typing import Final
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import flags
 from ps_sglang.launch.environment import host_environment, worker_environment
-from ps_sglang.launch.link import HostLink
-from ps_sglang.launch.messages import Ending, Loaded, Start
+from ps_sglang.launch.fork_server_client import ForkServerClient
+from ps_sglang.launch.messages import Loaded, Start, StartMethod
 from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.readiness import Probe, read_ahead, tail
 from ps_sglang.launch.spec import Role
@@ -59,7 +59,7 @@ def stock_servers(
     """
     runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
     environ = host_environment(os.environ, runtime, "LlamaForCausalLM", cpu=True)
-    link = HostLink(
+    link = ForkServerClient(
         runtime,
         servers[0].model,
         environ,
@@ -97,7 +97,7 @@ class _Started:
 
 
 def _start(
-    link: HostLink, server: StockServer, folder: Path, ports: Sequence[int], log_dir: Path,
+    link: ForkServerClient, server: StockServer, folder: Path, ports: Sequence[int], log_dir: Path,
     context_length: int,
 ) -> _Started:  # fmt: skip
     port, rendezvous, bootstrap = ports
@@ -121,14 +121,14 @@ def _start(
             argv=(*words, *flags.merge(default, ())),
             env=worker_environment(os.environ, folder, runs_like, cpu=True),
             log=str(log_dir / f"{server.name}.log"),
-            ending=Ending.FORK,
+            start_method=StartMethod.FORK,
         )
     )
     return _Started(server, port, bootstrap)
 
 
 def _ready(
-    link: HostLink, started: Sequence[_Started], deadline: float, log_dir: Path
+    link: ForkServerClient, started: Sequence[_Started], deadline: float, log_dir: Path
 ) -> list[RunningServer]:
     probes = [
         Probe(one.server.name, one.port, partial(link.pids.get, one.server.name)) for one in started
@@ -155,7 +155,7 @@ def _ready(
 
 
 def _wait(
-    link: HostLink, done: Callable[[], bool], deadline: float, name: str, log_dir: Path
+    link: ForkServerClient, done: Callable[[], bool], deadline: float, name: str, log_dir: Path
 ) -> None:
     while not done():
         link.wait_for(lambda: link.gone or bool(link.exits), _POLL_S)

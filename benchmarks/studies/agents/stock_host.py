@@ -1,4 +1,4 @@
-"""The launcher's process host with stock SGLang in it: `ps_sglang.launch.host`, other hooks.
+"""The launcher's process host with stock SGLang in it: `ps_sglang.launch.fork_server`, other hooks.
 
     python -m benchmarks.studies.agents.stock_host RUNTIME_FOLDER [CHECKPOINT_FOLDER]
 
@@ -22,7 +22,7 @@ from typing import Any, Final
 from ps_sglang.engine import hooks
 from ps_sglang.engine.hooking import Hook
 from ps_sglang.engine.transfer.endpoints import ZmqKVReceiver
-from ps_sglang.launch import host
+from ps_sglang.launch import fork_server
 
 # By the end of the hooked name; `create_sender` tells backend zmq the prompt, whole here as no
 # other hook cuts it.
@@ -54,7 +54,7 @@ def stock_hooks() -> tuple[Hook, ...]:
 def main() -> None:
     """As the launcher's host."""
     hooks.HOOKS = stock_hooks()
-    host.main()
+    fork_server.main()
 
 
 if __name__ == "__main__":

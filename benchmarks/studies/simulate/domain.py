@@ -11,13 +11,13 @@ from benchmarks.studies.simulate.cores import Clock, Cores
 from benchmarks.studies.simulate.hardware import Steps
 from benchmarks.studies.simulate.request import Request, pages
 from benchmarks.studies.simulate.worker import Worker
-from ps_sglang.feed.messages import BlockRemoved, BlockStored, TimelineRecord
+from ps_sglang.events.messages import BlockRemoved, BlockStored, Span
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
-from ps_sglang.gateway.index.holdings import Holdings
-from ps_sglang.gateway.index.mirror import Mirror
+from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.index.texts import TokenTexts
+from ps_sglang.gateway.index.worker_cache import WorkerCache
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.routing.sessions import Sessions
@@ -77,15 +77,17 @@ class _Prompts(Prompts):
         self.texts = _Texts(pages)
 
 
-def _tell(mirror: Mirror, size: int) -> Callable[[Sequence[int], Sequence[int], int | None], None]:
+def _tell(
+    worker_cache: WorkerCache, size: int
+) -> Callable[[Sequence[int], Sequence[int], int | None], None]:
     """What a worker's tree takes in and lets go, told at once."""
 
     def told(gone: Sequence[int], new: Sequence[int], parent: int | None) -> None:
         if gone:
-            mirror.kv(BlockRemoved(list(gone)))
+            worker_cache.kv(BlockRemoved(list(gone)))
         if new:
             tokens: Any = _Tokens(new, size)
-            mirror.kv(BlockStored(list(new), parent, tokens, size))
+            worker_cache.kv(BlockStored(list(new), parent, tokens, size))
 
     return told
 
@@ -124,9 +126,9 @@ class Domain:
         self._clock, self._cores, self._steps, self._page = clock, cores, steps, page
         self._ended, self._samples, self._whole = ended, samples, whole
         self._pages = _Pages(page)
-        self._holdings = Holdings(_Prompts(self._pages), clock=lambda: clock.now)
+        self._cache_index = CacheIndex(_Prompts(self._pages), clock=lambda: clock.now)
         self._pool = WorkerPool()
-        self._router = Router(self._pool, self._holdings, clock=lambda: clock.now)
+        self._router = Router(self._pool, self._cache_index, clock=lambda: clock.now)
         self._sessions = Sessions(clock=lambda: clock.now)
         self.routing_s = 0.0
         """Time of this machine that the router's decisions have taken."""
@@ -150,22 +152,22 @@ class Domain:
         host_pages: int = 0,
     ) -> None:
         self._pool.add(worker)
-        self._holdings.add(worker)
-        mirror = self._holdings.mirror(worker.name)
+        self._cache_index.add(worker)
+        worker_cache = self._cache_index.worker_cache(worker.name)
         group[worker.name] = Worker(
             self._clock,
             self._cores,
             self._steps,
             pool_tokens,
             self._page,
-            _tell(mirror, self._page),
+            _tell(worker_cache, self._page),
             self._prefilled,
             self._decoded,
             whole=self._whole,
             samples=self._samples,
             host_pages=host_pages,
         )
-        mirror.live()
+        worker_cache.live()
 
     def workers(self) -> Iterator[Worker]:
         """All that serve."""
@@ -174,7 +176,7 @@ class Domain:
     @property
     def blocks(self) -> int:
         """Pages that the gateway's index has."""
-        return self._holdings.blocks
+        return self._cache_index.blocks
 
     def serve(self, request: Request) -> None:
         """Route a request and begin it, after what it costs besides its steps."""
@@ -215,10 +217,8 @@ class Domain:
             self._whole_worker(request).start(request)
             return
         route: Route = request.route
-        record = TimelineRecord(
-            rid="", role="prefill", began=0.0, computed=request.computed, held=0
-        )
-        self._holdings.mirror(route.prefill.name).timeline(record)
+        record = Span(rid="", role="prefill", began=0.0, computed=request.computed, held=0)
+        self._cache_index.worker_cache(route.prefill.name).span(record)
         source = self.prefill[route.prefill.name]
         target = self.decode[route.decode.name]
         # A transfer has the link out of one worker and the link into the other for itself.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from benchmarks.studies.simulate.headline import groups
 from benchmarks.studies.simulate.simulation import SYSTEMS
-from ps_sglang.chart import Axis, Panel, Point, chart
+from ps_sglang.training.chart import Axis, Panel, Point, chart
 
 Row = Mapping[str, Any]
 Value = Callable[[Row], float]

@@ -92,8 +92,8 @@ def normalize_batch_and_arguments(original: Any, obj: Any) -> None:
         for rid in [obj.rid] if obj.is_single else obj.rid:
             requests.CHECKS["rid"]("rid", rid)
         if not obj.is_single:
-            for place in range(len(obj.rid)):
-                obj[place]  # SGLang keeps it; a list that is too short shows here
+            for encoded in range(len(obj.rid)):
+                obj[encoded]  # SGLang keeps it; a list that is too short shows here
 
 
 @around(

@@ -135,11 +135,11 @@ def check_ids(field: str, ids: Any, vocabulary: int) -> None:
     if not ids:
         raise ValueError(f"`{field}` is empty: the prompt must have one token at least.")
     if min(ids) < 0 or max(ids) >= vocabulary:
-        place, token = next(
-            (place, token) for place, token in enumerate(ids) if not 0 <= token < vocabulary
+        encoded, token = next(
+            (encoded, token) for encoded, token in enumerate(ids) if not 0 <= token < vocabulary
         )
         raise ValueError(
-            f"`{field}[{place}]` must be a token id from 0 to {vocabulary - 1} (the model's "
+            f"`{field}[{encoded}]` must be a token id from 0 to {vocabulary - 1} (the model's "
             f"vocabulary), not {token}. A text gives such an id if the tokenizer has tokens that "
             "the model lacks."
         )

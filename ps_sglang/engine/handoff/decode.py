@@ -21,7 +21,7 @@ from ps_sglang.engine.handoff.base_prefix import as_handed_over
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import awaits_first_output, base_prefix_len, handoff_state
 from ps_sglang.engine.sampling.penalties import count_outputs, recount_outputs
-from ps_sglang.engine.timeline import tell_decoded
+from ps_sglang.engine.trace import tell_decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

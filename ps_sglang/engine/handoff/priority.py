@@ -1,6 +1,6 @@
 """The order in which requests wait: the highest priority first (0 if a request has none), among
 equals the longest held prefix. A prefill worker looks into its tree; a decode worker goes by what
-the gateway knew of the prefill worker's, see `ps_sglang.place`.
+the gateway knew of the prefill worker's, see `ps_sglang.priority`.
 
 SGLang's own priority scheduling excludes its policy for long held prefixes (lpm), so the queues
 are sorted here. And beyond 128 waiting requests that policy falls back to the order of arrival,
@@ -14,12 +14,12 @@ from typing import Any
 from ps_sglang.engine.compat.srt import CacheAwarePolicy, match_kv_cache
 from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.request_state import handoff_state
-from ps_sglang.place import priority_of
+from ps_sglang.priority import decode_priority
 
 
 def rank(req: Any) -> int:
     """What sorts a request among others on a prefill worker, the first to go first."""
-    return -priority_of(req.priority or 0)
+    return -decode_priority(req.priority or 0)
 
 
 @after(

@@ -14,7 +14,7 @@ from ps_sglang.engine.compat.srt import (
     NetworkAddress,
 )
 from ps_sglang.engine.transfer.memory import Indices
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
 
 class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
@@ -24,7 +24,7 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
 
     def open(self, base_prefix: Sequence[int]) -> None:
         """Wait for the decode worker, which must have found the same token ids."""
-        self.kv_mgr.lender.open(self.bootstrap_room, BasePrefix.of(base_prefix))
+        self.kv_mgr.lender.open(self.bootstrap_room, PrefixDigest.of(base_prefix))
 
     def poll(self) -> KVPoll:
         """As SGLang's, with what the decode workers have just said."""
@@ -54,7 +54,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     """A decode worker's end of one handoff."""
 
     holds_everything = False
-    base_prefix: BasePrefix
+    base_prefix: PrefixDigest
 
     def init(self, prefill_dp_rank: int) -> None:
         """Resolve the prefill rank that serves this worker; there must be exactly one."""
@@ -69,7 +69,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
 
     def expect(self, base_prefix: Sequence[int]) -> None:
         """The token ids whose KV is wanted; the prefill worker must have found the same."""
-        self.base_prefix = BasePrefix.of(base_prefix)
+        self.base_prefix = PrefixDigest.of(base_prefix)
 
     def send_metadata(
         self, kv_indices: Indices, aux_index: int | None = None, *_args: Any,

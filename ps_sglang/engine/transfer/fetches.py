@@ -6,8 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ps_sglang.engine.transfer.limits import Limits
-from ps_sglang.engine.transfer.pulls import OfferedBatch, PendingPull, Step
+from ps_sglang.engine.transfer.limits import TransferLimits
+from ps_sglang.engine.transfer.pulls import BatchStep, OfferedBatch, PendingPull
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Fetches:
 
     def __init__(
         self, send: Callable[[PendingPull, OfferedBatch], None], clock: Callable[[], float],
-        limits: Limits,
+        limits: TransferLimits,
     ) -> None:  # fmt: skip
         """Args: send: asks the prefill worker of a pull for a batch of it."""
         self._send = send
@@ -31,7 +31,7 @@ class Fetches:
 
     def want(self, pull: PendingPull, batch: OfferedBatch) -> None:
         """Fetch a batch when its turn comes."""
-        batch.step, batch.attempts, batch.copied = Step.WANT, 0, None
+        batch.step, batch.attempts, batch.copied = BatchStep.WANT, 0, None
         self._queues[pull.peer.endpoint].wanted.append((pull, batch))
         self.pump(pull.peer.endpoint)
 
@@ -42,7 +42,7 @@ class Fetches:
         while queue.wanted and len(queue.asked) < self._limits.fetches:
             pull, batch = queue.wanted.popleft()
             if pull.outcome is None:
-                batch.step = Step.FETCH
+                batch.step = BatchStep.FETCH
                 queue.asked.append((pull, batch))
                 self._fetch(pull, batch)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ps_sglang.engine.transfer.memory import Indices
 from ps_sglang.engine.transfer.messages import Offer, Pull, reply_endpoint
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
 PullKey = tuple[str, int]  # session, pull
 
@@ -20,7 +20,7 @@ class LentBatch:
 
     offer: Offer
     rows: Indices
-    landed: bool = False
+    received: bool = False
 
 
 @dataclass(eq=False)
@@ -28,7 +28,7 @@ class Lease:
     """One room: its request, the pull that asks for its pages, and what was offered."""
 
     room: int
-    prefix: BasePrefix | None = None  # once the request is here
+    prefix: PrefixDigest | None = None  # once the request is here
     pull: Pull | None = None  # once the decode worker asked
     heard_at: float = 0.0
     batches: list[LentBatch] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Lease:
         return None if self.pull is None else (self.pull.session, self.pull.pull)
 
     @property
-    def unlanded(self) -> list[LentBatch]:
-        return [batch for batch in self.batches if not batch.landed]
+    def unreceived(self) -> list[LentBatch]:
+        return [batch for batch in self.batches if not batch.received]
 
     def lend(
         self, pull: Pull, rows: Indices, parts: Iterable[slice], *, last: bool
@@ -72,7 +72,7 @@ class Lease:
 
     def disagreement(self, pull: Pull) -> str | None:
         """Why this request is not the one that the pull means, or None."""
-        asked = BasePrefix(pull.token_count, pull.token_digest)
+        asked = PrefixDigest(pull.token_count, pull.token_digest)
         if self.prefix == asked:
             return None
         return (

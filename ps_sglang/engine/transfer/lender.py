@@ -31,32 +31,32 @@ from typing import Any, Protocol
 import numpy as np
 from msgspec.structs import replace
 
+from ps_sglang.engine.transfer.decode_sessions import DecodeSession, DecodeSessions
 from ps_sglang.engine.transfer.heap import keep_freed_frames
 from ps_sglang.engine.transfer.leases import Lease, LentBatch, PullKey
-from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, Limits, count_nothing
+from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, TransferLimits, count_nothing
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import (
     Alive,
+    Cancelled,
     Fetch,
     Frames,
-    Gone,
-    Landed,
     MalformedMessageError,
     Memory,
     Message,
     Offer,
     Pages,
     Pull,
-    Refused,
+    Received,
     Register,
+    Rejected,
     Unregistered,
     decode,
     encode,
     reply_endpoint,
 )
-from ps_sglang.engine.transfer.prefix import BasePrefix
-from ps_sglang.engine.transfer.remembered import Remembered
-from ps_sglang.engine.transfer.sessions import Session, Sessions
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
+from ps_sglang.engine.transfer.recent_map import RecentMap
 from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
 
 
@@ -69,7 +69,7 @@ class LenderEvents(Protocol):
     def pulled(self, room: int, prefix_tokens: int) -> None:
         """A decode worker waits for the room's pages and holds the first ``prefix_tokens``."""
 
-    def landed(self, room: int) -> None:
+    def received(self, room: int) -> None:
         """Every page is in the decode worker's pool."""
 
     def failed(self, room: int, reason: str) -> None:
@@ -82,7 +82,8 @@ class Lender:
     def __init__(
         self, pages: HostRows, aux: HostRows, *, base_fingerprint: str, incarnation: str,
         pool: PoolDescriptor | None, send: Callable[[str, Frames], None], events: LenderEvents,
-        clock: Callable[[], float], limits: Limits = DEFAULT_LIMITS, count: Count = count_nothing,
+        clock: Callable[[], float], limits: TransferLimits = DEFAULT_LIMITS,
+        count: Count = count_nothing,
     ) -> None:  # fmt: skip
         """A lender with no lease.
 
@@ -107,14 +108,14 @@ class Lender:
         self._limits = limits
         self._count = count
         self._lock = threading.RLock()
-        self._sessions = Sessions(
+        self._sessions = DecodeSessions(
             base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
             aux_bytes=aux.row_bytes, clock=clock, limits=limits,
         )  # fmt: skip
         self._leases: dict[int, Lease] = {}
         self._by_pull: dict[PullKey, Lease] = {}
-        self._refused: Remembered[int, str] = Remembered()  # rooms whose other half may come late
-        self._finished: Remembered[PullKey, str] = Remembered()
+        self._refused: RecentMap[int, str] = RecentMap()  # rooms whose other half may come late
+        self._finished: RecentMap[PullKey, str] = RecentMap()
 
     @property
     def rooms(self) -> int:
@@ -123,7 +124,7 @@ class Lender:
 
     # The request's side (scheduler thread)
 
-    def open(self, room: int, prefix: BasePrefix) -> None:
+    def open(self, room: int, prefix: PrefixDigest) -> None:
         """A request with this base prefix is here; its decode worker may have asked already."""
         with self._lock:
             lease = self._leases.setdefault(room, Lease(room))
@@ -189,7 +190,7 @@ class Lender:
         with self._lock:
             if isinstance(message, Register):
                 self._on_register(message)
-            elif isinstance(message, (Alive, Pull, Fetch, Landed, Gone)):
+            elif isinstance(message, (Alive, Pull, Fetch, Received, Cancelled)):
                 session = self._sessions.heard(message.session)
                 if session is None:
                     self._send(message.session, Unregistered(message.session, message.peer))
@@ -201,7 +202,7 @@ class Lender:
     def tick(self) -> None:
         """End the leases of dead decode workers; offer again what was not answered."""
         with self._lock:
-            for name in self._sessions.bury():
+            for name in self._sessions.expire():
                 self._expire(name)
             now = self._clock()
             for lease in list(self._leases.values()):
@@ -212,8 +213,8 @@ class Lender:
             # The request never came, and its decode worker has stopped asking.
             if now - lease.heard_at > self._limits.lease_s:
                 self._drop(lease)
-        elif not lease.over and now >= lease.again_at and (unlanded := lease.unlanded):
-            for batch in unlanded:
+        elif not lease.over and now >= lease.again_at and (unreceived := lease.unreceived):
+            for batch in unreceived:
                 self._send(batch.offer.session, batch.offer)
             lease.attempts += 1
             lease.again_at = now + self._limits.backoff(lease.attempts)
@@ -225,13 +226,15 @@ class Lender:
             Memory(message.session, message.peer, self._incarnation, self._pool),
         )
 
-    def _handle(self, session: Session, message: Alive | Pull | Fetch | Landed | Gone) -> None:
+    def _handle(
+        self, session: DecodeSession, message: Alive | Pull | Fetch | Received | Cancelled
+    ) -> None:
         if isinstance(message, Alive):
             self._send(message.session, message)
         elif isinstance(message, Pull):
             self._on_pull(session, message)
-        elif isinstance(message, Gone):
-            self._on_gone(message)
+        elif isinstance(message, Cancelled):
+            self._on_cancelled(message)
         else:
             lease = self._by_pull.get((message.session, message.pull))
             if lease is None or lease.over:
@@ -239,12 +242,12 @@ class Lender:
                 return
             lease.attempts = 0
             lease.again_at = self._clock() + self._limits.backoff(0)
-            if isinstance(message, Landed):
-                self._on_landed(lease, message)
+            if isinstance(message, Received):
+                self._on_received(lease, message)
             elif message.seq < len(lease.batches):
                 self._on_fetch(message, lease.batches[message.seq])
 
-    def _on_pull(self, session: Session, pull: Pull) -> None:
+    def _on_pull(self, session: DecodeSession, pull: Pull) -> None:
         key = (pull.session, pull.pull)
         if key in self._finished:
             self._refuse_pull(*key)
@@ -254,7 +257,7 @@ class Lender:
             lease.heard_at = self._clock()
             return
         lease = self._leases.get(pull.room)
-        reason = session.misfit or self._refused.get(pull.room)
+        reason = session.incompatibility or self._refused.get(pull.room)
         if lease is None and pull.incarnation != self._incarnation:
             reason = reason or f"prefill worker {session.peer} restarted"
         if lease is not None and lease.pull is not None:
@@ -278,23 +281,23 @@ class Lender:
         frame = self._pages.gather(batch.rows)
         self._send(fetch.session, Pages(fetch.session, fetch.pull, fetch.seq), frame)
 
-    def _on_landed(self, lease: Lease, landed: Landed) -> None:
-        for seq in landed.seqs:
+    def _on_received(self, lease: Lease, received: Received) -> None:
+        for seq in received.seqs:
             if seq < len(lease.batches):
-                lease.batches[seq].landed = True
-        if lease.complete and not lease.unlanded:
+                lease.batches[seq].received = True
+        if lease.complete and not lease.unreceived:
             lease.over = True
-            self._events.landed(lease.room)
+            self._events.received(lease.room)
 
-    def _on_gone(self, gone: Gone) -> None:
-        lease = self._by_pull.get((gone.session, gone.pull))
+    def _on_cancelled(self, cancelled: Cancelled) -> None:
+        lease = self._by_pull.get((cancelled.session, cancelled.pull))
         if lease is not None and not lease.over:
-            self._fail(lease, gone.reason)
-        elif lease is None and gone.room is not None:
-            waiting = self._leases.get(gone.room)
+            self._fail(lease, cancelled.reason)
+        elif lease is None and cancelled.room is not None:
+            waiting = self._leases.get(cancelled.room)
             if waiting is None or waiting.pull is None:
-                self.refuse(gone.room, gone.reason)
-        self._refuse_pull(gone.session, gone.pull)  # so that it is not said again
+                self.refuse(cancelled.room, cancelled.reason)
+        self._refuse_pull(cancelled.session, cancelled.pull)  # so that it is not said again
 
     # Leases
 
@@ -357,7 +360,7 @@ class Lender:
 
     def _refuse_pull(self, session: str, pull: int) -> None:
         reason = self._finished.get((session, pull)) or "no such lease"
-        self._send(session, Refused(session, pull, reason))
+        self._send(session, Rejected(session, pull, reason))
 
     def _send(self, session: str, message: Message, pages: Any = None) -> None:
         # Only its scheduler waits for an offer, and finds it in the mailbox of the session.

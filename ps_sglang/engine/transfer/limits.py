@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class TransferLimits:
     """Defaults fit a fast local network; both sides may differ.
 
     Attributes:
@@ -44,7 +44,7 @@ class Limits:
             yield slice(start, min(start + step, rows))
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = TransferLimits()
 
 Count = Callable[[str, str, int], None]  # what, over which path ("shm", "tcp" or ""), how many
 

@@ -135,7 +135,7 @@ class _RoomStatus:
         self._manager.req_to_decode_prefix_len[room] = prefix_tokens
         self._manager.update_status(room, KVPoll.WaitingForInput)
 
-    def landed(self, room: int) -> None:
+    def received(self, room: int) -> None:
         self._manager.update_status(room, KVPoll.Success)
 
     def failed(self, room: int, reason: str) -> None:

@@ -109,7 +109,7 @@ class Pages(msgspec.Struct, frozen=True, tag=True):
     seq: Count
 
 
-class Landed(msgspec.Struct, frozen=True, tag=True):
+class Received(msgspec.Struct, frozen=True, tag=True):
     """Decode -> prefill: batches are in the decode worker's pool, and their digests fit."""
 
     session: str
@@ -118,7 +118,7 @@ class Landed(msgspec.Struct, frozen=True, tag=True):
     seqs: list[Count]
 
 
-class Gone(msgspec.Struct, frozen=True, tag=True):
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
     """Decode -> prefill: nobody waits for this pull (any more)."""
 
     session: str
@@ -128,7 +128,7 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True):
+class Rejected(msgspec.Struct, frozen=True, tag=True):
     """Prefill -> decode: nothing (more) will come for this pull."""
 
     session: str
@@ -136,8 +136,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-FromDecode = Register | Alive | Pull | Fetch | Landed | Gone
-FromPrefill = Memory | Unregistered | Alive | Offer | Pages | Refused
+FromDecode = Register | Alive | Pull | Fetch | Received | Cancelled
+FromPrefill = Memory | Unregistered | Alive | Offer | Pages | Rejected
 Message = FromDecode | FromPrefill
 Frames = list[Any]  # bytes-like objects
 

@@ -6,18 +6,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ps_sglang.engine.transfer.failure_detector import FailureDetector
 from ps_sglang.engine.transfer.heap import keep_freed_frames
-from ps_sglang.engine.transfer.limits import Limits
+from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.messages import Alive, Memory, Message, Register
 from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
-from ps_sglang.engine.transfer.silence import Silence
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Source:
+class PeerPool:
     """A prefill worker's pool, mapped for as long as somebody holds this."""
 
     pool: AttachedPool
@@ -31,7 +31,7 @@ class Peer:
     endpoint: str
     heard_at: float
     incarnation: str | None = None  # of its process, once it answered Register
-    source: Source | None = None  # None: pages come over TCP
+    source: PeerPool | None = None  # None: pages come over TCP
     register_at: float = 0.0
     beat_at: float = 0.0
     progress_at: float = 0.0  # when pages came last
@@ -48,7 +48,7 @@ class Peers:
     def __init__(
         self, *, session: str, base_fingerprint: str, page_bytes: list[int], aux_bytes: list[int],
         send: Callable[[str, Message], None], open_pool: Callable[[PoolDescriptor], AttachedPool],
-        clock: Callable[[], float], limits: Limits,
+        clock: Callable[[], float], limits: TransferLimits,
     ) -> None:  # fmt: skip
         """Nobody is known yet. See :class:`~.reader.Reader` for the arguments."""
         self._session = session
@@ -59,7 +59,7 @@ class Peers:
         self._clock = clock
         self._limits = limits
         self._peers: dict[str, Peer] = {}
-        self._silence = Silence(clock, limits)
+        self._failure_detector = FailureDetector(clock, limits)
 
     def find(self, endpoint: str, now: float) -> Peer:
         """A peer by its endpoint; a new one is registered with."""
@@ -106,7 +106,7 @@ class Peers:
         peer.source = self._map(peer.endpoint, memory.pool)
         return restarted
 
-    def _map(self, endpoint: str, descriptor: PoolDescriptor | None) -> Source | None:
+    def _map(self, endpoint: str, descriptor: PoolDescriptor | None) -> PeerPool | None:
         try:
             if descriptor is None:
                 raise OSError("it is not in shared memory")
@@ -117,7 +117,7 @@ class Peers:
             logger.info("KV pages of prefill worker %s come over TCP: %s", endpoint, error)
             return None
         logger.info("KV pages of prefill worker %s are copied from its pool: same host", endpoint)
-        return Source(pool, pages)
+        return PeerPool(pool, pages)
 
     def tend(self) -> list[Peer]:
         """Send what is due.
@@ -126,7 +126,7 @@ class Peers:
             Peers that must be taken for dead: as if they were unknown from then on.
         """
         now = self._clock()
-        dead = [self._peers[endpoint] for endpoint in self._silence.dead(self._peers)]
+        dead = [self._peers[endpoint] for endpoint in self._failure_detector.dead(self._peers)]
         for peer in dead:
             peer.incarnation = peer.source = None
             peer.heard_at = now

@@ -12,7 +12,7 @@ import numpy as np
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import Offer, Pull
 from ps_sglang.engine.transfer.peers import Peer
-from ps_sglang.engine.transfer.prefix import BasePrefix
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Outcome:
     failure: str | None = None
 
 
-class Step(Enum):
+class BatchStep(Enum):
     """What is to be done with an offered batch."""
 
     COPY = "copied from the prefill worker's pool"
     WANT = "fetched, once fewer are on their way"
     FETCH = "waited for, or copied from its frame"
-    LANDED = "nothing more"
+    RECEIVED = "nothing more"
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class OfferedBatch:
 
     offer: Offer
     source_rows: Indices
-    step: Step = Step.COPY
+    step: BatchStep = BatchStep.COPY
     frame: Any = None  # packed pages that came over TCP
     copied: bytes | None = None  # digest of what is in the pool, once it is there
     damaged: bool = False
@@ -55,7 +55,7 @@ class PendingPull:
     rows: Indices
     aux_slot: int
     prefix_tokens: int
-    prefix: BasePrefix
+    prefix: PrefixDigest
     incarnation: str | None = None  # of the process that was asked first
     batches: dict[int, OfferedBatch] = field(default_factory=dict)
     ready: deque[OfferedBatch] = field(default_factory=deque)  # for land() to copy
@@ -77,7 +77,7 @@ class PendingPull:
         """Batches that were asked for and are not in the pool yet."""
         if self.outcome is not None:
             return []
-        return [batch for batch in self.batches.values() if batch.step is Step.FETCH]
+        return [batch for batch in self.batches.values() if batch.step is BatchStep.FETCH]
 
     @property
     def awaits_pages(self) -> bool:
@@ -142,9 +142,9 @@ class PendingPull:
             raise ValueError("its prefill worker has just gone")
         return pages.copy_from(source.pages, batch.source_rows, rows)
 
-    def landed(self, batch: OfferedBatch) -> None:
+    def received(self, batch: OfferedBatch) -> None:
         """A batch is in the pool."""
-        batch.step = Step.LANDED
+        batch.step = BatchStep.RECEIVED
         self.landed_batches += 1
         self.landed_pages += batch.offer.count
         self.landed_unsaid.append(batch.offer.seq)

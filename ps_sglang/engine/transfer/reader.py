@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from ps_sglang.engine.transfer.fetches import Fetches
-from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, Limits, count_nothing
+from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, TransferLimits, count_nothing
 from ps_sglang.engine.transfer.mailbox import Receive
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import (
@@ -41,15 +41,15 @@ from ps_sglang.engine.transfer.messages import (
     Memory,
     Offer,
     Pages,
-    Refused,
+    Rejected,
     Unregistered,
     decode,
 )
 from ps_sglang.engine.transfer.peers import Peer, Peers
-from ps_sglang.engine.transfer.prefix import BasePrefix
-from ps_sglang.engine.transfer.pulls import OfferedBatch, Outcome, PendingPull, Step
-from ps_sglang.engine.transfer.questions import Questions
-from ps_sglang.engine.transfer.remembered import Remembered
+from ps_sglang.engine.transfer.pending_requests import PendingRequests
+from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
+from ps_sglang.engine.transfer.pulls import BatchStep, OfferedBatch, Outcome, PendingPull
+from ps_sglang.engine.transfer.recent_map import RecentMap
 from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Reader:
         send: Callable[[str, Frames], None], clock: Callable[[], float],
         open_pool: Callable[[PoolDescriptor], AttachedPool], news: Callable[[], None],
         collect: Callable[[Receive], None] = lambda _receive: None,
-        limits: Limits = DEFAULT_LIMITS, count: Count = count_nothing,
+        limits: TransferLimits = DEFAULT_LIMITS, count: Count = count_nothing,
     ) -> None:  # fmt: skip
         """A reader that pulls nothing yet.
 
@@ -84,7 +84,7 @@ class Reader:
         """
         self._pages, self._aux = pages, aux
         self._session = session
-        self._questions = Questions(session, send)
+        self._pending_requests = PendingRequests(session, send)
         self._clock = clock
         self._news = news
         self._collect = collect
@@ -93,13 +93,13 @@ class Reader:
         self._lock = threading.RLock()
         self._peers = Peers(
             session=session, base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
-            aux_bytes=aux.row_bytes, send=self._questions.send, open_pool=open_pool, clock=clock,
-            limits=limits,
+            aux_bytes=aux.row_bytes, send=self._pending_requests.send, open_pool=open_pool,
+            clock=clock, limits=limits,
         )  # fmt: skip
         self._rooms: dict[int, PendingPull] = {}
         self._pulls: dict[int, PendingPull] = {}
-        self._fetches = Fetches(self._questions.fetch, clock, limits)
-        self._ended: Remembered[int, tuple[int, str | None]] = Remembered()  # room, failure
+        self._fetches = Fetches(self._pending_requests.fetch, clock, limits)
+        self._ended: RecentMap[int, tuple[int, str | None]] = RecentMap()  # room, failure
         self._numbers = itertools.count()
 
     @property
@@ -111,7 +111,7 @@ class Reader:
 
     def pull(
         self, room: int, peer: str, *, rows: Indices, aux_slot: int, prefix_tokens: int,
-        prefix: BasePrefix,
+        prefix: PrefixDigest,
     ) -> None:  # fmt: skip
         """Ask a prefill worker for the pages of a room.
 
@@ -153,7 +153,7 @@ class Reader:
             self._news()
         if pull.landed_unsaid:
             with self._lock:
-                self._questions.landed(pull, pull.landed_unsaid)
+                self._pending_requests.received(pull, pull.landed_unsaid)
                 pull.landed_unsaid = []
         return pull.outcome
 
@@ -183,7 +183,7 @@ class Reader:
                 peer = self._peers.get(message.peer)
                 if peer is not None:
                     self._on_peer(peer, message)
-            elif isinstance(message, (Offer, Pages, Refused)):
+            elif isinstance(message, (Offer, Pages, Rejected)):
                 pull = self._pulls.get(message.pull)
                 if pull is not None:
                     pull.peer.heard_at = self._clock()
@@ -242,18 +242,18 @@ class Reader:
         pull.ask_at = now + self._limits.backoff(pull.attempts)
         pull.attempts += 1
         if pull.failure is not None:
-            self._questions.gone(pull)
+            self._pending_requests.cancelled(pull)
         else:
-            self._questions.ask(pull)
+            self._pending_requests.ask(pull)
 
     # Answers of a prefill worker
 
-    def _on_pull(self, pull: PendingPull, message: Offer | Pages | Refused, frame: Any) -> None:
-        if isinstance(message, Refused):
+    def _on_pull(self, pull: PendingPull, message: Offer | Pages | Rejected, frame: Any) -> None:
+        if isinstance(message, Rejected):
             self._fail(pull, message.reason, tell=False)
             self._settle(pull)
         elif pull.failure is not None:
-            self._questions.gone(pull)
+            self._pending_requests.cancelled(pull)
         elif isinstance(message, Offer):
             self._on_offer(pull, message)
         else:
@@ -265,7 +265,7 @@ class Reader:
             self._on_known_offer(pull, known, offer)
             return
         if pull.outcome is not None:  # needed nothing, and is told that it gets nothing
-            self._questions.landed(pull, [offer.seq])
+            self._pending_requests.received(pull, [offer.seq])
             self._settle(pull)
             return
         try:
@@ -280,8 +280,8 @@ class Reader:
             self._fetches.want(pull, batch)
 
     def _on_known_offer(self, pull: PendingPull, known: OfferedBatch, offer: Offer) -> None:
-        if known.step is Step.LANDED:
-            self._questions.landed(pull, [offer.seq])
+        if known.step is BatchStep.RECEIVED:
+            self._pending_requests.received(pull, [offer.seq])
         elif not known.offer.digest and offer.digest:
             known.offer = offer
             if known.copied is not None:  # land() has waited for this
@@ -290,7 +290,7 @@ class Reader:
 
     def _on_pages(self, pull: PendingPull, pages: Pages, frame: Any) -> None:
         batch = pull.batches.get(pages.seq)
-        if batch is None or batch.step is not Step.FETCH or batch.frame is not None:
+        if batch is None or batch.step is not BatchStep.FETCH or batch.frame is not None:
             return  # came twice
         pull.peer.progress_at = self._clock()
         batch.frame = frame
@@ -301,14 +301,14 @@ class Reader:
         """The answer to an offer was lost, or crossed it."""
         room, failure = self._ended.get(offer.pull) or (None, "the pull is over")
         if failure is None:
-            self._questions.landed_late(offer.pull, offer.seq, offer.peer)
+            self._pending_requests.received_late(offer.pull, offer.seq, offer.peer)
         else:
-            self._questions.gone_late(offer.pull, room, failure, offer.peer)
+            self._pending_requests.cancelled_late(offer.pull, room, failure, offer.peer)
 
     # Batches
 
     def _land(self, pull: PendingPull, batch: OfferedBatch) -> None:
-        path = "shm" if batch.step is Step.COPY else "tcp"
+        path = "shm" if batch.step is BatchStep.COPY else "tcp"
         copied = batch.copied
         if copied is None:
             # Outside the lock: no other thread writes pages, or takes this batch.
@@ -324,14 +324,14 @@ class Reader:
             if not batch.offer.digest:
                 return  # it follows, and brings the batch here again
             if copied == batch.offer.digest:
-                self._on_landed(pull, batch, path)
+                self._on_received(pull, batch, path)
             else:
                 self._pull_again(pull, batch, path)
 
-    def _on_landed(self, pull: PendingPull, batch: OfferedBatch, path: str) -> None:
+    def _on_received(self, pull: PendingPull, batch: OfferedBatch, path: str) -> None:
         self._count("batches", path, 1)
         self._count("bytes", path, batch.offer.count * self._pages.row_total)
-        pull.landed(batch)
+        pull.received(batch)
         pull.attempts = 0
         pull.ask_at = self._clock() + self._limits.backoff(0)
         if (last := pull.last_batch) is not None:

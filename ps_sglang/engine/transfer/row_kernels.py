@@ -119,8 +119,8 @@ def _add_kernel(module: ir.Module, *, write: bool, stream: bool, digest: bool) -
                     if digest:
                         digested.add(line)
                     if write:
-                        place = _pointer(builder, builder.add(target, offset))
-                        store = builder.store(line, place, align=LINE if stream else 1)
+                        encoded = _pointer(builder, builder.add(target, offset))
+                        store = builder.store(line, encoded, align=LINE if stream else 1)
                         if stream:
                             store.set_metadata("nontemporal", module.add_metadata([_INT32(1)]))
             with builder.if_then(builder.icmp_signed(">", cut, _ZERO), likely=False):
@@ -169,8 +169,8 @@ def _prefetch(builder: Any, address: Any) -> None:
     """Start loading the line at an address, which may be any: this never faults."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTES], kind)
-    place = builder.inttoptr(address, _BYTES)
-    builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])  # to read, keep, data
+    encoded = builder.inttoptr(address, _BYTES)
+    builder.call(function, [encoded, _INT32(0), _INT32(3), _INT32(1)])  # to read, keep, data
 
 
 def _copy(builder: Any, target: Any, source: Any, size: Any) -> None:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from struct import unpack
 from typing import Any, Final
 
-from ps_sglang.feed.messages import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from ps_sglang.events.messages import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 _DEVICE: Final = "GPU"  # SGLang's name for the pool itself, on a CPU too; others are its copies
 _ID_BYTES: Final = 8

@@ -86,20 +86,20 @@ class Conversations:
         self._most = most
         self._known: OrderedDict[str, _Conversation] = OrderedDict()
 
-    def reached(self, session: str, turn: int, node_id: int) -> None:
+    def reached(self, session: str, sequence_number: int, node_id: int) -> None:
         """A request's pages are in the tree up to a node; `turn` counts requests as they begin."""
         conversation = self._conversation(session)
         conversation.path = [node.id for node in self._down_to([node_id])]
         if conversation.is_pinned:
             self._hold(conversation)
-        if turn < conversation.ended:
+        if sequence_number < conversation.ended:
             self._release(conversation.path)  # it was under way when the conversation ended
 
-    def release(self, session: str, turn: int) -> None:
+    def release(self, session: str, sequence_number: int) -> None:
         """Let the pages that only this conversation uses go first; it ended before `turn`."""
         self.unpin(session)
         conversation = self._conversation(session)
-        conversation.ended = turn
+        conversation.ended = sequence_number
         self._release(conversation.path)
 
     def pin(self, session: str) -> None:

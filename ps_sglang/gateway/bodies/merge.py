@@ -7,7 +7,7 @@ import msgspec
 
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.requests import GenerationRequest
-from ps_sglang.gateway.bodies.samples import Sample, Surface
+from ps_sglang.gateway.bodies.samples import Endpoint, Sample
 from ps_sglang.gateway.errors import EngineError
 
 Json = dict[str, Any]
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 def answers(request: GenerationRequest, contents: Iterable[bytes]) -> bytes:
     """Merge whole JSON answers, given in the order of the request's samples."""
     found = [_decode(content) for content in contents]
-    if request.surface is Surface.GENERATE:
+    if request.endpoint is Endpoint.GENERATE:
         return msgspec.json.encode(found)
     choices = [
         {**choice, "index": sample.index}
@@ -57,7 +57,7 @@ class StreamMerger:
     """Interleaves the events of several samples into one stream."""
 
     def __init__(self, request: GenerationRequest) -> None:
-        self._native = request.surface is Surface.GENERATE
+        self._native = request.endpoint is Endpoint.GENERATE
         self._id: str | None = None
         self._usages: list[tuple[Sample, Json]] = []
         self._usage_chunk: Json | None = None

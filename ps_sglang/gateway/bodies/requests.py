@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ps_sglang.gateway import ids
-from ps_sglang.gateway.bodies import validation
+from ps_sglang.gateway.bodies import hints, validation
+from ps_sglang.gateway.bodies.hints import Hints
 from ps_sglang.gateway.bodies.reading import decode_body
-from ps_sglang.gateway.bodies.samples import Sample, Served, Surface, split
+from ps_sglang.gateway.bodies.samples import Endpoint, Sample, Served, split
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
-from ps_sglang.gateway.routing import hints, sessions
-from ps_sglang.gateway.routing.hints import Hints
+from ps_sglang.gateway.routing import sessions
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class GenerationRequest:
     `session` is the id that workers know the conversation by, `named` whether the client gave it.
     """
 
-    surface: Surface
+    endpoint: Endpoint
     decoder: str
     stream: bool
     samples: tuple[Sample, ...]
@@ -60,7 +60,7 @@ def choose_decoder(named: object, in_path: str | None, decoders: Sequence[str]) 
 
 
 def parse(
-    surface: Surface,
+    endpoint: Endpoint,
     content: bytes,
     in_path: str | None,
     headers: Mapping[str, str],
@@ -75,15 +75,15 @@ def parse(
     session = _session_for_workers(named, told)
     if told.priority is not None:
         body["priority"] = told.priority
-    samples, listed = split(surface, body, served)
+    samples, listed = split(endpoint, body, served)
     ours = {} if session is None else {"session_id": session}
-    if surface is not Surface.GENERATE:
+    if endpoint is not Endpoint.GENERATE:
         ours["model"] = decoder
     samples = tuple(replace(one, body={**one.body, **ours}) for one in samples)
     _check_next(told, samples, served)
     stream = bool(samples[0].body.get("stream"))
     return GenerationRequest(
-        surface, decoder, stream, samples, listed, told, session, named is not None
+        endpoint, decoder, stream, samples, listed, told, session, named is not None
     )
 
 

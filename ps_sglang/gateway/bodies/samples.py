@@ -18,7 +18,7 @@ from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
 
 
-class Surface(Enum):
+class Endpoint(Enum):
     """The three ways to ask for text; the value is the engine's path."""
 
     CHAT = "/v1/chat/completions"
@@ -57,12 +57,12 @@ _PromptOf = Callable[[str], Prompt]
 """Makes a prompt of the tenant whose salt it is given."""
 
 
-def split(surface: Surface, body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
+def split(endpoint: Endpoint, body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
     """The samples of a request, and whether a client of /generate expects a list of results.
 
     Raises BadRequest.
     """
-    return _SPLIT[surface](body, served)
+    return _SPLIT[endpoint](body, served)
 
 
 def _split_chat(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
@@ -269,7 +269,7 @@ def _nth_seed(seed: int, number: int) -> int:
 
 
 _SPLIT = {
-    Surface.CHAT: _split_chat,
-    Surface.COMPLETIONS: _split_completions,
-    Surface.GENERATE: _split_generate,
+    Endpoint.CHAT: _split_chat,
+    Endpoint.COMPLETIONS: _split_completions,
+    Endpoint.GENERATE: _split_generate,
 }

@@ -14,7 +14,7 @@ class Splitter:
         self._buffer = bytearray()
         self._searched = 0
 
-    def feed(self, piece: bytes) -> list[bytes]:
+    def events(self, piece: bytes) -> list[bytes]:
         """The events that are whole now, each with the blank line that ends it."""
         buffer = self._buffer
         if not buffer and 0 <= piece.find(b"\n\n") == len(piece) - 2:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
-from ps_sglang.gateway.dispatch.legs import Pair
+from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.errors import (
     EngineError,
     GatewayError,
@@ -13,21 +13,21 @@ from ps_sglang.gateway.errors import (
     WorkerFailed,
     WorkerUnreachable,
 )
-from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
 from ps_sglang.gateway.routing.router import Route
 
 
 @contextmanager
-def blaming(pair: Pair) -> Iterator[None]:
+def blaming(pd_request: PrefillDecodeRequest) -> Iterator[None]:
     """Lay a failed handoff at the door of a prefill worker that is broken, and says nothing.
 
     The decode worker may notice first, and says it as a failure of its own.
     """
-    route = pair.route
+    route = pd_request.route
     try:
         yield
     except EngineError as error:
-        broken = route.prefill.health is Health.BROKEN and not pair.prefill_has_told
+        broken = route.prefill.health is BreakerState.OPEN and not pd_request.prefill_has_told
         if broken and error.status >= 500:
             raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
         raise
@@ -41,10 +41,10 @@ class Standing(NamedTuple):
 
     @classmethod
     def of(cls, route: Route) -> Self:
-        pair = (
-            (one.health is Health.BROKEN, one.draining) for one in (route.prefill, route.decode)
+        pd_request = (
+            (one.health is BreakerState.OPEN, one.draining) for one in (route.prefill, route.decode)
         )
-        return cls(*pair)
+        return cls(*pd_request)
 
 
 def either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:
@@ -54,6 +54,6 @@ def either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:
     return second
 
 
-def at_fault(route: Route, error: WorkerError) -> AnyMember:
+def at_fault(route: Route, error: WorkerError) -> AnyWorkerState:
     """The worker of the pair that the error names."""
     return route.prefill if error.worker == route.prefill.worker else route.decode

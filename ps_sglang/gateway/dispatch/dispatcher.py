@@ -26,7 +26,7 @@ from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.blame import Standing, at_fault, blaming, either
-from ps_sglang.gateway.dispatch.legs import Call, Pair
+from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest, RequestContext
 from ps_sglang.gateway.dispatch.poison import Suspect, Suspects, Turn
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import (
@@ -36,10 +36,10 @@ from ps_sglang.gateway.errors import (
     WorkerFailed,
     WorkerUnreachable,
 )
-from ps_sglang.gateway.routing.pool import AnyMember
+from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
-from ps_sglang.gateway.telemetry.timeline import Timeline, Timelines
+from ps_sglang.gateway.telemetry.trace import Trace, Traces
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -49,14 +49,14 @@ _Queue = asyncio.Queue[tuple[Sample, bytes | Exception]]
 _QUEUED_EVENTS = 64
 
 
-class Watch(Protocol):
+class OutcomeListener(Protocol):
     """Is told how requests went on each worker."""
 
-    def succeeded(self, member: AnyMember) -> None:
+    def succeeded(self, worker_state: AnyWorkerState) -> None:
         """The worker did its part of a request, or began to answer."""
         ...
 
-    def failed(self, member: AnyMember, error: WorkerError) -> None:
+    def failed(self, worker_state: AnyWorkerState, error: WorkerError) -> None:
         """The worker could not be reached (WorkerUnreachable), or failed where another did not."""
         ...
 
@@ -70,8 +70,8 @@ class Dispatcher:
         router: Router,
         background: Background,
         metrics: GatewayMetrics,
-        watch: Watch,
-        timelines: Timelines,
+        watch: OutcomeListener,
+        traces: Traces,
         descriptors: Descriptors,
     ) -> None:
         self._client = client
@@ -79,26 +79,28 @@ class Dispatcher:
         self._background = background
         self._metrics = metrics
         self._watch = watch
-        self._timelines = timelines
+        self._traces = traces
         self._descriptors = descriptors
         self._suspects = Suspects()
-        self._running: dict[Pair, tuple[Timeline, Suspect]] = {}
+        self._running: dict[PrefillDecodeRequest, tuple[Trace, Suspect]] = {}
 
-    async def complete(self, request: GenerationRequest, call: Call) -> bytes:
+    async def complete(self, request: GenerationRequest, context: RequestContext) -> bytes:
         """The whole JSON answer; raises GatewayError."""
         suspect = Suspect(request)
         with self._descriptors.reserve(len(request.samples)):
             if request.is_single:
-                answer = await self._answer(call, suspect, request.samples[0], asyncio.Event())
+                answer = await self._answer(context, suspect, request.samples[0], asyncio.Event())
             else:
                 gates = _gates(request)
-                work = [self._answer_in_turn(call, suspect, one, gates) for one in request.samples]
+                work = [
+                    self._answer_in_turn(context, suspect, one, gates) for one in request.samples
+                ]
                 answer = merge.answers(request, await _all_or_none(work))
         self._suspects.answered(suspect)
         return answer
 
     async def stream(
-        self, request: GenerationRequest, call: Call
+        self, request: GenerationRequest, context: RequestContext
     ) -> AsyncGenerator[list[bytes], None]:
         """The events of the answer, those together that have come together.
 
@@ -108,9 +110,9 @@ class Dispatcher:
         """
         suspect = Suspect(request)
         if request.is_single:
-            stream = self._stream(call, suspect, request.samples[0], asyncio.Event())
+            stream = self._stream(context, suspect, request.samples[0], asyncio.Event())
         else:
-            stream = self._merged_stream(request, call, suspect)
+            stream = self._merged_stream(request, context, suspect)
         with self._descriptors.reserve(len(request.samples)):
             async with aclosing(stream):
                 async for events in stream:
@@ -118,102 +120,110 @@ class Dispatcher:
         self._suspects.answered(suspect)
 
     async def _answer(
-        self, call: Call, suspect: Suspect, sample: Sample, gate: asyncio.Event
+        self, context: RequestContext, suspect: Suspect, sample: Sample, gate: asyncio.Event
     ) -> bytes:
-        pair, answer = await self._start(call, suspect, sample, gate, Pair.answer)
-        await self._close(pair, served=sample.leads)
+        pd_request, answer = await self._start(
+            context, suspect, sample, gate, PrefillDecodeRequest.answer
+        )
+        await self._close(pd_request, served=sample.leads)
         return answer
 
     async def _stream(
-        self, call: Call, suspect: Suspect, sample: Sample, gate: asyncio.Event
+        self, context: RequestContext, suspect: Suspect, sample: Sample, gate: asyncio.Event
     ) -> AsyncGenerator[list[bytes], None]:
-        pair, events = await self._start(call, suspect, sample, gate, Pair.open_stream)
+        pd_request, events = await self._start(
+            context, suspect, sample, gate, PrefillDecodeRequest.open_stream
+        )
         try:
             while events:
                 yield events
-                events = await pair.events()
+                events = await pd_request.events()
         except WorkerError as error:
-            self._lost(suspect, pair.route, error)
+            self._lost(suspect, pd_request.route, error)
             raise
         finally:
-            await self._close(pair, served=sample.leads)
+            await self._close(pd_request, served=sample.leads)
 
-    async def _close(self, pair: Pair, *, served: bool = False) -> None:
-        if (running := self._running.pop(pair, None)) is not None:
-            self._timelines.ended(running[0])
+    async def _close(self, pd_request: PrefillDecodeRequest, *, served: bool = False) -> None:
+        if (running := self._running.pop(pd_request, None)) is not None:
+            self._traces.ended(running[0])
             if served:
-                pair.when_served(partial(self._metrics.served, pair.route.prefill.name))
-        await pair.close()
+                pd_request.when_served(partial(self._metrics.served, pd_request.route.prefill.name))
+        await pd_request.close()
 
-    def interrupt(self, error: GatewayError, concerns: Callable[[Pair], bool]) -> int:
+    def interrupt(
+        self, error: GatewayError, concerns: Callable[[PrefillDecodeRequest], bool]
+    ) -> int:
         """End the running samples that `concerns` picks with `error`; returns how many.
 
         Those that have sent nothing to their client go on elsewhere if `error` is
         WorkerUnreachable.
         """
-        picked = [pair for pair in self._running if concerns(pair)]
-        for pair in picked:
-            pair.fail(error)
+        picked = [pd_request for pd_request in self._running if concerns(pd_request)]
+        for pd_request in picked:
+            pd_request.fail(error)
         return len(picked)
 
     async def _start(
         self,
-        call: Call,
+        context: RequestContext,
         suspect: Suspect,
         sample: Sample,
         gate: asyncio.Event,
-        first: Callable[[Pair], Awaitable[_Result]],
-    ) -> tuple[Pair, _Result]:
+        first: Callable[[PrefillDecodeRequest], Awaitable[_Result]],
+    ) -> tuple[PrefillDecodeRequest, _Result]:
         """Find a pair of workers that gives the `first` part of the answer."""
         tried: set[str] = set()
-        failed: list[tuple[AnyMember, WorkerFailed]] = []
+        failed: list[tuple[AnyWorkerState, WorkerFailed]] = []
         while True:
-            if call.session is not None and call.session.ended is not None:
-                raise call.session.ended
-            route, turn = await self._route(call, suspect, sample, tried)
+            if context.session is not None and context.session.ended is not None:
+                raise context.session.ended
+            route, turn = await self._route(context, suspect, sample, tried)
             prefilled = partial(self._prefilled, route, gate, turn)
-            pair = Pair(self._client, self._background, call, sample, route, len(tried), prefilled)
-            timeline = self._timelines.begin(pair.rid, call.decoder, route)
-            self._running[pair] = timeline, suspect
+            pd_request = PrefillDecodeRequest(
+                self._client, self._background, context, sample, route, len(tried), prefilled
+            )
+            trace = self._traces.begin(pd_request.rid, context.decoder, route)
+            self._running[pd_request] = trace, suspect
             try:
-                with blaming(pair):
-                    result = await first(pair)
+                with blaming(pd_request):
+                    result = await first(pd_request)
             except WorkerUnreachable as error:
-                await self._close(pair)
+                await self._close(pd_request)
                 tried.add(self._lost(suspect, route, error).name)
-                if len(suspect.left) > 1 or not self._router.can_choose(call.decoder, tried):
+                if len(suspect.left) > 1 or not self._router.can_choose(context.decoder, tried):
                     raise
                 log.warning("%s; trying another", error.message)
             except WorkerFailed as error:
-                await self._close(pair)
+                await self._close(pd_request)
                 tried.add(route.prefill.name)
                 failed.append((route.prefill, error))
                 if len(failed) > 1:
                     raise either(*(one for _, one in failed)) from error
-                if not self._router.can_choose(call.decoder, tried):
+                if not self._router.can_choose(context.decoder, tried):
                     raise
                 log.warning("%s; trying another", error.message)
             except BaseException:
-                await self._close(pair)
+                await self._close(pd_request)
                 raise
             else:
-                for member, problem in failed:
-                    self._watch.failed(member, problem)
+                for worker_state, problem in failed:
+                    self._watch.failed(worker_state, problem)
                 self._watch.succeeded(route.decode)
-                if call.timelines is not None:
-                    call.timelines[sample.index] = timeline
-                return pair, result
+                if context.traces is not None:
+                    context.traces[sample.index] = trace
+                return pd_request, result
             finally:
                 if turn is not None:
                     turn.release()
 
     async def _route(
-        self, call: Call, suspect: Suspect, sample: Sample, tried: Collection[str]
+        self, context: RequestContext, suspect: Suspect, sample: Sample, tried: Collection[str]
     ) -> tuple[Route, Turn | None]:
         """Choose a pair of workers; for a suspect, one where no other suspect is at work."""
         while True:
             self._suspects.refuse_poison(suspect)
-            route = self._router.choose(sample.prompt, call.decoder, tried, call.session)
+            route = self._router.choose(sample.prompt, context.decoder, tried, context.session)
             before = Standing.of(route)
             try:
                 turn = await self._suspects.turn(suspect, route.prefill, route.decode)
@@ -226,26 +236,26 @@ class Dispatcher:
             turn.release()
             route.release()
 
-    def _lost(self, suspect: Suspect, route: Route, error: WorkerError) -> AnyMember:
+    def _lost(self, suspect: Suspect, route: Route, error: WorkerError) -> AnyWorkerState:
         """Note that a worker was lost, which is returned; raises PoisonRequest for the second."""
-        member = at_fault(route, error)
-        self._watch.failed(member, error)
+        worker_state = at_fault(route, error)
+        self._watch.failed(worker_state, error)
         if not isinstance(error, WorkerUnreachable):
-            return member
-        self._router.lost(member)
+            return worker_state
+        self._router.lost(worker_state)
         if error.loss is not Loss.NOT_TAKEN:
-            suspect.left.add(member.name)
+            suspect.left.add(worker_state.name)
         if error.loss is Loss.DIED:
-            if self._suspects.died(suspect, member):
+            if self._suspects.died(suspect, worker_state):
                 poisonous = self._suspects.error(suspect)
                 log.error("%s", poisonous.message)
                 self.interrupt(poisonous, partial(self._is_same, suspect))
                 raise poisonous from error
             log.warning("%s; request in flight: digest %s", error.message, suspect.digest)
-        return member
+        return worker_state
 
-    def _is_same(self, suspect: Suspect, pair: Pair) -> bool:
-        return self._running[pair][1].digest == suspect.digest
+    def _is_same(self, suspect: Suspect, pd_request: PrefillDecodeRequest) -> bool:
+        return self._running[pd_request][1].digest == suspect.digest
 
     def _prefilled(self, route: Route, gate: asyncio.Event, turn: Turn | None) -> None:
         self._watch.succeeded(route.prefill)
@@ -254,21 +264,21 @@ class Dispatcher:
             turn.prefilled()
 
     async def _answer_in_turn(
-        self, call: Call, suspect: Suspect, sample: Sample, gates: _Gates
+        self, context: RequestContext, suspect: Suspect, sample: Sample, gates: _Gates
     ) -> bytes:
         gate = await _wait_turn(sample, gates)
         try:
-            return await self._answer(call, suspect, sample, gate)
+            return await self._answer(context, suspect, sample, gate)
         finally:
             gate.set()
 
     async def _merged_stream(
-        self, request: GenerationRequest, call: Call, suspect: Suspect
+        self, request: GenerationRequest, context: RequestContext, suspect: Suspect
     ) -> AsyncGenerator[list[bytes], None]:
         gates = _gates(request)
         queue: _Queue = asyncio.Queue(_QUEUED_EVENTS)
         tasks = [
-            asyncio.create_task(self._pump(call, suspect, sample, gates, queue))
+            asyncio.create_task(self._pump(context, suspect, sample, gates, queue))
             for sample in request.samples
         ]
         merger = merge.StreamMerger(request)
@@ -288,7 +298,7 @@ class Dispatcher:
 
     async def _pump(
         self,
-        call: Call,
+        context: RequestContext,
         suspect: Suspect,
         sample: Sample,
         gates: _Gates,
@@ -296,7 +306,7 @@ class Dispatcher:
     ) -> None:
         gate = await _wait_turn(sample, gates)
         try:
-            async with aclosing(self._stream(call, suspect, sample, gate)) as stream:
+            async with aclosing(self._stream(context, suspect, sample, gate)) as stream:
                 async for events in stream:
                     for event in events:
                         await queue.put((sample, event))

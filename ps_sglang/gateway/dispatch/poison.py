@@ -23,7 +23,7 @@ import msgspec
 
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.errors import PoisonRequest
-from ps_sglang.gateway.routing.pool import AnyMember
+from ps_sglang.gateway.routing.pool import AnyWorkerState
 
 REFUSED_SECONDS: Final = 600.0
 MOST: Final = 4096
@@ -67,7 +67,7 @@ class Suspect:
     def digest(self) -> str:
         """Equal for requests with which an engine does the same."""
         bodies = [_own(sample.body) for sample in self._request.samples if sample.leads]
-        content = msgspec.json.encode([self._request.surface.value, bodies], order="sorted")
+        content = msgspec.json.encode([self._request.endpoint.value, bodies], order="sorted")
         return hashlib.blake2b(content, key=_KEY, digest_size=16).hexdigest()
 
 
@@ -99,12 +99,12 @@ class Suspects:
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._turns: dict[str, asyncio.Lock] = {}
 
-    def died(self, suspect: Suspect, member: AnyMember) -> bool:
+    def died(self, suspect: Suspect, worker_state: AnyWorkerState) -> bool:
         """The worker died with the request in flight. True if the request is poisonous now."""
         now = self._clock()
-        record = self._record(suspect) or _Record(member.worker.role)
-        record.role = member.worker.role
-        title = member.worker.title
+        record = self._record(suspect) or _Record(worker_state.worker.role)
+        record.role = worker_state.worker.role
+        title = worker_state.worker.title
         if not any(one == title and now - at < SAME_DEATH_SECONDS for one, at in record.deaths):
             record.deaths.append((title, now))
         self._records[suspect.digest] = record
@@ -135,7 +135,9 @@ class Suspects:
             f"(digest {suspect.digest}). Change it before you send it again."
         )
 
-    async def turn(self, suspect: Suspect, prefill: AnyMember, decode: AnyMember) -> "Turn | None":
+    async def turn(
+        self, suspect: Suspect, prefill: AnyWorkerState, decode: AnyWorkerState
+    ) -> "Turn | None":
         """Wait until no other suspect is on the worker of the role that died of the request.
 
         None if nothing is known against the request. The turn must be released.
@@ -143,8 +145,8 @@ class Suspects:
         record = self._record(suspect)
         if record is None:
             return None
-        member = prefill if record.role == prefill.worker.role else decode
-        turn = Turn(self._turns, member)
+        worker_state = prefill if record.role == prefill.worker.role else decode
+        turn = Turn(self._turns, worker_state)
         await turn.wait()
         return turn
 
@@ -161,9 +163,9 @@ class Suspects:
 class Turn:
     """A suspect's time alone on a worker."""
 
-    def __init__(self, locks: dict[str, asyncio.Lock], member: AnyMember) -> None:
-        self.member = member
-        self._lock = locks.setdefault(member.name, asyncio.Lock())
+    def __init__(self, locks: dict[str, asyncio.Lock], worker_state: AnyWorkerState) -> None:
+        self.worker_state = worker_state
+        self._lock = locks.setdefault(worker_state.name, asyncio.Lock())
         self._held = False
 
     async def wait(self) -> None:
@@ -176,7 +178,7 @@ class Turn:
 
     def prefilled(self) -> None:
         """The prefill worker has done its part; a decode worker is given a while longer."""
-        if self.member.worker.role == "prefill":
+        if self.worker_state.worker.role == "prefill":
             self.release()
         else:
             asyncio.get_running_loop().call_later(PROBATION_SECONDS, self.release)

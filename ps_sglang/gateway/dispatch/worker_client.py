@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from ps_sglang.identity import HEADER
+from ps_sglang.worker_info import HEADER
 
 CONNECT_SECONDS = 5.0
 KEEP_SECONDS = 2.0  # uvicorn, SGLang's server, closes an idle connection after 5

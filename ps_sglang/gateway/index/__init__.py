@@ -1,9 +1,17 @@
 """What the workers hold of a prompt: an index fed by their KV events, and an estimate."""
 
+from ps_sglang.gateway.index.cache_index import CacheIndex, CacheSource
 from ps_sglang.gateway.index.collector import IndexMetrics
-from ps_sglang.gateway.index.holdings import Holdings, Source
-from ps_sglang.gateway.index.lookup import NOTHING, HeldPrefix
+from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
 
-__all__ = ["NOTHING", "HeldPrefix", "Holdings", "IndexMetrics", "Prompt", "Prompts", "Source"]
+__all__ = [
+    "NO_MATCH",
+    "CacheIndex",
+    "CacheSource",
+    "IndexMetrics",
+    "PrefixMatch",
+    "Prompt",
+    "Prompts",
+]

@@ -6,7 +6,7 @@ blocks of two workers have equal hashes, so one map from hash to segment serves 
 
 A worker's tree takes in blocks behind their parent and evicts leaves, so what a worker holds is
 closed under prefixes, and per segment a count of leading blocks says it all. Events that break
-this are refused (`OutOfStep`) or, for removals, taken at their word: what lies behind a removed
+this are refused (`OutOfSync`) or, for removals, taken at their word: what lies behind a removed
 block cannot be matched any more, so it is dropped as well.
 
 Blocks are addressed by the text that their tokens stand for: prompts need not be tokenized to be
@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
-from ps_sglang.gateway.index.lookup import HeldPrefix, held_by_all
+from ps_sglang.gateway.index.lookup import PrefixMatch, held_by_all
 from ps_sglang.gateway.index.segment import LONGEST, Root, Segment
 
 BYTES_PER_TOKEN = 4.0
 """Until something has been stored."""
 
 
-class OutOfStep(ValueError):
+class OutOfSync(ValueError):
     """An event does not fit what its worker held before: an event is missing."""
 
 
@@ -50,7 +50,7 @@ class BaseIndex:
         self._roles: dict[str, str] = {}
         self._tokens: dict[str, int] = {}
         self._distinct: dict[str, int] = {}
-        self._seen = HeldPrefix(0, 0)
+        self._seen = PrefixMatch(0, 0)
 
     def __len__(self) -> int:
         """Blocks held by anybody."""
@@ -82,7 +82,7 @@ class BaseIndex:
         copies = sum(self._tokens[one] for one, its in self._roles.items() if its == role)
         return copies - self._distinct.get(role, 0)
 
-    def held(self, text: bytes, salt: str = "") -> Mapping[str, HeldPrefix]:
+    def held(self, text: bytes, salt: str = "") -> Mapping[str, PrefixMatch]:
         """The longest prefix of `text` that each worker holds, in whole blocks.
 
         Workers that hold nothing of it are left out. One walk serves all workers; it costs by the
@@ -102,16 +102,16 @@ class BaseIndex:
     ) -> None:
         """A worker took in consecutive blocks behind `parent`, or at the start if that is None.
 
-        Raises OutOfStep if the worker does not hold `parent`, or if the event contradicts itself.
+        Raises OutOfSync if the worker does not hold `parent`, or if the event contradicts itself.
         """
         if not hashes or len(token_ids) != len(hashes) * block_size:
-            raise OutOfStep(
+            raise OutOfSync(
                 f"{len(hashes)} blocks of {block_size} tokens came with {len(token_ids)} tokens"
             )
         try:
             given = array("q", hashes)
         except OverflowError as error:
-            raise OutOfStep(f"a block's hash has more than 64 bits: {error}") from error
+            raise OutOfSync(f"a block's hash has more than 64 bits: {error}") from error
         segment, position = self._parent(worker, parent, salt)
         known = self._known(hashes)
         done = 0
@@ -126,7 +126,7 @@ class BaseIndex:
             after = done + end - start
             same = found.hashes[start:end].tobytes() == given[done:after].tobytes()
             if not (follows and same):
-                raise OutOfStep(
+                raise OutOfSync(
                     f"{worker} stored block {hashes[done]} in another place than before"
                 )
             segment, position = found, end
@@ -138,7 +138,9 @@ class BaseIndex:
             if position < len(segment.hashes):
                 segment = self._split(segment, position)
             tokens, length = self._seen
-            self._seen = HeldPrefix(tokens + len(texts) * block_size, length + sum(map(len, texts)))
+            self._seen = PrefixMatch(
+                tokens + len(texts) * block_size, length + sum(map(len, texts))
+            )
             self._grow(worker, segment, given[known:], texts, block_size)
 
     def removed(self, worker: str, hashes: list[int]) -> None:
@@ -178,7 +180,7 @@ class BaseIndex:
             position = segment.hashes.index(parent) + 1
             if segment.held.get(worker, 0) >= position:
                 return segment, position
-        raise OutOfStep(f"{worker} stored blocks behind block {parent}, which it does not hold")
+        raise OutOfSync(f"{worker} stored blocks behind block {parent}, which it does not hold")
 
     def _find(self, block: int) -> Segment | None:
         number = self._numbers.get(block)

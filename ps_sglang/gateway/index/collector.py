@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.index.holdings import Holdings
+from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.prompt import KINDS
 
 
 class IndexMetrics(Collector):
     """Metrics of the index, read off when they are asked for."""
 
-    def __init__(self, holdings: Holdings) -> None:
-        self._holdings = holdings
+    def __init__(self, cache_index: CacheIndex) -> None:
+        self._cache_index = cache_index
 
     def collect(self) -> Iterator[Metric]:
         """The metrics now."""
@@ -27,23 +27,23 @@ class IndexMetrics(Collector):
             "Base tokens that a worker holds, by its events.",
             labels=("worker",),
         )
-        feed = CounterMetricFamily(
+        events = CounterMetricFamily(
             "ps_sglang_gateway_feed",
             "What became of a worker's feed: batches, replays, snapshots, losses.",
             labels=("worker", "what"),
         )
-        for name in self._holdings.workers:
-            source = self._holdings.source(name)
+        for name in self._cache_index.workers:
+            source = self._cache_index.source(name)
             live.add_metric((name,), float(source.kind == "events"))
             tokens.add_metric((name,), source.tokens)
             for what in ("batches", "replays", "snapshots", "losses"):
-                feed.add_metric((name, what), source.counts.get(what, 0))
-        yield from (live, tokens, feed)
+                events.add_metric((name, what), source.counts.get(what, 0))
+        yield from (live, tokens, events)
         yield self._addressed()
         yield GaugeMetricFamily(
             "ps_sglang_gateway_duplicated_tokens",
             "Base tokens that decode workers hold beyond the first copy among them.",
-            value=self._holdings.duplicated(),
+            value=self._cache_index.duplicated(),
         )
 
     def _addressed(self) -> Metric:
@@ -53,5 +53,5 @@ class IndexMetrics(Collector):
             labels=("prompts",),
         )
         for kind in KINDS:
-            addressed.add_metric((kind,), float(self._holdings.problem(kind) is None))
+            addressed.add_metric((kind,), float(self._cache_index.problem(kind) is None))
         return addressed

@@ -8,29 +8,29 @@ SPARE_STEPS = 256
 """Segments that a lookup may visit beyond one for each byte of the prompt."""
 
 
-class HeldPrefix(NamedTuple):
+class PrefixMatch(NamedTuple):
     """The prefix of a prompt that a worker holds, in tokens and in bytes of the prompt's text."""
 
     tokens: int
     bytes: int
 
 
-NOTHING = HeldPrefix(0, 0)
+NO_MATCH = PrefixMatch(0, 0)
 
 
-def held_by_all(root: Segment, text: bytes) -> dict[str, HeldPrefix]:
+def held_by_all(root: Segment, text: bytes) -> dict[str, PrefixMatch]:
     """The longest prefix of `text` that each worker holds below `root`."""
-    best: dict[str, HeldPrefix] = {}
+    best: dict[str, PrefixMatch] = {}
     # Equal text in other tokens branches the walk; the budget keeps hostile prompts linear.
     budget = len(text) + SPARE_STEPS
-    ahead: list[tuple[Segment, HeldPrefix]] = [(root, NOTHING)]
+    ahead: list[tuple[Segment, PrefixMatch]] = [(root, NO_MATCH)]
     while ahead and budget:
         segment, before = ahead.pop()
         budget -= 1
         blocks = segment.matching(text, before.bytes)
         if blocks == len(segment.hashes) and segment.children is not None:
             at = before.bytes + len(segment.text)
-            after = HeldPrefix(before.tokens + blocks * segment.size, at)
+            after = PrefixMatch(before.tokens + blocks * segment.size, at)
             children = segment.children
             found = [
                 (child, after)
@@ -44,7 +44,9 @@ def held_by_all(root: Segment, text: bytes) -> dict[str, HeldPrefix]:
     return best
 
 
-def _credit(best: dict[str, HeldPrefix], segment: Segment, blocks: int, before: HeldPrefix) -> None:
+def _credit(
+    best: dict[str, PrefixMatch], segment: Segment, blocks: int, before: PrefixMatch
+) -> None:
     """Note what each worker holds of the path that ends after `blocks` blocks of `segment`."""
     done: set[str] = set()
     tokens, start = before
@@ -54,8 +56,10 @@ def _credit(best: dict[str, HeldPrefix], segment: Segment, blocks: int, before: 
             if worker not in done:
                 done.add(worker)
                 common = min(held, blocks)
-                found = HeldPrefix(tokens + common * segment.size, start + segment.text_end(common))
-                if found > best.get(worker, NOTHING):
+                found = PrefixMatch(
+                    tokens + common * segment.size, start + segment.text_end(common)
+                )
+                if found > best.get(worker, NO_MATCH):
                     best[worker] = found
         parent = segment.parent
         if parent is None or parent.parent is None:

@@ -5,7 +5,7 @@ from aiohttp import web
 from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import parse
-from ps_sglang.gateway.bodies.samples import Surface
+from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.state import GATEWAY
 
@@ -18,9 +18,9 @@ async def route(request: web.Request) -> web.Response:
     """
     gateway = request.app[GATEWAY]
     content = await request.read()
-    surface = _surface(decode_body(content))
+    endpoint = _endpoint(decode_body(content))
     model = request.match_info.get("model")
-    parsed = parse(surface, content, model, request.headers, gateway.served)
+    parsed = parse(endpoint, content, model, request.headers, gateway.served)
     session = gateway.sessions.get(parsed.session) if parsed.session else None
     decisions = [
         gateway.router.decide(sample.prompt, parsed.decoder, session=session).explain()
@@ -29,7 +29,7 @@ async def route(request: web.Request) -> web.Response:
     ]
     return web.json_response(
         {
-            "route": surface.value,
+            "route": endpoint.value,
             "decoder": parsed.decoder,
             "session": session.id if session else None,
             "decisions": decisions,
@@ -37,10 +37,12 @@ async def route(request: web.Request) -> web.Response:
     )
 
 
-def _surface(body: Body) -> Surface:
+def _endpoint(body: Body) -> Endpoint:
     given = [
         name for name in ("messages", "prompt", "text", "input_ids") if body.get(name) is not None
     ]
     if not given:
         raise BadRequest("Send the body of a generation request: `messages`, `prompt` or `text`.")
-    return {"messages": Surface.CHAT, "prompt": Surface.COMPLETIONS}.get(given[0], Surface.GENERATE)
+    return {"messages": Endpoint.CHAT, "prompt": Endpoint.COMPLETIONS}.get(
+        given[0], Endpoint.GENERATE
+    )

@@ -7,17 +7,17 @@ from contextlib import aclosing, contextmanager
 from aiohttp import web
 
 from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
-from ps_sglang.gateway.bodies.said import Collector, in_answer
-from ps_sglang.gateway.bodies.samples import Surface
-from ps_sglang.gateway.dispatch.legs import Call
+from ps_sglang.gateway.bodies.samples import Endpoint
+from ps_sglang.gateway.dispatch.pd_request import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
+from ps_sglang.gateway.routes.middleware import RECORD, RequestRecord
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.state import GATEWAY, Gateway, worker_headers
-from ps_sglang.gateway.telemetry import timeline
-from ps_sglang.gateway.telemetry.timeline import Timeline
-from ps_sglang.gateway.telemetry.tracing import RECORD, Record
+from ps_sglang.gateway.telemetry import trace
+from ps_sglang.gateway.telemetry.trace import Trace
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -28,7 +28,7 @@ _STREAM_HEADERS = {
 _PROMPTS = ("input_ids", "messages", "prompt", "text")
 
 
-def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The handler of one generation route."""
 
     async def generate(request: web.Request) -> web.StreamResponse:
@@ -36,22 +36,20 @@ def handler(surface: Surface) -> Callable[[web.Request], Awaitable[web.StreamRes
         record = request[RECORD]
         content = await request.read()
         model = request.match_info.get("model")
-        parsed = parse(surface, content, model, request.headers, gateway.served)
+        parsed = parse(endpoint, content, model, request.headers, gateway.served)
         record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
         session = _session(gateway, parsed)
-        wanted: dict[int, Timeline] | None = (
-            {} if request.headers.get(timeline.HEADER) == "1" else None
-        )
-        call = Call(surface, parsed.decoder, worker_headers(request), session, wanted)
+        wanted: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
+        context = RequestContext(endpoint, parsed.decoder, worker_headers(request), session, wanted)
         with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
             if not parsed.stream:
-                answer = await gateway.dispatcher.complete(parsed, call)
-                said = in_answer(surface, answer) if parsed.hints.next else None
-                gateway.turns.ended(parsed, call, said)
-                if call.timelines is not None:
-                    answer = await timeline.in_answer(surface, answer, call.timelines)
+                answer = await gateway.dispatcher.complete(parsed, context)
+                completion = in_answer(endpoint, answer) if parsed.hints.next else None
+                gateway.hint_actions.ended(parsed, context, completion)
+                if context.traces is not None:
+                    answer = await trace.in_answer(endpoint, answer, context.traces)
                 return web.Response(body=answer, content_type="application/json")
-            return await _stream(request, gateway, parsed, call)
+            return await _stream(request, gateway, parsed, context)
 
     return generate
 
@@ -76,13 +74,13 @@ def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
 
 
 async def _stream(
-    request: web.Request, gateway: Gateway, parsed: GenerationRequest, call: Call
+    request: web.Request, gateway: Gateway, parsed: GenerationRequest, context: RequestContext
 ) -> web.StreamResponse:
     record = request[RECORD]
-    collector = Collector(parsed.surface) if parsed.hints.next else None
-    async with aclosing(gateway.dispatcher.stream(parsed, call)) as stream:
-        if call.timelines is not None:
-            stream = _with_timelines(stream, call.surface, call.timelines)
+    collector = Collector(parsed.endpoint) if parsed.hints.next else None
+    async with aclosing(gateway.dispatcher.stream(parsed, context)) as stream:
+        if context.traces is not None:
+            stream = _with_traces(stream, context.endpoint, context.traces)
         # An error before the first event still has a status of its own: it is raised here.
         first = await anext(stream)
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
@@ -93,26 +91,26 @@ async def _stream(
             collector.add(first)
         await _forward(stream, response, record, collector)
     if record.error is None:
-        gateway.turns.ended(parsed, call, collector.said() if collector else None)
+        gateway.hint_actions.ended(parsed, context, collector.completion() if collector else None)
     await response.write_eof()
     return response
 
 
-async def _with_timelines(
-    stream: AsyncGenerator[list[bytes], None], surface: Surface, timelines: dict[int, Timeline]
+async def _with_traces(
+    stream: AsyncGenerator[list[bytes], None], endpoint: Endpoint, traces: dict[int, Trace]
 ) -> AsyncGenerator[list[bytes], None]:
     async for events in stream:
         if events[-1] == sse.DONE:
-            if said := events[:-1]:
-                yield said
-            events = [sse.event(await timeline.last_chunk(surface, timelines)), sse.DONE]
+            if completion := events[:-1]:
+                yield completion
+            events = [sse.event(await trace.last_chunk(endpoint, traces)), sse.DONE]
         yield events
 
 
 async def _forward(
     stream: AsyncGenerator[list[bytes], None],
     response: web.StreamResponse,
-    record: Record,
+    record: RequestRecord,
     collector: Collector | None,
 ) -> None:
     try:

@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
-from ps_sglang.gateway.routing.pool import AnyMember, Health
+from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
-from ps_sglang.identity import HEADER
+from ps_sglang.worker_info import HEADER
 
 HEALTH_SECONDS = 3.0
 INFO_SECONDS = 10.0
@@ -55,18 +55,23 @@ async def health(request: web.Request) -> web.Response:
     """GET /health: 200 if every decoder (or the one in the path) can be answered for."""
     gateway = request.app[GATEWAY]
     decoder = model_in_path(request)
-    members = gateway.workers(decoder)
-    healthy = await asyncio.gather(*(_is_ready(gateway.session, one.worker) for one in members))
+    worker_states = gateway.workers(decoder)
+    healthy = await asyncio.gather(
+        *(_is_ready(gateway.session, one.worker) for one in worker_states)
+    )
     able = {
-        member.worker.decoder
-        for member, ready in zip(members, healthy, strict=True)
-        if ready and member.can_be_asked
+        worker_state.worker.decoder
+        for worker_state, ready in zip(worker_states, healthy, strict=True)
+        if ready and worker_state.can_be_asked
     }
     listed = [
-        {**_identity(member.worker), "healthy": ready, "state": member.state}
-        for member, ready in zip(members, healthy, strict=True)
+        {**_identity(worker_state.worker), "healthy": ready, "state": worker_state.state}
+        for worker_state, ready in zip(worker_states, healthy, strict=True)
     ]
-    well = able >= {None, *(member.worker.decoder for member in gateway.pool.decode(decoder))}
+    well = able >= {
+        None,
+        *(worker_state.worker.decoder for worker_state in gateway.pool.decode(decoder)),
+    }
     body = {"status": "ok" if well else "unavailable", "workers": listed}
     return web.json_response(body, status=200 if well else 503)
 
@@ -84,7 +89,9 @@ async def ready(request: web.Request) -> web.Response:
         for decoder in (gateway.pool.decoders if name is None else (name,))
         if any(map(_can_serve, gateway.pool.decode(decoder)))
     ]
-    prefill = [member.name for member in gateway.pool.prefill if _can_serve(member)]
+    prefill = [
+        worker_state.name for worker_state in gateway.pool.prefill if _can_serve(worker_state)
+    ]
     able = bool(decoders and prefill)
     body = {
         "status": "ok" if able else "unavailable",
@@ -94,8 +101,8 @@ async def ready(request: web.Request) -> web.Response:
     return web.json_response(body, status=200 if able else 503)
 
 
-def _can_serve(member: AnyMember) -> bool:
-    return member.health is not Health.BROKEN and not member.draining
+def _can_serve(worker_state: AnyWorkerState) -> bool:
+    return worker_state.health is not BreakerState.OPEN and not worker_state.draining
 
 
 async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:
@@ -120,8 +127,8 @@ def _identity(worker: Worker) -> dict[str, Any]:
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics: the gateway's own and all workers'."""
     gateway = request.app[GATEWAY]
-    members = gateway.workers(model_in_path(request))
-    workers = await scrape_workers(gateway.session, members)
+    worker_states = gateway.workers(model_in_path(request))
+    workers = await scrape_workers(gateway.session, worker_states)
     return web.Response(
         body=gateway.metrics.render() + workers, headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -138,13 +145,16 @@ async def from_decoder(request: web.Request) -> web.Response:
 
 
 async def _first_answer(
-    session: aiohttp.ClientSession, members: Sequence[AnyMember], path: str, request: web.Request
+    session: aiohttp.ClientSession,
+    worker_states: Sequence[AnyWorkerState],
+    path: str,
+    request: web.Request,
 ) -> web.Response:
     deadline = aiohttp.ClientTimeout(total=INFO_SECONDS)
     failures: list[WorkerUnreachable] = []
-    for member in members:
-        worker, wanted = member.worker, member.incarnation
-        headers = {**worker_headers(request), **member.headers}
+    for worker_state in worker_states:
+        worker, wanted = worker_state.worker, worker_state.incarnation
+        headers = {**worker_headers(request), **worker_state.headers}
         try:
             with reaching(worker):
                 async with session.get(
@@ -165,18 +175,22 @@ async def flush_cache(request: web.Request) -> web.Response:
     """
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
-    members = gateway.workers(None) if name is None else gateway.pool.decode(name)
-    problems = await asyncio.gather(*(_flush(gateway, member, request) for member in members))
+    worker_states = gateway.workers(None) if name is None else gateway.pool.decode(name)
+    problems = await asyncio.gather(
+        *(_flush(gateway, worker_state, request) for worker_state in worker_states)
+    )
     failed = [problem for problem in problems if problem]
     if failed:
         return web.Response(text="\n".join(failed) + "\n", status=400)
-    return web.Response(text=f"Cache flushed on {len(members)} worker(s).\n")
+    return web.Response(text=f"Cache flushed on {len(worker_states)} worker(s).\n")
 
 
-async def _flush(gateway: Gateway, member: AnyMember, request: web.Request) -> str | None:
-    worker, wanted = member.worker, member.incarnation
+async def _flush(
+    gateway: Gateway, worker_state: AnyWorkerState, request: web.Request
+) -> str | None:
+    worker, wanted = worker_state.worker, worker_state.incarnation
     deadline = aiohttp.ClientTimeout(total=FLUSH_SECONDS)
-    headers = {**worker_headers(request), **member.headers}
+    headers = {**worker_headers(request), **worker_state.headers}
     try:
         with reaching(worker):
             async with gateway.session.post(
@@ -188,5 +202,5 @@ async def _flush(gateway: Gateway, member: AnyMember, request: web.Request) -> s
                     return f"{worker.title}: {text}"
     except WorkerUnreachable as error:
         return error.message
-    gateway.holdings.forget(worker.name)
+    gateway.cache_index.forget(worker.name)
     return None

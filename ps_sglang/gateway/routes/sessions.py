@@ -17,6 +17,6 @@ async def end(request: web.Request) -> web.Response:
             status=404,
             code="session_not_found",
         )
-    aborted = await gateway.turns.end_session(session)
-    workers = sorted(member.name for member in session.visited)
+    aborted = await gateway.hint_actions.end_session(session)
+    workers = sorted(worker_state.name for worker_state in session.visited)
     return web.json_response({"session": id, "aborted": aborted, "workers": workers})

@@ -20,10 +20,10 @@ from ps_sglang.gateway.errors import (
     reaching,
     require_process,
 )
-from ps_sglang.gateway.routing.pool import AnyMember
+from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
-from ps_sglang.identity import HEADER
+from ps_sglang.worker_info import HEADER
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -31,37 +31,37 @@ _LEAVING = "is leaving"
 LOAD_SECONDS = 3600.0  # reading weights takes as long as it takes; this only ends a hang
 
 
-class Changing:
+class OperationLocks:
     """The members that a call is just changing: a second call on one is refused, not queued."""
 
     def __init__(self) -> None:
-        self._what: dict[AnyMember, str] = {}
+        self._what: dict[AnyWorkerState, str] = {}
 
-    def what(self, member: AnyMember) -> str | None:
+    def what(self, worker_state: AnyWorkerState) -> str | None:
         """What a call is doing with `member` now, if one is."""
-        return self._what.get(member)
+        return self._what.get(worker_state)
 
-    def refuse_if_busy(self, member: AnyMember) -> None:
+    def refuse_if_busy(self, worker_state: AnyWorkerState) -> None:
         """Raise GatewayError if a call is changing `member` now."""
-        if (what := self._what.get(member)) is not None:
-            raise _conflict(f"{member.name!r} {what}; try again when that has ended.")
+        if (what := self._what.get(worker_state)) is not None:
+            raise _conflict(f"{worker_state.name!r} {what}; try again when that has ended.")
 
-    def begin(self, member: AnyMember, what: str) -> None:
+    def begin(self, worker_state: AnyWorkerState, what: str) -> None:
         """`what` says what a call is doing with `member`; raises GatewayError if one is."""
-        self.refuse_if_busy(member)
-        self._what[member] = what
+        self.refuse_if_busy(worker_state)
+        self._what[worker_state] = what
 
-    def end(self, member: AnyMember) -> None:
+    def end(self, worker_state: AnyWorkerState) -> None:
         """The call that began has ended."""
-        del self._what[member]
+        del self._what[worker_state]
 
 
-CHANGING = web.AppKey("changing", Changing)
+OPERATION_LOCKS = web.AppKey("changing", OperationLocks)
 
 
 def add_routes(app: web.Application) -> None:
     """Register all routes of this module."""
-    app[CHANGING] = Changing()
+    app[OPERATION_LOCKS] = OperationLocks()
     router = app.router
     router.add_get("/workers", list_workers)
     router.add_post("/workers", add_worker)
@@ -73,7 +73,9 @@ def add_routes(app: web.Application) -> None:
 async def list_workers(request: web.Request) -> web.Response:
     """GET /workers: every worker with its state and load."""
     gateway = request.app[GATEWAY]
-    return web.json_response({"workers": [_entry(gateway, member) for member in gateway.pool]})
+    return web.json_response(
+        {"workers": [_entry(gateway, worker_state) for worker_state in gateway.pool]}
+    )
 
 
 async def add_worker(request: web.Request) -> web.Response:
@@ -85,7 +87,7 @@ async def add_worker(request: web.Request) -> web.Response:
     joining = admission.check_request(await request.read())
     url = joining.url.rstrip("/")
     facts = await admission.ask(gateway.session, url)
-    found = admission.misfits(
+    found = admission.incompatibilities(
         facts,
         admission.reference(gateway.pool),
         gateway.config.context_length,
@@ -108,31 +110,31 @@ async def add_worker(request: web.Request) -> web.Response:
     if gateway.pool.get(worker.name) not in (None, replaced):
         raise _conflict(f"{worker.name!r} is taken; send another `name`.")
     if replaced is not None:  # another process was there, and is there no more
-        request.app[CHANGING].refuse_if_busy(replaced)
+        request.app[OPERATION_LOCKS].refuse_if_busy(replaced)
         gateway.health.take_requests_from(replaced, "another worker took its address")
         gateway.pool.remove(replaced.name)
         log.info("%s gives its address to another", replaced.worker.title)
-    member = gateway.pool.add(worker, facts)
+    worker_state = gateway.pool.add(worker, facts)
     log.info("%s at %s joined", worker.title, worker.url)
-    return web.json_response(_entry(gateway, member), status=201)
+    return web.json_response(_entry(gateway, worker_state), status=201)
 
 
 async def drain(request: web.Request) -> web.Response:
     """POST /workers/<name>/drain: it finishes what it has and gets nothing new."""
-    gateway, member = request.app[GATEWAY], _member(request)
-    request.app[CHANGING].refuse_if_busy(member)
-    member.draining = True
-    log.info("%s gets nothing new", member.worker.title)
-    return web.json_response(_entry(gateway, member))
+    gateway, worker_state = request.app[GATEWAY], _worker_state(request)
+    request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
+    worker_state.draining = True
+    log.info("%s gets nothing new", worker_state.worker.title)
+    return web.json_response(_entry(gateway, worker_state))
 
 
 async def resume(request: web.Request) -> web.Response:
     """POST /workers/<name>/resume: it gets requests again."""
-    gateway, member = request.app[GATEWAY], _member(request)
-    request.app[CHANGING].refuse_if_busy(member)
-    member.draining = False
-    log.info("%s gets requests again", member.worker.title)
-    return web.json_response(_entry(gateway, member))
+    gateway, worker_state = request.app[GATEWAY], _worker_state(request)
+    request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
+    worker_state.draining = False
+    log.info("%s gets requests again", worker_state.worker.title)
+    return web.json_response(_entry(gateway, worker_state))
 
 
 async def remove(request: web.Request) -> web.Response:
@@ -140,32 +142,36 @@ async def remove(request: web.Request) -> web.Response:
 
     What has sent nothing yet then goes to another worker; a stream that has begun ends in an error.
     """
-    gateway, member = request.app[GATEWAY], _member(request)
+    gateway, worker_state = request.app[GATEWAY], _worker_state(request)
     now = _flag(request, "now")
-    others = [one for one in gateway.pool.prefill if one is not member and one.can_be_asked]
-    if isinstance(member.worker, PrefillWorker) and not others and member.refused is None:
+    others = [one for one in gateway.pool.prefill if one is not worker_state and one.can_be_asked]
+    if (
+        isinstance(worker_state.worker, PrefillWorker)
+        and not others
+        and worker_state.refused is None
+    ):
         raise _conflict(
-            f"{member.name!r} is the last prefill worker that takes requests, and nothing can be "
-            "answered without one: add another first."
+            f"{worker_state.name!r} is the last prefill worker that takes requests, and nothing can "
+            "be answered without one: add another first."
         )
-    if not now or request.app[CHANGING].what(member) != _LEAVING:
-        request.app[CHANGING].refuse_if_busy(member)
-    member.draining = True
+    if not now or request.app[OPERATION_LOCKS].what(worker_state) != _LEAVING:
+        request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
+    worker_state.draining = True
     if now:
         # A removal that is waiting for these requests then ends, too.
-        gateway.health.take_requests_from(member, "it was removed")
-        await member.wait_idle()
-    left = web.json_response({"name": member.name, "removed": True})
-    if gateway.pool.get(member.name) is not member:
+        gateway.health.take_requests_from(worker_state, "it was removed")
+        await worker_state.wait_idle()
+    left = web.json_response({"name": worker_state.name, "removed": True})
+    if gateway.pool.get(worker_state.name) is not worker_state:
         return left
 
     async def leave() -> web.Response:
-        await member.wait_idle()
-        gateway.pool.remove(member.name)
-        log.info("%s left", member.worker.title)
+        await worker_state.wait_idle()
+        gateway.pool.remove(worker_state.name)
+        log.info("%s left", worker_state.worker.title)
         return left
 
-    return await _to_its_end(request, member, _LEAVING, leave)
+    return await _to_its_end(request, worker_state, _LEAVING, leave)
 
 
 async def swap(request: web.Request) -> web.Response:
@@ -176,7 +182,7 @@ async def swap(request: web.Request) -> web.Response:
     decoder take requests, this one is drained first; a decoder's only worker keeps new requests
     waiting instead, for as long as it loads.
     """
-    gateway, member = request.app[GATEWAY], _member(request)
+    gateway, worker_state = request.app[GATEWAY], _worker_state(request)
     body = decode_body(await request.read())
     path = body.get("model_path")
     if set(body) != {"model_path"} or not isinstance(path, str) or not path:
@@ -185,88 +191,93 @@ async def swap(request: web.Request) -> web.Response:
             "worker sees it.",
             param="model_path",
         )
-    if isinstance(member.worker, PrefillWorker):
+    if isinstance(worker_state.worker, PrefillWorker):
         raise BadRequest(
-            f"{member.name!r} is a prefill worker: its weights are the base's, and every page in "
-            "the cluster was computed with them."
+            f"{worker_state.name!r} is a prefill worker: its weights are the base's, and every page "
+            "in the cluster was computed with them."
         )
-    decoder = member.worker.decoder
+    decoder = worker_state.worker.decoder
 
     async def change() -> web.Response:
-        was_draining = member.draining
-        member.draining = was_draining or any(
-            other.takes_requests for other in gateway.pool.decode(decoder) if other is not member
+        was_draining = worker_state.draining
+        worker_state.draining = was_draining or any(
+            other.takes_requests
+            for other in gateway.pool.decode(decoder)
+            if other is not worker_state
         )
         try:
-            if member.draining:
-                await member.wait_idle()
-            with gateway.health.engine_busy(member):
-                await _load(gateway, member, path)
-                await gateway.health.recognition.admit_swapped(member)
-            log.info("%s serves %s", member.worker.title, path)
+            if worker_state.draining:
+                await worker_state.wait_idle()
+            with gateway.health.engine_busy(worker_state):
+                await _load(gateway, worker_state, path)
+                await gateway.health.recognition.admit_swapped(worker_state)
+            log.info("%s serves %s", worker_state.worker.title, path)
         finally:
-            member.draining = was_draining
-        return web.json_response({**_entry(gateway, member), "model_path": path})
+            worker_state.draining = was_draining
+        return web.json_response({**_entry(gateway, worker_state), "model_path": path})
 
-    return await _to_its_end(request, member, "is being swapped", change)
+    return await _to_its_end(request, worker_state, "is being swapped", change)
 
 
 async def _to_its_end(
-    request: web.Request, member: AnyMember, what: str, work: Callable[[], Awaitable[web.Response]]
+    request: web.Request,
+    worker_state: AnyWorkerState,
+    what: str,
+    work: Callable[[], Awaitable[web.Response]],
 ) -> web.Response:
     """Run `work` on `member`, whether the caller waits for it or hangs up."""
-    changing = request.app[CHANGING]
-    changing.begin(member, what)
+    locks = request.app[OPERATION_LOCKS]
+    locks.begin(worker_state, what)
     done: asyncio.Future[web.Response] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         try:
             response = await work()
         except Exception as error:
-            log.warning("%s %s: %s", member.worker.title, what, error)
+            log.warning("%s %s: %s", worker_state.worker.title, what, error)
             if not done.done():
                 done.set_exception(error)
         else:
             if not done.done():
                 done.set_result(response)
         finally:
-            changing.end(member)
+            locks.end(worker_state)
 
     request.app[GATEWAY].background.start(run())
     return await done
 
 
-async def _load(gateway: Gateway, member: AnyMember, path: str) -> None:
+async def _load(gateway: Gateway, worker_state: AnyWorkerState, path: str) -> None:
     deadline = aiohttp.ClientTimeout(total=LOAD_SECONDS)
-    wanted = member.incarnation
-    with reaching(member.worker):
+    wanted = worker_state.incarnation
+    with reaching(worker_state.worker):
         async with gateway.session.post(
-            member.worker.url + "/update_weights_from_disk",
+            worker_state.worker.url + "/update_weights_from_disk",
             json={"model_path": path, "flush_cache": False},
-            headers=member.headers,
+            headers=worker_state.headers,
             timeout=deadline,
         ) as response:
-            require_process(member.worker, wanted, response.headers.get(HEADER))
+            require_process(worker_state.worker, wanted, response.headers.get(HEADER))
             content = await response.read()
     if response.status != 200:
         problem = engine_error(response.status, content)
         raise GatewayError(
-            f"{member.worker.title} keeps its weights: {problem.message}",
+            f"{worker_state.worker.title} keeps its weights: {problem.message}",
             status=409 if response.status == 400 else 502,
             code="swap_refused",
         )
 
 
-def _entry(gateway: Gateway, member: AnyMember) -> dict[str, Any]:
-    worker, load = member.worker, member.load
-    cache = gateway.holdings.source(worker.name)
+def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
+    worker, load = worker_state.worker, worker_state.load
+    cache = gateway.cache_index.source(worker.name)
     return {
         "name": worker.name,
         "role": worker.role,
         "decoder": worker.decoder,
         "url": worker.url,
-        "state": member.state,
-        "problem": member.problem,
+        "state": worker_state.state,
+        "problem": worker_state.problem,
         "times_broken": gateway.health.broken[worker.name],
         "load": {
             "requests": load.requests,
@@ -277,20 +288,22 @@ def _entry(gateway: Gateway, member: AnyMember) -> dict[str, Any]:
     }
 
 
-def _member(request: web.Request) -> AnyMember:
+def _worker_state(request: web.Request) -> AnyWorkerState:
     name, pool = request.match_info["name"], request.app[GATEWAY].pool
-    member = pool.get(name)
-    if member is None:
+    worker_state = pool.get(name)
+    if worker_state is None:
         raise GatewayError(
             f"There is no worker {name!r}; there are {', '.join(one.name for one in pool)}.",
             status=404,
             code="worker_not_found",
         )
-    return member
+    return worker_state
 
 
-def _at(gateway: Gateway, url: str) -> AnyMember | None:
-    return next((member for member in gateway.pool if member.worker.url == url), None)
+def _at(gateway: Gateway, url: str) -> AnyWorkerState | None:
+    return next(
+        (worker_state for worker_state in gateway.pool if worker_state.worker.url == url), None
+    )
 
 
 def _flag(request: web.Request, name: str) -> bool:

@@ -59,7 +59,7 @@ LEAVE_TOKENS = 1024
 class PrefillTerms:
     """A prefill worker's part of the cost; `held` is how much of the prompt it holds already."""
 
-    member: Prefill
+    worker_state: Prefill
     held: float
     new: float
     queue: float
@@ -76,7 +76,7 @@ class PrefillTerms:
 class DecodeTerms:
     """A decode worker's part of the cost; `moved` is how many tokens' pages it lacks."""
 
-    member: Decode
+    worker_state: Decode
     held: float
     moved: float
     load: float
@@ -114,7 +114,7 @@ class Decision:
         prefill, decode = self.chosen
         return {
             "prompt_tokens": round(self.tokens),
-            "chosen": {"prefill": prefill.member.name, "decode": decode.member.name},
+            "chosen": {"prefill": prefill.worker_state.name, "decode": decode.worker_state.name},
             "candidates": pairs,
         }
 
@@ -130,7 +130,11 @@ def decide(
 def _order(pair: tuple[PrefillTerms, DecodeTerms]) -> tuple[float, int, int]:
     # `min` keeps the first of equal ones, and both lists are in the order of joining.
     prefill, decode = pair
-    return _pair_cost(prefill, decode), prefill.member.load.chosen, decode.member.load.chosen
+    return (
+        _pair_cost(prefill, decode),
+        prefill.worker_state.load.chosen,
+        decode.worker_state.load.chosen,
+    )
 
 
 def _pair_cost(prefill: PrefillTerms, decode: DecodeTerms) -> float:
@@ -141,7 +145,7 @@ def _pair_terms(prefill: PrefillTerms, decode: DecodeTerms) -> tuple[float, floa
     """What to compute, and the cost of moving, where both workers have a say."""
     if decode.moved < 1:  # the estimate of a length may be off by a fraction
         return 0.0, 0.0
-    same = prefill.member.host == decode.member.host
+    same = prefill.worker_state.host == decode.worker_state.host
     return prefill.new, decode.moved * (MOVE_SAME_HOST if same else MOVE_OTHER_HOST)
 
 
@@ -156,8 +160,8 @@ def _explain(prefill: PrefillTerms, decode: DecodeTerms) -> dict[str, Any]:
         "leaves": prefill.leaves + decode.leaves,
     }
     return {
-        "prefill": prefill.member.name,
-        "decode": decode.member.name,
+        "prefill": prefill.worker_state.name,
+        "decode": decode.worker_state.name,
         "held": {"prefill": round(prefill.held), "decode": round(decode.held)},
         "terms": {name: round(value, 1) for name, value in terms.items()},
         "cost": round(sum(terms.values()), 1),

@@ -14,15 +14,15 @@ from urllib.parse import urlsplit
 
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import NoWorker
-from ps_sglang.identity import HEADER, Facts
+from ps_sglang.worker_info import HEADER, WorkerInfo
 
 
-class Health(Enum):
+class BreakerState(Enum):
     """What the circuit breaker says of a worker."""
 
-    GOOD = "good"
-    TRIAL = "trial"  # half-open: gets one request at a time, to see whether it answers again
-    BROKEN = "broken"  # open: gets requests only where there is no other worker
+    CLOSED = "good"
+    HALF_OPEN = "trial"  # half-open: gets one request at a time, to see whether it answers again
+    OPEN = "broken"  # open: gets requests only where there is no other worker
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ W = TypeVar("W", bound=Worker)
 
 
 @dataclass(eq=False, slots=True)
-class Member(Generic[W]):
+class WorkerState(Generic[W]):
     """A worker in the pool.
 
     `facts` are what it said of itself when it was admitted, and `incarnation` is the process that
@@ -58,11 +58,11 @@ class Member(Generic[W]):
     """
 
     worker: W
-    facts: Facts | None = None
+    facts: WorkerInfo | None = None
     incarnation: str | None = field(init=False)
     unheard: bool = False
     refused: str | None = None
-    health: Health = Health.GOOD
+    health: BreakerState = BreakerState.CLOSED
     draining: bool = False
     problem: str | None = None
     load: Load = field(default_factory=Load)
@@ -100,9 +100,9 @@ class Member(Generic[W]):
     @property
     def takes_requests(self) -> bool:
         """Whether a new request may go here as long as any other may."""
-        if not self.can_be_asked or self.health is Health.BROKEN:
+        if not self.can_be_asked or self.health is BreakerState.OPEN:
             return False
-        return self.health is Health.GOOD or self.load.requests == 0
+        return self.health is BreakerState.CLOSED or self.load.requests == 0
 
     def begin(self) -> None:
         """A request was sent here."""
@@ -126,9 +126,9 @@ class Member(Generic[W]):
             await ended
 
 
-Prefill = Member[PrefillWorker]
-Decode = Member[DecodeWorker]
-AnyMember = Prefill | Decode
+Prefill = WorkerState[PrefillWorker]
+Decode = WorkerState[DecodeWorker]
+AnyWorkerState = Prefill | Decode
 
 
 class WorkerPool:
@@ -138,28 +138,28 @@ class WorkerPool:
     """
 
     def __init__(self, workers: Iterable[Worker] = ()) -> None:
-        self.joined: list[Callable[[AnyMember], None]] = []
-        self.left: list[Callable[[AnyMember], None]] = []
-        self._members: dict[str, AnyMember] = {}
+        self.joined: list[Callable[[AnyWorkerState], None]] = []
+        self.left: list[Callable[[AnyWorkerState], None]] = []
+        self._worker_states: dict[str, AnyWorkerState] = {}
         self._prefill: tuple[Prefill, ...] = ()
         self._decode: dict[str, tuple[Decode, ...]] = {}
         for worker in workers:
             self.add(worker)
 
-    def __iter__(self) -> Iterator[AnyMember]:
+    def __iter__(self) -> Iterator[AnyWorkerState]:
         return iter((*self._prefill, *(one for group in self._decode.values() for one in group)))
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._worker_states)
 
     def requests(self) -> tuple[int, int]:
         """Legs of requests that have not ended, and those that began on the workers here now."""
-        loads = [member.load for member in self._members.values()]
+        loads = [worker_state.load for worker_state in self._worker_states.values()]
         return sum(load.requests for load in loads), sum(load.chosen for load in loads)
 
-    def get(self, name: str) -> AnyMember | None:
+    def get(self, name: str) -> AnyWorkerState | None:
         """The member of that name, if there is one."""
-        return self._members.get(name)
+        return self._worker_states.get(name)
 
     @property
     def prefill(self) -> tuple[Prefill, ...]:
@@ -177,33 +177,33 @@ class WorkerPool:
             return self._decode.get(decoder, ())
         return tuple(one for group in self._decode.values() for one in group)
 
-    def add(self, worker: Worker, facts: Facts | None = None) -> AnyMember:
+    def add(self, worker: Worker, facts: WorkerInfo | None = None) -> AnyWorkerState:
         """A worker joins, with what it said of itself; raises ValueError if its name is taken."""
-        if worker.name in self._members:
+        if worker.name in self._worker_states:
             raise ValueError(f"there is a worker {worker.name!r} already")
-        member: AnyMember
+        worker_state: AnyWorkerState
         if isinstance(worker, PrefillWorker):
-            member = Member(worker, facts)
-            self._prefill = (*self._prefill, member)
+            worker_state = WorkerState(worker, facts)
+            self._prefill = (*self._prefill, worker_state)
         else:
-            member = Member(worker, facts)
-            self._decode[worker.decoder] = (*self.decode(worker.decoder), member)
-        self._members[worker.name] = member
+            worker_state = WorkerState(worker, facts)
+            self._decode[worker.decoder] = (*self.decode(worker.decoder), worker_state)
+        self._worker_states[worker.name] = worker_state
         for tell in self.joined:
-            tell(member)
-        return member
+            tell(worker_state)
+        return worker_state
 
-    def remove(self, name: str) -> AnyMember:
+    def remove(self, name: str) -> AnyWorkerState:
         """A worker leaves, whatever it still works on; raises KeyError if there is none."""
-        member = self._members.pop(name)
-        self._prefill = tuple(one for one in self._prefill if one is not member)
+        worker_state = self._worker_states.pop(name)
+        self._prefill = tuple(one for one in self._prefill if one is not worker_state)
         for decoder, group in list(self._decode.items()):
-            self._decode[decoder] = tuple(one for one in group if one is not member)
+            self._decode[decoder] = tuple(one for one in group if one is not worker_state)
             if not self._decode[decoder]:
                 del self._decode[decoder]
         for tell in self.left:
-            tell(member)
-        return member
+            tell(worker_state)
+        return worker_state
 
     def prefill_candidates(self, tried: Collection[str] = ()) -> Sequence[Prefill]:
         """The prefill workers that a request may go to; raises NoWorker if there is none."""
@@ -215,18 +215,18 @@ class WorkerPool:
 
 
 def _candidates(
-    members: Sequence[Member[W]], tried: Collection[str], wanted: str
-) -> Sequence[Member[W]]:
+    worker_states: Sequence[WorkerState[W]], tried: Collection[str], wanted: str
+) -> Sequence[WorkerState[W]]:
     """Those that take requests, else broken ones; never one that was tried or cannot be asked."""
-    good = [one for one in members if one.takes_requests and one.name not in tried]
+    good = [one for one in worker_states if one.takes_requests and one.name not in tried]
     if good:
         return good
-    left = [one for one in members if one.can_be_asked and one.name not in tried]
+    left = [one for one in worker_states if one.can_be_asked and one.name not in tried]
     if left:
         return left
     states = ", ".join(
         f"{one.name} is {'not answering' if one.name in tried else one.state}"
         + (f" ({one.refused})" if one.refused else "")
-        for one in members
+        for one in worker_states
     )
     raise NoWorker(f"No {wanted} is available: {states or 'there is none'}.")

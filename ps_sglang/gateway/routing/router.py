@@ -9,12 +9,12 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from ps_sglang.gateway.index.holdings import Holdings
-from ps_sglang.gateway.index.lookup import NOTHING, HeldPrefix
+from ps_sglang.gateway.index.cache_index import CacheIndex
+from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.routing import cost
 from ps_sglang.gateway.routing.cost import Decision, DecodeTerms, PrefillTerms
-from ps_sglang.gateway.routing.pool import AnyMember, Decode, Load, Prefill, WorkerPool
+from ps_sglang.gateway.routing.pool import AnyWorkerState, Decode, Load, Prefill, WorkerPool
 from ps_sglang.gateway.routing.sessions import Session
 
 
@@ -29,8 +29,8 @@ class Route:
         self, router: "Router", prompt: Prompt, decision: Decision, shared_tokens: int
     ) -> None:
         prefill, decode = decision.chosen
-        self.prefill: Prefill = prefill.member
-        self.decode: Decode = decode.member
+        self.prefill: Prefill = prefill.worker_state
+        self.decode: Decode = decode.worker_state
         self.decision = decision
         # Whole numbers, which leave nothing behind when they are subtracted again.
         self.new_tokens = round(decision.new)
@@ -42,10 +42,10 @@ class Route:
         self._moving = True
         self._decoding = True
 
-    def needs(self, member: AnyMember) -> bool:
+    def needs(self, worker_state: AnyWorkerState) -> bool:
         """Whether the worker still has something to do for this request."""
-        return (member is self.prefill and self._moving) or (
-            member is self.decode and self._decoding
+        return (worker_state is self.prefill and self._moving) or (
+            worker_state is self.decode and self._decoding
         )
 
     def handed_over(self) -> None:
@@ -71,14 +71,14 @@ class Router:
     def __init__(
         self,
         pool: WorkerPool,
-        holdings: Holdings,
+        cache_index: CacheIndex,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
-        self._holdings = holdings
+        self._cache_index = cache_index
         self._clock = clock
-        holdings.computed.append(self._computed)
+        cache_index.computed.append(self._computed)
 
     def choose(
         self,
@@ -91,17 +91,17 @@ class Router:
 
         Raises NoWorker if no worker of a role is left.
         """
-        held = self._holdings.held(prompt)
+        held = self._cache_index.held(prompt)
         decision = self._decide(prompt, held, decoder, tried, session)
-        by_prefill = held.get(decision.chosen[0].member.name, NOTHING)
-        shared = self._holdings.turn(prompt, decoder, by_prefill)
+        by_prefill = held.get(decision.chosen[0].worker_state.name, NO_MATCH)
+        shared = self._cache_index.turn(prompt, decoder, by_prefill)
         route = Route(self, prompt, decision, min(shared, int(decision.tokens)))
         route.prefill.begin()
         route.decode.begin()
         route.prefill.load.queued_tokens += route.new_tokens
         route.decode.load.moving_tokens += route.moved_tokens
         if route.moved_tokens:
-            self._holdings.sent(route.prefill.name, prompt)
+            self._cache_index.sent(route.prefill.name, prompt)
         if session is not None:
             session.goes_to(route.prefill, route.decode)
         return route
@@ -114,12 +114,12 @@ class Router:
         session: Session | None = None,
     ) -> Decision:
         """The decision that `choose` would make; changes nothing. Raises NoWorker."""
-        return self._decide(prompt, self._holdings.held(prompt), decoder, tried, session)
+        return self._decide(prompt, self._cache_index.held(prompt), decoder, tried, session)
 
     def _decide(
         self,
         prompt: Prompt,
-        held: Mapping[str, HeldPrefix],
+        held: Mapping[str, PrefixMatch],
         decoder: str,
         tried: Collection[str],
         session: Session | None,
@@ -128,7 +128,7 @@ class Router:
         decode = self._pool.decode_candidates(decoder, tried)
         tokens = self._base_prefix(prompt, held)
         now = self._clock()
-        recent = [_recent(member.load, now) for member in prefill]
+        recent = [_recent(worker_state.load, now) for worker_state in prefill]
         bearable = cost.TOLERANCE * sum(recent) / len(recent)
         own_prefill = session.prefill if session is not None else None
         own_decode = session.decode.get(decoder) if session is not None else None
@@ -136,41 +136,47 @@ class Router:
             tokens,
             [
                 _prefill_terms(
-                    member,
-                    min(held.get(member.name, NOTHING).tokens, tokens),
+                    worker_state,
+                    min(held.get(worker_state.name, NO_MATCH).tokens, tokens),
                     tokens,
                     cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
                     own_prefill,
                 )
-                for member, work in zip(prefill, recent, strict=True)
+                for worker_state, work in zip(prefill, recent, strict=True)
             ],
             [
                 _decode_terms(
-                    member, min(held.get(member.name, NOTHING).tokens, tokens), tokens, own_decode
+                    worker_state,
+                    min(held.get(worker_state.name, NO_MATCH).tokens, tokens),
+                    tokens,
+                    own_decode,
                 )
-                for member in decode
+                for worker_state in decode
             ],
         )
 
-    def _base_prefix(self, prompt: Prompt, held: Mapping[str, HeldPrefix]) -> float:
+    def _base_prefix(self, prompt: Prompt, held: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
-        tokens = max(self._holdings.tokens(prompt, held) - 1, 0.0)
+        tokens = max(self._cache_index.tokens(prompt, held) - 1, 0.0)
         if prompt.tokens is not None:
             return tokens
-        best = max(held.values(), default=NOTHING)
+        best = max(held.values(), default=NO_MATCH)
         # Of a text whose length is estimated, what is held and does not reach its end is sure.
         return max(tokens, best.tokens) if best.bytes < len(prompt.text) else tokens
 
     def can_choose(self, decoder: str, tried: Collection[str]) -> bool:
         """Whether a pair is left for `decoder` without the workers named in `tried`."""
         return all(
-            any(member.name not in tried and not member.draining for member in members)
-            for members in (self._pool.prefill, self._pool.decode(decoder))
+            any(
+                worker_state.name not in tried and not worker_state.draining
+                for worker_state in worker_states
+            )
+            for worker_states in (self._pool.prefill, self._pool.decode(decoder))
         )
 
-    def lost(self, member: AnyMember) -> None:
+    def lost(self, worker_state: AnyWorkerState) -> None:
         """The worker could not be reached: it may have restarted, with an empty cache."""
-        self._holdings.forget(member.name)
+        self._cache_index.forget(worker_state.name)
 
     def settle(self, route: Route, prompt: Prompt, arrived: bool) -> None:
         """A route's prompt has been prefilled and moved (`arrived`), or never will be."""
@@ -178,43 +184,47 @@ class Router:
         route.prefill.load.queued_tokens -= route.new_tokens
         route.decode.load.moving_tokens -= route.moved_tokens
         if route.moved_tokens:  # else the prefill worker has nothing to do with the prompt
-            self._holdings.settled(route.prefill.name, prompt, arrived)
+            self._cache_index.settled(route.prefill.name, prompt, arrived)
         if arrived:
-            if not self._holdings.is_live(route.prefill.name):  # else it tells what it computed
+            if not self._cache_index.is_live(route.prefill.name):  # else it tells what it computed
                 _add_recent(route.prefill.load, route.new_tokens, self._clock())
             # Not before: a second request for it would pull the same pages again.
-            self._holdings.arrived(route.decode.name, prompt)
+            self._cache_index.arrived(route.decode.name, prompt)
 
     def _computed(self, worker: str, tokens: int) -> None:
-        member = self._pool.get(worker)
-        if member is not None:
-            _add_recent(member.load, tokens, self._clock())
+        worker_state = self._pool.get(worker)
+        if worker_state is not None:
+            _add_recent(worker_state.load, tokens, self._clock())
 
 
 def _prefill_terms(
-    member: Prefill, held: float, tokens: float, balance: float, own: Prefill | None
+    worker_state: Prefill, held: float, tokens: float, balance: float, own: Prefill | None
 ) -> PrefillTerms:
-    load = member.load
+    load = worker_state.load
     queued = load.queued_tokens + cost.REQUEST_TOKENS * load.requests
     return PrefillTerms(
-        member,
+        worker_state,
         held=held,
         new=tokens - held,
         queue=cost.QUEUE_WEIGHT * queued,
         balance=balance,
-        leaves=0.0 if own is None or own is member else cost.LEAVE_TOKENS,
+        leaves=0.0 if own is None or own is worker_state else cost.LEAVE_TOKENS,
     )
 
 
-def _decode_terms(member: Decode, held: float, tokens: float, own: Decode | None) -> DecodeTerms:
-    load = member.load
+def _decode_terms(
+    worker_state: Decode, held: float, tokens: float, own: Decode | None
+) -> DecodeTerms:
+    load = worker_state.load
     waiting = cost.MOVE_SAME_HOST * load.moving_tokens
     return DecodeTerms(
-        member,
+        worker_state,
         held=held,
         moved=tokens - held,
         load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
-        leaves=0.0 if own is None or own is member else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
+        leaves=0.0
+        if own is None or own is worker_state
+        else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ps_sglang.gateway.errors import BadRequest, GatewayError
-from ps_sglang.gateway.routing.pool import AnyMember, Decode, Prefill
+from ps_sglang.gateway.routing.pool import AnyWorkerState, Decode, Prefill
 
 HEADER = "x-session-id"
 IDLE_SECONDS = 3600.0
@@ -29,7 +29,7 @@ class Session:
     id: str
     prefill: Prefill | None = None
     decode: dict[str, Decode] = field(default_factory=dict)
-    visited: set[AnyMember] = field(default_factory=set)
+    visited: set[AnyWorkerState] = field(default_factory=set)
     used: float = 0.0
     ended: GatewayError | None = None
 
@@ -79,13 +79,15 @@ class Sessions:
         if self._sessions.get(session.id) is session:
             del self._sessions[session.id]
 
-    def leave(self, member: AnyMember) -> None:
+    def leave(self, worker_state: AnyWorkerState) -> None:
         """A worker has left the pool: no conversation holds on to it."""
         for session in self._sessions.values():
-            session.visited.discard(member)
-            if session.prefill is member:
+            session.visited.discard(worker_state)
+            if session.prefill is worker_state:
                 session.prefill = None
-            session.decode = {k: one for k, one in session.decode.items() if one is not member}
+            session.decode = {
+                k: one for k, one in session.decode.items() if one is not worker_state
+            }
 
     def _forget_idle(self, before: float) -> None:
         while True:

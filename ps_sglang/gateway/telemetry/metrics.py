@@ -7,7 +7,7 @@ from functools import cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.bodies.findings import PrefillAnswer
+from ps_sglang.gateway.bodies.engine_errors import PrefillAnswer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -124,7 +124,7 @@ class GatewayMetrics:
         self._tokens(worker, "yes").inc(told.held)
         self._tokens(worker, "no").inc(max(told.tokens - told.held, 0))
 
-    def timeline(
+    def trace(
         self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int
     ) -> None:
         """What a request's workers told, see `Timeline`.

@@ -12,32 +12,36 @@ from prometheus_client.registry import Collector
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import OtherProcess, require_process
-from ps_sglang.gateway.routing.pool import AnyMember
-from ps_sglang.identity import HEADER
+from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.worker_info import HEADER
 
 SCRAPE_SECONDS = 2.0
 
 log = logging.getLogger("ps_sglang.gateway")
 
 
-async def scrape_workers(session: aiohttp.ClientSession, members: Sequence[AnyMember]) -> bytes:
+async def scrape_workers(
+    session: aiohttp.ClientSession, worker_states: Sequence[AnyWorkerState]
+) -> bytes:
     """The metrics of all workers in Prometheus' text format.
 
     Workers are asked at the same time; one that does not answer in SCRAPE_SECONDS only shows as
     `ps_sglang_worker_up` 0.
     """
-    texts = await asyncio.gather(*(_scrape(session, member) for member in members))
-    workers = [member.worker for member in members]
+    texts = await asyncio.gather(
+        *(_scrape(session, worker_state) for worker_state in worker_states)
+    )
+    workers = [worker_state.worker for worker_state in worker_states]
     # In a thread: parsing takes tens of milliseconds, and streams must not wait for it.
     return await asyncio.to_thread(_render, list(zip(workers, texts, strict=True)))
 
 
-async def _scrape(session: aiohttp.ClientSession, member: AnyMember) -> str | None:
-    worker, wanted = member.worker, member.incarnation
+async def _scrape(session: aiohttp.ClientSession, worker_state: AnyWorkerState) -> str | None:
+    worker, wanted = worker_state.worker, worker_state.incarnation
     deadline = aiohttp.ClientTimeout(total=SCRAPE_SECONDS)
     try:
         async with session.get(
-            worker.url + "/metrics", headers=member.headers, timeout=deadline
+            worker.url + "/metrics", headers=worker_state.headers, timeout=deadline
         ) as response:
             require_process(worker, wanted, response.headers.get(HEADER))
             response.raise_for_status()

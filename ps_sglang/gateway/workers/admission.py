@@ -1,6 +1,6 @@
 """Whether a worker that wants to join fits the cluster (invariant I5, at run time).
 
-A worker says what it is in its `/server_info`, see `ps_sglang.identity`. Two that differ in any
+A worker says what it is in its `/server_info`, see `ps_sglang.worker_info`. Two that differ in any
 item that a cluster has in common would exchange KV that means something else to each of them, and
 SGLang's own handshake compares only two. Once admitted, a worker is the one that it said it was:
 one that comes back as another is refused until somebody joins it anew.
@@ -15,16 +15,16 @@ import msgspec
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.identity import Facts
+from ps_sglang.worker_info import WorkerInfo
 
 ANSWER_SECONDS = 30.0  # the engine is asked too, and may be in the middle of a long prompt
 _WILDCARDS = frozenset(("*", "0.0.0.0", "::", "[::]"))
 
 
-class Report(msgspec.Struct, frozen=True):
+class ServerInfo(msgspec.Struct, frozen=True):
     """The part of a worker's `/server_info` that matters here."""
 
-    ps_sglang: Facts | None = None
+    ps_sglang: WorkerInfo | None = None
 
 
 class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def ask(
     session: aiohttp.ClientSession, url: str, seconds: float = ANSWER_SECONDS
-) -> Facts | None:
+) -> WorkerInfo | None:
     """What the worker at `url` says of itself, None for a server without the plugin.
 
     Raises GatewayError if nobody answers within `seconds`, or something else does.
@@ -54,7 +54,7 @@ async def ask(
             content = await response.read()
             if response.status != 200:
                 raise _no_worker(url, f"it answers /server_info with status {response.status}")
-        return msgspec.json.decode(content, type=Report).ps_sglang
+        return msgspec.json.decode(content, type=ServerInfo).ps_sglang
     except TimeoutError as error:
         raise _no_worker(url, f"no answer within {seconds:g} s") from error
     except (aiohttp.ClientError, OSError) as error:
@@ -65,7 +65,7 @@ async def ask(
         raise _no_worker(url, f"its /server_info is not this version's: {error}") from error
 
 
-def reference(pool: WorkerPool) -> Facts:
+def reference(pool: WorkerPool) -> WorkerInfo:
     """What a cluster's workers have in common, as its first prefill worker said; GatewayError."""
     known = (one.facts for one in pool if one.facts is not None and one.refused is None)
     if (facts := next(known, None)) is not None:
@@ -78,8 +78,8 @@ def reference(pool: WorkerPool) -> Facts:
     )
 
 
-def misfits(
-    facts: Facts | None, reference: Facts | None, capacity: int, *, allow_unverified: bool
+def incompatibilities(
+    facts: WorkerInfo | None, reference: WorkerInfo | None, capacity: int, *, allow_unverified: bool
 ) -> list[str]:
     """Everything in which a worker does not fit, one line each.
 
@@ -103,7 +103,7 @@ def misfits(
     return found
 
 
-def _differences(facts: Facts, cluster: Facts, allow_unverified: bool) -> Iterator[str]:
+def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool) -> Iterator[str]:
     for item in {**cluster.common, **facts.common}:
         if cluster.common.get(item) != facts.common.get(item):
             yield f"{item}: cluster {cluster.common.get(item)}, worker {facts.common.get(item)}"
@@ -120,7 +120,9 @@ def _differences(facts: Facts, cluster: Facts, allow_unverified: bool) -> Iterat
             )
 
 
-def changes(worker: Worker, before: Facts | None, now: Facts | None, capacity: int) -> list[str]:
+def changes(
+    worker: Worker, before: WorkerInfo | None, now: WorkerInfo | None, capacity: int
+) -> list[str]:
     """Everything in which the process at a worker's address is not that worker, one line each.
 
     `before` is what the worker said of itself when it was admitted, None if it is heard for the
@@ -128,34 +130,34 @@ def changes(worker: Worker, before: Facts | None, now: Facts | None, capacity: i
     tokens. Whether a decoder has a manifest was asked before it was admitted.
     """
     if now is None or now.problem is not None or now.role == "null":
-        return misfits(now, None, capacity, allow_unverified=True)
+        return incompatibilities(now, None, capacity, allow_unverified=True)
     if before is None:
         before = msgspec.structs.replace(now, role=worker.role)
         if isinstance(worker, PrefillWorker):
             before = msgspec.structs.replace(before, bootstrap_port=worker.bootstrap_port)
         else:
             before = msgspec.structs.replace(before, model=worker.decoder)
-    return [*before.changes(now), *misfits(now, None, capacity, allow_unverified=True)]
+    return [*before.changes(now), *incompatibilities(now, None, capacity, allow_unverified=True)]
 
 
-def worker(joining: Joining, facts: Facts) -> Worker:
+def worker(joining: Joining, facts: WorkerInfo) -> Worker:
     """The worker as the gateway will know it."""
     url = joining.url.rstrip("/")
     address = urlsplit(url)
     host = address.hostname or ""
-    feed, control = _reachable(facts.feed, host), _reachable(facts.feed_control, host)
+    events, control = _reachable(facts.events, host), _reachable(facts.events_control, host)
     if facts.bootstrap_port is not None:
         return PrefillWorker(
             joining.name or f"prefill-{host}:{address.port}",
             url,
             joining.bootstrap_host or host,
             facts.bootstrap_port,
-            feed,
+            events,
             control,
         )
     decoder = joining.decoder or facts.model
     name = joining.name or f"decode-{decoder}-{host}:{address.port}"
-    return DecodeWorker(name, url, decoder, feed, control)
+    return DecodeWorker(name, url, decoder, events, control)
 
 
 def check_request(content: bytes) -> Joining:

@@ -21,7 +21,7 @@ no server. A missed deadline may be a busy machine, a failed request may be the 
 
 from collections.abc import Callable
 
-from ps_sglang.gateway.routing.pool import Health
+from ps_sglang.gateway.routing.pool import BreakerState
 
 FAILURES = 5  # failed requests in a row
 MISSES = 2  # missed probes in a row
@@ -40,7 +40,7 @@ class Breaker:
     def __init__(self, clock: Callable[[], float], random: Callable[[], float]) -> None:
         self._clock = clock
         self._random = random
-        self._health = Health.GOOD
+        self._health = BreakerState.CLOSED
         self._back_off = SHORTEST_SECONDS  # of the next opening
         self._failures = 0
         self._misses = 0
@@ -50,14 +50,14 @@ class Breaker:
         self.reason = ""
 
     @property
-    def health(self) -> Health:
+    def health(self) -> BreakerState:
         """The state now, as the pool names it."""
         return self._health
 
     @property
     def seconds_to_retry(self) -> float:
         """How long an open breaker still wants no probe; 0 if it may be probed."""
-        if self._health is not Health.BROKEN:
+        if self._health is not BreakerState.OPEN:
             return 0.0
         return max(0.0, self._retry_at - self._clock())
 
@@ -68,26 +68,26 @@ class Breaker:
     def request_failed(self, reason: str) -> None:
         """The worker answered a request, but with a failure of its own."""
         self._failures += 1
-        if self._health is Health.TRIAL or self._failures >= FAILURES:
+        if self._health is BreakerState.HALF_OPEN or self._failures >= FAILURES:
             self._open(reason)
 
     def request_succeeded(self) -> None:
         """The worker did what it was asked to. One that is open is told so by old requests only."""
-        if self._health is not Health.BROKEN:
+        if self._health is not BreakerState.OPEN:
             self.has_answered = True
             self._close()
             self._back_off = SHORTEST_SECONDS
 
     def restarted(self) -> None:
         """Another process is the worker now: what is known of the one before says little."""
-        self._health = Health.TRIAL
+        self._health = BreakerState.HALF_OPEN
         self._back_off = SHORTEST_SECONDS
         self._failures = self._misses = self._probes = 0
 
     def probe_missed(self, reason: str) -> None:
         """A probe got no answer, or one of failure, before its deadline."""
         self._misses += 1
-        if self._health is not Health.GOOD or self._misses >= MISSES:
+        if self._health is not BreakerState.CLOSED or self._misses >= MISSES:
             self._open(reason)
 
     def probe_succeeded(self) -> None:
@@ -96,25 +96,25 @@ class Breaker:
         if not self.has_answered:
             self.has_answered = True
             self._close()
-        elif self._health is Health.BROKEN and not self.seconds_to_retry:
-            self._health = Health.TRIAL
+        elif self._health is BreakerState.OPEN and not self.seconds_to_retry:
+            self._health = BreakerState.HALF_OPEN
             self._probes = 0
-        elif self._health is Health.TRIAL:
+        elif self._health is BreakerState.HALF_OPEN:
             self._probes += 1
             if self._probes >= SUCCESSES:
                 self._close()
 
     def _open(self, reason: str) -> None:
         # What fails while it is open was sent before: the back-off goes on, and is not doubled.
-        if self._health is Health.BROKEN and self.seconds_to_retry:
+        if self._health is BreakerState.OPEN and self.seconds_to_retry:
             return
         if self.has_answered:
             self._retry_at = self._clock() + self._back_off * (1 + JITTER * self._random())
             self._back_off = min(LONGEST_SECONDS, 2 * self._back_off)
-        self._health = Health.BROKEN
+        self._health = BreakerState.OPEN
         self.reason = reason
 
     def _close(self) -> None:
-        self._health = Health.GOOD
+        self._health = BreakerState.CLOSED
         self._failures = self._misses = 0
         self.reason = ""

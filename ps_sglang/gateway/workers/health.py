@@ -22,21 +22,21 @@ from typing import Final
 import aiohttp
 
 from ps_sglang.gateway.dispatch.background import cancel
-from ps_sglang.gateway.dispatch.legs import Pair
+from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable, is_own
-from ps_sglang.gateway.routing.pool import AnyMember, Health, WorkerPool
+from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState, WorkerPool
 from ps_sglang.gateway.workers.breaker import Breaker
 from ps_sglang.gateway.workers.recognition import UNHEARD, Recognition
-from ps_sglang.identity import HEADER
+from ps_sglang.worker_info import HEADER
 
 log = logging.getLogger("ps_sglang.gateway")
 
-Interrupt = Callable[[WorkerError, Callable[[Pair], bool]], int]
+Interrupt = Callable[[WorkerError, Callable[[PrefillDecodeRequest], bool]], int]
 """Ends the running samples that the function picks with the error; returns how many."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class ProbeTiming:
     """How often workers are asked, and how long they may take, in seconds.
 
     `silence` without an answer from the server, or `engine_silence` without one from the engine,
@@ -53,7 +53,7 @@ class Timing:
     engine_silence: float = 120.0
 
 
-USUAL: Final = Timing()
+USUAL: Final = ProbeTiming()
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class HealthMonitor:
         self,
         session: aiohttp.ClientSession,
         pool: WorkerPool,
-        timing: Timing,
+        timing: ProbeTiming,
         capacity: int,
         clock: Callable[[], float] = time.monotonic,
         randomly: Callable[[], float] = random.random,
@@ -101,15 +101,15 @@ class HealthMonitor:
         self._timing = timing
         self._clock = clock
         self._random = randomly
-        self._records: dict[AnyMember, _Record] = {}
-        self._busy: set[AnyMember] = set()
+        self._records: dict[AnyWorkerState, _Record] = {}
+        self._busy: set[AnyWorkerState] = set()
         self._interrupt: Interrupt | None = None
 
     def start(self, interrupt: Interrupt) -> None:
         """Watch all members, and those that join, from now on. `close` must be called."""
         self._interrupt = interrupt
-        for member in self._pool:
-            self._watch(member)
+        for worker_state in self._pool:
+            self._watch(worker_state)
         self._pool.joined.append(self._watch)
         self._pool.left.append(self._forget)
 
@@ -126,100 +126,103 @@ class HealthMonitor:
         await cancel(*(task for record in self._records.values() for task in record.tasks))
         self._records.clear()
 
-    def succeeded(self, member: AnyMember) -> None:
+    def succeeded(self, worker_state: AnyWorkerState) -> None:
         """The worker did its part of a request, or began to answer."""
-        if (record := self._records.get(member)) is not None:
+        if (record := self._records.get(worker_state)) is not None:
             record.breaker.request_succeeded()
-            self._show(member, record)
+            self._show(worker_state, record)
 
-    def failed(self, member: AnyMember, error: WorkerError) -> None:
+    def failed(self, worker_state: AnyWorkerState, error: WorkerError) -> None:
         """The worker could not be reached (WorkerUnreachable), or failed where another did not."""
-        if (record := self._records.get(member)) is None:
+        if (record := self._records.get(worker_state)) is None:
             return
         if isinstance(error, WorkerUnreachable):
             record.breaker.unreachable(error.message)
         else:
             record.breaker.request_failed(error.message)
-        self._show(member, record)
+        self._show(worker_state, record)
 
     def take_requests_from(
-        self, member: AnyMember, reason: str, loss: Loss = Loss.NOT_TAKEN
+        self, worker_state: AnyWorkerState, reason: str, loss: Loss = Loss.NOT_TAKEN
     ) -> int:
         """End what the worker has unfinished; what has sent nothing yet goes to another.
 
         `reason` completes "worker x is unreachable: ...". Returns how many requests it had.
         """
         assert self._interrupt is not None, "start() comes first"
-        error = WorkerUnreachable(member.worker, reason, loss)
-        return self._interrupt(error, lambda pair: pair.route.needs(member))
+        error = WorkerUnreachable(worker_state.worker, reason, loss)
+        return self._interrupt(error, lambda pd_request: pd_request.route.needs(worker_state))
 
     @contextmanager
-    def engine_busy(self, member: AnyMember) -> Iterator[None]:
+    def engine_busy(self, worker_state: AnyWorkerState) -> Iterator[None]:
         """In this block the worker's engine may be silent: it loads weights."""
-        self._busy.add(member)
+        self._busy.add(worker_state)
         try:
             yield
         finally:
-            self._busy.discard(member)
+            self._busy.discard(worker_state)
 
-    def _watch(self, member: AnyMember) -> None:
-        record = self._records[member] = _Record(Breaker(self._clock, self._random))
-        self.recognition.meet(member)
-        for work in (self._ask_server(member, record), self._ask_engine(member, record)):
+    def _watch(self, worker_state: AnyWorkerState) -> None:
+        record = self._records[worker_state] = _Record(Breaker(self._clock, self._random))
+        self.recognition.meet(worker_state)
+        for work in (
+            self._ask_server(worker_state, record),
+            self._ask_engine(worker_state, record),
+        ):
             record.tasks.append(asyncio.create_task(work))
 
-    def _forget(self, member: AnyMember) -> None:
-        self.recognition.forget(member)
-        for task in self._records.pop(member).tasks:
+    def _forget(self, worker_state: AnyWorkerState) -> None:
+        self.recognition.forget(worker_state)
+        for task in self._records.pop(worker_state).tasks:
             task.cancel()
 
-    async def _ask_server(self, member: AnyMember, record: _Record) -> None:
+    async def _ask_server(self, worker_state: AnyWorkerState, record: _Record) -> None:
         # Not all at once: a start, or a spell of load, would keep them in step for ever.
-        if member.facts is not None:
+        if worker_state.facts is not None:
             await asyncio.sleep(self._timing.every * self._random())
         while True:
             began = self._clock()
-            problem = await self._ask(member, "/ready", self._timing.deadline, record)
+            problem = await self._ask(worker_state, "/ready", self._timing.deadline, record)
             silent = problem is not None and problem.silent
-            if problem is None and not await self.recognition.is_known(member, record.seen):
-                problem = _Problem(member.refused or UNHEARD)
+            if problem is None and not await self.recognition.is_known(worker_state, record.seen):
+                problem = _Problem(worker_state.refused or UNHEARD)
             # One that was refused its connections is asked all the time, to see who comes back;
             # whether it gets a request again is for its breaker to say.
             elif problem is not None or not record.breaker.seconds_to_retry:
                 known = record.breaker.has_answered
-                if problem is None and known and record.breaker.health is Health.BROKEN:
-                    problem = await self._ask(member, "/health", self._timing.engine_deadline)
+                if problem is None and known and record.breaker.health is BreakerState.OPEN:
+                    problem = await self._ask(worker_state, "/health", self._timing.engine_deadline)
                 self._note(record, problem)
-            self._show(member, record)
+            self._show(worker_state, record)
             record.silent_since = _since(record.silent_since, began, silent)
             if problem is not None and self._too_long(record.silent_since, self._timing.silence):
-                self._take_requests(member, problem)
+                self._take_requests(worker_state, problem)
             record.looked.set()
-            starting = member.unheard and member.facts is None
+            starting = worker_state.unheard and worker_state.facts is None
             await asyncio.sleep(self._timing.starting_every if starting else self._timing.every)
 
-    def _suspect(self, member: AnyMember) -> None:
+    def _suspect(self, worker_state: AnyWorkerState) -> None:
         """Another process answers at the worker's address."""
         reason = "another process answers at its address"
-        record = self._records[member]
+        record = self._records[worker_state]
         record.breaker.unreachable(reason)
-        self._show(member, record)
-        self.take_requests_from(member, reason)
+        self._show(worker_state, record)
+        self.take_requests_from(worker_state, reason)
 
-    def _restarted(self, member: AnyMember) -> None:
-        self._records[member].breaker.restarted()
+    def _restarted(self, worker_state: AnyWorkerState) -> None:
+        self._records[worker_state].breaker.restarted()
 
-    async def _ask_engine(self, member: AnyMember, record: _Record) -> None:
+    async def _ask_engine(self, worker_state: AnyWorkerState, record: _Record) -> None:
         while True:
             await asyncio.sleep(self._timing.engine_every)
-            broken = record.breaker.health is Health.BROKEN
-            if broken or member in self._busy or member.load.requests == 0:
+            broken = record.breaker.health is BreakerState.OPEN
+            if broken or worker_state in self._busy or worker_state.load.requests == 0:
                 record.engine_silent_since = None
                 continue
             began = self._clock()
-            problem = await self._ask(member, "/health", self._timing.engine_deadline)
+            problem = await self._ask(worker_state, "/health", self._timing.engine_deadline)
             if (
-                member in self._busy
+                worker_state in self._busy
             ):  # it fell silent for a good reason, with the question under way
                 record.engine_silent_since = None
                 continue
@@ -228,16 +231,22 @@ class HealthMonitor:
             limit = self._timing.engine_silence
             if problem is not None and self._too_long(record.engine_silent_since, limit):
                 record.breaker.unreachable(problem.text)
-                self._show(member, record)
-                self._take_requests(member, problem)
+                self._show(worker_state, record)
+                self._take_requests(worker_state, problem)
 
     async def _ask(
-        self, member: AnyMember, path: str, deadline: float, record: _Record | None = None
+        self,
+        worker_state: AnyWorkerState,
+        path: str,
+        deadline: float,
+        record: _Record | None = None,
     ) -> _Problem | None:
         """Ask; notes in `record` who answered."""
         timeout = aiohttp.ClientTimeout(total=deadline)
         try:
-            async with self._session.get(member.worker.url + path, timeout=timeout) as response:
+            async with self._session.get(
+                worker_state.worker.url + path, timeout=timeout
+            ) as response:
                 if record is not None:
                     record.seen = response.headers.get(HEADER)
                 if response.status == 200:
@@ -260,33 +269,36 @@ class HealthMonitor:
         else:
             record.breaker.probe_missed(problem.text)
 
-    def _show(self, member: AnyMember, record: _Record) -> None:
+    def _show(self, worker_state: AnyWorkerState, record: _Record) -> None:
         """Bring what the breaker says to the pool, and to people."""
-        before, now = member.health, record.breaker.health
-        member.health = now
-        member.problem = member.refused or record.breaker.reason or None
-        if member.facts is None:  # a worker that is starting cannot break
-            member.problem = member.problem or UNHEARD
+        before, now = worker_state.health, record.breaker.health
+        worker_state.health = now
+        worker_state.problem = worker_state.refused or record.breaker.reason or None
+        if worker_state.facts is None:  # a worker that is starting cannot break
+            worker_state.problem = worker_state.problem or UNHEARD
             return
         if now is before:
             return
         if not record.breaker.has_answered:
-            log.info("%s does not answer yet: %s", member.worker.title, member.problem)
-        elif now is Health.BROKEN:
-            self.broken[member.name] += 1
-            log.warning("%s is broken: %s", member.worker.title, member.problem)
+            log.info("%s does not answer yet: %s", worker_state.worker.title, worker_state.problem)
+        elif now is BreakerState.OPEN:
+            self.broken[worker_state.name] += 1
+            log.warning("%s is broken: %s", worker_state.worker.title, worker_state.problem)
         else:
-            log.info("%s is %s", member.worker.title, _SAID[now])
+            log.info("%s is %s", worker_state.worker.title, _SAID[now])
 
     def _too_long(self, since: float | None, limit: float) -> bool:
         return since is not None and self._clock() - since >= limit
 
-    def _take_requests(self, member: AnyMember, problem: _Problem) -> None:
-        if count := self.take_requests_from(member, problem.text, Loss.TAKEN):
-            log.warning("%s is silent; took %d requests from it", member.worker.title, count)
+    def _take_requests(self, worker_state: AnyWorkerState, problem: _Problem) -> None:
+        if count := self.take_requests_from(worker_state, problem.text, Loss.TAKEN):
+            log.warning("%s is silent; took %d requests from it", worker_state.worker.title, count)
 
 
-_SAID = {Health.TRIAL: "on trial: it gets one request at a time", Health.GOOD: "good again"}
+_SAID = {
+    BreakerState.HALF_OPEN: "on trial: it gets one request at a time",
+    BreakerState.CLOSED: "good again",
+}
 
 
 def _since(before: float | None, began: float, silent: bool) -> float | None:

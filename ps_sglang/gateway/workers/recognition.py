@@ -1,7 +1,7 @@
 """Whether the process at a worker's address is that worker.
 
-Every answer names the process that gives it (`ps_sglang.identity`). Another than the one before is
-asked who it is, and gets no request until it has said that it is the same worker, restarted. If it
+Every answer names the process that gives it (`ps_sglang.worker_info`). Another than the one before
+is asked who it is, and gets no request until it has said that it is the same worker, restarted. If it
 is not, it is refused until the right one is back, or joins anew (POST /workers).
 """
 
@@ -12,9 +12,9 @@ from typing import Final
 import aiohttp
 
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.routing.pool import AnyMember
+from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.workers import admission
-from ps_sglang.identity import Facts
+from ps_sglang.worker_info import WorkerInfo
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -33,88 +33,88 @@ class Recognition:
         session: aiohttp.ClientSession,
         seconds: float,
         capacity: int,
-        suspected: Callable[[AnyMember], None],
-        restarted: Callable[[AnyMember], None],
+        suspected: Callable[[AnyWorkerState], None],
+        restarted: Callable[[AnyWorkerState], None],
     ) -> None:
         """A process has `seconds` to answer, and must hold requests of `capacity` tokens.
 
         `suspected` is told of a worker when another process is found in its place, `restarted`
         when that turns out to be the worker.
         """
-        self.admitted: list[Callable[[AnyMember], None]] = []
+        self.admitted: list[Callable[[AnyWorkerState], None]] = []
         self._session = session
         self._seconds = seconds
         self._capacity = capacity
         self._suspected = suspected
         self._restarted = restarted
         # The incarnation that was refused in a member's place; empty for one that names itself not.
-        self._refused: dict[AnyMember, str] = {}
+        self._refused: dict[AnyWorkerState, str] = {}
 
-    def meet(self, member: AnyMember) -> None:
+    def meet(self, worker_state: AnyWorkerState) -> None:
         """A worker joins: by its own word, or as the configuration says."""
-        if member.incarnation is None:
-            member.unheard, member.problem = True, UNHEARD
+        if worker_state.incarnation is None:
+            worker_state.unheard, worker_state.problem = True, UNHEARD
         else:
-            self._tell_admitted(member)
+            self._tell_admitted(worker_state)
 
-    def forget(self, member: AnyMember) -> None:
+    def forget(self, worker_state: AnyWorkerState) -> None:
         """A worker has left."""
-        self._refused.pop(member, None)
+        self._refused.pop(worker_state, None)
 
-    async def is_known(self, member: AnyMember, seen: str | None) -> bool:
+    async def is_known(self, worker_state: AnyWorkerState, seen: str | None) -> bool:
         """Whether the process `seen` at the worker's address is the worker; asks a new one."""
-        if seen is not None and seen == member.incarnation:
+        if seen is not None and seen == worker_state.incarnation:
             # Another may have been in its place for a while.
-            self._clear(member)
+            self._clear(worker_state)
             return True
-        if self._refused.get(member) == (seen or ""):
+        if self._refused.get(worker_state) == (seen or ""):
             return False
-        if member.can_be_asked or member.draining:
-            member.unheard = True
-            self._suspected(member)
+        if worker_state.can_be_asked or worker_state.draining:
+            worker_state.unheard = True
+            self._suspected(worker_state)
         try:
-            facts = await admission.ask(self._session, member.worker.url, self._seconds)
+            facts = await admission.ask(self._session, worker_state.worker.url, self._seconds)
         except GatewayError as error:
             if seen is None:  # it is not even SGLang's
-                self._refuse(member, "", [error.message])
+                self._refuse(worker_state, "", [error.message])
             return False
-        found = admission.changes(member.worker, member.facts, facts, self._capacity)
+        found = admission.changes(worker_state.worker, worker_state.facts, facts, self._capacity)
         if found:
-            self._refuse(member, seen or "", found)
+            self._refuse(worker_state, seen or "", found)
         elif facts is not None and facts.incarnation == seen:
-            self._admit(member, facts)
+            self._admit(worker_state, facts)
             return True
         return False
 
-    async def admit_swapped(self, member: AnyMember) -> None:
+    async def admit_swapped(self, worker_state: AnyWorkerState) -> None:
         """The worker has other weights now, by the gateway's own wish; raises GatewayError."""
-        facts = await admission.ask(self._session, member.worker.url)
-        if facts is not None and facts.incarnation == member.incarnation:
-            member.facts = facts
+        facts = await admission.ask(self._session, worker_state.worker.url)
+        if facts is not None and facts.incarnation == worker_state.incarnation:
+            worker_state.facts = facts
 
-    def _clear(self, member: AnyMember) -> None:
-        member.unheard, member.refused = False, None
-        self._refused.pop(member, None)
+    def _clear(self, worker_state: AnyWorkerState) -> None:
+        worker_state.unheard, worker_state.refused = False, None
+        self._refused.pop(worker_state, None)
 
-    def _refuse(self, member: AnyMember, incarnation: str, reasons: list[str]) -> None:
-        self._refused[member] = incarnation
-        member.unheard = False
-        member.refused = (
+    def _refuse(self, worker_state: AnyWorkerState, incarnation: str, reasons: list[str]) -> None:
+        self._refused[worker_state] = incarnation
+        worker_state.unheard = False
+        worker_state.refused = (
             f"another worker answers at its address: {'; '.join(reasons)}. Start the one that was "
             "here, or let this one join anew (POST /workers)"
         )
-        log.warning("%s is refused: %s", member.worker.title, member.refused)
+        log.warning("%s is refused: %s", worker_state.worker.title, worker_state.refused)
 
-    def _admit(self, member: AnyMember, facts: Facts) -> None:
-        self._clear(member)
-        member.incarnation = facts.incarnation
-        if member.facts is None:
-            member.facts = facts
+    def _admit(self, worker_state: AnyWorkerState, facts: WorkerInfo) -> None:
+        self._clear(worker_state)
+        worker_state.incarnation = facts.incarnation
+        if worker_state.facts is None:
+            worker_state.facts = facts
         else:
-            self._restarted(member)
-            log.info("%s has restarted, and is the same", member.worker.title)
-        self._tell_admitted(member)
+            self._restarted(worker_state)
+            log.info("%s has restarted, and is the same", worker_state.worker.title)
+        self._tell_admitted(worker_state)
 
-    def _tell_admitted(self, member: AnyMember) -> None:
+    def _tell_admitted(self, worker_state: AnyWorkerState) -> None:
         for tell in self.admitted:
-            tell(member)
+            tell(worker_state)

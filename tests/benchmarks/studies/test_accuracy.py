@@ -28,7 +28,7 @@ from benchmarks.studies.accuracy.units import Unit, run_all, units
 from ps_sglang.contract import read_manifest
 from ps_sglang.errors import UsageError
 from ps_sglang.models.tiny import make_tiny
-from ps_sglang.tasks import task
+from ps_sglang.training.tasks import task
 
 pytestmark = pytest.mark.timeout(600)  # a study trains and evaluates a dozen times
 
@@ -262,7 +262,7 @@ def test_the_page_in_the_repository_has_the_marks() -> None:
 def test_a_failed_job_says_how_its_log_ends(tmp_path: Path) -> None:
     runner = Runner(tmp_path, threads=1)
     with pytest.raises(JobError) as failed:
-        runner.run("x", "ps_sglang.tasks", "sing", *flags(out=tmp_path))
+        runner.run("x", "ps_sglang.training.tasks", "sing", *flags(out=tmp_path))
     head, *end = str(failed.value).splitlines()
     assert head == f"x failed (2); {tmp_path}/x.log ends:"
     assert any("sing" in line for line in end)

@@ -13,7 +13,7 @@ from benchmarks.studies.agents import record
 from benchmarks.studies.agents.__main__ import main
 from benchmarks.studies.agents.panels import panels
 from benchmarks.studies.agents.record import keep
-from ps_sglang.chart import Point
+from ps_sglang.training.chart import Point
 
 
 def run(system: str, hit: float, **load: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def said(*values: str, first: str = "human") -> dict[str, Any]:
     return {"id": "x", "conversations": messages}
 
 
-GOOD = [said(*(f"{'word ' * (n + 1)}{number}" for n in range(12))) for number in range(4)]
+CLOSED = [said(*(f"{'word ' * (n + 1)}{number}" for n in range(12))) for number in range(4)]
 BAD = [
     said("hello there", "hi", first="gpt"),
     said(*["a"] * 4, "b", ""),
@@ -36,7 +36,7 @@ BAD = [
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its file breaks off, as the real one's does. One word is one token."""
-    whole = json.dumps([*BAD, *GOOD, said(*["cut"] * 10)], indent=2)
+    whole = json.dumps([*BAD, *CLOSED, said(*["cut"] * 10)], indent=2)
     path = tmp_path / text._WHEEL
     with zipfile.ZipFile(path, "w") as package:
         package.writestr(text._MEMBER, whole[:-60])

@@ -28,12 +28,12 @@ def test_runs_are_equal_to_the_byte_and_leave_nothing(system: str, steps: Measur
                 assert worker._reserved == 0
                 assert not any(worker.tree._locks.values())
                 assert (len(worker._waiting), worker._begun, worker._decoding) == (0, [], [])
-            for member in domain._pool:
-                load = member.load
+            for worker_state in domain._pool:
+                load = worker_state.load
                 assert (load.requests, load.queued_tokens, load.moving_tokens) == (0, 0, 0)
             # The gateway's index mirrors the trees.
             for name, worker in (domain.prefill | domain.decode).items():
-                assert domain._holdings.source(name).tokens == len(worker.tree) * PAGE
+                assert domain._cache_index.source(name).tokens == len(worker.tree) * PAGE
     assert len(texts) == 1
 
 
@@ -248,7 +248,7 @@ def test_pages_have_any_size() -> None:
         assert figures["computed_tokens"] == work(TRACE[:5], page).shared
         (domain,) = simulator._domains
         for name, worker in (domain.prefill | domain.decode).items():
-            assert domain._holdings.source(name).tokens == len(worker.tree) * page
+            assert domain._cache_index.source(name).tokens == len(worker.tree) * page
 
 
 def test_links_are_busy_as_long_as_pages_move() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from ps_sglang.launch.child import die_with_parent
+from ps_sglang.launch.forked_process import die_with_parent
 
 if sys.argv[1] == "ends":
     sys.exit(3)

@@ -1,0 +1,117 @@
+"""The feed's place in a worker's scheduler: what it publishes, and what it is asked for.
+
+SGLang publishes KV events when it reports statistics, which a busy decode worker does every 40
+steps; here each pass of the scheduler's loop does. Hints about conversations come in over the feed
+of one rank and go to all ranks the way that SGLang's own time-outs do, as every rank must evict
+the same pages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from ps_sglang.engine import waiting
+from ps_sglang.engine.compat.srt import EventPublisherFactory
+from ps_sglang.engine.hooking import after, around
+from ps_sglang.engine.request_state import next_sequence_number
+from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
+from ps_sglang.events.messages import PUBLISHER, Pin, Release, Span
+from ps_sglang.events.publisher import Command, WorkerEventPublisher
+
+
+class Unpin(msgspec.Struct, frozen=True):
+    """To all ranks: a conversation's pin has ended."""
+
+    session: str
+
+
+Hint = Pin | Release | Unpin
+
+
+class SchedulerEvents:
+    """What came in over the feed and waits for the scheduler's thread."""
+
+    def __init__(self, publisher: WorkerEventPublisher) -> None:
+        self.publisher = publisher
+        self._commands: deque[Command] = deque()
+        self._pins: dict[str, float] = {}  # session -> when its pin ends
+        publisher.on_command(self._take)
+
+    def _take(self, command: Command) -> None:
+        self._commands.append(command)
+        waiting.ring()
+
+    def commands(self, now: float) -> list[Command | Unpin]:
+        """What is to be carried out by `now` (monotonic seconds), in order."""
+        due: list[Command | Unpin] = []
+        while self._commands:
+            command = self._commands.popleft()
+            if isinstance(command, Pin):
+                self._pins[command.session] = now + command.seconds
+            elif isinstance(command, Release):
+                self._pins.pop(command.session, None)
+            due.append(command)
+        for session in [name for name, end in self._pins.items() if end <= now]:
+            del self._pins[session]
+            due.append(Unpin(session))
+        return due
+
+
+class _Here:
+    """The feed of this process's scheduler; None where another rank has it, or nobody."""
+
+    feed: SchedulerEvents | None = None
+
+
+def register() -> None:
+    """Make the feed selectable as a publisher of KV events."""
+    EventPublisherFactory.register_publisher(PUBLISHER, _publisher)
+
+
+def _publisher(**config: Any) -> WorkerEventPublisher:
+    """The publisher of the rank that SGLang has chosen for it, which is this one."""
+    publisher = WorkerEventPublisher(**config)
+    _Here.feed = SchedulerEvents(publisher)
+    return publisher
+
+
+def record(timeline: Span) -> None:
+    """Publish a request's timeline, if this worker has a feed."""
+    if _Here.feed is not None:
+        _Here.feed.publisher.record(timeline)
+
+
+@after("managers.scheduler.Scheduler._poll_timeout_aborts", "self")
+def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any]:
+    """After ``Scheduler._poll_timeout_aborts``: hints go to all ranks along with the aborts."""
+    # Without a tree (--disable-radix-cache) there is nothing to tell, and nobody to be told.
+    if _Here.feed is None or not isinstance(scheduler.tree_cache, BaseTokenTree):
+        return aborts
+    commands = _Here.feed.commands(time.monotonic())
+    hints = [command for command in commands if isinstance(command, Hint)]
+    if len(hints) < len(commands):
+        scheduler.tree_cache.republish()
+    return [*aborts, *hints]
+
+
+@around("managers.scheduler.Scheduler.process_input_requests", "self", "recv_reqs")
+def process_input_requests(original: Any, scheduler: Any, recv_reqs: list[Any]) -> None:
+    """Around ``Scheduler.process_input_requests``: take up hints, then publish what changed."""
+    for hint in recv_reqs:
+        if isinstance(hint, Hint):
+            _apply(hint, scheduler.tree_cache.conversations)
+    original(scheduler, [request for request in recv_reqs if not isinstance(request, Hint)])
+    scheduler.kv_events_publisher.publish_kv_events()
+
+
+def _apply(hint: Hint, conversations: Any) -> None:
+    if isinstance(hint, Release):
+        conversations.release(hint.session, next_sequence_number())
+    elif isinstance(hint, Pin):
+        conversations.pin(hint.session)
+    else:
+        conversations.unpin(hint.session)

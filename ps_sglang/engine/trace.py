@@ -1,0 +1,94 @@
+"""Where a request's time went on this worker, told over the feed when it ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ps_sglang.engine import events
+from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST
+from ps_sglang.engine.hooking import after
+from ps_sglang.engine.request_state import handoff_state
+from ps_sglang.events.messages import Span
+
+
+@after(
+
+    "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_disagg_prefill_inflight_queue",
+    "self", "rids_to_check",
+)  # fmt: skip
+def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -> None:
+    """After ``process_disagg_prefill_inflight_queue``: a prefill worker's part has ended."""
+    for req in done:
+        if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
+            events.record(_of_prefill(req))
+
+
+@after(
+
+    "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_decode",
+    "self", "batch", "result",
+)  # fmt: skip
+def process_batch_result_decode(_result: None, _processor: Any, batch: Any, *_: Any) -> None:
+    """After ``process_batch_result_decode``: a decode worker's first and last outputs."""
+    tell_decoded(batch.reqs)
+
+
+def tell_decoded(reqs: list[Any]) -> None:
+    """Note first outputs, and tell the feed of requests that have ended."""
+    now = time.perf_counter()
+    for req in reqs:
+        timestamps = handoff_state(req).timestamps
+        if not timestamps.first_output and req.output_ids:
+            timestamps.first_output = now
+        # Under overlap scheduling an ended request is in the next batch as well.
+        if req.finished() and not timestamps.is_published and timestamps.landed:
+            timestamps.is_published = True
+            events.record(_of_decode(req, now))
+
+
+def _of_prefill(req: Any) -> Span:
+    state, stats = handoff_state(req), req.time_stats
+    timestamps = state.timestamps
+    waited = 0.0 if state.fan_out is None else state.fan_out.waited
+    computed_at = stats.prefill_finished_time
+    started = stats.forward_entry_time or computed_at  # no forward pass: it took no time
+    computed = len(req.origin_input_ids) - req.cached_tokens
+    return Span(
+        rid=req.rid,
+        role="prefill",
+        began=_unix(timestamps.began),
+        queue=_between(timestamps.began + waited, started),
+        wait=waited,
+        prefill=_between(started, computed_at),
+        send=_between(computed_at, stats.completion_time),
+        computed=computed,
+        held=timestamps.held,
+    )
+
+
+def _of_decode(req: Any, now: float) -> Span:
+    timestamps = handoff_state(req).timestamps
+    asked = req.time_stats.decode_transfer_queue_entry_time
+    first_output = timestamps.first_output or timestamps.landed  # ended without any output
+    return Span(
+        rid=req.rid,
+        role="decode",
+        began=_unix(timestamps.began),
+        queue=_between(timestamps.began, asked),
+        pull=_between(asked, timestamps.landed),
+        first_step=_between(timestamps.landed, first_output),
+        decode=_between(first_output, now) if timestamps.first_output else 0.0,
+        held=timestamps.held,
+        pulled=timestamps.pulled,
+        pulled_bytes=timestamps.pulled_bytes,
+    )
+
+
+def _between(start: float, end: float) -> float:
+    # A request that fails skips stages, whose times then stay 0.
+    return round(max(end - start, 0.0), 6)
+
+
+def _unix(moment: float) -> float:
+    return round(time.time() - time.perf_counter() + moment, 6)

@@ -1,0 +1,258 @@
+"""The worker's end of the feed: publishes, replays, and passes requests on.
+
+The constructor takes what SGLang passes to a publisher of KV events, so that the class registers
+as one; it needs nothing of SGLang. One thread owns the sockets. `publish` and `record` only put
+into a queue, and without a subscriber nothing is even encoded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+from ps_sglang.events.messages import (
+    KV,
+    MOST_REQUEST_BYTES,
+    NOT_UNDERSTOOD,
+    NUMBER_BYTES,
+    TIMELINE,
+    Expired,
+    Pin,
+    Position,
+    Release,
+    Replay,
+    Replayed,
+    Reply,
+    Request,
+    RequestRefused,
+    Snapshot,
+    Span,
+)
+from ps_sglang.events.messages import (
+    topic as topic_of,
+)
+
+log = logging.getLogger(__name__)
+
+Command = Snapshot | Release | Pin
+"""Requests that whoever owns the tree carries out."""
+
+KEPT_BYTES: Final = 32 << 20
+"""Bytes of past batches kept for replays."""
+
+
+class WorkerEventPublisher:
+    """Publishes a worker's KV events and timelines; see ps_sglang.events.messages.
+
+    Args: `endpoint` and `replay_endpoint` are where to listen, for subscribers and for requests
+    (``tcp://host:0`` takes any free port); `buffer_steps` is how many batches are kept for replays
+    at most, `hwm` how many messages may wait for a slow subscriber, `max_queue_size` how many for
+    the thread that sends them. What exceeds the last two is dropped, which subscribers see as a
+    gap. The others are SGLang's and have no meaning here.
+
+    Raises ValueError for a configuration without a meaning, zmq.ZMQError for an address in use.
+    """
+
+    def __init__(
+        self,
+        attn_dp_rank: int = 0,
+        endpoint: str = "tcp://127.0.0.1:0",
+        replay_endpoint: str | None = "tcp://127.0.0.1:0",
+        buffer_steps: int = 10_000,
+        hwm: int = 100_000,
+        max_queue_size: int = 100_000,
+        topic: str = "",
+        bind: bool | None = True,
+    ) -> None:
+        if attn_dp_rank:
+            raise ValueError("the feed knows one tree per worker: leave out --dp-size")
+        if topic or replay_endpoint is None or not bind:
+            raise ValueError(
+                "publisher ps_sglang listens on `endpoint` and `replay_endpoint` and chooses its "
+                'topics itself: set both addresses and "bind": true, and no `topic`'
+            )
+        self.incarnation: Final = os.urandom(8).hex()
+        self._max_queue_size = max_queue_size
+        self._next = 0
+        self._next_record = 0
+        self._queue: deque[tuple[str, int, Any]] = deque()
+        self._closing = False
+        self._wanted: set[bytes] = set()
+        self._topics = tuple(topic_of(kind, self.incarnation) for kind in (KV, TIMELINE))
+        self._kept = _Kept(buffer_steps, KEPT_BYTES)
+        self._command: Callable[[Command], None] = _nobody
+        self._context = zmq.Context()
+        try:
+            self._out = self._listen(zmq.XPUB, endpoint, hwm)
+            self._router = self._listen(zmq.ROUTER, replay_endpoint, hwm)
+        except zmq.ZMQError:
+            self._context.destroy(linger=0)
+            raise
+        self.endpoint: Final = _address(self._out)
+        self.control: Final = _address(self._router)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="ps-sglang-feed", daemon=True)
+        self._thread.start()
+        atexit.register(self.shutdown)
+
+    def publish(self, batch: Any) -> None:
+        """Publish a `KvEventBatch`, or SGLang's own, which is the same on the wire.
+
+        Call it from one thread, and leave the batch alone afterwards.
+        """
+        self._put(KV, self._next, batch)
+        self._next += 1
+
+    def record(self, record: Span) -> None:
+        """Publish a request's timeline. Call it from one thread."""
+        self._put(TIMELINE, self._next_record, record)
+        self._next_record += 1
+
+    def on_command(self, command: Callable[[Command], None]) -> None:
+        """Have `command` called, in the feed's thread, for requests that concern the tree."""
+        self._command = command
+
+    def describe_local_source(self, _block_size: int) -> dict[str, Any] | None:
+        """SGLang asks for what a router of its own could read: there is none."""
+        return None
+
+    def shutdown(self) -> None:
+        """Send what waits, and close. Publishing ends before; may be called again."""
+        atexit.unregister(self.shutdown)
+        if self._closing:
+            return
+        self._closing = True
+        self._ring()
+        self._thread.join()
+        os.close(self._bell)
+
+    def _listen(self, kind: int, address: str, hwm: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        socket.set_hwm(hwm)
+        socket.maxmsgsize = MOST_REQUEST_BYTES
+        socket.tcp_keepalive = 1  # a peer whose machine is gone gives its connection back
+        socket.bind(address)
+        return socket
+
+    def _put(self, kind: str, number: int, content: Any) -> None:
+        if len(self._queue) < self._max_queue_size:
+            self._queue.append((kind, number, content))
+            self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # rung 2^64 times: it rings
+            os.eventfd_write(self._bell, 1)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._bell, self._out, self._router):
+            poller.register(source, zmq.POLLIN)
+        while not self._closing:
+            ready = dict(poller.poll())
+            try:
+                if self._bell in ready:
+                    os.eventfd_read(self._bell)
+                if self._out in ready:
+                    self._take_subscriptions()
+                self._send()
+                if self._router in ready:
+                    self._answer(self._router.recv_multipart())
+            except Exception:  # this thread's outermost loop: without it nothing is told any more
+                log.exception("failed on a message of the feed")
+        self._send()
+        self._context.destroy(linger=0)
+
+    def _take_subscriptions(self) -> None:
+        while self._out.poll(0):
+            message = b"".join(self._out.recv_multipart())
+            # The first byte tells coming (1) from going (0); ZMQ reports each prefix once.
+            prefix = message[1:]
+            if message[:1] != b"\x01":
+                self._wanted.discard(prefix)
+            elif any(name.startswith(prefix) for name in self._topics):
+                self._wanted.add(prefix)
+
+    def _send(self) -> None:
+        encode = msgspec.msgpack.encode
+        while self._queue:
+            kind, number, content = self._queue.popleft()
+            name = topic_of(kind, self.incarnation)
+            if any(name.startswith(prefix) for prefix in self._wanted):
+                payload = encode(content)
+                self._out.send_multipart((name, number.to_bytes(NUMBER_BYTES, "big"), payload))
+                if kind == KV:
+                    self._kept.add(number, payload)
+
+    def _answer(self, frames: list[bytes]) -> None:
+        peer, *_, content = frames
+        try:
+            request = msgspec.msgpack.decode(content, type=Request)
+        except NOT_UNDERSTOOD as error:
+            self._reply(peer, RequestRefused(f"not a request of the feed: {error}"))
+            return
+        position = Position(self.incarnation, self._next)
+        if isinstance(request, Replay):
+            self._reply_replay(peer, request, position)
+        else:
+            if isinstance(request, Command):
+                self._command(request)
+            self._reply(peer, position)
+
+    def _reply_replay(self, peer: bytes, request: Replay, position: Position) -> None:
+        self._send()  # what is left out of this and of the kept ones was dropped
+        batches = self._kept.since(request.first)
+        if (
+            request.incarnation != self.incarnation
+            or batches is None
+            or request.first + len(batches) < position.next
+        ):
+            self._reply(peer, Expired(self.incarnation, position.next))
+        else:
+            self._reply(peer, Replayed(self.incarnation, request.first, len(batches)), *batches)
+
+    def _reply(self, peer: bytes, reply: Reply, *batches: bytes) -> None:
+        self._router.send_multipart((peer, b"", msgspec.msgpack.encode(reply), *batches))
+
+
+class _Kept:
+    """The last batches sent, without a gap, at most so many and so many bytes."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._batches: deque[bytes] = deque()
+        self._first = self._bytes = 0
+
+    def add(self, number: int, batch: bytes) -> None:
+        if number != self._first + len(self._batches):
+            self._batches.clear()
+            self._first, self._bytes = number, 0
+        self._batches.append(batch)
+        self._bytes += len(batch)
+        while len(self._batches) > self._most or self._bytes > self._most_bytes:
+            self._bytes -= len(self._batches.popleft())
+            self._first += 1
+
+    def since(self, number: int) -> list[bytes] | None:
+        """The batches from `number` on; None if they are not all there."""
+        skipped = number - self._first
+        if not 0 <= skipped <= len(self._batches):
+            return None
+        return list(self._batches)[skipped:]
+
+
+def _nobody(command: Command) -> None:
+    log.warning("the feed was asked for %s, but nobody owns a tree here", type(command).__name__)
+
+
+def _address(socket: zmq.Socket[bytes]) -> str:
+    return socket.get_string(zmq.LAST_ENDPOINT)

@@ -1,0 +1,377 @@
+"""One sample on its two workers: the prefill leg and the decode leg of SGLang's PD protocol.
+
+Both legs get the client's body plus the bootstrap fields that let them find each other. The decode
+leg's answer is the client's; the prefill leg's answer is read only for errors. A leg that is no
+longer wanted is ended twice: its connection is closed, and SGLang is told by request id, because
+SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.engine_errors import (
+    PrefillAnswer,
+    answer_error,
+    event_error,
+    is_preamble,
+    prefill_answer,
+)
+from ps_sglang.gateway.bodies.samples import Endpoint, Sample
+from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.dispatch.background import Background, cancel
+from ps_sglang.gateway.dispatch.worker_client import WorkerClient, WorkerResponse
+from ps_sglang.gateway.errors import (
+    GatewayError,
+    Loss,
+    WorkerFailed,
+    WorkerUnreachable,
+    engine_error,
+    reaching,
+    require_process,
+)
+from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.routing.sessions import Session
+from ps_sglang.gateway.telemetry.trace import Trace
+from ps_sglang.priority import place
+
+ABORT_SECONDS = 5.0
+# After the decode leg's answer the prefill leg has nothing left to do but to say so.
+PREFILL_GRACE_SECONDS = 30.0
+# Both legs judge the same body. When one has failed the other is given so long to say why it does.
+SETTLE_SECONDS = 1.0
+
+# How SGLang begins its refusal of a request whose id it knows.
+_KNOWN_ID = "Duplicate request ID"
+
+# What a client asks about the output. The prefill leg has none: it must not fail at reporting it.
+# Neither is it streamed, so that its failure is an HTTP status.
+_ABOUT_OUTPUT = frozenset(
+    (
+        "stream",
+        "stream_options",
+        "logprobs",
+        "top_logprobs",
+        "return_logprob",
+        "top_logprobs_num",
+        "token_ids_logprob",
+        "return_sampling_mask",
+        "sampling_logprobs_mode",
+        "return_flat_raw_output_top_logprobs",
+        "return_flat_raw_top_logprobs_b64",
+    )
+)
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What the samples of one client request have in common. `headers` go to the workers."""
+
+    endpoint: Endpoint
+    decoder: str
+    headers: dict[str, str]
+    session: Session | None = None
+    # By the samples' places in the answer, where the client wants them.
+    traces: dict[int, Trace] | None = None
+
+
+class PrefillDecodeRequest:
+    """The two legs of one sample; the prefill leg starts at once. `close` must be called.
+
+    Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (another
+    pair may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both legs
+    fail, the error is the cause, whichever fails first: see `_settled`.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        background: Background,
+        context: RequestContext,
+        sample: Sample,
+        route: Route,
+        attempt: int,
+        on_prefilled: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._background = background
+        self.context = context
+        self.route = route
+        # SGLang refuses an id that it still knows, from an attempt that it is just aborting.
+        self.rid = f"{sample.rid}-{attempt:02d}"
+        self._on_prefilled = on_prefilled
+        self._body = {
+            **sample.body,
+            "rid": self.rid,
+            "bootstrap_host": route.prefill.worker.bootstrap_host,
+            "bootstrap_port": route.prefill.worker.bootstrap_port,
+            "bootstrap_room": ids.room(),
+            "priority": place(sample.body.get("priority") or 0, route.held_tokens),
+        }
+        self._response: WorkerResponse | None = None
+        self._splitter = sse.Splitter()
+        self._error: GatewayError | None = None  # told by the stream behind the last events
+        self._answering = False
+        self._decode_ended = False
+        self._closed = False
+        self._failure: GatewayError | None = None
+        self._reader: asyncio.Task[Any] | None = None
+        self._prefilled: PrefillAnswer | None = None
+        self._tell_served: Callable[[PrefillAnswer], None] | None = None
+        self._prefill_error: GatewayError | None = None
+        self._prefill_told = asyncio.Event()
+        self._prefill = asyncio.create_task(self._run_prefill())
+
+    async def answer(self) -> bytes:
+        """The decode leg's whole JSON answer."""
+        with self._interruptible():
+            try:
+                return await self._read_answer()
+            except GatewayError as error:
+                raise await self._settled(error) from None
+
+    async def open_stream(self) -> list[bytes]:
+        """Start the decode leg's stream; returns its first events.
+
+        The last of them says something, see `is_preamble`: until then a failure can still be told
+        by an HTTP status.
+        """
+        with self._interruptible():
+            try:
+                return await self._read_first()
+            except GatewayError as error:
+                raise await self._settled(error) from None
+
+    async def events(self) -> list[bytes]:
+        """The events that have come since, at least one; none after `[DONE]`."""
+        if self._decode_ended:
+            return []
+        with self._interruptible():
+            return await self._next_events()
+
+    def fail(self, error: GatewayError) -> None:
+        """End the sample with `error`, unless it has ended: whoever reads its answer gets it."""
+        if self._failure is not None or self._decode_ended or self._closed:
+            return
+        self._failure = error
+        if self._reader is not None:
+            self._reader.cancel()
+        else:
+            # Nobody reads now, and perhaps never will: the client may have stopped reading.
+            self._background.start(self.close())
+
+    @property
+    def prefill_has_told(self) -> bool:
+        """Whether the prefill leg has answered, well or not."""
+        return self._prefill_told.is_set()
+
+    def when_served(self, tell: Callable[[PrefillAnswer], None]) -> None:
+        """Tell once what the prefill leg answered, if the decode leg has given its whole answer.
+
+        The prefill leg may answer later than the decode leg.
+        """
+        self._tell_served = tell
+        self._tell_if_served()
+
+    def _tell_if_served(self) -> None:
+        tell, told = self._tell_served, self._prefilled
+        if self._decode_ended and tell is not None and told is not None:
+            self._tell_served = None
+            tell(told)
+
+    async def close(self) -> None:
+        """End both legs; one that has not given its whole answer is aborted."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._response is not None:
+            self._response.close()
+        if self._decode_ended and not self._prefill.done():
+            self._background.start(self._finish_prefill())
+            return
+        if not self._decode_ended:
+            self._tell_abort(self.route.decode)
+        await self._end_prefill()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """In this block `fail` interrupts the task that runs it, which raises the error."""
+        if self._failure is not None:
+            raise self._failure
+        task = asyncio.current_task()
+        assert task is not None, "a pair is read inside a task"
+        cancelled_before = task.cancelling()
+        self._reader = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            # As asyncio.timeout does: a cancellation by others is theirs, even at the same time.
+            if self._failure is not None and task.uncancel() <= cancelled_before:
+                raise self._failure from None
+            raise
+        finally:
+            self._reader = None
+
+    async def _run_prefill(self) -> None:
+        try:
+            await self._read_prefill()
+        except GatewayError as error:
+            self._prefill_error = error
+            self._prefill_told.set()
+            if not isinstance(error, WorkerUnreachable):
+                await asyncio.sleep(SETTLE_SECONDS)
+            # Once the answer has begun, the prefill leg has done its part.
+            if not self._answering:
+                self.fail(error)
+        else:
+            self._prefill_told.set()
+
+    async def _settled(self, error: GatewayError) -> GatewayError:
+        """The cause of a failure of which the decode leg says `error`.
+
+        A refusal is the client's, and a lost connection speaks for itself. Any other failure may
+        only follow from one of the prefill leg. If both legs fail in the same words, before they
+        had to do with each other, then the request is why.
+        """
+        if isinstance(error, WorkerUnreachable) or error.status < 500:
+            return error
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._prefill_told.wait()
+        cause = self._prefill_error
+        if cause is None or (isinstance(cause, WorkerFailed) and cause.reason == error.message):
+            return error
+        return cause
+
+    async def _read_prefill(self) -> None:
+        worker = self.route.prefill.worker
+        body = {name: value for name, value in self._body.items() if name not in _ABOUT_OUTPUT}
+        response = await self._post(self.route.prefill, body)
+        with response, reaching(worker):
+            content = await response.read()
+        error = (
+            _refusal(worker, response, content) if response.status != 200 else answer_error(content)
+        )
+        if isinstance(error, WorkerUnreachable):
+            raise error
+        if error is not None and error.status >= 500:
+            raise WorkerFailed(worker, error.message, engine_status=error.status) from error
+        if error is not None:
+            raise error
+        self._prefilled = prefill_answer(content)
+        self._tell_if_served()
+        self.route.handed_over()
+        self._on_prefilled()
+
+    async def _finish_prefill(self) -> None:
+        try:
+            await asyncio.wait({self._prefill}, timeout=PREFILL_GRACE_SECONDS)
+        finally:
+            await self._end_prefill()
+
+    async def _end_prefill(self) -> None:
+        # The caller may be cancelled at the `await`: everything that must happen comes first.
+        self.route.release()
+        if not self._prefill.done():
+            self._tell_abort(self.route.prefill)
+        await cancel(self._prefill)
+
+    async def _read_answer(self) -> bytes:
+        response = await self._open_decode()
+        with reaching(self.route.decode.worker):
+            content = await response.read()
+        if error := answer_error(content):
+            raise error
+        self._decode_ended = True
+        return content
+
+    async def _read_first(self) -> list[bytes]:
+        await self._open_decode()
+        first: list[bytes] = []
+        while not self._answering:
+            events = await self._next_events()
+            self._answering = not all(map(is_preamble, events))
+            first += events
+        return first
+
+    async def _next_events(self) -> list[bytes]:
+        assert self._response is not None, "open_stream() comes first"
+        worker = self.route.decode.worker
+        if self._error is not None:
+            raise self._error
+        with reaching(worker):
+            while piece := await self._response.piece():
+                if events := self._valid(self._splitter.events(piece)):
+                    return events
+        raise WorkerUnreachable(worker, "it ended the stream before [DONE]", Loss.TAKEN)
+
+    def _valid(self, events: list[bytes]) -> list[bytes]:
+        """Those up to `[DONE]`, or before a failure; raises that if none is before it."""
+        for number, event in enumerate(events):
+            if error := event_error(event):
+                if not number:
+                    raise error
+                self._error = error
+                return events[:number]
+            if event == sse.DONE:
+                self._decode_ended = True
+                return events[: number + 1]
+        return events
+
+    async def _open_decode(self) -> WorkerResponse:
+        worker = self.route.decode.worker
+        self._response = await self._post(self.route.decode, self._body)
+        if self._response.status != 200:
+            with reaching(worker):
+                content = await self._response.read()
+            raise _refusal(worker, self._response, content)
+        return self._response
+
+    async def _post(self, worker_state: AnyWorkerState, body: dict[str, Any]) -> WorkerResponse:
+        worker, wanted = worker_state.worker, worker_state.incarnation
+        with reaching(worker):
+            response = await self._client.post(
+                worker.url,
+                self.context.endpoint.value,
+                msgspec.json.encode(body),
+                {**self.context.headers, **worker_state.headers},
+            )
+        try:
+            require_process(worker, wanted, response.incarnation)
+        except WorkerUnreachable:
+            response.close()
+            raise
+        return response
+
+    def _tell_abort(self, worker_state: AnyWorkerState) -> None:
+        self._background.start(self._post_abort(worker_state))
+
+    async def _post_abort(self, worker_state: AnyWorkerState) -> None:
+        # If this fails, the closed connection still ends the request, later.
+        told = msgspec.json.encode({"rid": self.rid})
+        headers = {**self.context.headers, **worker_state.headers}
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                with await self._client.post(
+                    worker_state.worker.url, "/abort_request", told, headers
+                ) as response:
+                    await response.read()
+
+
+def _refusal(worker: Worker, response: WorkerResponse, content: bytes) -> GatewayError:
+    """What an answer whose status is not 200 means."""
+    error = engine_error(response.status, content)
+    if response.was_resent and error.message.startswith(_KNOWN_ID):
+        # The worker took the first copy, then the connection broke. The second copy is refused, and
+        # the answer to the first is lost: another pair, with another id, may do.
+        return WorkerUnreachable(
+            worker, "it took the request and closed the connection", Loss.TAKEN
+        )
+    return error

@@ -1,0 +1,229 @@
+"""What every worker holds of a prompt: by its events where they are live, else by an estimate."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ps_sglang.events.control import EventStreamError
+from ps_sglang.events.messages import Pin, Release, Span
+from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
+from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.index import estimate
+from ps_sglang.gateway.index.base_index import BaseIndex
+from ps_sglang.gateway.index.estimate import FirstSenders
+from ps_sglang.gateway.index.index_monitor import MISSES, IndexMonitor
+from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
+from ps_sglang.gateway.index.prompt import BLOCK_BYTES, Kind, Prompt
+from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.index.worker_cache import OnSpan, WorkerCache
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSource:
+    """Where the knowledge about one worker comes from, and how much it holds.
+
+    `problem` says why it is an estimate, None if it is none. `tokens` are those held by its
+    events, 0 where there are none. `counts` are the feed's batches, replays, snapshots and losses.
+    """
+
+    kind: Literal["events", "estimate"]
+    problem: str | None
+    tokens: int
+    counts: Mapping[str, int]
+
+
+class CacheIndex:
+    """The index, the feeds that fill it, and the estimates; for the thread of the event loop.
+
+    Workers may be added before the loop runs; `start` connects to their feeds, `stop` ends that.
+    Register functions in `computed` to be told how many tokens a prefill worker has computed for a
+    request, by its own word: those with a live feed, see `is_live`.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        *,
+        on_span: OnSpan = lambda worker, record: None,
+        clock: Callable[[], float] = time.monotonic,
+        timing: SubscriberTiming | None = None,
+    ) -> None:
+        self.prompts = prompts
+        self.computed: list[Callable[[str, int], None]] = []
+        self._on_span = on_span
+        self._clock = clock
+        self._timing = timing
+        self._index = BaseIndex(prompts.texts)
+        self._workers: dict[str, WorkerCache] = {}
+        self._first = FirstSenders()
+        self._monitor = IndexMonitor(self._index, clock, estimate.SETTLING_SECONDS)
+        self._running = False
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def add(self, worker: Worker) -> None:
+        """A worker joins."""
+        self._index.add_worker(worker.name, worker.role)
+        known = WorkerCache(worker, self._index, self._told, self._clock, self._timing)
+        self._workers[worker.name] = known
+        if self._running:
+            known.start()
+
+    def admitted(self, name: str, incarnation: str | None) -> None:
+        """From now on this process is the worker; another before it took its cache with it."""
+        self._workers[name].admitted(incarnation)
+
+    def remove(self, name: str) -> None:
+        """A worker leaves."""
+        self._workers.pop(name).stop()
+        self._monitor.forget(name)
+        self._index.drop_worker(name)
+
+    async def start(self) -> None:
+        """Connect to the feeds of all workers, those that join later included."""
+        self._running = True
+        for known in self._workers.values():
+            known.start()
+
+    async def stop(self) -> None:
+        """Leave all feeds."""
+        self._running = False
+        tasks = [task for known in self._workers.values() if (task := known.stop()) is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- what they hold --------------------------------------------------------------------------
+
+    def held(self, prompt: Prompt) -> Mapping[str, PrefixMatch]:
+        """The prefix that each worker holds or is about to hold, by worker's name.
+
+        Workers that hold nothing of it are left out.
+        """
+        addressed = prompt.exact and self._monitor.found(prompt.kind)
+        found = dict(self._index.held(prompt.text, prompt.salt)) if prompt.exact else {}
+        for name, known in self._workers.items():
+            told = addressed and known.is_live
+            seconds = estimate.SETTLING_SECONDS if told else estimate.SECONDS
+            blocks = known.estimate.held(prompt.blocks, seconds)
+            believed = prompt.blocks_bytes(blocks)
+            sure = found.get(name, NO_MATCH)
+            if believed > sure.bytes:
+                more = (believed - sure.bytes) / self._index.bytes_per_token
+                found[name] = PrefixMatch(sure.tokens + int(more), believed)
+        return found
+
+    def tokens(self, prompt: Prompt, held: Mapping[str, PrefixMatch]) -> float:
+        """A prompt's length: what is held is known, the rest is taken to be like other prompts."""
+        if prompt.tokens is not None:
+            return prompt.tokens
+        best = max(held.values(), key=lambda one: one.bytes, default=NO_MATCH)
+        return best.tokens + (len(prompt.text) - best.bytes) / self._index.bytes_per_token
+
+    def sent(self, worker: str, prompt: Prompt) -> None:
+        """A worker is about to hold the whole prompt; `settled` must follow."""
+        if worker in self._workers:
+            self._workers[worker].estimate.sent(prompt.blocks)
+
+    def settled(self, worker: str, prompt: Prompt, arrived: bool) -> None:
+        """What was `sent` has arrived, or never will."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.estimate.settled(prompt.blocks, arrived)
+            if arrived:
+                self._stored(worker, known, prompt)
+
+    def arrived(self, worker: str, prompt: Prompt) -> None:
+        """A worker holds the whole prompt, which was never `sent` to it."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.estimate.arrived(prompt.blocks)
+            self._stored(worker, known, prompt)
+
+    def _stored(self, worker: str, known: WorkerCache, prompt: Prompt) -> None:
+        if prompt.exact and known.is_live:
+            self._monitor.stored(worker, prompt)
+
+    def is_live(self, worker: str) -> bool:
+        """Whether a worker tells of what it does, and has told all that it holds."""
+        known = self._workers.get(worker)
+        return known is not None and known.is_live
+
+    def forget(self, worker: str) -> None:
+        """A worker's cache is known to be empty; its events, if any, say so themselves."""
+        if worker in self._workers:
+            self._workers[worker].estimate.forget()
+
+    def turn(self, prompt: Prompt, decoder: str, held: PrefixMatch) -> int:
+        """A decoder's turn sends `prompt`, of which its prefill worker holds `held`.
+
+        Returns how many of these tokens another decoder's turn brought in.
+        """
+        others = self._first.turn(prompt.blocks, decoder)
+        blocks = others[: -(-held.bytes // BLOCK_BYTES)]
+        return round(sum(blocks) / len(blocks) * held.tokens) if blocks else 0
+
+    # -- what is told and asked ------------------------------------------------------------------
+
+    async def release(self, worker: str, session: str) -> None:
+        """Let the pages that only this conversation uses go first; raises EventStreamError."""
+        await self._feed(worker).ask(Release(session))
+
+    async def pin(self, worker: str, session: str, seconds: float) -> None:
+        """Let a conversation's pages go last for a while; raises EventStreamError."""
+        await self._feed(worker).ask(Pin(session, seconds))
+
+    def worker_cache(self, worker: str) -> WorkerCache:
+        """What is told of a worker goes there; raises KeyError if there is none such."""
+        return self._workers[worker]
+
+    def has_events(self, worker: str) -> bool:
+        """Whether `release` and `pin` can be asked of a worker."""
+        known = self._workers.get(worker)
+        return known is not None and known.events is not None
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """The names of all workers."""
+        return tuple(self._workers)
+
+    def problem(self, kind: Kind) -> str | None:
+        """Why prompts of a kind do not address what workers hold; None if they do."""
+        known = self.prompts.chat_problem if kind == "chat" else self.prompts.problem
+        if known is None and not self._monitor.found(kind):
+            return f"the last {MISSES} did not find what was stored for them"
+        return known
+
+    def source(self, worker: str) -> CacheSource:
+        """Where the knowledge about a worker comes from; raises KeyError if there is none such."""
+        known = self._workers[worker]
+        problem = self.prompts.problem or known.problem
+        counts = known.events.counts if known.events is not None else Counter[str]()
+        return CacheSource(
+            "events" if problem is None else "estimate",
+            problem,
+            self._index.held_tokens(worker),
+            counts,
+        )
+
+    def duplicated(self) -> int:
+        """Tokens that decode workers hold beyond the first copy among them, by their events."""
+        return self._index.duplicated("decode")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that the events of any worker say are held."""
+        return len(self._index)
+
+    def _told(self, worker: str, record: Span) -> None:
+        if record.role == "prefill":
+            for tell in self.computed:
+                tell(worker, record.computed)
+        self._on_span(worker, record)
+
+    def _feed(self, worker: str) -> EventSubscriber:
+        known = self._workers.get(worker)
+        if known is None or known.events is None:
+            raise EventStreamError(f"worker {worker!r} has no feed")
+        return known.events

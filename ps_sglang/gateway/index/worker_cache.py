@@ -1,0 +1,112 @@
+"""One worker as the gateway knows it: its feed told to the index, and an estimate."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ps_sglang.events.control import EventStreamError
+from ps_sglang.events.messages import AllBlocksCleared, BlockRemoved, KvEvent, Span
+from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
+from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.index.base_index import BaseIndex
+from ps_sglang.gateway.index.estimate import Estimate
+
+log = logging.getLogger("ps_sglang.gateway")
+
+OnSpan = Callable[[str, Span], None]
+"""Takes a worker's name and what it tells of a request."""
+
+
+class WorkerCache:
+    """One worker's part of the index, kept by its feed if it has one, and its estimate.
+
+    `problem` says why the index does not have what the worker holds, None if it has.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        index: BaseIndex,
+        on_span: OnSpan,
+        clock: Callable[[], float],
+        timing: SubscriberTiming | None,
+    ) -> None:
+        self._name = worker.name
+        self._index = index
+        self._on_span = on_span
+        self._task: asyncio.Task[None] | None = None
+        self._incarnation: str | None = None
+        self.estimate = Estimate(clock)
+        self.events: EventSubscriber | None = None
+        self.problem: str | None = "it has no feed"
+        if worker.events is not None and worker.events_control is not None:
+            self.events = EventSubscriber(worker.events, worker.events_control, self, timing)
+            self.problem = "its feed has not been heard yet"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the index has what the worker holds."""
+        return self.problem is None
+
+    def start(self) -> None:
+        """Follow the feed."""
+        if self.events is not None and self._task is None:
+            self._task = asyncio.create_task(self.events.run(), name=f"feed of {self._name}")
+            self._task.add_done_callback(self._ended)
+
+    def stop(self) -> "asyncio.Task[None] | None":
+        """Leave the feed; the task that ends, if there is one."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task is self._task and not task.cancelled():
+            self.lost(f"its feed failed: {task.exception()}")
+            log.error("worker %s: the feed failed", self._name, exc_info=task.exception())
+
+    def admitted(self, incarnation: str | None) -> None:
+        """Whose feed it must be; what was believed of the process before is forgotten."""
+        if self._incarnation not in (None, incarnation):
+            self.estimate.forget()
+        self._incarnation = incarnation
+
+    def tells(self, incarnation: str) -> None:
+        """This process tells; raises EventStreamError if it is not the worker."""
+        if self._incarnation not in (None, incarnation):
+            raise EventStreamError(
+                f"the feed at its address is of another process ({incarnation}, not "
+                f"{self._incarnation})"
+            )
+
+    def kv(self, event: KvEvent) -> None:
+        """The worker's tree changed; raises OutOfSync."""
+        if isinstance(event, AllBlocksCleared):
+            self._index.cleared(self._name)
+        elif event.medium not in (None, "GPU"):
+            return  # a lower tier of the cache; no request is served from there
+        elif isinstance(event, BlockRemoved):
+            self._index.removed(self._name, event.block_hashes)
+        else:
+            self._index.stored(
+                self._name,
+                event.block_hashes,
+                event.parent_block_hash,
+                event.token_ids,
+                event.block_size,
+                event.cache_salt or "",
+            )
+
+    def span(self, record: Span) -> None:
+        """The worker told where a request's time went."""
+        self._on_span(self._name, record)
+
+    def live(self) -> None:
+        """The index has what the worker holds."""
+        self.problem = None
+
+    def lost(self, reason: str) -> None:
+        """The index does not have it any more."""
+        self.problem = reason
+        self._index.cleared(self._name)

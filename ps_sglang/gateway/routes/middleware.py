@@ -1,0 +1,163 @@
+"""Every request's id, log line, metrics and last resort for errors."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies.samples import Endpoint
+from ps_sglang.gateway.errors import (
+    BROKEN_ENCODING,
+    INTERNAL,
+    BadRequest,
+    GatewayBusy,
+    GatewayError,
+)
+from ps_sglang.gateway.listener import client_of, read_body
+from ps_sglang.gateway.state import GATEWAY
+
+log = logging.getLogger("ps_sglang.gateway")
+
+REQUEST_ID = "x-request-id"
+CLIENT_HUNG_UP = 499
+_LONGEST_ID = 128
+# The last two only where aiohttp finds a package for them; it refuses them otherwise.
+_ENCODINGS = frozenset(("gzip", "deflate", "identity", "", "br", "zstd"))
+_GENERATION = frozenset(endpoint.value for endpoint in Endpoint)
+
+
+@dataclass
+class RequestRecord:
+    """What is known of one request while it runs."""
+
+    id: str
+    route: str
+    started: float = field(default_factory=time.monotonic)
+    decoder: str = ""
+    rid: str = ""  # of its first sample: that one's timeline, and workers' logs, begin with it
+    error: GatewayError | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that every answer carries."""
+        return {REQUEST_ID: self.id}
+
+    def failed(self, error: GatewayError) -> None:
+        """The request failed after its status had gone out."""
+        self.error = error
+
+
+RECORD = web.RequestKey("record", RequestRecord)
+
+
+@web.middleware
+async def handle_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give each request an id, turn errors into OpenAI's format, log and count the outcome."""
+    record = request[RECORD] = RequestRecord(_request_id(request), _route(request))
+    status = CLIENT_HUNG_UP
+    client = client_of(request)
+    if client is not None:
+        client.began()
+    try:
+        response = await _answer(request, handler, record)
+        if not response.prepared:
+            response.headers.update(record.headers)
+        status = response.status if record.error is None else record.error.status
+        return response
+    except ConnectionResetError:
+        # The client hung up while its answer was being written: there is nobody to answer.
+        return web.Response(status=CLIENT_HUNG_UP)
+    finally:
+        if client is not None:
+            client.ended()
+        _conclude(request, record, status)
+
+
+async def _answer(
+    request: web.Request, handler: Handler, record: RequestRecord
+) -> web.StreamResponse:
+    headers: dict[str, str] = {}
+    try:
+        _check_encoding(request)
+        if request.method == "POST" and request.match_info.http_exception is None:
+            await read_body(request)
+        return await handler(request)
+    except GatewayError as error:
+        record.failed(error)
+    except web.HTTPException as error:
+        record.failed(GatewayError(_http_problem(request, error), status=error.status))
+        if hdrs.ALLOW in error.headers:
+            headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+    except web.RequestPayloadError:
+        record.failed(BadRequest(BROKEN_ENCODING))
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("%s failed inside the gateway", record.id)
+        record.failed(GatewayError(INTERNAL, status=500))
+    assert record.error is not None
+    response = error_response(record.error)
+    response.headers.update(headers)
+    body = request.content
+    is_cut = not body.is_eof() or body.exception() is not None
+    if isinstance(record.error, GatewayBusy) or is_cut:
+        response.force_close()  # a kept connection is one less for others; half a body, no use
+    return response
+
+
+def error_response(error: GatewayError) -> web.Response:
+    """The error as an answer of its own."""
+    return web.json_response(error.payload(), status=error.status, headers=error.headers)
+
+
+def _check_encoding(request: web.Request) -> None:
+    """aiohttp gives a body in an encoding that it does not know as it came."""
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is not None and encoding.lower() not in _ENCODINGS:
+        raise BadRequest(
+            f"The content-encoding {encoding!r} is not supported: send gzip, deflate or neither."
+        )
+
+
+def _http_problem(request: web.Request, error: web.HTTPException) -> str:
+    if isinstance(error, web.HTTPNotFound):
+        return f"There is no {request.path!r} here."
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.path!r} takes {', '.join(sorted(error.allowed_methods))} only."
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return f"The body is too large: {error.text}"
+    return error.text or error.reason
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get(REQUEST_ID, "")
+    if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
+        return given
+    return ids.unique()
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical.removeprefix("/models/{model}")
+
+
+def _conclude(request: web.Request, record: RequestRecord, status: int) -> None:
+    seconds = time.monotonic() - record.started
+    generation = record.route in _GENERATION
+    log.log(
+        logging.INFO if generation or status >= 400 else logging.DEBUG,
+        "%s rid=%s model=%s route=%s status=%d ms=%.0f%s",
+        record.id,
+        record.rid or "-",
+        record.decoder or "-",
+        record.route or request.path,
+        status,
+        seconds * 1000,
+        f" error={record.error.message!r}" if record.error else "",
+    )
+    if generation:
+        metrics = request.app[GATEWAY].metrics
+        metrics.answered(record.decoder, record.route, status, seconds)

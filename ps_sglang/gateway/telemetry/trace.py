@@ -1,0 +1,191 @@
+"""Where each request's time went, put together from what both of its workers tell.
+
+Workers tell over their feeds when their part has ended (see Span). A request's timeline
+is written to the log and counted when all has been told, or a while after its end with what has.
+A client that sends the header `x-timeline: 1` gets it with the answer.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from ps_sglang.events.messages import Span
+from ps_sglang.gateway.bodies.samples import Endpoint
+from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+
+log = logging.getLogger("ps_sglang.timeline")
+
+HEADER: Final = "x-timeline"
+LATE_SECONDS: Final = 2.0
+"""How long after its end a request's workers may still tell of it."""
+
+
+@dataclass(eq=False, slots=True)
+class Trace:
+    """One attempt at a sample: its workers, and what they have told so far."""
+
+    rid: str
+    decoder: str
+    route: Route
+    started: float
+    awaited: set[str]
+    told: dict[str, Span] = field(default_factory=dict)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    total: float | None = None
+    late: asyncio.TimerHandle | None = None
+
+    def stages(self) -> dict[str, float]:
+        """Seconds of each stage that is known, in their order; the client waits for their sum.
+
+        `queue`, `wait` (for another request's prefill of the same prefix) and `prefill` on the
+        prefill worker; `pull` is what the decode worker waits for pages after that.
+        """
+        found: dict[str, float] = {}
+        prefilled = 0.0
+        if (prefill := self.told.get("prefill")) is not None:
+            found |= {"queue": prefill.queue, "wait": prefill.wait, "prefill": prefill.prefill}
+            prefilled = prefill.began + sum(found.values())
+        if (decode := self.told.get("decode")) is not None:
+            asked = decode.began + decode.queue
+            # Two hosts' clocks may differ by more than a pull takes.
+            found["pull"] = max(asked + decode.pull - max(asked, prefilled), 0.0)
+            found |= {"first_step": decode.first_step, "decode": decode.decode}
+        return {name: round(seconds, 6) for name, seconds in found.items()}
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens of the base prefix by where they came from, and the bytes that were moved.
+
+        `computed` by the base, held by the prefill worker's `tree`, held by the decode worker's
+        `own` tree, `pulled` by it.
+        """
+        found: dict[str, int] = {}
+        if (prefill := self.told.get("prefill")) is not None:
+            found |= {"computed": prefill.computed, "tree": prefill.held}
+        if (decode := self.told.get("decode")) is not None:
+            found |= {"own": decode.held, "pulled": decode.pulled}
+            found["pulled_bytes"] = decode.pulled_bytes
+        return found
+
+    def payload(self) -> dict[str, Any]:
+        """The timeline as clients get it."""
+        total = time.monotonic() - self.started if self.total is None else self.total
+        return {
+            "rid": self.rid,
+            "prefill_worker": self.route.prefill.name,
+            "decode_worker": self.route.decode.name,
+            "seconds": {**self.stages(), "total": round(total, 6)},
+            "tokens": self.tokens(),
+        }
+
+
+class Traces:
+    """The timelines of the requests that run or have just ended; for the event loop's thread."""
+
+    def __init__(self, metrics: GatewayMetrics, late_seconds: float = LATE_SECONDS) -> None:
+        self._metrics = metrics
+        self._late_seconds = late_seconds
+        self._open: dict[str, Trace] = {}
+
+    def __len__(self) -> int:
+        """Traces that are not concluded yet."""
+        return len(self._open)
+
+    def begin(self, rid: str, decoder: str, route: Route) -> Trace:
+        """A sample is being sent to its workers; `ended` must follow."""
+        workers: tuple[Worker, Worker] = (route.prefill.worker, route.decode.worker)
+        awaited = {worker.name for worker in workers if worker.events is not None}
+        trace = Trace(rid, decoder, route, time.monotonic(), awaited)
+        self._open[rid] = trace
+        self._check(trace)
+        return trace
+
+    def tell(self, worker: str, record: Span) -> None:
+        """A worker tells of a request; of one that is not known it is dropped."""
+        trace = self._open.get(record.rid)
+        if trace is not None and worker in trace.awaited:
+            trace.awaited.discard(worker)
+            trace.told[record.role] = record
+            self._check(trace)
+
+    def ended(self, trace: Trace) -> None:
+        """Nothing more happens for the request here. May be called more than once."""
+        if trace.total is None:
+            trace.total = time.monotonic() - trace.started
+            self._check(trace)
+            if trace.rid in self._open:
+                loop = asyncio.get_running_loop()
+                trace.late = loop.call_later(self._late_seconds, self._conclude, trace)
+
+    def _check(self, trace: Trace) -> None:
+        if not trace.awaited:
+            trace.complete.set()
+            if trace.total is not None:
+                self._conclude(trace)
+
+    def _conclude(self, trace: Trace) -> None:
+        if self._open.pop(trace.rid, None) is None:
+            return
+        trace.complete.set()
+        if trace.late is not None:
+            trace.late.cancel()  # it would keep all of this alive
+        if not trace.told:
+            return
+        stages, tokens = trace.stages(), trace.tokens()
+        self._metrics.trace(trace.decoder, stages, tokens, trace.route.shared_tokens)
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s", _line(trace, stages, tokens))
+
+
+async def in_answer(endpoint: Endpoint, answer: bytes, traces: Mapping[int, Trace]) -> bytes:
+    """A whole answer with the timelines of its samples, given by their places in it.
+
+    OpenAI's answers get a list `timeline`, each of SGLang's own results its `timeline`.
+    """
+    told = await _payloads(traces)
+    content = msgspec.json.decode(answer)
+    if endpoint is not Endpoint.GENERATE:
+        content["timeline"] = told
+    else:
+        results = content if isinstance(content, list) else [content]
+        for result, one in zip(results, told, strict=True):
+            result["timeline"] = one
+    return msgspec.json.encode(content)
+
+
+async def last_chunk(endpoint: Endpoint, traces: Mapping[int, Trace]) -> dict[str, Any]:
+    """A stream's chunk with the timelines of its samples; it has no choices."""
+    told: dict[str, Any] = {"timeline": await _payloads(traces)}
+    return told if endpoint is Endpoint.GENERATE else {"choices": [], **told}
+
+
+async def _payloads(traces: Mapping[int, Trace]) -> list[dict[str, Any]]:
+    # What has not been told by then is left out.
+    try:
+        async with asyncio.timeout(LATE_SECONDS):
+            for trace in traces.values():
+                await trace.complete.wait()
+    except TimeoutError:
+        pass
+    return [traces[index].payload() for index in sorted(traces)]
+
+
+def _line(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) -> str:
+    assert trace.total is not None, "only what has ended is written to the log"
+    times = {**stages, "total": trace.total}
+    return " ".join(
+        (
+            trace.rid,
+            f"model={trace.decoder}",
+            f"prefill_worker={trace.route.prefill.name}",
+            f"decode_worker={trace.route.decode.name}",
+            *(f"{name}_ms={seconds * 1000:.1f}" for name, seconds in times.items()),
+            *(f"{name}={count}" for name, count in tokens.items()),
+        )
+    )

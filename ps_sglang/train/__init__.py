@@ -1,4 +1,0 @@
-"""Cache-conditioned fine-tuning: train a decoder on the KV cache of a frozen base.
-
-`python -m ps_sglang.train --help`. Knows nothing of serving beyond the decoder's manifest.
-"""

@@ -1,0 +1,1 @@
+"""How decoders are made and measured: training, tasks and evaluation."""

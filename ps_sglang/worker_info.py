@@ -1,0 +1,65 @@
+"""Who a worker is, as it says itself, and how a request finds that one and no other.
+
+A worker is a process with an incarnation, a random text that no other process has. It is named in
+each answer of the worker's server, under HEADER. A request that carries HEADER is refused with
+OTHER_PROCESS by any other incarnation, so that one which takes an address over is never taken
+for the one before it.
+
+What a worker says of itself stands under KEY in its `/server_info`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+import msgspec
+
+KEY: Final = "ps_sglang"
+HEADER: Final = "x-ps-sglang-incarnation"
+OTHER_PROCESS: Final = 421
+"""HTTP's "Misdirected Request"."""
+
+_MAY_CHANGE: Final = frozenset(("incarnation", "common", "capacity", "problem"))
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself.
+
+    `role` is SGLang's disaggregation mode and `model` its served model name. `weights` is the
+    digest of what it serves (`contract.weights_digest`), `trained_on` the fingerprint of the base
+    in a decoder's manifest, None without one. `common` holds what all workers of a cluster must
+    have in common, item by item. `bootstrap_port` is a prefill worker's. `feed` and `feed_control`
+    are the addresses at which it listens, None without a feed. `context_length` is the one that it
+    was started with, if any, and `capacity` what its KV pool holds, both in tokens. `problem` says
+    why it cannot tell more.
+    """
+
+    incarnation: str
+    role: Literal["null", "prefill", "decode"]
+    model: str
+    capacity: int
+    weights: str | None = None
+    trained_on: str | None = None
+    common: dict[str, Any] = {}
+    bootstrap_port: int | None = None
+    events: str | None = None
+    events_control: str | None = None
+    context_length: int | None = None
+    problem: str | None = None
+
+    def changes(self, now: WorkerInfo) -> Iterator[str]:
+        """Everything in which `now` is another worker than this, one line each.
+
+        The same worker may come back as another process, with a pool of another size.
+        """
+        for item in self.__struct_fields__:
+            if item not in _MAY_CHANGE:
+                yield from _change(item.replace("_", " "), getattr(self, item), getattr(now, item))
+        for item in self.common | now.common:
+            yield from _change(item, self.common.get(item), now.common.get(item))
+
+
+def _change(item: str, before: object, now: object) -> Iterator[str]:
+    if before != now:
+        yield f"{item}: wanted {before}, found {now}"
