@@ -1,5 +1,7 @@
 """The system's limit of open files, which bounds how many connections a process can have."""
 
+from __future__ import annotations
+
 import resource
 from typing import Final
 

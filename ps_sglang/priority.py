@@ -1,6 +1,6 @@
 """A request's place among those that wait on a worker, as the gateway tells it.
 
-It goes in SGLang's field ``priority``, the one number of a request that every route takes to the
+It goes in SGLang's field `priority`, the one number of a request that every route takes to the
 scheduler: the client's priority, and among equals how much of the prompt the chosen prefill worker
 held. A decode worker's queue for room decides who is prefilled next. By arrival, conversations
 would come back in the order in which the prefill worker lets their pages go, and a full pool would

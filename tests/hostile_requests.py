@@ -4,6 +4,8 @@
 are nearly valid, so that what one field does is not hidden behind the refusal of another.
 """
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Callable, Sequence

@@ -82,10 +82,10 @@ def _measure(arguments: argparse.Namespace) -> int:
 def measure(
     worker: PrefillWorker, repeats: int, *, slow_s: float, limit_s: float
 ) -> dict[Case, Times]:
-    """Times of every case and way, in rounds over all of them; no round starts after ``limit_s``.
+    """Times of every case and way, in rounds over all of them; no round starts after `limit_s`.
 
     The first round also compares the bytes. It does not count, unless a peer takes longer than
-    ``slow_s``: then it is the only one.
+    `slow_s`: then it is the only one.
     """
     started = time.monotonic()
     times: dict[Case, Times] = {case: defaultdict(list) for case in CASES}

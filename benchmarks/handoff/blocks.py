@@ -18,8 +18,8 @@ def blocks(
     Args:
         sources: addresses of the buffers.
         pages: numbers of the pages.
-        targets: as ``sources``, where they go.
-        target_pages: as ``pages``.
+        targets: as `sources`, where they go.
+        target_pages: as `pages`.
         page_size: tokens of a page.
 
     Returns:

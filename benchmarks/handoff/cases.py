@@ -18,7 +18,7 @@ Pages = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Case:
-    """One handoff: ``tokens`` of a prompt, rounded up to whole pages."""
+    """One handoff: `tokens` of a prompt, rounded up to whole pages."""
 
     tokens: int
     page_size: int

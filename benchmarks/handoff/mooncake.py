@@ -1,4 +1,4 @@
-"""Mooncake's transfer engine over TCP, driven as SGLang's ``mooncake`` backend does."""
+"""Mooncake's transfer engine over TCP, driven as SGLang's `mooncake` backend does."""
 
 from __future__ import annotations
 

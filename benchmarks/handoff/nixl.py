@@ -1,4 +1,4 @@
-"""NIXL with UCX, as SGLang's ``nixl`` backend uses it; on one host UCX picks shared memory."""
+"""NIXL with UCX, as SGLang's `nixl` backend uses it; on one host UCX picks shared memory."""
 
 from __future__ import annotations
 

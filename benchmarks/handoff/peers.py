@@ -11,10 +11,10 @@ from benchmarks.handoff.pool import Pool
 
 
 class Peer(Protocol):
-    """A process's end of such an engine; ``address`` is for the other end to connect to."""
+    """A process's end of such an engine; `address` is for the other end to connect to."""
 
     address: Any
-    polls: bool  # whether a receiver must call ``progress`` all the time
+    polls: bool  # whether a receiver must call `progress` all the time
 
     def connect(self, peer: Any) -> None:
         """Remember where pages go."""

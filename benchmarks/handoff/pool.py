@@ -16,7 +16,7 @@ BUFFER_BYTES = POOL_TOKENS * TOKEN_BYTES
 
 
 class Pool:
-    """``BUFFERS`` buffers of ``POOL_TOKENS`` tokens of random bytes in shared memory."""
+    """`BUFFERS` buffers of `POOL_TOKENS` tokens of random bytes in shared memory."""
 
     def __init__(self, seed: int) -> None:
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(

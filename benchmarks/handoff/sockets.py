@@ -20,7 +20,7 @@ class Port:
     """A port of the loopback interface, and a mailbox; what is sent goes out by :attr:`outbox`."""
 
     def __init__(self, *, posts: bool) -> None:
-        """Open both. With ``posts`` what is sent goes to mailboxes, as on one host."""
+        """Open both. With `posts` what is sent goes to mailboxes, as on one host."""
         context: zmq.Context[Any] = zmq.Context.instance()
         self.name = secrets.token_hex(8)
         self.mailbox = Mailbox(self.name)
@@ -33,7 +33,7 @@ class Port:
         self._thread: threading.Thread | None = None
 
     def listen(self, side: Lender | Reader) -> None:
-        """Hand every message to ``side``, in a thread of its own."""
+        """Hand every message to `side`, in a thread of its own."""
 
         def receive() -> None:
             serve(self._socket, side.receive, side.tick, until=self._closing.is_set)

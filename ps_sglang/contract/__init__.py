@@ -3,6 +3,8 @@
 Reads files only; imports neither torch, transformers nor sglang.
 """
 
+from __future__ import annotations
+
 from ps_sglang.contract.check import DecoderReport, check_cluster, trained_on
 from ps_sglang.contract.fingerprint import base_fingerprint, weights_digest
 from ps_sglang.contract.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest

@@ -12,7 +12,7 @@ from ps_sglang.engine.hooking import replace
     "entrypoints.openai.serving_completions.build_endpoint_weight_version_metadata", "meta_info"
 )
 def no_metadata(meta_info: dict[str, Any]) -> None:
-    """Instead of ``build_endpoint_weight_version_metadata``: `metadata` is null.
+    """Instead of `build_endpoint_weight_version_metadata`: `metadata` is null.
 
     OpenAI's `metadata` maps text to text. SGLang puts a list there, the versions of the weights,
     which strict clients refuse. `meta_info` of /generate has it too, where SGLang's clients look.

@@ -18,7 +18,7 @@ from ps_sglang.engine.compat.srt import TorchNativeAttnBackend, register_attenti
 
 
 class IncrementalSdpaBackend(TorchNativeAttnBackend):  # type: ignore[misc]
-    """``torch_native`` without what it computes in vain.
+    """`torch_native` without what it computes in vain.
 
     Cross attention, encoders and sliding windows stay as they are.
     """
@@ -126,5 +126,5 @@ def _causal(new: int, total: int, dtype: torch.dtype) -> Tensor:
 
 
 def register() -> None:
-    """Take the place of ``--attention-backend torch_native``."""
+    """Take the place of `--attention-backend torch_native`."""
     register_attention_backend("torch_native")(IncrementalSdpaBackend)

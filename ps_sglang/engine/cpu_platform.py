@@ -1,4 +1,4 @@
-"""The platform class behind :mod:`ps_sglang.engine.platform` (imports SGLang)."""
+"""The platform class behind `ps_sglang.engine.platform` (imports SGLang)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How a function declares that it hooks one of SGLang's; it knows nothing of SGLang itself.
 
 The decorator stands beside the hook function, with its target and the target's parameters:
-``hooks.py`` collects, checks and installs what is declared.
+`hooks.py` collects, checks and installs what is declared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Hook:
     """One hooked function of SGLang.
 
     Attributes:
-        target: dotted name, as SGLang's ``HookRegistry`` takes it.
+        target: dotted name, as SGLang's `HookRegistry` takes it.
         kind: how the hook is applied.
         function: the hook (or the class that replaces a class).
         parameters: names of the target's parameters that the hook was written for.
@@ -43,7 +43,7 @@ declared: list[Hook] = []
 def around(target: str, *parameters: str) -> Callable[[F], F]:
     """The function is called in place of the target, which it gets as its first argument.
 
-    `target` is relative to ``sglang.srt`` unless it begins with ``sglang.``.
+    `target` is relative to `sglang.srt` unless it begins with `sglang.`.
     """
     return _declare("around", target, parameters)
 

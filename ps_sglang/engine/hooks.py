@@ -1,6 +1,6 @@
 """Every function of SGLang that the plugin hooks.
 
-``python -m ps_sglang.engine.hooks`` prints what is hooked, why, and for which signature.
+`python -m ps_sglang.engine.hooks` prints what is hooked, why, and for which signature.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Counters of the handoff, exported on each worker's own ``/metrics``.
+"""Counters of the handoff, exported on each worker's own `/metrics`.
 
 They are created on first use: SGLang decides between single- and multi-process mode of
-``prometheus_client`` by an environment variable that must be set before its first import.
+`prometheus_client` by an environment variable that must be set before its first import.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prefilled(*, computed: int, cached: int) -> None:
 
 
 def prefill_skipped(*, cached: int) -> None:
-    """A prefill worker served a request without a forward pass; its tree held ``cached`` tokens."""
+    """A prefill worker served a request without a forward pass; its tree held `cached` tokens."""
     prefilled(computed=0, cached=cached)
     _counter("prefill_skipped", "Requests that needed no forward pass of the base").inc()
 
@@ -40,19 +40,19 @@ def prefill_waited() -> None:
 
 
 def handoff_started(*, pulled: int, held: int, size: int) -> None:
-    """A decode worker asks for ``pulled`` tokens in ``size`` bytes, having ``held`` already."""
+    """A decode worker asks for `pulled` tokens in `size` bytes, having `held` already."""
     _handoff(pulled=pulled, held=held)
     _counter("handoff_bytes", "Bytes of KV pulled from prefill workers").inc(size)
 
 
 def handoff_skipped(*, tokens: int) -> None:
-    """A decode worker's own tree holds all ``tokens`` tokens of a base prefix."""
+    """A decode worker's own tree holds all `tokens` tokens of a base prefix."""
     _handoff(pulled=0, held=tokens)
     _counter("handoff_skipped", "Requests whose base prefix the own tree held whole").inc()
 
 
 def transferred(what: str, path: str, amount: int) -> None:
-    """The transfer backend counts: see :data:`_TRANSFER` for what, by path (shm, tcp)."""
+    """The transfer backend counts: see `_TRANSFER` for what, by path (shm, tcp)."""
     labels = ("path",) if path else ()
     counter = _counter(f"transfer_{what}", _TRANSFER[what], *labels)
     (counter.labels(path) if path else counter).inc(amount)

@@ -1,4 +1,4 @@
-"""Entry point of group ``sglang.srt.plugins``: inert unless ``PS_SGLANG_ENABLE=1``."""
+"""Entry point of group `sglang.srt.plugins`: inert unless `PS_SGLANG_ENABLE=1`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plugin keeps of a request: one object at one attribute of SGLang's ``Req``.
+"""What the plugin keeps of a request: one object at one attribute of SGLang's `Req`.
 
 Nothing else is set on a request. The module knows no other part of the engine, so each may use it.
 """
@@ -22,7 +22,7 @@ def next_sequence_number() -> int:
 
 @dataclass(slots=True)
 class Timestamps:
-    """Moments of a request's life by ``time.perf_counter``, SGLang's clock too; 0.0 is "not yet".
+    """Moments of a request's life by `time.perf_counter`, SGLang's clock too; 0.0 is "not yet".
 
     `began`: the scheduler took the request up. `landed`: a decode worker has the base prefix.
     `first_output`: its first output token is there. `held`, `pulled` and `pulled_bytes` are as in
@@ -40,7 +40,7 @@ class Timestamps:
 
 @dataclass(slots=True)
 class FanOutWait:
-    """A request's part in the fan-out, see ``handoff/fan_out.py``.
+    """A request's part in the fan-out, see `handoff/fan_out.py`.
 
     Attributes:
         blocks: hashes of its prefixes of 1, 2, ... blocks.

@@ -14,7 +14,7 @@ def is_enabled(environ: Mapping[str, str]) -> bool:
     """Whether the plugin is switched on.
 
     Raises:
-        SystemExit: the variable holds something other than ``0`` or ``1``. SGLang logs and
+        SystemExit: the variable holds something other than `0` or `1`. SGLang logs and
             ignores any other exception of a plugin, and an engine without its hooks would
             serve the base model's tokens.
     """

@@ -49,7 +49,7 @@ _NO_FINGERPRINT = (
 async def update_weights_from_disk(
     original: Callable[..., Awaitable[Answer]], manager: Any, obj: Any, request: Any = None
 ) -> Answer:
-    """Around ``TokenizerManager.update_weights_from_disk``: admit a checkpoint, keep the cache."""
+    """Around `TokenizerManager.update_weights_from_disk`: admit a checkpoint, keep the cache."""
     mode = manager.config_value("disaggregation_mode")
     if mode == DisaggregationMode.NULL.value:
         return await original(manager, obj, request)
@@ -78,7 +78,7 @@ async def update_weights_from_disk(
 def update_model_path_info(
     original: Callable[..., None], manager: Any, model_path: str, load_format: str
 ) -> None:
-    """Around ``TokenizerManager._update_model_path_info``: the decoder keeps its name.
+    """Around `TokenizerManager._update_model_path_info`: the decoder keeps its name.
 
     SGLang calls the server by the new checkpoint's path; clients know the decoder's name.
     """

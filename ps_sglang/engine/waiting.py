@@ -52,7 +52,7 @@ class Doorbell:
         return self._inside.fileno()
 
     def wait(self, timeout_ms: int) -> None:
-        """Sleep until a ring, a message, or ``timeout_ms`` milliseconds."""
+        """Sleep until a ring, a message, or `timeout_ms` milliseconds."""
         self._poller.poll(timeout_ms)
         self.quiet()
 
@@ -81,14 +81,14 @@ class _Waiting:
     "self", "bootstrap_room", "status",
 )  # fmt: skip
 def ring(*_: object) -> None:
-    """After ``CommonKVManager.update_status`` (and on arriving pages): wake the scheduler."""
+    """After `CommonKVManager.update_status` (and on arriving pages): wake the scheduler."""
     if _Waiting.doorbell is not None:
         _Waiting.doorbell.ring()
 
 
 @after("managers.scheduler.Scheduler.init_idle_sleeper", "self")
 def init_idle_sleeper(_result: None, scheduler: Any) -> None:
-    """After ``Scheduler.init_idle_sleeper``: hang up a doorbell if the scheduler may sleep."""
+    """After `Scheduler.init_idle_sleeper`: hang up a doorbell if the scheduler may sleep."""
     if scheduler.idle_sleeper is not None:
         channels = scheduler.ipc_channels
         _Waiting.doorbell = Doorbell([channels.recv_from_tokenizer, channels.recv_from_rpc])
@@ -98,7 +98,7 @@ def init_idle_sleeper(_result: None, scheduler: Any) -> None:
 
 
 def watch_mailbox(fd: int, collect: Callable[[], None]) -> None:
-    """Let messages at ``fd`` end any sleep of the scheduler, which calls ``collect`` when idle."""
+    """Let messages at `fd` end any sleep of the scheduler, which calls `collect` when idle."""
     if _Waiting.doorbell is not None:
         _Waiting.doorbell.listen(fd)
         _Waiting.idle_poller.register(fd, zmq.POLLIN)
@@ -107,7 +107,7 @@ def watch_mailbox(fd: int, collect: Callable[[], None]) -> None:
 
 @after("managers.scheduler.Scheduler.on_idle", "self")
 def on_idle(_result: None, scheduler: Any) -> None:
-    """After ``Scheduler.on_idle``: with requests in handoff queues only, wait for news."""
+    """After `Scheduler.on_idle`: with requests in handoff queues only, wait for news."""
     if _Waiting.doorbell is None:
         return
     if _Waiting.collect is not None:

@@ -38,7 +38,7 @@ class _Served:
 
 @after("managers.scheduler.Scheduler.get_init_info", "self")
 def get_init_info(info: Json, scheduler: Any) -> Json:
-    """After ``Scheduler.get_init_info``: the incarnation, which the feed has, too."""
+    """After `Scheduler.get_init_info`: the incarnation, which the feed has, too."""
     publisher = scheduler.kv_events_publisher.kv_event_publisher
     events = publisher if isinstance(publisher, WorkerEventPublisher) else None
     return {**info, _INCARNATION: secrets.token_hex(8) if events is None else events.incarnation}
@@ -59,7 +59,7 @@ def setup_and_run_http_server(
     server_args: Any, _tokenizer_manager: Any, _template_manager: Any, _port_args: Any,
     scheduler_infos: list[Json], *_args: Any, **_kwargs: Any,
 ) -> None:  # fmt: skip
-    """Before ``http_server._setup_and_run_http_server``: every answer names the incarnation."""
+    """Before `http_server._setup_and_run_http_server`: every answer names the incarnation."""
     # Read when the weights have just been: somebody may write others into the folder later.
     serves(Path(server_args.model_path))
     incarnation = scheduler_infos[0].setdefault(_INCARNATION, secrets.token_hex(8))
@@ -112,7 +112,7 @@ async def _refuse(send: Send, wanted: bytes, here: bytes) -> None:
 
 @after("utils.common.build_server_info", "server_args", "scheduler_info")
 def build_server_info(info: Json, server_args: Any, scheduler_info: Json) -> Json:
-    """After ``build_server_info``: add the worker's `WorkerInfo` under KEY."""
+    """After `build_server_info`: add the worker's `WorkerInfo` under KEY."""
     if (incarnation := scheduler_info.get(_INCARNATION)) is None:
         return info  # a server of another kind, which names nobody in its answers
     known = _Served.known or serves(Path(server_args.model_path))

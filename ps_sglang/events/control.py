@@ -1,5 +1,7 @@
 """Questions to a worker's feed, and their answers."""
 
+from __future__ import annotations
+
 import asyncio
 
 import msgspec

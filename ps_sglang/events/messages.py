@@ -3,9 +3,9 @@
 Published by the worker (ZMQ PUB), three frames each: the topic, a number (8 bytes, big-endian,
 unsigned) and the content in msgpack.
 
-- Topic ``kv:<incarnation>``: a `KvEventBatch`, what the worker's tree took in and let go, in the
+- Topic `kv:<incarnation>`: a `KvEventBatch`, what the worker's tree took in and let go, in the
   order in which it happened. Batches are numbered from 0 without a gap.
-- Topic ``timeline:<incarnation>``: a `Span`, numbered likewise on its own.
+- Topic `timeline:<incarnation>`: a `Span`, numbered likewise on its own.
 
 The incarnation is a random hexadecimal text of each worker process: where it changes, the worker
 has restarted with an empty tree.

@@ -54,7 +54,7 @@ class WorkerEventPublisher:
     """Publishes a worker's KV events and timelines; see ps_sglang.events.messages.
 
     Args: `endpoint` and `replay_endpoint` are where to listen, for subscribers and for requests
-    (``tcp://host:0`` takes any free port); `buffer_steps` is how many batches are kept for replays
+    (`tcp://host:0` takes any free port); `buffer_steps` is how many batches are kept for replays
     at most, `hwm` how many messages may wait for a slow subscriber, `max_queue_size` how many for
     the thread that sends them. What exceeds the last two is dropped, which subscribers see as a
     gap. The others are SGLang's and have no meaning here.

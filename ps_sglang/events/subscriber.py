@@ -5,6 +5,8 @@ more, or after its restart, the whole tree is (a snapshot). A heartbeat asks how
 it finds lost batches that nothing follows, and workers that are silent because they are gone.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time

@@ -14,6 +14,8 @@
 A program for one decoder needs nothing of this: `sgl.RuntimeEndpoint(url + "/models/planner")`.
 """
 
+from __future__ import annotations
+
 from ps_sglang.frontend.address import by
 from ps_sglang.frontend.backend import PrefillShareBackend
 

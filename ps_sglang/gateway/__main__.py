@@ -1,5 +1,7 @@
 """`python -m ps_sglang.gateway --config FILE`: serve a cluster until SIGTERM or SIGINT."""
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import signal

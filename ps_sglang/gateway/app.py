@@ -1,5 +1,7 @@
 """The gateway as an aiohttp application."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 
 import aiohttp

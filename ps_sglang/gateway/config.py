@@ -1,5 +1,7 @@
 """What the gateway is told by the launcher: where it listens and which workers it has."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from dataclasses import dataclass, field

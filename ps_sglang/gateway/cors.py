@@ -5,6 +5,8 @@ does not name the page's origin, errors and streams included. Without origins a 
 refused with the reason.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Mapping
 

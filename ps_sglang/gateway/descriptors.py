@@ -5,6 +5,8 @@ workers. Without a count the first to find none left is whatever comes next: a l
 that is half done, a probe of a healthy worker, or the log.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

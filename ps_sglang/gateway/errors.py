@@ -13,6 +13,8 @@ GatewayError
     └── WorkerFailed       502/503  a worker answered, but not as the protocol says
 """
 
+from __future__ import annotations
+
 import errno
 import socket
 from collections.abc import Iterator, Sequence

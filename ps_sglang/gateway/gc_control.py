@@ -7,6 +7,8 @@ connections. Everything is looked through when no request has come for a while a
 or at last after MOST.
 """
 
+from __future__ import annotations
+
 import asyncio
 import gc
 from collections.abc import Callable

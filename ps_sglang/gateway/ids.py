@@ -1,5 +1,7 @@
 """Ids that no two requests share. They are no secrets, so the system is not asked for each one."""
 
+from __future__ import annotations
+
 import random
 from typing import Final
 

@@ -5,6 +5,8 @@ comes when most descriptors are taken still gets its answer, which is 429, and t
 kernel's queue for the moment that it takes.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import socket
@@ -67,7 +69,7 @@ class Listener:
             self._ignore()
         self._close()
 
-    def gone(self, client: "_Client") -> None:
+    def gone(self, client: _Client) -> None:
         """A client's connection is closed."""
         if client in self._clients:
             self._clients.discard(client)
@@ -107,7 +109,7 @@ class Listener:
             self._descriptors.clients += 1
             client.connecting = self._loop.create_task(self._connect(client, connection))
 
-    async def _connect(self, client: "_Client", connection: socket.socket) -> None:
+    async def _connect(self, client: _Client, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: client, connection)
         except OSError as error:

@@ -4,6 +4,8 @@ SGLang prints FastAPI's validation errors as Python objects, one for each altern
 that the value might have been. A client needs the alternative that it meant.
 """
 
+from __future__ import annotations
+
 import ast
 import re
 from collections.abc import Iterable, Sequence

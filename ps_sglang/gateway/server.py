@@ -3,6 +3,8 @@
 aiohttp answers such a request in plain text, and logs a traceback for it.
 """
 
+from __future__ import annotations
+
 import logging
 
 from aiohttp import web

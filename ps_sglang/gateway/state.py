@@ -1,5 +1,7 @@
 """What all handlers of one gateway share."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, field
 

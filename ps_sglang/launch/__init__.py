@@ -1,6 +1,6 @@
 """Launcher: one base prefill worker, one decode worker per decoder, and the gateway.
 
-`python -m ps_sglang.launch --help` for the command line; :class:`Cluster` for Python.
+`python -m ps_sglang.launch --help` for the command line; `Cluster` for Python.
 The names are imported on first use, so that the process host and `--help` stay light.
 """
 

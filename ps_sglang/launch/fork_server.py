@@ -9,7 +9,7 @@ that is killed: on end of file it kills what it started and removes the runtime 
 
 A fork copies only the forking thread, so nothing here starts one: no thread pool, no
 OpenMP region, no ZeroMQ context, no event loop. SGLang's own sub-processes (scheduler,
-detokenizer) are forks as well, because :func:`keep_fork` turns its
+detokenizer) are forks as well, because `keep_fork` turns its
 `set_start_method("spawn")` into nothing.
 """
 

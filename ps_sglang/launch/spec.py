@@ -22,7 +22,7 @@ class ClusterSpec:
     """One cluster, as asked for; the command line's defaults are these.
 
     Attributes:
-        prefill: the base model, as :func:`ps_sglang.models.resolve.resolve` takes it.
+        prefill: the base model, as `ps_sglang.models.resolve.resolve` takes it.
         decoders: the decoders, in the same notation.
         prefill_replicas: how many prefill workers share the base's work.
         join: URL of the gateway of a running cluster that the workers join; None starts one.

@@ -1,5 +1,7 @@
 """A worker's tree that publishes, a relay that loses messages, and a listener that mirrors."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress

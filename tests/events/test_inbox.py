@@ -1,5 +1,7 @@
 """A subscription in the event loop, over a real socket."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import pytest

@@ -1,5 +1,7 @@
 """A feed against the real publisher over real sockets, with a relay that disturbs it."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """`by()` as a function on expressions."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

@@ -1,5 +1,7 @@
 """The models' chat templates in SGLang's form."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

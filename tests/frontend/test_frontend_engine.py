@@ -1,5 +1,7 @@
 """Programs, and the example, on real engines."""
 
+from __future__ import annotations
+
 import re
 import subprocess
 import sys

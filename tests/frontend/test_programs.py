@@ -1,5 +1,7 @@
 """SGLang programs on PrefillShareBackend: each expression reaches its decoder, in order."""
 
+from __future__ import annotations
+
 import threading
 from typing import Any
 from urllib.error import URLError

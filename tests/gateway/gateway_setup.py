@@ -1,5 +1,7 @@
 """A gateway in front of stand-in engines, for the tests of this folder."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace

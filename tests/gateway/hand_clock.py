@@ -1,5 +1,7 @@
 """A clock that only the test moves."""
 
+from __future__ import annotations
+
 
 class Clock:
     def __init__(self) -> None:

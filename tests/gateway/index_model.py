@@ -1,5 +1,7 @@
 """A slow and obvious model of the base-token index, and workers that feed both."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -5,6 +5,8 @@ bootstrap room, as in a real handoff. A worker's `plan` says how its next reques
 is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<seed>-<number>`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import secrets
@@ -67,7 +69,7 @@ class _Room:
 class Worker:
     """One engine process of a cluster; `decoder` is None for a prefill worker."""
 
-    def __init__(self, cluster: "Cluster", name: str, decoder: str | None) -> None:
+    def __init__(self, cluster: Cluster, name: str, decoder: str | None) -> None:
         self.cluster, self.name, self.decoder = cluster, name, decoder
         self.plan = Plan()
         self.requests: list[Body] = []
@@ -314,7 +316,7 @@ class Worker:
         await other.wait()
 
     async def _stream(
-        self, request: web.Request, answer: "_Answer", plan: Plan
+        self, request: web.Request, answer: _Answer, plan: Plan
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         self._sign(response)
@@ -466,7 +468,7 @@ class Cluster:
         replicas: int = 1,
         feeds: bool = False,
         tokenizer: str | None = None,
-    ) -> AsyncIterator["Cluster"]:
+    ) -> AsyncIterator[Cluster]:
         cluster = cls()
         cluster.tokenizer = tokenizer
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]

@@ -1,5 +1,7 @@
 """The circuit breaker alone, under a clock that the tests move."""
 
+from __future__ import annotations
+
 import pytest
 from hand_clock import Clock
 

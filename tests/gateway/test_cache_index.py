@@ -1,5 +1,7 @@
 """Prompts, estimates, and what they and the events say together."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence

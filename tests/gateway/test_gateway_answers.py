@@ -1,5 +1,7 @@
 """What clients get when all goes well."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable

@@ -1,5 +1,7 @@
 """What an answer says, from the forms that engines give it."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

@@ -1,5 +1,7 @@
 """Web pages of other origins: refused with the reason, or let in wherever they ask."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,5 +1,7 @@
 """Failures of workers and engines, and clients that hang up."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from typing import Any

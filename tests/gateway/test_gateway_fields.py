@@ -1,5 +1,7 @@
 """Every field: its range, null, its default, and what of it reaches an engine."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import AsyncIterator

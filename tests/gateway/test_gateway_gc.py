@@ -1,5 +1,7 @@
 """Python's garbage collector: requests leave it nothing to do, and it keeps out of their way."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import weakref

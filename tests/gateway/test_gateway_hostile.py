@@ -1,5 +1,7 @@
 """Requests with every kind of value in every field: each is answered, or refused with a reason."""
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

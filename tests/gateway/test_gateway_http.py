@@ -1,5 +1,7 @@
 """What HTTP itself can have wrong: each is told in OpenAI's format, with the right status."""
 
+from __future__ import annotations
+
 import asyncio
 import gzip
 import json

@@ -1,5 +1,7 @@
 """A worker that comes back as another: never asked in the first one's name, and refused."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Models, health, metrics and SGLang's informational routes."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from typing import Any

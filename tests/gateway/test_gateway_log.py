@@ -1,5 +1,7 @@
 """The gateway's log: lines are gathered, and none is lost."""
 
+from __future__ import annotations
+
 import asyncio
 import io
 import logging

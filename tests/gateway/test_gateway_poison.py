@@ -1,5 +1,7 @@
 """Requests on which workers die: at most two are lost, and nobody else's request is refused."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from typing import Any

@@ -1,5 +1,7 @@
 """The gateway as a process, its configuration file, and what it imports."""
 
+from __future__ import annotations
+
 import asyncio
 import signal
 import subprocess

@@ -1,5 +1,7 @@
 """What engines refuse, as clients are told: FastAPI's texts, as SGLang 0.5.23 prints them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

@@ -1,5 +1,7 @@
 """Choice of workers, without HTTP: real pool, holdings and router, a clock that stands still."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import pytest

@@ -1,5 +1,7 @@
 """The pool of workers, without HTTP."""
 
+from __future__ import annotations
+
 import asyncio
 
 import pytest

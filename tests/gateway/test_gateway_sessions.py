@@ -1,5 +1,7 @@
 """Conversations and hints, over HTTP."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from contextlib import aclosing

@@ -1,5 +1,7 @@
 """Events of a stream, however the network cuts it."""
 
+from __future__ import annotations
+
 import pytest
 
 from ps_sglang.gateway.bodies import sse

@@ -1,5 +1,7 @@
 """A request's timeline, from what its workers tell over their feeds."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import logging

@@ -1,5 +1,7 @@
 """What is refused before any worker hears of it."""
 
+from __future__ import annotations
+
 import io
 import json
 from typing import Any

@@ -1,5 +1,7 @@
 """/workers: who serves; joining, draining, leaving, and new weights while requests run."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from typing import Any

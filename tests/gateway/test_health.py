@@ -1,5 +1,7 @@
 """Workers that stop answering: found, left alone, tried again; requests stuck on them go on."""
 
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import json

@@ -1,5 +1,7 @@
 """The base-token index against a model that looks at every block."""
 
+from __future__ import annotations
+
 import random
 
 import pytest

@@ -1,5 +1,7 @@
 """Chats as text; `tests/engine/test_addresses.py` compares with what the engine makes of them."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """The texts of tokens against what the tokenizers themselves make of texts."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
 from pathlib import Path

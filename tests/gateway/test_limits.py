@@ -1,5 +1,7 @@
 """The gateway at its limit of open files, and clients that keep it waiting."""
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import json

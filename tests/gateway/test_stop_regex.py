@@ -1,5 +1,7 @@
 """Which expressions may stop an answer, and that those that may are searched for in no time."""
 
+from __future__ import annotations
+
 import re
 
 import pytest

@@ -1,5 +1,7 @@
 """The client for workers against servers that answer, close, cut and stall byte by byte."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

@@ -1,5 +1,7 @@
 """Small tokenizers of the kinds that models have, each as its `tokenizer.json`."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from typing import Any

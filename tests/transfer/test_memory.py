@@ -26,7 +26,7 @@ LAYOUTS = {
 
 
 class Buffers:
-    """Random memory; ``shift`` takes it off the boundaries of lines."""
+    """Random memory; `shift` takes it off the boundaries of lines."""
 
     def __init__(self, widths: list[int], *, seed: int, shift: int = 0, count: int = ROWS) -> None:
         random = np.random.default_rng(seed)

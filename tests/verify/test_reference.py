@@ -1,5 +1,7 @@
 """The reference against token-by-token decoding with plain transformers."""
 
+from __future__ import annotations
+
 import random
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The 64 requests."""
 
+from __future__ import annotations
+
 import itertools
 from collections import Counter
 

@@ -1,5 +1,7 @@
 """What counts as right, as a tie, as a failure; and the lines that say so."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 

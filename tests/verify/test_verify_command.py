@@ -1,5 +1,7 @@
 """The whole command, against a stand-in cluster over HTTP."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import shutil

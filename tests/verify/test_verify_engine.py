@@ -1,5 +1,7 @@
 """verify against real engines."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

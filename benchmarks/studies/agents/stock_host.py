@@ -37,7 +37,7 @@ def send_kv_metadata(
     original: Any, queue: Any, decode_req: Any, kv_indices: Any, page_size: int,
     state_indices: Any = None, **kwargs: Any,
 ) -> None:  # fmt: skip
-    """Around ``DecodePreallocQueue._send_kv_metadata``: the whole prompt's pages are wanted."""
+    """Around `DecodePreallocQueue._send_kv_metadata`: the whole prompt's pages are wanted."""
     if isinstance(decode_req.kv_receiver, ZmqKVReceiver):
         decode_req.kv_receiver.expect(decode_req.req.origin_input_ids)
     original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)

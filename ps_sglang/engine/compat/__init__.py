@@ -1,7 +1,7 @@
 """Everything this project takes from inside SGLang, and the version it was written for.
 
-No other module imports ``sglang.srt``. ``platform`` holds what the platform entry point may
-import while SGLang itself is still importing; ``srt`` holds the rest.
+No other module imports `sglang.srt`. `platform` holds what the platform entry point may
+import while SGLang itself is still importing; `srt` holds the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def require_supported_sglang() -> None:
     """Refuse a version the hooks were not written for.
 
     Raises:
-        SystemExit: the installed SGLang is not :data:`SGLANG_VERSION`. (SGLang swallows other
+        SystemExit: the installed SGLang is not `SGLANG_VERSION`. (SGLang swallows other
             exceptions of a plugin and would go on without its hooks.)
     """
     installed = version("sglang")

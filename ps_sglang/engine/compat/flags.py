@@ -26,7 +26,7 @@ _KINDS: Final = {
 
 
 def describe() -> list[dict[str, Any]]:
-    """Every flag of ``sglang.launch_server``: its names, what its values must be, how many."""
+    """Every flag of `sglang.launch_server`: its names, what its values must be, how many."""
     os.environ[_WIDENS_CHOICES] = "1"
     parser = argparse.ArgumentParser(add_help=False)
     ServerArgs.add_cli_args(parser)

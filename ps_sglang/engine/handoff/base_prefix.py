@@ -5,7 +5,7 @@ A prompt x[0..n-1] has the *base prefix* x[0..n-2], whose KV the base computes, 
 
 On the prefill worker a request's prompt IS the base prefix: the boundary token is cut off when
 the request is created, so matching, chunking, sending and caching need no special case. On the
-decode worker the prompt stays whole and ``seqlen - 1`` tokens are committed, which is the state
+decode worker the prompt stays whole and `seqlen - 1` tokens are committed, which is the state
 SGLang keeps for any decoding request.
 """
 
@@ -24,7 +24,7 @@ from ps_sglang.engine.request_state import Request, awaits_first_output, begin_h
 def create_generation_req(
     original: Any, scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
 ) -> Request:
-    """Around ``Scheduler._create_generation_req``: give the request its base prefix."""
+    """Around `Scheduler._create_generation_req`: give the request its base prefix."""
     mode = scheduler.disaggregation_mode
     if mode is DisaggregationMode.NULL:
         return _whole_prompt(original(scheduler, recv_req, *args, **kwargs))

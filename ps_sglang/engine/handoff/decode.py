@@ -1,7 +1,7 @@
 """Hooks of the decode worker: take over the base prefix, read the boundary token, speak first.
 
 SGLang's PD mode (disaggregation/decode.py) lets the prefill worker sample the first output
-token and hands it over with the KV. Here the handed-over token is dropped, ``seqlen - 1`` tokens
+token and hands it over with the KV. Here the handed-over token is dropped, `seqlen - 1` tokens
 count as committed from the start, and the decoder's first step reads the boundary token. The
 request then looks like any decoding request, so chunking, retraction, overlap scheduling,
 sampling, grammars and logprobs are stock.
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 def add(
     original: Any, queue: Any, req: Any, is_retracted: bool = False, is_rebootstrap: bool = False
 ) -> None:
-    """Around ``DecodePreallocQueue.add``: the base must not recompute a decoder's tokens.
+    """Around `DecodePreallocQueue.add`: the base must not recompute a decoder's tokens.
 
-    A pause with mode ``retract`` sends requests back to the prefill worker to recompute prompt
+    A pause with mode `retract` sends requests back to the prefill worker to recompute prompt
     and output under new weights. Here that would put the base's KV where the decoder's belongs
     (invariants I1, I4), so such a request ends by name.
     """
@@ -53,13 +53,13 @@ def add(
 
 @around("disaggregation.decode.DecodePreallocQueue._pre_alloc_fill_len", "req")
 def pre_alloc_fill_len(_original: Any, req: Any) -> int:
-    """Around ``DecodePreallocQueue._pre_alloc_fill_len``: all but the next input token."""
+    """Around `DecodePreallocQueue._pre_alloc_fill_len`: all but the next input token."""
     return int(req.seqlen) - 1
 
 
 @around("disaggregation.decode.DecodePreallocQueue._rebootstrap_prefill_len", "req")
 def prefill_len(_original: Any, req: Any) -> int:
-    """Around ``DecodePreallocQueue._rebootstrap_prefill_len``: the tokens to hand over."""
+    """Around `DecodePreallocQueue._rebootstrap_prefill_len`: the tokens to hand over."""
     return base_prefix_len(req)
 
 
@@ -71,9 +71,9 @@ def required_admission_tokens(
     original: Any, queue: Any, req: Any, allocated_tokens: int, prefix_len: int,
     retractable_tokens: int,
 ) -> int:  # fmt: skip
-    """Around ``DecodePreallocQueue._required_admission_tokens``: no more than the pool has.
+    """Around `DecodePreallocQueue._required_admission_tokens`: no more than the pool has.
 
-    The stock estimate adds room to grow (``--num-reserved-decode-tokens``); where that exceeds
+    The stock estimate adds room to grow (`--num-reserved-decode-tokens`); where that exceeds
     an empty pool the request would wait for ever. It may have the pool to itself instead.
     """
     wanted = int(original(queue, req, allocated_tokens, prefix_len, retractable_tokens))
@@ -89,7 +89,7 @@ def send_kv_metadata(
     original: Any, queue: Any, decode_req: Any, kv_indices: Any, page_size: int,
     state_indices: Any = None, **kwargs: Any,
 ) -> None:  # fmt: skip
-    """Around ``DecodePreallocQueue._send_kv_metadata``: ask for the delta, or for nothing."""
+    """Around `DecodePreallocQueue._send_kv_metadata`: ask for the delta, or for nothing."""
     req = decode_req.req
     transport.expect(decode_req.kv_receiver, req.origin_input_ids[: base_prefix_len(req)])
     original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
@@ -118,7 +118,7 @@ def _fill_metadata(buffers: Any, decode_req: Any, *, cached: int) -> None:
 
 @around("disaggregation.decode.DecodeTransferQueue._commit_transfer_to_req", "self", "decode_req")
 def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
-    """Around ``DecodeTransferQueue._commit_transfer_to_req``: drop the base's token.
+    """Around `DecodeTransferQueue._commit_transfer_to_req`: drop the base's token.
 
     The base model never speaks: its token, logprobs and reasoning state are left out. What
     stays is the count of prompt tokens that nobody had to compute for this request.
@@ -154,7 +154,7 @@ _REASONING_STATE = (
 
 
 def _account_cached_tokens(req: Any) -> None:
-    """Split ``cached_tokens`` into what this worker's tree held and what the base's tree held."""
+    """Split `cached_tokens` into what this worker's tree held and what the base's tree held."""
     own = min(handoff_state(req).timestamps.held, req.cached_tokens)
     req.cached_tokens_device = own
     req.cached_tokens_host = req.cached_tokens - own
@@ -168,7 +168,7 @@ def _account_cached_tokens(req: Any) -> None:
     "self",
 )  # fmt: skip
 def prepare_for_prebuilt(original: Any, batch: Any) -> None:
-    """Around ``ScheduleBatch.prepare_for_prebuilt``: n-1 tokens prefilled, one to decode."""
+    """Around `ScheduleBatch.prepare_for_prebuilt`: n-1 tokens prefilled, one to decode."""
     with as_handed_over(batch.reqs):
         original(batch)
     recount_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
@@ -180,7 +180,7 @@ def prepare_for_prebuilt(original: Any, batch: Any) -> None:
     "self", "future_map",
 )  # fmt: skip
 def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
-    """Around ``ScheduleBatch.process_prebuilt``: the boundary token is the next input.
+    """Around `ScheduleBatch.process_prebuilt`: the boundary token is the next input.
 
     The grammar describes the output, so it must not see the boundary token.
     """
@@ -201,7 +201,7 @@ def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
     "self", "batch",
 )  # fmt: skip
 def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
-    """Around ``BatchResultProcessor.process_batch_result_prebuilt``: there is no output yet.
+    """Around `BatchResultProcessor.process_batch_result_prebuilt`: there is no output yet.
 
     Only requests that end here (aborted, or asked for no tokens) or that come back from a
     retraction take the stock path; for the others it would stream an empty first chunk.
@@ -226,7 +226,7 @@ def _starts_decoding(req: Any) -> bool:
 
 @around("managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens", "self")
 def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
-    """Around ``ScheduleBatch.cumulate_penalty_output_tokens``: outputs only, each once.
+    """Around `ScheduleBatch.cumulate_penalty_output_tokens`: outputs only, each once.
 
     With no output yet the stock code counts the last prompt token, which is the boundary token.
     """
@@ -238,7 +238,7 @@ def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
 
 @around("mem_cache.common.release_kv_cache", "req", "tree_cache", "checkpoint")
 def release_kv_cache(original: Any, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
-    """Around ``mem_cache.common.release_kv_cache``: a row that holds no token.
+    """Around `mem_cache.common.release_kv_cache`: a row that holds no token.
 
     A prompt of one token has an empty base prefix, so its row is registered while it holds
     nothing; a prefill worker that had nothing to compute never took a row.

@@ -21,7 +21,7 @@ from ps_sglang.engine.request_state import handoff_state
 
 @around("disaggregation.prefill.PrefillBootstrapQueue.create_sender", "self", "req", "num_kv_heads")
 def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> bool:
-    """Around ``PrefillBootstrapQueue.create_sender``: both workers must mean the same tokens."""
+    """Around `PrefillBootstrapQueue.create_sender`: both workers must mean the same tokens."""
     created = bool(original(queue, req, num_kv_heads))
     if created:
         transport.announce(req.disagg_kv_sender, req.origin_input_ids)
@@ -30,7 +30,7 @@ def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> boo
 
 @around("disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped", "self")
 def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
-    """Around ``PrefillBootstrapQueue.pop_bootstrapped``: keep back what needs no forward."""
+    """Around `PrefillBootstrapQueue.pop_bootstrapped`: keep back what needs no forward."""
     waiting = []
     for req in original(queue):
         if req.pending_bootstrap and not req.origin_input_ids:
@@ -42,7 +42,7 @@ def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
 
 @around("managers.scheduler.Scheduler.get_new_batch_prefill", "self", "running_batch")
 def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> Any:
-    """Around ``Scheduler.get_new_batch_prefill``: one prefill for all who want it now."""
+    """Around `Scheduler.get_new_batch_prefill`: one prefill for all who want it now."""
     if scheduler.disaggregation_mode is not DisaggregationMode.PREFILL:
         return original(scheduler, running_batch)
     waits = fan_out.who_waits(scheduler)
@@ -138,7 +138,7 @@ def _send_pages(scheduler: Any, req: Any) -> None:
     "self", "batch", "result",
 )  # fmt: skip
 def process_batch_result(original: Any, scheduler: Any, batch: Any, result: Any) -> None:
-    """Around ``process_batch_result_disagg_prefill``: count what a forward pass finished."""
+    """Around `process_batch_result_disagg_prefill`: count what a forward pass finished."""
     finishing = [req for req in batch.reqs if req.inflight_middle_chunks <= 0]
     original(scheduler, batch, result)
     for req in finishing:

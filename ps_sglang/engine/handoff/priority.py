@@ -27,7 +27,7 @@ def rank(req: Any) -> int:
     "self", "waiting_queue", "running_batch", "processed_tokens",
 )  # fmt: skip
 def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any, **__: Any) -> None:
-    """After ``SchedulePolicy.calc_priority``: the prefill worker's requests."""
+    """After `SchedulePolicy.calc_priority`: the prefill worker's requests."""
     if policy.policy is CacheAwarePolicy.LPM and not policy.waiting_queue_prefix_matched(
         waiting_queue
     ):
@@ -40,7 +40,7 @@ def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any,
     "self", "rids_to_check", "pp_good_rids", "pp_bad_rids",
 )  # fmt: skip
 def pop_preallocated(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around ``DecodePreallocQueue.pop_preallocated``: the decode worker's, waiting for room."""
+    """Around `DecodePreallocQueue.pop_preallocated`: the decode worker's, waiting for room."""
     queue.queue.sort(key=lambda waiting: -(waiting.req.priority or 0))
     return original(queue, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""MurmurHash3 of (seed, position, token) in NumPy, for CPUs without ``sgl_kernel``.
+"""MurmurHash3 of (seed, position, token) in NumPy, for CPUs without `sgl_kernel`.
 
 SGLang derives a seeded token's noise from this hash (kernels/ops/sampling/murmur_hash.py) and on
 a CPU takes it from a kernel library that needs CUDA's driver to load. The values are the same.
@@ -24,13 +24,13 @@ _KEY_BYTES: Final = 16  # 8 of seed, 4 of position, 4 of token
 def murmur_hash32(
     original: Any, seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
 ) -> torch.Tensor:
-    """Around SGLang's ``murmur_hash32``: one 32-bit hash per request and token.
+    """Around SGLang's `murmur_hash32`: one 32-bit hash per request and token.
 
     Args:
-        seed: ``[n]`` uint64. positions: ``[n]`` int. col_indices: ``[m]`` int, token ids.
+        seed: `[n]` uint64. positions: `[n]` int. col_indices: `[m]` int, token ids.
 
     Returns:
-        ``[n, m]`` uint32.
+        `[n, m]` uint32.
     """
     if seed.device.type != "cpu":
         return original(seed, positions, col_indices)

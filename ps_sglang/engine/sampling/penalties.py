@@ -14,7 +14,7 @@ def count_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
     """Before a decode step: count what each request has said since the step before.
 
     Under overlap scheduling a step is prepared before the last one's token is known. Such a token
-    counts towards ``min_new_tokens`` at once, and is penalised from the step after.
+    counts towards `min_new_tokens` at once, and is penalised from the step after.
     """
     tokens, unknown = {}, set()
     for row, req in enumerate(reqs):
@@ -30,7 +30,7 @@ def count_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
 def recount_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
     """When sampling state is made anew: count what retracted requests have said before.
 
-    All but the last token, which :func:`count_outputs` counts at the next step.
+    All but the last token, which `count_outputs` counts at the next step.
     """
     for row, req in enumerate(reqs):
         req.counted_outputs = max(len(req.output_ids) - 1, 0)
@@ -47,7 +47,7 @@ def cumulate_rows(
     token are put back as they were.
 
     Args:
-        orchestrator: ``BatchedPenalizerOrchestrator`` of the batch.
+        orchestrator: `BatchedPenalizerOrchestrator` of the batch.
         tokens: output token id by batch row.
         rows: number of rows in the batch.
         unknown: rows that have said one more token, which is not known yet.

@@ -1,6 +1,6 @@
 """Per-request seeds for SGLang's PyTorch sampler.
 
-Stock SGLang honours ``sampling_seed`` only under ``--enable-deterministic-inference``, which the
+Stock SGLang honours `sampling_seed` only under `--enable-deterministic-inference`, which the
 CPU attention backend lacks and which gives every request without a seed the same one. Here each
 request samples with its own seed: the client's, or one drawn for it. The noise of a token is a
 hash of seed and position (layers/sampler.py: multinomial_with_seed), so a seeded answer does
@@ -25,7 +25,7 @@ from ps_sglang.engine.hooking import after
 
 @after("sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", "batch", "vocab_size")
 def from_schedule_batch(info: Any, _cls: Any, batch: Any, vocab_size: int) -> None:
-    """After ``SamplingBatchInfo.from_schedule_batch``: one seed a row, int64."""
+    """After `SamplingBatchInfo.from_schedule_batch`: one seed a row, int64."""
     del vocab_size
     if info.sampling_seed is None and get_exec().kernel.sampling_backend == "pytorch":
         seeds = [_seed(req) for req in batch.reqs]
@@ -71,5 +71,5 @@ def _sample_filtered(probs: torch.Tensor, info: Any, positions: torch.Tensor) ->
 
 
 def register() -> None:
-    """Sample with seeds wherever ``--sampling-backend pytorch`` is in use, as on every CPU."""
+    """Sample with seeds wherever `--sampling-backend pytorch` is in use, as on every CPU."""
     register_sampler_backend("pytorch", SeededSampler)

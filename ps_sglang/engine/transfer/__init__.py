@@ -1,1 +1,1 @@
-"""Transfer backend ``zmq``: KV pages from a prefill worker to decode workers over ZMQ."""
+"""Transfer backend `zmq`: KV pages from a prefill worker to decode workers over ZMQ."""

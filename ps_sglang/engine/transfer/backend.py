@@ -1,4 +1,4 @@
-"""Makes ``zmq`` a transfer backend that SGLang selects by name, beside its own."""
+"""Makes `zmq` a transfer backend that SGLang selects by name, beside its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ replace("disaggregation.utils.TransferBackend")(ExtendedTransferBackend)
 
 @around("disaggregation.utils.get_kv_class", "transfer_backend", "class_type")
 def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) -> type | None:
-    """Around ``disaggregation.utils.get_kv_class``: the classes of backend ``zmq``."""
+    """Around `disaggregation.utils.get_kv_class`: the classes of backend `zmq`."""
     if transfer_backend.value != BACKEND_NAME or class_type is KVClassType.KVARGS:
         found: Any = original(transfer_backend, class_type)  # one of SGLang's own
         if class_type is KVClassType.SENDER and not torch.accelerator.is_available():
@@ -45,5 +45,5 @@ def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) 
 
 
 def register() -> None:
-    """Accept ``--disaggregation-transfer-backend zmq``."""
+    """Accept `--disaggregation-transfer-backend zmq`."""
     add_disagg_transfer_backend_choices([BACKEND_NAME])

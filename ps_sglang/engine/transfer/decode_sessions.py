@@ -26,7 +26,7 @@ class DecodeSessions:
         self, *, base_fingerprint: str, page_bytes: list[int], aux_bytes: list[int],
         clock: Callable[[], float], limits: TransferLimits,
     ) -> None:  # fmt: skip
-        """Nobody has registered. See :class:`~.lender.Lender` for the arguments."""
+        """Nobody has registered. See `lender.Lender` for the arguments."""
         self._base_fingerprint = base_fingerprint
         self._page_bytes, self._aux_bytes = page_bytes, aux_bytes
         self._clock = clock

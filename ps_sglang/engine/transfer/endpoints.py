@@ -1,4 +1,4 @@
-"""Sender, receiver and bootstrap server of backend ``zmq``, one of the first two per request."""
+"""Sender, receiver and bootstrap server of backend `zmq`, one of the first two per request."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         self, kv_indices: Indices, aux_index: int | None = None, *_args: Any,
         decode_prefix_len: int | None = None, **_kwargs: Any,
     ) -> None:  # fmt: skip
-        """Ask for the pages of ``kv_indices`` (int32 page numbers of this worker's pool).
+        """Ask for the pages of `kv_indices` (int32 page numbers of this worker's pool).
 
         With none to ask for, the prefill worker is told so and the handoff ends here.
         """

@@ -17,7 +17,7 @@ class Peerlike(Protocol):
 
 
 class FailureDetector:
-    """A look at them from time to time, as often as ``tick`` is called."""
+    """A look at them from time to time, as often as `tick` is called."""
 
     def __init__(self, clock: Callable[[], float], limits: TransferLimits) -> None:
         """The first look is now."""
@@ -26,7 +26,7 @@ class FailureDetector:
         self._looked_at = clock()
 
     def dead(self, processes: Mapping[Name, Peerlike]) -> list[Name]:
-        """The names of those not heard of for ``lease_s``; time while this process stood still,
+        """The names of those not heard of for `lease_s`; time while this process stood still,
         when it could not have heard them either, does not count."""
         now = self._clock()
         if (gap := now - self._looked_at) > self._limits.beat_s:

@@ -1,8 +1,8 @@
 """The prefill side of a handoff: pages are offered, lent, and given back once they landed.
 
-``Lender`` does no IO of its own: :meth:`Lender.receive` takes the frames of a message that a
-:class:`~ps_sglang.engine.transfer.reader.Reader` sent, ``send(endpoint, frames)`` delivers
-answers, ``clock`` tells the time, and :meth:`Lender.tick` is to be called about twice a second.
+`Lender` does no IO of its own: `Lender.receive` takes the frames of a message that a
+`ps_sglang.engine.transfer.reader.Reader` sent, `send(endpoint, frames)` delivers
+answers, `clock` tells the time, and `Lender.tick` is to be called about twice a second.
 It needs neither torch nor SGLang::
 
     lender = Lender(pages, aux, base_fingerprint=base, incarnation=random,
@@ -13,11 +13,11 @@ It needs neither torch nor SGLang::
     lender.offer(room, rows, aux_slot=slot)     # the last ones; events.landed() follows
     lender.close(room, "why, if it is not done")
 
-The owner must neither free nor write offered pages before ``events.landed`` or
-``events.failed``: that is the lease. It ends with the decode worker's last Landed, by a failure,
+The owner must neither free nor write offered pages before `events.landed` or
+`events.failed`: that is the lease. It ends with the decode worker's last Landed, by a failure,
 or alone when the decode worker is not heard of any more.
 
-Thread-safe. ``open``, ``offer`` and ``close`` are the scheduler's; after ``close`` has returned
+Thread-safe. `open`, `offer` and `close` are the scheduler's; after `close` has returned
 no page of the room is read any more.
 """
 
@@ -61,13 +61,13 @@ from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
 
 
 class LenderEvents(Protocol):
-    """What the owner of a :class:`Lender` hears, at most one of ``landed`` and ``failed`` a room.
+    """What the owner of a `Lender` hears, at most one of `landed` and `failed` a room.
 
     Called with the lender's lock held, from either thread: they must not block.
     """
 
     def pulled(self, room: int, prefix_tokens: int) -> None:
-        """A decode worker waits for the room's pages and holds the first ``prefix_tokens``."""
+        """A decode worker waits for the room's pages and holds the first `prefix_tokens`."""
 
     def received(self, room: int) -> None:
         """Every page is in the decode worker's pool."""
@@ -92,8 +92,8 @@ class Lender:
             aux: the metadata buffers, one row a slot.
             base_fingerprint: whose KV the pages hold; a decode worker must expect the same.
             incarnation: random name of this process.
-            pool: by which a process of this host maps ``pages``; None if it cannot.
-            send: delivers frames to ``<zmq endpoint>[#<mailbox>]`` or drops them; never blocks.
+            pool: by which a process of this host maps `pages`; None if it cannot.
+            send: delivers frames to `<zmq endpoint>[#<mailbox>]` or drops them; never blocks.
             events: told what becomes of rooms.
             clock: seconds, monotonic.
             limits: sizes and times.
@@ -135,7 +135,7 @@ class Lender:
                 self._match(lease, lease.pull)
 
     def offer(self, room: int, rows: Indices, aux_slot: int | None = None) -> None:
-        """Lend the next pages of a room; with ``aux_slot`` they are the last.
+        """Lend the next pages of a room; with `aux_slot` they are the last.
 
         Does nothing if the room's handoff is over.
         """
@@ -158,7 +158,7 @@ class Lender:
                 self._offer(lease, later)
 
     def close(self, room: int, reason: str) -> None:
-        """Forget a room; its decode worker is told ``reason`` unless its pages have landed."""
+        """Forget a room; its decode worker is told `reason` unless its pages have landed."""
         with self._lock:
             lease = self._leases.get(room)
             if lease is None:

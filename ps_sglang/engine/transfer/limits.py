@@ -34,11 +34,11 @@ class TransferLimits:
     linger_s: float = 300.0
 
     def backoff(self, attempts: int) -> float:
-        """Seconds to wait before trying once more after ``attempts`` tries."""
+        """Seconds to wait before trying once more after `attempts` tries."""
         return self.retry_s * float(2 ** min(attempts, 4))
 
     def batches(self, rows: int, row_bytes: int) -> Iterator[slice]:
-        """How rows of ``row_bytes`` are cut into batches; one empty batch if there are none."""
+        """How rows of `row_bytes` are cut into batches; one empty batch if there are none."""
         step = max(1, self.batch_bytes // max(1, row_bytes))
         for start in range(0, max(rows, 1), step):
             yield slice(start, min(start + step, rows))

@@ -67,7 +67,7 @@ class Mailbox:
         return True
 
     def collect(self, receive: Receive) -> None:
-        """Hand every message that has come to ``Lender.receive`` or ``Reader.receive``."""
+        """Hand every message that has come to `Lender.receive` or `Reader.receive`."""
         with contextlib.suppress(BlockingIOError):  # there is no more
             while True:
                 message, credentials, *_ = self._socket.recvmsg(

@@ -1,8 +1,8 @@
-"""The KV manager of backend ``zmq``: one per scheduler process, prefill or decode.
+"""The KV manager of backend `zmq`: one per scheduler process, prefill or decode.
 
-It gives a :class:`~.lender.Lender` (prefill) or a :class:`~.reader.Reader` (decode) what they
+It gives a `lender.Lender` (prefill) or a `reader.Reader` (decode) what they
 need of SGLang: sockets, a thread that receives, a mailbox for the scheduler, and the status of
-each request. Pages are written by the scheduler thread alone, in ``poll()``.
+each request. Pages are written by the scheduler thread alone, in `poll()`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rows of host memory that a manager of SGLang registers by address.
 
-``KVArgs`` names each KV buffer (one for K and one for V of every layer) by address, byte length
+`KVArgs` names each KV buffer (one for K and one for V of every layer) by address, byte length
 and bytes per page, and each metadata buffer by address, length and bytes per request slot. The
 pools own that memory for the life of the process.
 
@@ -29,7 +29,7 @@ _Int64s = npt.NDArray[np.int64]
 class HostRows:
     """Several host buffers whose equally numbered rows belong together.
 
-    Every method takes row numbers as an integer array in any order, and raises ``ValueError``
+    Every method takes row numbers as an integer array in any order, and raises `ValueError`
     if one is outside the buffers, before anything is read or written. Threads may share it.
     """
 
@@ -58,7 +58,7 @@ class HostRows:
         self._before = np.cumsum(self._widths) - self._widths  # bytes of a row in earlier buffers
 
     def gather(self, rows: Indices) -> Packed:
-        """A packed copy of the rows, ``[len(rows) * row_total]`` bytes."""
+        """A packed copy of the rows, `[len(rows) * row_total]` bytes."""
         numbers = self._checked(rows)
         packed = np.empty(len(numbers) * self.row_total, dtype=np.uint8)
         bases, packed_rows = self._packed(packed, len(numbers))
@@ -122,7 +122,7 @@ class HostRows:
         return numbers
 
     def _packed(self, packed: Packed, count: int) -> tuple[_Int64s, _Int64s]:
-        """A packed copy as buffers of ``count`` rows: their addresses, and their row numbers."""
+        """A packed copy as buffers of `count` rows: their addresses, and their row numbers."""
         return _address(packed) + self._before * count, np.arange(count, dtype=np.int64)
 
 

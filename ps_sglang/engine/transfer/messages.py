@@ -1,10 +1,10 @@
 """Messages between the KV managers of a decode worker and a prefill worker.
 
-A message is one frame: :data:`TAG`, a seal, and msgpack. The seal is a digest of what follows
+A message is one frame: `TAG`, a seal, and msgpack. The seal is a digest of what follows
 it, so a message that was damaged or cut off is refused and the timers send it again. Pages
 follow in a frame of their own, which the digest of their batch covers.
 
-A *session* is one decode worker process, named ``<zmq endpoint for answers>#<random>``. A *pull*
+A *session* is one decode worker process, named `<zmq endpoint for answers>#<random>`. A *pull*
 is one handoff as that process numbers it, so what still travels for an earlier use of a room is
 never taken for the present one.
 """
@@ -75,7 +75,7 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):
-    """Prefill -> decode: pages ``[first, first + count)`` of the delta are ready.
+    """Prefill -> decode: pages `[first, first + count)` of the delta are ready.
 
     Sent twice: at once, so that the pages can be copied, and again with digest and metadata.
     """
@@ -150,14 +150,14 @@ class MalformedMessageError(ValueError):
 
 
 def encode(message: Message, pages: Any = None) -> Frames:
-    """The frames of a message; ``pages`` come with :class:`Pages` alone."""
+    """The frames of a message; `pages` come with `Pages` alone."""
     body = _encoder.encode(message)
     head = TAG + xxhash.xxh3_64_digest(body) + body
     return [head] if pages is None else [head, pages]
 
 
 def decode(frames: Sequence[Any]) -> tuple[Message, Any]:
-    """A message, and the frame with its pages if it is one of :class:`Pages`.
+    """A message, and the frame with its pages if it is one of `Pages`.
 
     Raises:
         MalformedMessageError: the frames are not of this protocol version, or are damaged.

@@ -26,7 +26,7 @@ class Outbox:
     """
 
     def __init__(self, context: zmq.Context[Any], mailbox: Mailbox | None = None) -> None:
-        """Nothing is connected yet; ``context`` and ``mailbox`` stay the caller's."""
+        """Nothing is connected yet; `context` and `mailbox` stay the caller's."""
         self._context = context
         self._mailbox = mailbox
         self._lock = threading.Lock()
@@ -36,7 +36,7 @@ class Outbox:
         """Queue a message, from any thread. Pages are not copied: leave them as they are.
 
         Args:
-            address: ``<zmq endpoint>``, or ``<zmq endpoint>#<mailbox>`` for a message of one
+            address: `<zmq endpoint>`, or `<zmq endpoint>#<mailbox>` for a message of one
                 frame that should go to that mailbox, if it can.
             frames: of the message.
         """

@@ -50,7 +50,7 @@ class Peers:
         send: Callable[[str, Message], None], open_pool: Callable[[PoolDescriptor], AttachedPool],
         clock: Callable[[], float], limits: TransferLimits,
     ) -> None:  # fmt: skip
-        """Nobody is known yet. See :class:`~.reader.Reader` for the arguments."""
+        """Nobody is known yet. See `reader.Reader` for the arguments."""
         self._session = session
         self._base_fingerprint = base_fingerprint
         self._page_bytes, self._aux_bytes = page_bytes, aux_bytes

@@ -16,12 +16,12 @@ class PendingRequests:
     """
 
     def __init__(self, session: str, send: Callable[[str, Frames], None]) -> None:
-        """See :class:`~.reader.Reader` for the arguments."""
+        """See `reader.Reader` for the arguments."""
         self._session = session
         self._send_frames = send
 
     def send(self, address: str, message: Message) -> None:
-        """Any message, to ``<zmq endpoint>[#<mailbox>]``."""
+        """Any message, to `<zmq endpoint>[#<mailbox>]`."""
         self._send_frames(address, encode(message))
 
     def ask(self, pull: PendingPull) -> None:

@@ -23,7 +23,7 @@ class PrefixDigest:
 
     @classmethod
     def of(cls, token_ids: Sequence[int]) -> PrefixDigest:
-        """The digest of token ids (a list or an ``array``)."""
+        """The digest of token ids (a list or an `array`)."""
         ids = np.asarray(token_ids, dtype="<i4")
         return cls(len(ids), xxhash.xxh3_128_digest(ids.data))
 

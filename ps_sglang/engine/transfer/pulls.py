@@ -17,7 +17,7 @@ from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a pull ended: with every page (``failure`` is None), or by name."""
+    """How a pull ended: with every page (`failure` is None), or by name."""
 
     failure: str | None = None
 

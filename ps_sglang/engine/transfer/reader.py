@@ -1,8 +1,8 @@
 """The decode side of a handoff: asks for the delta, takes the pages, says when they landed.
 
-``Reader`` does no IO of its own: :meth:`Reader.receive` takes the frames of a message that a
-:class:`~ps_sglang.engine.transfer.lender.Lender` sent, ``send(endpoint, frames)`` delivers
-questions, ``clock`` tells the time, and :meth:`Reader.tick` is to be called about twice a
+`Reader` does no IO of its own: `Reader.receive` takes the frames of a message that a
+`ps_sglang.engine.transfer.lender.Lender` sent, `send(endpoint, frames)` delivers
+questions, `clock` tells the time, and `Reader.tick` is to be called about twice a
 second. It needs neither torch nor SGLang::
 
     reader = Reader(pages, aux, session=f"tcp://{ip}:{port}#{random}", base_fingerprint=base,
@@ -13,10 +13,10 @@ second. It needs neither torch nor SGLang::
         ...                                         # wait for news
     reader.close(room)
 
-Pages are copied straight from the prefill worker's pool where ``open_pool`` can map it (the
+Pages are copied straight from the prefill worker's pool where `open_pool` can map it (the
 same host), and fetched over TCP where it raises; a batch is counted only if its digest fits.
 
-Thread-safe. ``pull``, ``land`` and ``close`` are the scheduler's, and only ``land`` writes
+Thread-safe. `pull`, `land` and `close` are the scheduler's, and only `land` writes
 pages: so a page that an abort has freed is never written by a late transfer.
 """
 
@@ -72,12 +72,12 @@ class Reader:
         Args:
             pages: the KV pool, one row a page.
             aux: the metadata buffers, one row a slot.
-            session: ``<zmq endpoint for answers>#<random>``.
+            session: `<zmq endpoint for answers>#<random>`.
             base_fingerprint: whose KV the decoder expects.
-            send: delivers frames to ``<zmq endpoint>[#<mailbox>]`` or drops them; never blocks.
+            send: delivers frames to `<zmq endpoint>[#<mailbox>]` or drops them; never blocks.
             clock: seconds, monotonic.
             open_pool: maps a prefill worker's pool, or raises OSError with the reason.
-            news: called from any thread when ``land`` has something to do.
+            news: called from any thread when `land` has something to do.
             collect: hands what lies in this worker's mailbox to a function; none by default.
             limits: sizes and times.
             count: counts batches, bytes, damaged batches and batches pulled again by path.

@@ -9,7 +9,7 @@ second pass through a library costs as much as the copy.
 
 The digest is a sum, over all lines of 64 bytes, of XXH3's step (a product of 32-bit halves, which
 every processor multiplies eight or four at a time) keyed with the number of the line, so lines
-that change places change it; XXH3 itself mixes the sum at the end (see :mod:`.memory`). A row's
+that change places change it; XXH3 itself mixes the sum at the end (see `memory`). A row's
 last line is filled up with zeros.
 
 LLVM compiles them when this module is imported, in a tenth of a second, for the processor that
@@ -139,7 +139,7 @@ def _add_kernel(module: ir.Module, *, write: bool, stream: bool, digest: bool) -
 
 @contextlib.contextmanager
 def _loop(builder: Any, stop: Any, step: Any = _ONE, start: Any = _ZERO) -> Iterator[Any]:
-    """Code that runs for start, start + step... below ``stop``."""
+    """Code that runs for start, start + step... below `stop`."""
     before = builder.block
     body, after = builder.append_basic_block(), builder.append_basic_block()
     builder.cbranch(builder.icmp_signed("<", start, stop), body, after)

@@ -21,7 +21,7 @@ _TICK_S: Final = 0.5
 def get_zmq_socket_on_host(
     original: Callable[..., tuple[int, Any]], context: zmq.Context[Any], *args: Any, **kwargs: Any
 ) -> tuple[int, Any]:
-    """Around ``network.get_zmq_socket_on_host``: no message may take all memory.
+    """Around `network.get_zmq_socket_on_host`: no message may take all memory.
 
     The limit must be there before the socket listens.
     """
@@ -33,11 +33,11 @@ def serve(
     socket: zmq.Socket[Any], receive: Callable[[Frames], None], tick: Callable[[], None],
     *, until: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
-    """Hand every message to ``receive``, and call ``tick`` twice a second, until the end.
+    """Hand every message to `receive`, and call `tick` twice a second, until the end.
 
     Args:
         socket: a PULL socket that this thread alone reads.
-        receive: ``Lender.receive`` or ``Reader.receive``; frames are buffers that it may keep.
+        receive: `Lender.receive` or `Reader.receive`; frames are buffers that it may keep.
         tick: what is to be done from time to time.
         until: asked at each tick whether to return.
     """

@@ -1,9 +1,9 @@
 """KV pools in memory that other workers of the same host and user can map and read.
 
 The memory is an unnamed file (memfd): it goes with its last user, however that one ends, and
-costs nothing where nothing was written. A peer opens it through ``/proc``. Whether that works
+costs nothing where nothing was written. A peer opens it through `/proc`. Whether that works
 is found by trying: another host, container or user, or a worker that is gone, all end in
-:class:`UnreachablePoolError`, and pages go over TCP instead.
+`UnreachablePoolError`, and pages go over TCP instead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SharedMemory:
     """Zeroed memory of this process that peers can map. It lives while :attr:`buffer` is used."""
 
     def __init__(self, size: int) -> None:
-        """Reserve ``size`` bytes; pages of it exist once they are written.
+        """Reserve `size` bytes; pages of it exist once they are written.
 
         Raises:
             OSError: the kernel does not hand out such memory.
@@ -64,7 +64,7 @@ class SharedMemory:
         nonce = secrets.token_bytes(_NONCE_BYTES)
         memory[:_NONCE_BYTES] = nonce
         self.buffer = memoryview(memory)[mmap.PAGESIZE :]
-        """The ``size`` bytes, page-aligned."""
+        """The `size` bytes, page-aligned."""
         _shared[memory] = _Identity(fd, total, nonce)
         weakref.finalize(memory, os.close, fd)
 

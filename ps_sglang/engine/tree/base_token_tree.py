@@ -1,10 +1,10 @@
-"""A radix cache keyed on base-model tokens, registered with SGLang as ``base-token``.
+"""A radix cache keyed on base-model tokens, registered with SGLang as `base-token`.
 
 On a decode worker the stock tree would also keep what the decoder computed (the generated
 tokens, and from the boundary token on every position). This one stops at the base prefix on
 every path into it (finish, abort, retraction, chunks; invariant I2) and never offers more than
 the base prefix of the request that asks (I1). The key is SGLang's own: token ids, the
-tenant's ``extra_key`` and ``cache_salt``; no model name is in it (I3).
+tenant's `extra_key` and `cache_salt`; no model name is in it (I3).
 
 It also tells the feed what it holds, and evicts as agent programs hint. Both need the nodes, so
 SGLang's core in Python is used, not the one in Rust, as SGLang's own session cache does.
@@ -41,7 +41,7 @@ class BaseTokenTree(UnifiedRadixCache):  # type: ignore[misc]
             self.tree_core.kv_events = TreeEvents(self.page_size)
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        """Longest cached prefix of ``params.key``, never past the request's base prefix.
+        """Longest cached prefix of `params.key`, never past the request's base prefix.
 
         The boundary token may well be cached as base KV (a longer conversation went through
         here); the decoder must still compute it itself.
@@ -51,7 +51,7 @@ class BaseTokenTree(UnifiedRadixCache):  # type: ignore[misc]
         return super().match_prefix(params)
 
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
-        """Insert the request's tokens ``[0, up_to)``, cut at its base prefix."""
+        """Insert the request's tokens `[0, up_to)`, cut at its base prefix."""
         super().checkpoint(req, up_to=min(up_to, base_prefix_len(req)), **kwargs)
         if req.session_id is not None and req.last_node is not None:
             number = handoff_state(req).sequence_number
@@ -74,5 +74,5 @@ def _build(context: TreeCacheBuildContext) -> UnifiedRadixCache:
 
 
 def register() -> None:
-    """Make the tree selectable by ``--radix-cache-backend base-token``."""
+    """Make the tree selectable by `--radix-cache-backend base-token`."""
     register_radix_cache_backend(BACKEND_NAME, _build)

@@ -24,7 +24,7 @@ _ID_BYTES: Final = 8
 class TreeEvents:
     """The events since they were last taken; the interface is that of SGLang's recorder.
 
-    Prefixes under an ``extra_key`` are left out: the gateway has no name for them (it folds the
+    Prefixes under an `extra_key` are left out: the gateway has no name for them (it folds the
     key into the salt), so it could send no request that finds them.
     """
 

@@ -22,7 +22,7 @@ _RELEASED, _USUAL, _PINNED = range(3)
 
 @dataclass(slots=True)
 class NodeMarks:
-    """What hints say of a node of the tree, at its attribute ``hint_marks``.
+    """What hints say of a node of the tree, at its attribute `hint_marks`.
 
     `pins` counts the conversations that hold it; `released_at` is its last access at its release.
     """

@@ -5,6 +5,8 @@ limits of the cluster. It returns the value as engines take it, or raises BadReq
 the value and the range.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn

@@ -1,5 +1,7 @@
 """What the model said, read from its answer: for prompts that continue it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -4,6 +4,8 @@ SGLang 0.5.23 reports an abort without a status (a request aborted by id) as a n
 every failure of a stream as an event: `{"error": ...}`, or the finish reason "abort".
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import msgspec

@@ -5,6 +5,8 @@ reaches an engine. Of /generate's sampling parameters SGLang refuses unknown one
 gateway. `tests/engine/test_seams.py` compares with SGLang's own lists.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from ps_sglang.gateway.bodies.checks import (

@@ -1,5 +1,7 @@
 """Checks of the fields that shape a prompt or an answer: templates, tools, grammars."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -4,6 +4,8 @@ A request carries them as the object `hints` in its body, or as JSON in the head
 `x-agent-hints`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import msgspec

@@ -1,5 +1,7 @@
 """One answer from the answers to single samples, as SGLang would have given it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A request's bytes as a JSON object, or an error that names the place that spoils it."""
 
+from __future__ import annotations
+
 import json
 import math
 import re

@@ -1,5 +1,7 @@
 """A request for text, checked: whom it asks, for which samples, and what it tells besides."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

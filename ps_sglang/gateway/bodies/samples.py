@@ -4,6 +4,8 @@ SGLang shares one bootstrap room among the samples of `n > 1`, which a handoff c
 the gateway sends each sample of each prompt alone. Sample i of a prompt uses seed + i.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum

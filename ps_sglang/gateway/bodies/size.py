@@ -1,5 +1,7 @@
 """How large a request may be: what a full context can need, and no more."""
 
+from __future__ import annotations
+
 from ps_sglang.gateway.errors import BadRequest
 from ps_sglang.gateway.index.prompt import Prompt
 

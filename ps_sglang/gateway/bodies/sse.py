@@ -1,5 +1,7 @@
 """Server-sent events, as SGLang's and OpenAI's streams use them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import msgspec

@@ -13,6 +13,8 @@ no longer than the longest text that can match. SGLang keeps as many tokens as t
   answer, of which a search may take MOST_STEPS_A_PLACE steps for each character, and no more.
 """
 
+from __future__ import annotations
+
 import re
 from re import _compiler, _constants, _parser  # type: ignore[attr-defined]
 from typing import Any

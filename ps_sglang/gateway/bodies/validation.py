@@ -5,6 +5,8 @@ these are refused by name, unless the field asks for what is done anyway. The ch
 fields stand in `fields`.
 """
 
+from __future__ import annotations
+
 from typing import Any, NoReturn
 
 import msgspec

@@ -1,5 +1,7 @@
 """Who is at fault when a sample fails, and whether anything has changed about its workers."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self

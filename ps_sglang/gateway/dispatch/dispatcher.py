@@ -7,6 +7,8 @@ is. Of several samples of one prompt, the first goes ahead until its prefill leg
 others then find the prompt in the prefill worker's cache.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import (

@@ -5,6 +5,8 @@ its own, whose output nobody reads. `pin` and `release` are told to all workers 
 conversation has been on. All of it happens in the background, after the client has its answer.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable

@@ -6,6 +6,8 @@ longer wanted is ended twice: its connection is closed, and SGLang is told by re
 SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -9,6 +9,8 @@ The digest is of what an engine computes with: prompts and parameters. It leaves
 which decoder, and what a client varies from one try to the next.
 """
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import os
@@ -137,7 +139,7 @@ class Suspects:
 
     async def turn(
         self, suspect: Suspect, prefill: AnyWorkerState, decode: AnyWorkerState
-    ) -> "Turn | None":
+    ) -> Turn | None:
         """Wait until no other suspect is on the worker of the role that died of the request.
 
         None if nothing is known against the request. The turn must be released.

@@ -8,6 +8,8 @@ died refuses that one: it died with the first copy, and `Disconnected` says so. 
 the first copy and lives gets a second: `WorkerResponse.was_resent` tells.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import deque
@@ -51,7 +53,7 @@ class WorkerClient:
 
     async def post(
         self, url: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> "WorkerResponse":
+    ) -> WorkerResponse:
         """Send JSON; returns when the head of the answer is there. The response must be closed."""
         origin = self._origin(url)
         lines = [
@@ -89,13 +91,13 @@ class WorkerClient:
             while connections:
                 connections.pop().abort()
 
-    def _origin(self, url: str) -> "_Origin":
+    def _origin(self, url: str) -> _Origin:
         origin = self._origins.get(url)
         if origin is None:
             origin = self._origins[url] = _Origin.of(url)
         return origin
 
-    def _kept(self, origin: "_Origin") -> "_Connection | None":
+    def _kept(self, origin: _Origin) -> _Connection | None:
         connections = self._idle.get(origin)
         if not connections:
             return None
@@ -108,14 +110,14 @@ class WorkerClient:
                 return connection
         return None
 
-    async def _connect_again(self, origin: "_Origin", lost: Disconnected) -> "_Connection":
+    async def _connect_again(self, origin: _Origin, lost: Disconnected) -> _Connection:
         """Connect after a request was lost; `lost` is raised if the worker refuses."""
         try:
             return await self._connect(origin)
         except ConnectionRefusedError as refused:
             raise Disconnected(f"{lost}; {refused}", sent=lost.sent) from refused
 
-    async def _connect(self, origin: "_Origin") -> "_Connection":
+    async def _connect(self, origin: _Origin) -> _Connection:
         if self.is_crowded():
             self.close()
         idle = self._idle.setdefault(origin, deque())
@@ -169,7 +171,7 @@ class WorkerResponse:
     `close`, or leaving the `with` block, breaks the connection off unless the answer is complete.
     """
 
-    def __init__(self, connection: "_Connection", status: int, incarnation: str | None) -> None:
+    def __init__(self, connection: _Connection, status: int, incarnation: str | None) -> None:
         self.status = status
         self.incarnation = incarnation
         """The process that answers, if it says so."""
@@ -259,7 +261,7 @@ class WorkerResponse:
 class _Connection(asyncio.Protocol):
     """One connection; serves one request at a time and joins `idle` when the answer is complete."""
 
-    def __init__(self, idle: "deque[_Connection]", count: _Count) -> None:
+    def __init__(self, idle: deque[_Connection], count: _Count) -> None:
         self._count = count
         self._is_busy = False
         self.idle_since = 0.0

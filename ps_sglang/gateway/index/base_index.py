@@ -13,6 +13,8 @@ Blocks are addressed by the text that their tokens stand for: prompts need not b
 looked up. What nobody holds leaves the index at once.
 """
 
+from __future__ import annotations
+
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -191,7 +193,7 @@ class BaseIndex:
         return bisect_left(hashes, True, key=lambda block: block not in self._numbers)
 
     def _grow(
-        self, worker: str, segment: Segment, hashes: "array[int]", texts: list[bytes], size: int
+        self, worker: str, segment: Segment, hashes: array[int], texts: list[bytes], size: int
     ) -> None:
         """Add new blocks behind a segment."""
         room = 0
@@ -210,7 +212,7 @@ class BaseIndex:
             segment = child
 
     def _append(
-        self, worker: str, segment: Segment, hashes: "array[int]", texts: list[bytes]
+        self, worker: str, segment: Segment, hashes: array[int], texts: list[bytes]
     ) -> None:
         segment.append(hashes, texts)
         self._numbers.update(dict.fromkeys(hashes, segment.number))
@@ -279,7 +281,7 @@ class BaseIndex:
         self._distinct[role] += distinct * segment.size
 
 
-def _run_back(blocks: "array[int]", position: int, hashes: Sequence[int], at: int) -> int:
+def _run_back(blocks: array[int], position: int, hashes: Sequence[int], at: int) -> int:
     """How many of `hashes`, from place `at` on, are `blocks` from `position` on backwards."""
     most = min(position + 1, len(hashes) - at)
     length = 1

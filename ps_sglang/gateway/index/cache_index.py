@@ -1,5 +1,7 @@
 """What every worker holds of a prompt: by its events where they are live, else by an estimate."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import Counter

@@ -3,6 +3,8 @@
 A mistake here costs routing quality, never an answer: the workers render for themselves.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -71,7 +73,7 @@ class ChatTemplate:
         self._defaults = dict(variables)
 
     @classmethod
-    def load(cls, folder: Path, flags: ChatFlags = NO_CHAT_FLAGS) -> "ChatTemplate":
+    def load(cls, folder: Path, flags: ChatFlags = NO_CHAT_FLAGS) -> ChatTemplate:
         """The template that workers with these flags use for the tokenizer in `folder`.
 
         Raises NoChatText.
@@ -92,7 +94,7 @@ class ChatTemplate:
         return cls(source, special, flags.variables)
 
     @classmethod
-    def given(cls, template: str) -> "ChatTemplate":
+    def given(cls, template: str) -> ChatTemplate:
         """The template in the file of a `--chat-template`, by itself; raises NoChatText."""
         return cls(_given(template), {})
 

@@ -1,5 +1,7 @@
 """What the gateway knows about its workers' caches, as Prometheus metrics."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric

@@ -4,6 +4,8 @@ Used where a worker's events cannot tell: for prompts in flight, whose events ar
 workers without a live feed, and for prompts whose bytes are not those of their tokens.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

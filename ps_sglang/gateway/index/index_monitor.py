@@ -5,6 +5,8 @@ template, or tokenize in a way that the files do not tell; then nothing that it 
 found. So prompts that have been prefilled are looked up again when their events must have come.
 """
 
+from __future__ import annotations
+
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final

@@ -1,5 +1,7 @@
 """Looking up a prompt in the base-token index: one walk for all workers."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from ps_sglang.gateway.index.segment import Segment

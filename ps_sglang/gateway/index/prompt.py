@@ -1,5 +1,7 @@
 """A prompt as the index sees it."""
 
+from __future__ import annotations
+
 from functools import cached_property
 from typing import Final, Literal, get_args
 

@@ -1,5 +1,7 @@
 """Prompts of every form as bytes that address what the workers hold."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +42,7 @@ class Prompts:
         self.chat_problem = problem or chat_problem
 
     @classmethod
-    def load(cls, folder: str | None, chat: ChatFlags = NO_CHAT_FLAGS) -> "Prompts":
+    def load(cls, folder: str | None, chat: ChatFlags = NO_CHAT_FLAGS) -> Prompts:
         """Prompts for the tokenizer in `folder`; never fails, see `problem`."""
         if folder is None:
             return cls(problem="the gateway was given no tokenizer")

@@ -1,5 +1,7 @@
 """A run of blocks in the base-token index's radix tree."""
 
+from __future__ import annotations
+
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ class Segment:
     def __init__(
         self,
         number: int,
-        parent: "Segment | None" = None,
+        parent: Segment | None = None,
         size: int = 0,
     ) -> None:
         self.number = number
@@ -60,7 +62,7 @@ class Segment:
         """How many bytes the first `blocks` blocks stand for."""
         return self.ends[blocks - 1] if blocks else 0
 
-    def append(self, hashes: "array[int]", texts: Sequence[bytes]) -> None:
+    def append(self, hashes: array[int], texts: Sequence[bytes]) -> None:
         """Add blocks at the end; a segment that has a key already keeps it."""
         self.hashes += hashes
         end = len(self.text)
@@ -69,7 +71,7 @@ class Segment:
             self.ends.append(end)
         self.text += b"".join(texts)
 
-    def cut(self, blocks: int) -> "array[int]":
+    def cut(self, blocks: int) -> array[int]:
         """Keep the first `blocks` blocks; returns the hashes of the others."""
         dropped = self.hashes[blocks:]
         del self.hashes[blocks:]
@@ -77,7 +79,7 @@ class Segment:
         del self.ends[blocks:]
         return dropped
 
-    def split(self, at: int, number: int) -> "Segment":
+    def split(self, at: int, number: int) -> Segment:
         """Move the first `at` blocks to a new segment in this one's place; returns it."""
         assert self.parent is not None
         head = Segment(number, self.parent, self.size)
@@ -92,7 +94,7 @@ class Segment:
         head.add_child(self)
         return head
 
-    def join(self, head: "Segment") -> "array[int]":
+    def join(self, head: Segment) -> array[int]:
         """Undo `split`: take the place of the parent, whose only child this is.
 
         Returns the hashes that moved here. `head` holds nothing from then on.
@@ -119,7 +121,7 @@ class Segment:
 
         return bisect_left(self.ends, True, hi=len(self.ends) - 1, key=differs)
 
-    def add_child(self, child: "Segment") -> None:
+    def add_child(self, child: Segment) -> None:
         """Make `child` findable under this segment."""
         if self.children is None:
             self.children = {}
@@ -128,7 +130,7 @@ class Segment:
         if len(key) not in self.lengths:
             self.lengths += (len(key),)
 
-    def remove_child(self, child: "Segment") -> None:
+    def remove_child(self, child: Segment) -> None:
         """Undo `add_child`. `child` must still have the key it was added with."""
         assert self.children is not None
         key = child.key
@@ -139,20 +141,20 @@ class Segment:
         if not self.children:
             self.children, self.lengths = None, ()
 
-    def replace_child(self, old: "Segment", new: "Segment") -> None:
+    def replace_child(self, old: Segment, new: Segment) -> None:
         """Put `new`, whose key is the same, in the place of `old`."""
         assert self.children is not None
         alike = self.children[new.key]
         alike[alike.index(old)] = new
 
-    def only_child(self) -> "Segment | None":
+    def only_child(self) -> Segment | None:
         """The child, if there is exactly one."""
         if self.children is None or len(self.children) > 1:
             return None
         (alike,) = self.children.values()
         return alike[0] if len(alike) == 1 else None
 
-    def all_children(self) -> "list[Segment]":
+    def all_children(self) -> list[Segment]:
         """Every child."""
         return [child for alike in (self.children or {}).values() for child in alike]
 

@@ -1,5 +1,7 @@
 """What token ids stand for: bytes of the prompt's text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 

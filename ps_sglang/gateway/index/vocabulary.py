@@ -6,6 +6,8 @@ rules a tokenizer follows is found by encoding probes; where none holds, blocks 
 by text, and `NotAddressable` says why.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import unicodedata
@@ -47,7 +49,7 @@ class Vocabulary:
         self._prefix = prefix
 
     @classmethod
-    def load(cls, folder: Path) -> "Vocabulary":
+    def load(cls, folder: Path) -> Vocabulary:
         """Read the tokenizer in `folder`; raises NotAddressable."""
         path = folder / "tokenizer.json"
         try:

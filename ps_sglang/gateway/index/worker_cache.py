@@ -1,5 +1,7 @@
 """One worker as the gateway knows it: its feed told to the index, and an estimate."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Callable
@@ -54,14 +56,14 @@ class WorkerCache:
             self._task = asyncio.create_task(self.events.run(), name=f"feed of {self._name}")
             self._task.add_done_callback(self._ended)
 
-    def stop(self) -> "asyncio.Task[None] | None":
+    def stop(self) -> asyncio.Task[None] | None:
         """Leave the feed; the task that ends, if there is one."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
         return task
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         if task is self._task and not task.cancelled():
             self.lost(f"its feed failed: {task.exception()}")
             log.error("worker %s: the feed failed", self._name, exc_info=task.exception())

@@ -1,5 +1,7 @@
 """POST /debug/route: where a request would go, and why; nothing is sent."""
 
+from __future__ import annotations
+
 from aiohttp import web
 
 from ps_sglang.gateway.bodies.checks import Body

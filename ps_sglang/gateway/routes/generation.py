@@ -1,5 +1,7 @@
 """The routes that generate text."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager

@@ -1,5 +1,7 @@
 """The routes that tell about the cluster: models, health, metrics, what SGLang's clients ask."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """Every request's id, log line, metrics and last resort for errors."""
 
+from __future__ import annotations
+
 import logging
 import time
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """DELETE /sessions/<id>, POST /sessions/<id>/end: a conversation is over."""
 
+from __future__ import annotations
+
 from aiohttp import web
 
 from ps_sglang.gateway.errors import GatewayError

@@ -3,6 +3,8 @@
 None of these calls starts or ends a process, and each goes on to its end if its caller hangs up.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
@@ -151,8 +153,8 @@ async def remove(request: web.Request) -> web.Response:
         and worker_state.refused is None
     ):
         raise _conflict(
-            f"{worker_state.name!r} is the last prefill worker that takes requests, and nothing can "
-            "be answered without one: add another first."
+            f"{worker_state.name!r} is the last prefill worker that takes requests, and nothing "
+            "can be answered without one: add another first."
         )
     if not now or request.app[OPERATION_LOCKS].what(worker_state) != _LEAVING:
         request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
@@ -193,8 +195,8 @@ async def swap(request: web.Request) -> web.Response:
         )
     if isinstance(worker_state.worker, PrefillWorker):
         raise BadRequest(
-            f"{worker_state.name!r} is a prefill worker: its weights are the base's, and every page "
-            "in the cluster was computed with them."
+            f"{worker_state.name!r} is a prefill worker: its weights are the base's, and every "
+            "page in the cluster was computed with them."
         )
     decoder = worker_state.worker.decoder
 

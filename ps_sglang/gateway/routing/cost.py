@@ -37,6 +37,8 @@ Why these weights:
   next turns will share: LEAVE_TOKENS widens its load window to 2 * (S + LEAVE_TOKENS).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

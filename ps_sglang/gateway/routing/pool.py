@@ -5,6 +5,8 @@ to the thread of the event loop. A member is a worker from its joining to its le
 comes back under its old name is another member, so nothing can be counted on the wrong one.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -5,6 +5,8 @@ neither herds (all on the worker that was idle) nor scatters (each on another, c
 prefix).
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +28,7 @@ class Route:
     """
 
     def __init__(
-        self, router: "Router", prompt: Prompt, decision: Decision, shared_tokens: int
+        self, router: Router, prompt: Prompt, decision: Decision, shared_tokens: int
     ) -> None:
         prefill, decode = decision.chosen
         self.prefill: Prefill = prefill.worker_state

@@ -5,6 +5,8 @@ request that sends both must send the same. Sessions are remembered until they e
 idle for IDLE_SECONDS, or until MOST newer ones have come.
 """
 
+from __future__ import annotations
+
 import time
 from collections import OrderedDict
 from collections.abc import Callable

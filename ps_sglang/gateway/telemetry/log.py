@@ -1,5 +1,7 @@
 """The gateway's log on stderr, written some lines at a time so that no request waits for it."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import sys

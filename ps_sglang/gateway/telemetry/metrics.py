@@ -1,5 +1,7 @@
 """The gateway's own metrics."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache

@@ -1,5 +1,7 @@
 """Workers' metrics, gathered under one roof with a `worker` label."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence

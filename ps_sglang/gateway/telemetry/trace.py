@@ -5,6 +5,8 @@ is written to the log and counted when all has been told, or a while after its e
 A client that sends the header `x-timeline: 1` gets it with the answer.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time

@@ -6,6 +6,8 @@ SGLang's own handshake compares only two. Once admitted, a worker is the one tha
 one that comes back as another is refused until somebody joins it anew.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 

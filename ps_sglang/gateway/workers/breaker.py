@@ -19,6 +19,8 @@ What a failure tells decides how many it takes. A refused or broken connection i
 no server. A missed deadline may be a busy machine, a failed request may be the request's own fault.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from ps_sglang.gateway.routing.pool import BreakerState

@@ -9,6 +9,8 @@ silent for long: a connection to a stopped process stays open for ever, and so w
 Every answer names the process that gives it; whether that is the worker is asked in `recognition`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import random

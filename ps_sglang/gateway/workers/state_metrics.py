@@ -1,5 +1,7 @@
 """The states of workers as Prometheus metrics, read off the pool when it is asked for them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric

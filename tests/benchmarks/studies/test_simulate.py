@@ -1,5 +1,7 @@
 """The simulator against arithmetic: queues, conservation of tokens, what a trace allows."""
 
+from __future__ import annotations
+
 import json
 
 import msgspec

@@ -1,5 +1,7 @@
 """Asks pydantic-ai's agent once whole and once streamed; prints both texts as JSON."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import sys

@@ -3,6 +3,8 @@
 Prints one line an answer that does not conform.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import urllib.error

@@ -1,5 +1,7 @@
 """A process host whose pipe takes what is no event, and then one."""
 
+from __future__ import annotations
+
 import sys
 
 sys.stdout.buffer.write(b"hello\n\xff\n" + b"[" * 200_000 + b"\n")

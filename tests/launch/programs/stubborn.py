@@ -3,6 +3,8 @@
 `plain`: SIGTERM ends it, and its child dies with it, as SGLang's sub-processes do.
 """
 
+from __future__ import annotations
+
 import mmap
 import os
 import signal
