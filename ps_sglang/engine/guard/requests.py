@@ -49,7 +49,8 @@ CHECKS: Final[dict[str, Check]] = {
     "text": Optional(lambda field, value: Text(INT64)(field, value)),
     "return_logprob": _FLAG,
     "logprob_start_len": Optional(Whole(-1, INT64)),
-    "return_sampling_mask": _FLAG,
+    # A decode worker refuses it in its scheduler, where the prefill worker does not hear of it.
+    "return_sampling_mask": Optional(OneOf((False,))),
     "sampling_logprobs_mode": Optional(OneOf(("selected", "support"))),
     "return_text_in_logprobs": _FLAG,
     "stream": _FLAG,
