@@ -46,9 +46,9 @@ SAMPLING: dict[str, tuple[list[Any], list[Any], str]] = {
         "token",
     ),
     "stop_regex": (
-        ["x", ["x", r"\n+"]],
-        ["(", "(a+)+b", ["x", "(a+)+b"], 5, [None]],
-        "regular|could|repeat|texts",
+        ["x", ["x", r"\n+"], "(a+)+b"],
+        ["(", "a**", ["x", "("], "x" * 257, "é" * 129, 5, [None]],
+        "regular|bytes|texts",
     ),
     "regex": (["a{60}c", ""], [5, ["x"], "x" * 5000], "text|characters"),
     "ebnf": (['root ::= "x"'], [5, {}], "text"),

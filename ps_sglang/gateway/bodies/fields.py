@@ -40,13 +40,13 @@ from ps_sglang.gateway.bodies.formats import (
     plain_params,
     response_format,
     schema_text,
+    stop_regex,
     structural_tag_text,
     template_kwargs,
     tool_choice,
     tools,
     watermark,
 )
-from ps_sglang.gateway.bodies.stop_regex import check_stop_regex
 from ps_sglang.gateway.errors import BadRequest
 
 MAX_N: Final = 128
@@ -71,7 +71,7 @@ _SAMPLING: Table = {
     "n": integer(1, MAX_N),
     "stop": texts(_MOST_STOPS, text(_LONGEST_STOP)),
     "stop_token_ids": token_ids,
-    "stop_regex": texts(_MOST_STOPS, check_stop_regex),
+    "stop_regex": texts(_MOST_STOPS, stop_regex),
     "regex": text(LONGEST_REGEX),
     "ebnf": text(LONGEST_GRAMMAR),
     "ignore_eos": boolean,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from ps_sglang.gateway.errors import BadRequest
 LONGEST_GRAMMAR = 2**18
 """Characters of a schema, an EBNF or a structural tag; of a regular expression, LONGEST_REGEX."""
 LONGEST_REGEX = 2**12
+_MOST_STOP_REGEX_BYTES = 256  # SGLang's own bound
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
 # What the chat template is filled by the engine, and what the engine's own call of it is told.
@@ -249,3 +251,21 @@ def watermark(value: Any, name: str, limits: Limits) -> Any:
     if window is not None and (type(window) is not int or not 1 <= window < 2**31):
         refuse(f"{name}.context_window", window, f"from 1 to {2**31 - 1}")
     return object_of(known)(value, name, limits)
+
+
+def stop_regex(value: Any, name: str, limits: Limits) -> Any:
+    """A text that is a regular expression; workers bound the time of a search."""
+    if not isinstance(value, str):
+        refuse(name, value, "a regular expression, as a text")
+    if (size := len(value.encode())) > _MOST_STOP_REGEX_BYTES:
+        raise BadRequest(
+            f"`{name}` must have at most {_MOST_STOP_REGEX_BYTES} bytes, not {size}.", param=name
+        )
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadRequest(
+            f"`{name}` is {value!r}, which is no regular expression of Python's: {error}.",
+            param=name,
+        ) from error
+    return value
