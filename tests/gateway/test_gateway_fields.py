@@ -46,7 +46,7 @@ SAMPLING: dict[str, tuple[list[Any], list[Any], str]] = {
         "token",
     ),
     "stop_regex": (
-        ["x", ["x", r"\n+"], "(a+)+b"],
+        ["x", ["x", r"\n+"], "(a+)+b", "[[a]"],
         ["(", "a**", ["x", "("], "x" * 257, "é" * 129, 5, [None]],
         "regular|bytes|texts",
     ),
