@@ -33,3 +33,12 @@ def test_half_of_the_sentences_have_at_most_16_words() -> None:
             sentences = re.split(r"(?<=[.:!?])\s+", " ".join(paragraph.split()))
             lengths += [len(one.split()) for one in sentences if one]
     assert statistics.median(lengths) <= 16
+
+
+def test_messages_of_the_troubleshooting_page_are_the_products() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "ps_sglang").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # texts that go over several lines
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    assert quoted
+    assert [text for text in quoted if text not in joined] == []
