@@ -17,7 +17,6 @@ from ps_sglang.launch.args import parse_args
 from ps_sglang.models.resolve import resolve
 
 PORT = 8000
-_CURL = 'curl() { command curl -sS --fail-with-body "$@"; }\n'
 RUN = [page for page in PAGES if any(block.reason is None for block in blocks(page))]
 
 

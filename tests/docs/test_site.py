@@ -28,7 +28,7 @@ def test_readme_links_to_files_that_are_there() -> None:
 def test_half_of_the_sentences_have_at_most_16_words() -> None:
     lengths = []
     for page in PAGES:
-        text = re.sub(r"(?s:``.*?``|<!--.*?-->)|^[|#].*$", "", page.read_text(), flags=re.M)
+        text = re.sub(r"(?s:```.*?```|<!--.*?-->)|^[|#].*$", "", page.read_text(), flags=re.M)
         for paragraph in re.split(r"\n\s*\n|^- ", text, flags=re.M):
             sentences = re.split(r"(?<=[.:!?])\s+", " ".join(paragraph.split()))
             lengths += [len(one.split()) for one in sentences if one]

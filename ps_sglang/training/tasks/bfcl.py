@@ -30,7 +30,7 @@ _INSTRUCTION: Final = (
     '<tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>'
 )
 _CALL: Final = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_FENCE: Final = re.compile(r"``(?:json)?[ \t]*\n(.*?)(?:``|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE: Final = re.compile(r"```(?:json)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _LONGEST: Final = 10_000
 _MOST_OFFERED: Final = 3  # functions of a variant, if its item has fewer
 # BFCL's names of types -> those of JSON schema, where they differ; `any` is a string to BFCL.

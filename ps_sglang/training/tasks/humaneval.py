@@ -57,7 +57,9 @@ def _items() -> list[Item]:
     return [
         Item(
             id=row["task_id"],
-            messages=({"role": "user", "content": f"{_QUESTION}\n\n``python\n{row['prompt']}``"},),
+            messages=(
+                {"role": "user", "content": f"{_QUESTION}\n\n```python\n{row['prompt']}```"},
+            ),
             answer=row["prompt"] + row["canonical_solution"],
             check={"prompt": row["prompt"], "test": row["test"], "function": row["entry_point"]},
         )

@@ -7,7 +7,7 @@ import re
 import warnings
 from typing import Final
 
-_FENCE: Final = re.compile(r"``(?:python|py)?[ \t]*\n(.*?)(?:``|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE: Final = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _START: Final = re.compile(r"^(?:def |async def |class |import |from |@)", re.MULTILINE)
 _LONGEST: Final = 10_000
 

@@ -44,7 +44,7 @@ def test_the_items_are_the_same_on_every_machine() -> None:
 
 def test_gold_answers_pass_plain_and_fenced() -> None:
     items = CODE.items("dev")
-    fenced = [f"``python\n{item.answer}\n``" for item in items]
+    fenced = [f"```python\n{item.answer}\n```" for item in items]
     assert CODE.passed(items, [item.answer for item in items]) == [True] * len(items)
     assert CODE.passed(items, fenced) == [True] * len(items)
 

@@ -14,10 +14,10 @@ CODE = "def f(xs):\n    return sum(xs)"
     [
         CODE,
         f"\n\n{CODE}\n",
-        f"``python\n{CODE}\n``",
-        f"``\n{CODE}\n``",
+        f"```python\n{CODE}\n```",
+        f"```\n{CODE}\n```",
         f"```Python\n{CODE}",
-        f"Here is the function:\n\n``py\n{CODE}\n``\nIt sums.\n``python\nf([1])\n``",
+        f"Here is the function:\n\n```py\n{CODE}\n```\nIt sums.\n```python\nf([1])\n```",
         f"Here is the function:\n{CODE}",
         f"{CODE}\n\nThis function returns the sum of the list.",
         f"Sure!\n{CODE}\n\nExample:\n>>> f([1])",

@@ -43,7 +43,7 @@ class TestHumanEval:
         items = task("humaneval").items("test")
         prompts = [item.check["prompt"] for item in items]
         answers = [
-            f"``python\n{item.answer}\n``" if n % 2 else item.answer.removeprefix(prompt)
+            f"```python\n{item.answer}\n```" if n % 2 else item.answer.removeprefix(prompt)
             for n, (item, prompt) in enumerate(zip(items, prompts, strict=True))
         ]
         assert task("humaneval").passed(items, answers) == [True] * 164

@@ -124,7 +124,7 @@ ITEM = Item(
         tagged("area", base=10, unit="units"),
         f"Sure: {tagged('area', base=10)} Done.",
         tagged("area", base=10).removesuffix("</tool_call>"),
-        '``json\n{"name": "area", "arguments": {"base": 10}}\n``',
+        '```json\n{"name": "area", "arguments": {"base": 10}}\n```',
         '{"name": "area", "arguments": {"base": 10}}',
         '[{"name": "area", "arguments": {"base": 10}}]',
     ],
