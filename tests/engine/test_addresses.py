@@ -13,7 +13,7 @@ from engine_client import post
 from prometheus_client.parser import text_string_to_metric_families
 from served import Launch, Models, Served
 from tokenizers import Tokenizer, normalizers, processors
-from tree_mirror import WorkerCache
+from tree_mirror import TreeMirror
 
 from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
 from ps_sglang.launch.gateway_config import gateway_config
@@ -106,8 +106,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 
 @pytest.fixture(scope="module")
-def mirror(served: Served) -> Iterator[WorkerCache]:
-    found = WorkerCache(served.cluster.plan.workers[0].feed)
+def mirror(served: Served) -> Iterator[TreeMirror]:
+    found = TreeMirror(served.cluster.plan.workers[0].events)
     yield found
     found.close()
 
@@ -119,14 +119,14 @@ def prompts(served: Served) -> Prompts:
     return loaded
 
 
-def _stored(mirror: WorkerCache, salt: str) -> list[int]:
+def _stored(mirror: TreeMirror, salt: str) -> list[int]:
     """The base prefix of a tenant's only prompt."""
     return list(max((ids for its, ids in mirror.resynchronize() if its == salt), key=len))
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_addresses_what_is_stored(
-    name: str, served: Served, mirror: WorkerCache, prompts: Prompts
+    name: str, served: Served, mirror: TreeMirror, prompts: Prompts
 ) -> None:
     body = CHATS[name]
     asked = {**body, "max_tokens": 1, "cache_salt": name}
@@ -136,7 +136,7 @@ def test_a_chat_addresses_what_is_stored(
 
 @pytest.mark.parametrize("text", [TEXT, " x", "two words"])
 def test_a_text_addresses_what_is_stored(
-    text: str, served: Served, mirror: WorkerCache, prompts: Prompts
+    text: str, served: Served, mirror: TreeMirror, prompts: Prompts
 ) -> None:
     asked = {"prompt": text, "max_tokens": 1, "cache_salt": text}
     answer = post(f"{served.cluster.url}/models/a/v1/completions", asked)

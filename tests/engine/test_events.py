@@ -9,12 +9,12 @@ from functools import partial
 import pytest
 from engine_client import assert_conserved, flush, generate, together
 from served import Launch, Models, Served
-from tree_mirror import WorkerCache, mirroring
+from tree_mirror import TreeMirror, mirroring
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 Prompts = Callable[[int, int], list[list[int]]]
-Mirrors = dict[str, WorkerCache]
+Mirrors = dict[str, TreeMirror]
 
 
 @pytest.fixture(scope="module", params=[1, 16], ids=["page 1", "page 16"])

@@ -21,7 +21,7 @@ from engine_client import (
 )
 from hf_reference import expected
 from served import Launch, Models, Served
-from tree_mirror import WorkerCache
+from tree_mirror import TreeMirror
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -90,14 +90,14 @@ def test_tenants_do_not_wait_for_each_other(served: Served, prompts: Prompts) ->
 
 
 @pytest.fixture(scope="module")
-def tree(served: Served) -> Iterator[WorkerCache]:
-    mirror = WorkerCache(served.cluster.plan.workers[0].feed)
+def tree(served: Served) -> Iterator[TreeMirror]:
+    mirror = TreeMirror(served.cluster.plan.workers[0].events)
     yield mirror
     mirror.close()
 
 
 def test_whoever_comes_half_way_through_waits(
-    served: Served, tree: WorkerCache, prompts: Prompts
+    served: Served, tree: TreeMirror, prompts: Prompts
 ) -> None:
     """The leader is in its chunks when the others come; it prefills for all of them."""
     (ids,) = prompts(1, LONG + 1)
@@ -118,7 +118,7 @@ def test_whoever_comes_half_way_through_waits(
 
 
 def test_an_aborted_leader_leaves_the_lead_to_the_next(
-    served: Served, tree: WorkerCache, prompts: Prompts
+    served: Served, tree: TreeMirror, prompts: Prompts
 ) -> None:
     """What it computed stays; the next one computes the rest, and the last one nothing."""
     (ids,) = prompts(1, LONG + 1)
@@ -140,7 +140,7 @@ def test_an_aborted_leader_leaves_the_lead_to_the_next(
 
 
 def _come_half_way(
-    served: Served, tree: WorkerCache, pool: ThreadPoolExecutor, ids: list[int]
+    served: Served, tree: TreeMirror, pool: ThreadPoolExecutor, ids: list[int]
 ) -> dict[str, Future[Any]]:
     """Ask for `ids` on b and c when the first chunk is in the tree; until both wait."""
     prefill = served.cluster.plan.workers[0].url

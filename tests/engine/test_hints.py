@@ -10,7 +10,7 @@ import pytest
 from both_legs import ask
 from engine_client import assert_conserved, flush, queues
 from served import Launch, Models, Served
-from tree_mirror import WorkerCache
+from tree_mirror import TreeMirror
 
 from ps_sglang.events.messages import Pin, Release
 from ps_sglang.priority import place
@@ -31,16 +31,16 @@ def served(llama: Models, launch: Launch) -> Served:
 
 
 @pytest.fixture(scope="module", params=["prefill-0", "decode-a"])
-def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[WorkerCache]:
+def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[TreeMirror]:
     (worker,) = [one for one in served.cluster.plan.workers if one.name == request.param]
-    mirror = WorkerCache(worker.feed)
+    mirror = TreeMirror(worker.events)
     yield mirror
     mirror.close()
 
 
 @pytest.fixture
 def conversations(
-    served: Served, tree: WorkerCache, prompts: Prompts
+    served: Served, tree: TreeMirror, prompts: Prompts
 ) -> Iterator[dict[str, list[int]]]:
     """Three conversations, the oldest first, in trees that hold nothing else."""
     flush(served.cluster)
@@ -51,7 +51,7 @@ def conversations(
     assert_conserved(served.cluster)
 
 
-def held(tree: WorkerCache, ids: list[int]) -> int:
+def held(tree: TreeMirror, ids: list[int]) -> int:
     """Leading tokens of a prompt that the worker's tree holds."""
     tree.resynchronize()
     there = [tokens for _, tokens in tree.prefixes() if list(tokens) == ids[: len(tokens)]]
@@ -63,7 +63,7 @@ def crowd(served: Served, prompts: Prompts, length: int) -> None:
 
 
 def test_without_hints_the_oldest_goes(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     crowd(served, prompts, LENGTH)
     kept = [held(tree, ids) for ids in conversations.values()]
@@ -72,7 +72,7 @@ def test_without_hints_the_oldest_goes(
 
 
 def test_a_released_conversation_goes_first(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     tree.ask(Release("new"))
     crowd(served, prompts, LENGTH)
@@ -82,7 +82,7 @@ def test_a_released_conversation_goes_first(
 
 
 def test_a_release_spares_what_others_go_on_from(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     """The new conversation branches off the middle one; only its own turn is released."""
     stem = conversations["middle"][: LENGTH // 2]
@@ -97,7 +97,7 @@ def test_a_release_spares_what_others_go_on_from(
 
 
 def test_a_released_conversation_that_goes_on_stays(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     tree.ask(Release("new"))
     longer = conversations["new"] + prompts(1, 32)[0]
@@ -108,7 +108,7 @@ def test_a_released_conversation_that_goes_on_stays(
 
 
 def test_a_pinned_conversation_goes_last(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     tree.ask(Pin("old", 600))
     for _ in range(4):
@@ -121,7 +121,7 @@ def test_a_pinned_conversation_goes_last(
 
 
 def test_a_pin_holds_what_the_conversation_adds(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     tree.ask(Pin("old", 600))
     longer = conversations["old"] + prompts(1, 64)[0]
@@ -133,7 +133,7 @@ def test_a_pin_holds_what_the_conversation_adds(
 
 
 def test_a_full_pool_evicts_what_is_pinned(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     for session in conversations:
         tree.ask(Pin(session, 600))
@@ -144,7 +144,7 @@ def test_a_full_pool_evicts_what_is_pinned(
 
 
 def test_a_pin_ends_by_itself(
-    served: Served, tree: WorkerCache, conversations: dict[str, list[int]], prompts: Prompts
+    served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     """However long that takes; the test's own limit ends one that never does."""
     tree.ask(Pin("old", 0.001))
@@ -177,8 +177,8 @@ def test_a_higher_priority_runs_first(
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
-            closing(WorkerCache(served.cluster.plan.workers[0].feed)) as tree,
-            closing(WorkerCache(here.feed)) as told,
+            closing(TreeMirror(served.cluster.plan.workers[0].events)) as tree,
+            closing(TreeMirror(here.events)) as told,
             ThreadPoolExecutor(4) as pool,
         ):
             leader = pool.submit(ask, served.cluster, "a", first, 1)

@@ -14,14 +14,14 @@ from both_legs import ask
 from engine_client import assert_conserved
 from prometheus_client.parser import text_string_to_metric_families
 from served import Launch, Models, Served
-from tree_mirror import WorkerCache, mirroring
+from tree_mirror import TreeMirror, mirroring
 
 from ps_sglang.events.messages import Span
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 Prompts = Callable[[int, int], list[list[int]]]
-Mirrors = dict[str, WorkerCache]
+Mirrors = dict[str, TreeMirror]
 
 
 @pytest.fixture(scope="module", params=["overlap off", "overlap on the decode workers"])
