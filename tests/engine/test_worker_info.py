@@ -29,7 +29,7 @@ def app(folders: dict[str, Path]) -> Iterator[Any]:
     """SGLang's application as it is just before it serves, of process `here`."""
     app = server_app()
     infos = [{"ps_sglang_incarnation": "here"}]
-    args = SimpleNamespace(model_path=str(folders["a"]))
+    args = SimpleNamespace(model_path=str(folders["a"]), chat_template=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "build_middleware_stack", app.build_middleware_stack)
         patch.setattr(app, "middleware_stack", None)
@@ -95,7 +95,7 @@ SCHEDULER = {"ps_sglang_incarnation": "here", "max_total_num_tokens": 4096}
 
 def _told(folder: Path, **info: Any) -> WorkerInfo:
     worker_info.serves(folder)
-    args = SimpleNamespace(model_path=str(folder))
+    args = SimpleNamespace(model_path=str(folder), chat_template=None)
     answer = worker_info.build_server_info({**INFO, **info}, args, SCHEDULER)
     return msgspec.convert(answer[KEY], WorkerInfo)
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_server_of_another_kind_says_nothing(folders: dict[str, Path]) -> None:
-    args = SimpleNamespace(model_path=str(folders["a"]))
+    args = SimpleNamespace(model_path=str(folders["a"]), chat_template=None)
     assert KEY not in worker_info.build_server_info(dict(INFO), args, {"max_total_num_tokens": 1})
 
 
