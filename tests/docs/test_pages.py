@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, Block, blocks
 
 from ps_sglang.launch import Cluster
 from ps_sglang.launch.args import parse_args
 from ps_sglang.models.resolve import resolve
+from tests.docs.pages import PAGES, ROOT, Block, blocks
 
 PORT = 8000
 _CURL = 'curl() { command curl -sS --fail-with-body "$@"; }\n'

@@ -10,11 +10,11 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from served import Launch, Models, Served
 
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
 from ps_sglang.models.tiny import make_tiny
+from tests.engine.served import Launch, Models, Served
 
 # As the CPU platform sets it in a worker: no compiling of small sampling functions.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_client import post
 from prometheus_client.parser import text_string_to_metric_families
-from served import Launch, Models, Served
 from tokenizers import Tokenizer, normalizers, processors
-from tree_mirror import WorkerCache
 
 from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
 from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.models import tiny
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import WorkerCache
+from tests.support.engine_client import post
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

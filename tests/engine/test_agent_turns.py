@@ -9,7 +9,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from engine_client import (
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
     RefusedError,
     assert_conserved,
     counters,
@@ -18,8 +20,7 @@ from engine_client import (
     in_work,
     post,
 )
-from hf_reference import expected
-from served import Launch, Models, Served
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

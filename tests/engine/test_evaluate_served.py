@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from engine_client import assert_conserved
-from served import Launch, Models, Served
 
 from ps_sglang.errors import UsageError
 from ps_sglang.training.evaluate.run import evaluate
 from ps_sglang.training.evaluate.settings import EvaluateSettings
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_conserved
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

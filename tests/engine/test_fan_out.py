@@ -11,7 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from engine_client import (
+
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import WorkerCache
+from tests.support.engine_client import (
     assert_conserved,
     counters,
     generate,
@@ -19,9 +22,7 @@ from engine_client import (
     in_work,
     together,
 )
-from hf_reference import expected
-from served import Launch, Models, Served
-from tree_mirror import WorkerCache
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

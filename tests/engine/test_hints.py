@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from both_legs import ask
-from engine_client import assert_conserved, flush, queues
-from served import Launch, Models, Served
-from tree_mirror import WorkerCache
 
 from ps_sglang.events.messages import Pin, Release
 from ps_sglang.priority import place
+from tests.engine.both_legs import ask
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import WorkerCache
+from tests.support.engine_client import assert_conserved, flush, queues
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -19,10 +19,6 @@ import psutil
 import pytest
 import xxhash
 import zmq
-from engine_client import RefusedError, assert_conserved, generate, post, together
-from hf_reference import expected
-from plain_server import free_port, wait_until_healthy
-from served import Launch, Models, Served
 
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.engine.transfer.messages import TAG
@@ -30,6 +26,10 @@ from ps_sglang.launch import flags
 from ps_sglang.launch.environment import worker_environment
 from ps_sglang.launch.messages import Ending, Start
 from ps_sglang.launch.spec import WorkerSpec
+from tests.engine.plain_server import free_port, wait_until_healthy
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import RefusedError, assert_conserved, generate, post, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 

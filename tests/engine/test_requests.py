@@ -14,10 +14,11 @@ from typing import Any
 import openai
 import pytest
 import torch
-from engine_client import RefusedError, assert_conserved, generate, post, together
-from hf_reference import expected
-from plain_server import sglang_server, wait_until_healthy
-from served import Launch, Models, Served
+
+from tests.engine.plain_server import sglang_server, wait_until_healthy
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import RefusedError, assert_conserved, generate, post, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

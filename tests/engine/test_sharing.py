@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from engine_client import assert_conserved, counters, generate, growth
-from hf_reference import expected
-from served import Launch, Models, Served
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_conserved, counters, generate, growth
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

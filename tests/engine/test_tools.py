@@ -10,12 +10,12 @@ from typing import Any
 import agents
 import openai
 import pytest
-from engine_client import RefusedError, assert_conserved, assert_known, post
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 from ps_sglang.demo import QUESTIONS, TOOLS
 from ps_sglang.launch import Cluster, ClusterSpec
+from tests.support.engine_client import RefusedError, assert_conserved, assert_known, post
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import spoil_pages
-from engine_client import RefusedError, assert_conserved, generate, in_work, metric, post
-from hf_reference import expected
-from served import Launch, Models, Served
 
 from ps_sglang.engine.compat.srt import KVClassType, TransferBackend
 from ps_sglang.engine.transfer import backend, endpoints
+from tests.engine import spoil_pages
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
+    RefusedError,
+    assert_conserved,
+    generate,
+    in_work,
+    metric,
+    post,
+)
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

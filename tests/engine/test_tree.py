@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from bare_tree import bare_tree, held, insert
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
 from ps_sglang.events.messages import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from tests.engine.bare_tree import bare_tree, held, insert
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin_gateway import Gateway, serving
 
 from ps_sglang.frontend import PrefillShareBackend
 from ps_sglang.models.tiny import make_tiny
+from tests.frontend.standin_gateway import Gateway, serving
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from typing import Any
 import jinja2
 import pytest
 import sglang as sgl
-from standin_gateway import Gateway
 from transformers import AutoTokenizer
 
 from ps_sglang.frontend import PrefillShareBackend
@@ -19,6 +18,7 @@ from ps_sglang.frontend.chat_template import (
     chat_template_of,
     derive,
 )
+from tests.frontend.standin_gateway import Gateway
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

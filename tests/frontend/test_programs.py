@@ -8,9 +8,9 @@ from urllib.error import URLError
 
 import pytest
 import sglang as sgl
-from standin_gateway import Gateway, Json
 
 from ps_sglang.frontend import PrefillShareBackend, by
+from tests.frontend.standin_gateway import Gateway, Json
 
 pytestmark = pytest.mark.filterwarnings("ignore:Error in stream_executor")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hand_clock import Clock
 
 from ps_sglang.gateway.routing.pool import BreakerState
 from ps_sglang.gateway.workers.breaker import (
@@ -15,6 +14,7 @@ from ps_sglang.gateway.workers.breaker import (
     SUCCESSES,
     Breaker,
 )
+from tests.gateway.hand_clock import Clock
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_setup import Setup, running
 
 from ps_sglang.gateway.state import GATEWAY
+from tests.gateway.gateway_setup import Setup, running
 
 CHAT = [{"role": "user", "content": "one two three"}]
 ROUTES = {

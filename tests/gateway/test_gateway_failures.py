@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import Plan
 
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.breaker import FAILURES
+from tests.gateway.gateway_setup import Setup, running
+from tests.support.standin_engine import Plan
 
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "model": "a"},

@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
-from gateway_setup import Setup
 
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.gc_control import LEAST, MOST, collect_in_pauses
+from tests.gateway.gateway_setup import Setup
 
 BODIES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "model": "a"},

@@ -10,7 +10,8 @@ import zlib
 from typing import Any
 
 import pytest
-from gateway_setup import Setup
+
+from tests.gateway.gateway_setup import Setup
 
 BODY = b'{"model":"a","prompt":"x"}'
 POST = "POST /v1/completions"

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
+
+from tests.gateway.gateway_setup import Setup, running
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 MESSAGES = [{"role": "user", "content": "x"}]

@@ -7,9 +7,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from processes import MARK, Marked
 
 from ps_sglang.models.tiny import make_tiny
+from tests.support.processes import MARK, Marked
 
 
 @pytest.fixture(scope="session")

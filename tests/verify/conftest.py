@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from standin_cluster import Models
 
 from ps_sglang.models.tiny import make_tiny
+from tests.verify.standin_cluster import Models
 
 Folders = dict[str, Path]
 

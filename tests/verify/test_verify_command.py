@@ -9,9 +9,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from standin_cluster import Models, StandIn, serving
 
 from ps_sglang.verify.__main__ import main
+from tests.verify.standin_cluster import Models, StandIn, serving
 
 NAMES = ("a", "b", "c")
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from workers_server import Gateway, serving
+
+from tests.workers.workers_server import Gateway, serving
 
 
 @pytest.fixture

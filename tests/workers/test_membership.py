@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workers_server import Gateway
 
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
+from tests.workers.workers_server import Gateway
 
 
 def worker(name: str, port: int) -> WorkerSpec:

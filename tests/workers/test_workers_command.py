@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workers_server import Gateway
 
 from ps_sglang.cli import main
+from tests.workers.workers_server import Gateway
 
 
 def run(gateway: Gateway, *words: str) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from standin_gateway_chat import StandIn, serving
 from transformers import AutoTokenizer
 
 from ps_sglang.training.evaluate.__main__ import main
+from tests.training.evaluate.standin_gateway_chat import StandIn, serving
 
 
 def arguments(tiny: dict[str, Path], *more: str) -> list[str]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_task import SmallTask, settings
-from standin_gateway_chat import StandIn, serving
 from transformers import AutoTokenizer
 
 from ps_sglang.errors import ContractError, ModelNotFoundError, UsageError
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.evaluate.__main__ import main
 from ps_sglang.training.evaluate.run import evaluate_task
+from tests.training.evaluate.small_task import SmallTask, settings
+from tests.training.evaluate.standin_gateway_chat import StandIn, serving
 
 
 def refusal(tiny: dict[str, Path], kind: type[Exception] = UsageError, **changes: Any) -> str:

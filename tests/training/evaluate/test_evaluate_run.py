@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_task import SmallTask, right, settings
-from standin_gateway_chat import StandIn, serving
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ps_sglang.contract import base_fingerprint, read_manifest
@@ -18,6 +16,8 @@ from ps_sglang.errors import EvaluationError
 from ps_sglang.training.evaluate.prompts import questions
 from ps_sglang.training.evaluate.run import evaluate_task
 from ps_sglang.training.evaluate.scores import wilson
+from tests.training.evaluate.small_task import SmallTask, right, settings
+from tests.training.evaluate.standin_gateway_chat import StandIn, serving
 
 
 def ignore(line: str) -> None: ...

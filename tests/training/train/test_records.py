@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_setup import conversations, write_rows
 
 from ps_sglang.errors import DataError
 from ps_sglang.training.train.records import ChatRecord, TextRecord, read_data
+from tests.training.train.train_setup import conversations, write_rows
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello!"}
