@@ -10,7 +10,8 @@ import pytest
 import sglang as sgl
 
 from ps_sglang.frontend import PrefillShareBackend, by
-from tests.frontend.standin_gateway import Gateway, Json
+from tests.frontend.counting_gateway import Gateway
+from tests.support.standin_gateway import Json
 
 pytestmark = pytest.mark.filterwarnings("ignore:Error in stream_executor")
 

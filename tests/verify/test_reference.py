@@ -9,7 +9,7 @@ import pytest
 
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.verify.reference import Reference, common_length
-from tests.verify.standin_cluster import Models
+from tests.verify.model_gateway import Models
 
 LENGTH = 12
 

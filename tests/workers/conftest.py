@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.workers.workers_server import Gateway, serving
+from tests.support.standin_gateway import StandInGateway, serving
 
 
 @pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    with serving() as found:
-        yield found
+def gateway() -> Iterator[StandInGateway]:
+    running = StandInGateway()
+    with serving(running):
+        yield running

@@ -13,8 +13,9 @@ from ps_sglang.errors import ContractError, ModelNotFoundError, UsageError
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.evaluate.__main__ import main
 from ps_sglang.training.evaluate.run import evaluate_task
+from tests.support.standin_gateway import serving
 from tests.training.evaluate.small_task import SmallTask, settings
-from tests.training.evaluate.standin_gateway_chat import StandIn, serving
+from tests.training.evaluate.yes_gateway import YesGateway
 
 
 def refusal(tiny: dict[str, Path], kind: type[Exception] = UsageError, **changes: Any) -> str:
@@ -102,7 +103,7 @@ def test_no_gateway(tiny: dict[str, Path]) -> None:
 
 
 def test_a_gateway_without_room(tiny: dict[str, Path]) -> None:
-    stand_in = StandIn(AutoTokenizer.from_pretrained(tiny["a"]), room=60)
+    stand_in = YesGateway(AutoTokenizer.from_pretrained(tiny["a"]), room=60)
     with serving(stand_in) as url:
         message = refusal(tiny, through=url)
     assert "has room for 60 tokens a request" in message
