@@ -54,6 +54,7 @@ def test_pydantic_ai_runs_whole_and_streamed(url: str, run: Run) -> None:
     )
     text = answer.choices[0].message.content
     assert text
+    assert answer.usage is not None
     assert said == {"texts": [text, text], "output_tokens": answer.usage.completion_tokens}
 
 

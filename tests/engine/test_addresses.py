@@ -121,7 +121,8 @@ def prompts(served: Served) -> Prompts:
 
 def _stored(mirror: WorkerCache, salt: str) -> list[int]:
     """The base prefix of a tenant's only prompt."""
-    return list(max((ids for its, ids in mirror.resynchronize() if its == salt), key=len))
+    prefixes = [list(ids) for its, ids in mirror.resynchronize() if its == salt]
+    return max(prefixes, key=len)
 
 
 @pytest.mark.parametrize("name", CHATS)

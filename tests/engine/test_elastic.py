@@ -75,7 +75,8 @@ def assert_exact(served: Served, decoder: str, asked: list[list[int]], weights: 
 
 
 def reference(served: Served, weights: str, ids: list[int]) -> list[int]:
-    return expected(served.models.base, served.models.decoders[weights], ids).tokens
+    tokens: list[int] = expected(served.models.base, served.models.decoders[weights], ids).tokens
+    return tokens
 
 
 def test_workers_of_other_pages_are_refused(served: Served, tmp_path: Path) -> None:

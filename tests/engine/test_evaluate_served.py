@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,8 @@ def cluster(stopping: Models, launch: Launch) -> Served:
     return launch(stopping, "a")
 
 
-def settings(cluster: Served, out: Path, **changes: object) -> EvaluateSettings:
-    common = {
+def settings(cluster: Served, out: Path, **changes: Any) -> EvaluateSettings:
+    common: dict[str, Any] = {
         "task": "code",
         "base": str(cluster.models.base),
         "decoder": f"a={cluster.models.decoders['a']}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ def served(page: int, llama: Models, launch: Launch) -> Served:
     return launch(llama, *DECODERS, engine_args=flags)
 
 
-def computed(served: Served, calls: list[Callable[[], object]]) -> tuple[list[object], int]:
+def computed(served: Served, calls: Sequence[Callable[[], Any]]) -> tuple[list[Any], int]:
     """The answers to calls made at the same time, and the tokens that the base computed."""
     before = counters(served.cluster)
     answers = together(calls)

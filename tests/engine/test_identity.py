@@ -152,7 +152,7 @@ def test_another_in_a_decode_workers_place(
     base, decoders = served.models.base, served.models.decoders
     prefill, decode = served.cluster.plan.workers
     events = feed_config()
-    c = {"model_path": decoders["b"], "served_model_name": "c", **events}
+    c: dict[str, Any] = {"model_path": decoders["b"], "served_model_name": "c", **events}
     (ids,) = prompts(1, 40)
     right = expected(base, decoders["b"], ids).tokens
     assert right != expected(base, decoders["a"], ids).tokens
@@ -194,7 +194,7 @@ def test_another_in_a_prefill_workers_place(
     served: Served, guests: Guests, prompts: Prompts
 ) -> None:
     prefill = served.cluster.plan.workers[0]
-    own = {**feed_config(), "disaggregation_bootstrap_port": free_port()}
+    own: dict[str, Any] = {**feed_config(), "disaggregation_bootstrap_port": free_port()}
     guests.start(prefill, **own)
     post(f"{served.cluster.url}/workers", {"url": guests.url})
     assert_exact(served, prompts)

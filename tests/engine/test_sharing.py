@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_tenants_do_not_share(served: Served, prompts: Prompts) -> None:
     """Invariant I3: the key has the tenant's salt in it, and no decoder's name."""
     (ids,) = prompts(1, 33)
     for salt, name, cached in (("x", "a", 0), ("y", "a", 0), ("x", "b", 32), (None, "b", 0)):
-        options = {"cache_salt": salt} if salt else {}
+        options: dict[str, Any] = {"cache_salt": salt} if salt else {}
         answer = generate(served.cluster, name, ids, **options)
         assert answer["meta_info"]["cached_tokens"] == cached
 

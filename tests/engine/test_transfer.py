@@ -138,6 +138,6 @@ def test_backend_is_selected_by_name_beside_sglangs_own() -> None:
     extended = backend.ExtendedTransferBackend
     assert {b.name for b in TransferBackend} <= {b.name for b in extended}
     assert backend.get_kv_class(stock, extended("zmq"), KVClassType.SENDER) is endpoints.ZmqKVSender
-    mooncake = backend.get_kv_class(stock, TransferBackend("mooncake"), KVClassType.SENDER)
+    mooncake: Any = backend.get_kv_class(stock, TransferBackend("mooncake"), KVClassType.SENDER)
     assert mooncake.__name__ == "MooncakeKVSender"
     assert not mooncake.supports_host_tensor_indices, "its CUDA events end a CPU worker"

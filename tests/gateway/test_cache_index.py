@@ -161,7 +161,11 @@ class Tree:
         self.commands: list[object] = []
         self._events: list[KvEvent] = []
         loop = asyncio.get_running_loop()
-        self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._command, one))
+
+        def command(one: object) -> None:
+            loop.call_soon_threadsafe(self._command, one)
+
+        self.publisher.on_command(command)
 
     def _command(self, command: object) -> None:
         self.commands.append(command)

@@ -140,7 +140,14 @@ async def pool() -> WorkerPool:
 
 
 async def test_what_a_digest_tells_apart() -> None:
-    same = [{"seed": 3}, {"model": "b"}, {"stream": True}, {"rid": "x"}, {"n": 2}, {"user": "u"}]
+    same: list[dict[str, Any]] = [
+        {"seed": 3},
+        {"model": "b"},
+        {"stream": True},
+        {"rid": "x"},
+        {"n": 2},
+        {"user": "u"},
+    ]
     assert {suspect("x", **one).digest for one in same} == {suspect("x").digest}
     others = [suspect("y"), suspect("x", max_tokens=3), suspect("x", logprobs=1)]
     assert suspect("x").digest not in {one.digest for one in others}

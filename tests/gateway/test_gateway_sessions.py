@@ -22,12 +22,12 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
 
 
 def body(path: str, words: str, **more: Any) -> dict[str, Any]:
-    prompt: dict[str, Any] = {
+    prompts: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": [{"role": "user", "content": words}]},
         "/v1/completions": {"prompt": words},
         "/generate": {"text": words},
-    }[path]
-    return {"model": "a", **prompt, **more}
+    }
+    return {"model": "a", **prompts[path], **more}
 
 
 async def ended(gateway: Setup) -> None:

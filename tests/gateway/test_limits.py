@@ -162,7 +162,7 @@ def test_the_gateways_own_trouble_is_not_a_workers(name: str) -> None:
     assert is_own(error)
     with pytest.raises(GatewayBusy), reaching(worker):
         raise error
-    key = aiohttp.client_reqrep.ConnectionKey("127.0.0.1", 1, False, None, None, None, None)
+    key = aiohttp.client_reqrep.ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
     with pytest.raises(GatewayBusy), reaching(worker):
         raise aiohttp.ClientConnectorError(key, error)
     with pytest.raises(WorkerUnreachable), reaching(worker):

@@ -93,8 +93,10 @@ def test_a_prompt_over_the_context(tiny: dict[str, Path], monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("flag", ["out", "answers", "figure"])
 def test_files_that_cannot_be_written(tiny: dict[str, Path], tmp_path: Path, flag: str) -> None:
-    assert f"--{flag} /nowhere/x: there is no folder" in refusal(tiny, **{flag: Path("/nowhere/x")})
-    assert "is a folder" in refusal(tiny, **{flag: tmp_path})
+    nowhere: dict[str, Any] = {flag: Path("/nowhere/x")}
+    folder: dict[str, Any] = {flag: tmp_path}
+    assert f"--{flag} /nowhere/x: there is no folder" in refusal(tiny, **nowhere)
+    assert "is a folder" in refusal(tiny, **folder)
 
 
 def test_no_gateway(tiny: dict[str, Path]) -> None:

@@ -63,7 +63,7 @@ def test_tools_and_calls_are_rendered_by_the_demos_template(tokenizer: Any) -> N
     tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     arguments = {"city": "Lisbon", "days": 5}
     call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "What will the weather be?"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]

@@ -78,7 +78,8 @@ def test_resume_goes_on_with_the_same_curve(run: Run, other: Run, changes: dict[
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return weights
 
 
 def test_the_decoder_fits_its_base(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:
