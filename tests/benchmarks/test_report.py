@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,15 @@ def test_a_run_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
-    def fails(error: BaseException) -> int:
-        raise error
+    def fails(error: BaseException) -> Callable[[], int]:
+        def run() -> int:
+            raise error
+
+        return run
 
     statuses = {UsageError("wrong"): 2, LaunchError("no start"): 1, KeyboardInterrupt(): 130}
     for error, status in statuses.items():
-        assert report.run("try", lambda error=error: fails(error)) == status
+        assert report.run("try", fails(error)) == status
     assert capsys.readouterr().err == "try: error: wrong\ntry: error: no start\n"
 
 
@@ -113,7 +117,7 @@ def test_the_index_is_measured(folders: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_gateways_reference_has_medians_and_no_runs() -> None:
-    figures = {"latency": {"a": 1}, "trace": {"runs": [1, 2], "medians": [1.5]}}
+    figures: dict[str, Any] = {"latency": {"a": 1}, "trace": {"runs": [1, 2], "medians": [1.5]}}
     assert without_runs(figures) == {"latency": {"a": 1}, "trace": {"medians": [1.5]}}
     assert figures["trace"]["runs"] == [1, 2]
 

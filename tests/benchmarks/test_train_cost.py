@@ -19,14 +19,13 @@ from benchmarks.train_cost import (
     misses,
     training_step,
 )
-from ps_sglang.models.tiny import make_tiny
 
 LENGTHS = Lengths(64, 16)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))["base"]
+@pytest.fixture
+def base(tiny: dict[str, Path]) -> Path:
+    return tiny["base"]
 
 
 def test_every_way_does_the_same_step(base: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ps_sglang.launch import Cluster, ClusterSpec
-from ps_sglang.models.tiny import make_tiny
 
 # Made by `make .venv/installed` from requirements.txt.
 PYTHON = Path(sys.prefix, "clients", "bin", "python")
@@ -16,16 +15,11 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def url(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A cluster with decoders `a` and `own`, the base itself, open to one web page."""
     spec = ClusterSpec(
-        prefill=f"base={folders['base']}",
-        decoders=(f"a={folders['a']}", f"own={folders['base']}"),
+        prefill=f"base={tiny['base']}",
+        decoders=(f"a={tiny['a']}", f"own={tiny['base']}"),
         port=0,
         cors_origins=("http://page.example",),
         log_dir=tmp_path_factory.mktemp("logs"),

@@ -54,18 +54,19 @@ def test_pydantic_ai_runs_whole_and_streamed(url: str, run: Run) -> None:
     )
     text = answer.choices[0].message.content
     assert text
+    assert answer.usage is not None
     assert said == {"texts": [text, text], "output_tokens": answer.usage.completion_tokens}
 
 
 @pytest.mark.parametrize("backend", ["sglang", "sglang-oai", "sglang-oai-chat"])
 def test_sglangs_benchmark_counts_every_request_as_done(
-    url: str, folders: dict[str, Path], tmp_path: Path, backend: str
+    url: str, tiny: dict[str, Path], tmp_path: Path, backend: str
 ) -> None:
     """By the decoder's own URL, as the backend `sglang` names no model that the gateway serves."""
     result = tmp_path / "result.jsonl"
     command = [
         sys.executable, "-m", "sglang.bench_serving", "--backend", backend,
-        "--base-url", f"{url}/models/a", "--model", "a", "--tokenizer", str(folders["base"]),
+        "--base-url", f"{url}/models/a", "--model", "a", "--tokenizer", str(tiny["base"]),
         "--dataset-name", "random-ids", "--random-input-len", "24", "--random-output-len", "8",
         "--random-range-ratio", "1", "--num-prompts", "6", "--warmup-requests", "1",
         "--disable-tqdm", "--output-file", str(result),

@@ -7,8 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folder_parts import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Build, tensors, write_json
 from safetensors.numpy import save_file
+
+from tests.contract.folder_parts import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Build,
+    tensors,
+    write_json,
+)
 
 
 @pytest.fixture(autouse=True)

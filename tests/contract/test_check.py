@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folder_parts import Build, tensors
 
 from ps_sglang.contract import (
     Manifest,
@@ -26,6 +25,7 @@ from ps_sglang.contract.tokenizer import (
     written_tokenizer_digest,
 )
 from ps_sglang.errors import CheckpointError, ContractError
+from tests.contract.folder_parts import Build, tensors
 
 
 def sign(decoder: Path, base: Path, **changes: Any) -> Path:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folder_parts import Build, tensors, write_json
 from safetensors.numpy import save_file
 
 from ps_sglang.contract import base_fingerprint, fingerprint, weights_digest
 from ps_sglang.errors import CheckpointError
+from tests.contract.folder_parts import Build, tensors, write_json
 
 
 def reshard(folder: Path, weights: dict[str, np.ndarray]) -> None:

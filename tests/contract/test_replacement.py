@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from folder_parts import Build, tensors, write_json
 
 from ps_sglang.contract import (
     Manifest,
@@ -21,6 +20,7 @@ from ps_sglang.contract import (
 from ps_sglang.contract.manifest import BaseReference, Training
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
 from ps_sglang.errors import CheckpointError, ContractError
+from tests.contract.folder_parts import Build, tensors, write_json
 
 HEAD = {"lm_head.weight": np.zeros((12, 8), np.float32)}
 

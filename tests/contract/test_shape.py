@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folder_parts import CONFIG, Build, write_json
 
 from ps_sglang.contract.shape import ModelShape, read_shape
 from ps_sglang.errors import CheckpointError
+from tests.contract.folder_parts import CONFIG, Build, write_json
 
 
 def shape_of(tmp_path: Path, config: dict[str, Any]) -> ModelShape:

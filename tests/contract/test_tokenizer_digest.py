@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folder_parts import TOKENIZER, Build, write_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
@@ -15,6 +14,7 @@ from ps_sglang.contract.tokenizer import (
     tokenizer_digest,
 )
 from ps_sglang.errors import CheckpointError
+from tests.contract.folder_parts import TOKENIZER, Build, write_json
 
 
 def with_model(**changes: Any) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from folder_parts import TOKENIZER, Build, write_json
 
 from ps_sglang.contract import check_cluster, model_facts
 from ps_sglang.contract.vocabulary import require_vocabulary
 from ps_sglang.errors import CheckpointError, ContractError
+from tests.contract.folder_parts import TOKENIZER, Build, write_json
 
 PAD = {"id": 12, "content": "<|pad|>", "special": True}
 ADDED = {"added_tokens": [*TOKENIZER["added_tokens"], PAD]}

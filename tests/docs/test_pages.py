@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, Block, blocks
 
 from ps_sglang.launch import Cluster
 from ps_sglang.launch.args import parse_args
 from ps_sglang.models.resolve import resolve
+from tests.docs.pages import PAGES, ROOT, Block, blocks
 
 PORT = 8000
 RUN = [page for page in PAGES if any(block.reason is None for block in blocks(page))]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pages import PAGES, ROOT
+from tests.docs.pages import PAGES, ROOT
 
 
 def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from engine_client import post, together
-
 from ps_sglang.launch import Cluster
+from tests.support.engine_client import post, together
 
 _ROOMS = count(10_000)
 

@@ -8,24 +8,27 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
-from served import Launch, Models, Served
 
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
-from ps_sglang.models.tiny import make_tiny
+from ps_sglang.models.tiny import Family, make_tiny
+from tests.engine.served import Launch, Models, Served
 
 # As the CPU platform sets it in a worker: no compiling of small sampling functions.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
-def _models(family: str, folder: Path) -> Models:
+def _models(family: Family, folder: Path) -> Models:
     folders = make_tiny(family, folder)
     base = folders.pop("base")
     folders["twin"] = shutil.copytree(base, folder / "twin")
-    write_manifest(folders["twin"], read_manifest(folders["a"]))
-    assert base_fingerprint(base) == read_manifest(folders["twin"]).base.fingerprint
+    manifest = read_manifest(folders["a"])
+    assert manifest is not None
+    write_manifest(folders["twin"], manifest)
+    assert base_fingerprint(base) == manifest.base.fingerprint
     return Models(base, folders)
 
 
@@ -44,7 +47,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """Start a cluster; the one before it ends, and the last one ends with the module."""
     running: list[Cluster] = []
 
-    def start(models: Models, *decoders: str, **options: tuple[str, ...]) -> Served:
+    def start(models: Models, *decoders: str, **options: Any) -> Served:
         if running:
             running.pop().stop()
         spec = ClusterSpec(

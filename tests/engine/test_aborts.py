@@ -12,9 +12,17 @@ from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
-from engine_client import RefusedError, assert_conserved, generate, in_work, post, together
-from hf_reference import expected
-from served import Launch, Models, Served
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
+    RefusedError,
+    assert_conserved,
+    generate,
+    in_work,
+    post,
+    together,
+)
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_client import post
 from prometheus_client.parser import text_string_to_metric_families
-from served import Launch, Models, Served
 from tokenizers import Tokenizer, normalizers, processors
-from tree_mirror import TreeMirror
 
 from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
 from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.models import tiny
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import TreeMirror
+from tests.support.engine_client import post
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -107,7 +107,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 @pytest.fixture(scope="module")
 def mirror(served: Served) -> Iterator[TreeMirror]:
-    found = TreeMirror(served.cluster.plan.workers[0].events)
+    found = TreeMirror(served.cluster.plan.workers[0].feed)
     yield found
     found.close()
 
@@ -121,7 +121,8 @@ def prompts(served: Served) -> Prompts:
 
 def _stored(mirror: TreeMirror, salt: str) -> list[int]:
     """The base prefix of a tenant's only prompt."""
-    return list(max((ids for its, ids in mirror.resynchronize() if its == salt), key=len))
+    prefixes = [list(ids) for its, ids in mirror.resynchronize() if its == salt]
+    return max(prefixes, key=len)
 
 
 @pytest.mark.parametrize("name", CHATS)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from threading import Thread
 from typing import Any
 
 import pytest
-from engine_client import (
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
     RefusedError,
     assert_conserved,
     counters,
@@ -18,8 +21,7 @@ from engine_client import (
     in_work,
     post,
 )
-from hf_reference import expected
-from served import Launch, Models, Served
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -38,6 +40,10 @@ def until(holds: Callable[[], bool], what: str) -> None:
         assert time.monotonic() < deadline, what
 
 
+def is_running(url: str) -> bool:
+    return "num_running_reqs" in in_work(url)
+
+
 def held(served: Served, body: dict[str, Any]) -> dict[str, int]:
     """What the gateway believes the workers hold of the prompt in `body`."""
     told = post(f"{served.cluster.url}/debug/route", body)
@@ -49,11 +55,12 @@ def held(served: Served, body: dict[str, Any]) -> dict[str, int]:
 def test_the_gateway_knows_what_workers_hold(served: Served, prompts: Prompts, form: str) -> None:
     """Exactly, to the token, and not before the events have told it: nothing is estimated."""
     words = f"{form}: the actor looks at the table, then at the door. " * 3
-    path, body = {
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
         "ids": ("/generate", {"input_ids": prompts(1, 200)[0]}),
         "text": ("/generate", {"text": words}),
         "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": words}]}),
-    }[form]
+    }
+    path, body = forms[form]
     body["model"] = "a"
     limit: dict[str, Any] = (
         {"max_tokens": 2} if form == "chat" else {"sampling_params": {"max_new_tokens": 2}}
@@ -109,7 +116,7 @@ def test_ending_a_session_stops_its_work_on_all_workers(served: Served, prompts:
         one.start()
     decode = [worker for worker in served.cluster.workers if worker.name.startswith("decode-")]
     for worker in decode:
-        until(lambda worker=worker: "num_running_reqs" in in_work(worker.url), "it did not start")
+        until(partial(is_running, worker.url), "it did not start")
     request = urllib.request.Request(f"{served.cluster.url}/sessions/talk", method="DELETE")
     with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
         assert b'"aborted": 2' in response.read()

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_client import (
+
+from ps_sglang.cli import main
+from ps_sglang.errors import LaunchError, UsageError
+from ps_sglang.launch import Cluster, ClusterSpec, procfs
+from ps_sglang.launch.__main__ import ready_line
+from ps_sglang.launch.cluster import Worker
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
     RefusedError,
     assert_conserved,
     counters,
@@ -22,14 +29,7 @@ from engine_client import (
     post,
     together,
 )
-from hf_reference import expected
-from served import Launch, Models, Served
-
-from ps_sglang.cli import main
-from ps_sglang.errors import LaunchError, UsageError
-from ps_sglang.launch import Cluster, ClusterSpec, procfs
-from ps_sglang.launch.__main__ import ready_line
-from ps_sglang.launch.cluster import Worker
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -75,7 +75,8 @@ def assert_exact(served: Served, decoder: str, asked: list[list[int]], weights: 
 
 
 def reference(served: Served, weights: str, ids: list[int]) -> list[int]:
-    return expected(served.models.base, served.models.decoders[weights], ids).tokens
+    tokens: list[int] = expected(served.models.base, served.models.decoders[weights], ids).tokens
+    return tokens
 
 
 def test_workers_of_other_pages_are_refused(served: Served, tmp_path: Path) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from engine_client import assert_conserved
-from served import Launch, Models, Served
 
 from ps_sglang.errors import UsageError
 from ps_sglang.training.evaluate.run import evaluate
 from ps_sglang.training.evaluate.settings import EvaluateSettings
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_conserved
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -38,8 +39,8 @@ def cluster(stopping: Models, launch: Launch) -> Served:
     return launch(stopping, "a")
 
 
-def settings(cluster: Served, out: Path, **changes: object) -> EvaluateSettings:
-    common = {
+def settings(cluster: Served, out: Path, **changes: Any) -> EvaluateSettings:
+    common: dict[str, Any] = {
         "task": "code",
         "base": str(cluster.models.base),
         "decoder": f"a={cluster.models.decoders['a']}",

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from engine_client import assert_conserved, flush, generate, together
-from served import Launch, Models, Served
-from tree_mirror import TreeMirror, mirroring
+
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import TreeMirror, mirroring
+from tests.support.engine_client import assert_conserved, flush, generate, together
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from engine_client import (
+
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import TreeMirror
+from tests.support.engine_client import (
     assert_conserved,
     counters,
     generate,
@@ -19,9 +22,7 @@ from engine_client import (
     in_work,
     together,
 )
-from hf_reference import expected
-from served import Launch, Models, Served
-from tree_mirror import TreeMirror
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -42,7 +43,7 @@ def served(page: int, llama: Models, launch: Launch) -> Served:
     return launch(llama, *DECODERS, engine_args=flags)
 
 
-def computed(served: Served, calls: list[Callable[[], object]]) -> tuple[list[object], int]:
+def computed(served: Served, calls: Sequence[Callable[[], Any]]) -> tuple[list[Any], int]:
     """The answers to calls made at the same time, and the tokens that the base computed."""
     before = counters(served.cluster)
     answers = together(calls)
@@ -91,7 +92,7 @@ def test_tenants_do_not_wait_for_each_other(served: Served, prompts: Prompts) ->
 
 @pytest.fixture(scope="module")
 def tree(served: Served) -> Iterator[TreeMirror]:
-    mirror = TreeMirror(served.cluster.plan.workers[0].events)
+    mirror = TreeMirror(served.cluster.plan.workers[0].feed)
     yield mirror
     mirror.close()
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from engine_client import assert_conserved, counters, generate, growth, together
-from hf_reference import expected
-from served import Launch, Models
+
+from tests.engine.served import Launch, Models
+from tests.support.engine_client import assert_conserved, counters, generate, growth, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from both_legs import ask
-from engine_client import assert_conserved, flush, queues
-from served import Launch, Models, Served
-from tree_mirror import TreeMirror
 
 from ps_sglang.events.messages import Pin, Release
 from ps_sglang.priority import place
+from tests.engine.both_legs import ask
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import TreeMirror
+from tests.support.engine_client import assert_conserved, flush, queues
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -33,7 +33,7 @@ def served(llama: Models, launch: Launch) -> Served:
 @pytest.fixture(scope="module", params=["prefill-0", "decode-a"])
 def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[TreeMirror]:
     (worker,) = [one for one in served.cluster.plan.workers if one.name == request.param]
-    mirror = TreeMirror(worker.events)
+    mirror = TreeMirror(worker.feed)
     yield mirror
     mirror.close()
 
@@ -177,8 +177,8 @@ def test_a_higher_priority_runs_first(
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
-            closing(TreeMirror(served.cluster.plan.workers[0].events)) as tree,
-            closing(TreeMirror(here.events)) as told,
+            closing(TreeMirror(served.cluster.plan.workers[0].feed)) as tree,
+            closing(TreeMirror(here.feed)) as told,
             ThreadPoolExecutor(4) as pool,
         ):
             leader = pool.submit(ask, served.cluster, "a", first, 1)

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from engine_client import assert_conserved, generate
-from hf_reference import expected
-from hostile_requests import request
-from served import Launch, Models, Served
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_conserved, generate
+from tests.support.hf_reference import expected
+from tests.support.hostile_requests import request
 
 COUNT = int(os.environ.get("HOSTILE_REQUESTS", "300"))
 FIRST = int(os.environ.get("HOSTILE_FIRST", "0"))

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_client import RefusedError, metric, post
-from hf_reference import expected
-from plain_server import sglang_server, wait_until_healthy
-from served import Models
 
 from ps_sglang.contract import base_fingerprint
 from ps_sglang.engine.settings import BASE_FINGERPRINT
+from tests.engine.plain_server import sglang_server, wait_until_healthy
+from tests.engine.served import Models
+from tests.support.engine_client import RefusedError, metric, post
+from tests.support.hf_reference import expected
 
 pytestmark = [
     pytest.mark.engine,

@@ -19,10 +19,6 @@ import psutil
 import pytest
 import xxhash
 import zmq
-from engine_client import RefusedError, assert_conserved, generate, post, together
-from hf_reference import expected
-from plain_server import free_port, wait_until_healthy
-from served import Launch, Models, Served
 
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.engine.transfer.messages import TAG
@@ -30,6 +26,10 @@ from ps_sglang.launch import flags
 from ps_sglang.launch.environment import worker_environment
 from ps_sglang.launch.messages import Start, StartMethod
 from ps_sglang.launch.spec import WorkerSpec
+from tests.engine.plain_server import free_port, wait_until_healthy
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import RefusedError, assert_conserved, generate, post, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
@@ -152,7 +152,7 @@ def test_another_in_a_decode_workers_place(
     base, decoders = served.models.base, served.models.decoders
     prefill, decode = served.cluster.plan.workers
     events = feed_config()
-    c = {"model_path": decoders["b"], "served_model_name": "c", **events}
+    c: dict[str, Any] = {"model_path": decoders["b"], "served_model_name": "c", **events}
     (ids,) = prompts(1, 40)
     right = expected(base, decoders["b"], ids).tokens
     assert right != expected(base, decoders["a"], ids).tokens
@@ -194,7 +194,7 @@ def test_another_in_a_prefill_workers_place(
     served: Served, guests: Guests, prompts: Prompts
 ) -> None:
     prefill = served.cluster.plan.workers[0]
-    own = {**feed_config(), "disaggregation_bootstrap_port": free_port()}
+    own: dict[str, Any] = {**feed_config(), "disaggregation_bootstrap_port": free_port()}
     guests.start(prefill, **own)
     post(f"{served.cluster.url}/workers", {"url": guests.url})
     assert_exact(served, prompts)

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from engine_client import RefusedError, assert_conserved, generate, together
-from hf_reference import expected
-from served import Launch, Models, Served
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import RefusedError, assert_conserved, generate, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 

@@ -6,7 +6,6 @@ from array import array
 from types import SimpleNamespace
 
 import pytest
-from bare_tree import bare_tree, insert
 from sglang.srt.managers import schedule_policy
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import WAITING_QUEUE_PREFIX_MATCH_MAX, SchedulePolicy
@@ -16,6 +15,7 @@ from ps_sglang.engine.handoff import priority
 from ps_sglang.engine.request_state import begin_handoff
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
 from ps_sglang.priority import place
+from tests.engine.bare_tree import bare_tree, insert
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -14,10 +14,11 @@ from typing import Any
 import openai
 import pytest
 import torch
-from engine_client import RefusedError, assert_conserved, generate, post, together
-from hf_reference import expected
-from plain_server import sglang_server, wait_until_healthy
-from served import Launch, Models, Served
+
+from tests.engine.plain_server import sglang_server, wait_until_healthy
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import RefusedError, assert_conserved, generate, post, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -202,12 +203,17 @@ def test_several_samples_cost_one_prefill(served: Served, prompts: Prompts) -> N
 def test_openai_client(served: Served, llama: Models) -> None:
     """Chat, streamed and not: same text, one token a chunk from the first on, true usage."""
     client = openai.OpenAI(base_url=f"{served.cluster.url}/models/a/v1", api_key="none")
-    chat = {"model": "a", "messages": [{"role": "user", "content": "hello there"}]}
-    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logprobs": True}
-    whole = client.chat.completions.create(**chat, **options)
+    options: dict[str, Any] = {
+        "model": "a",
+        "messages": [{"role": "user", "content": "hello there"}],
+        "max_tokens": 8,
+        "temperature": 0,
+        "logprobs": True,
+    }
+    whole = client.chat.completions.create(**options)
     chunks = list(
         client.chat.completions.create(
-            **chat, **options, stream=True, stream_options={"include_usage": True}
+            **options, stream=True, stream_options={"include_usage": True}
         )
     )
     texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
@@ -229,8 +235,9 @@ def test_streamed_tokens_are_the_references(served: Served, prompts: Prompts) ->
     )
     chunks = [chunk.choices[0] for chunk in stream]
     assert chunks[0].logprobs is not None
-    assert chunks[0].logprobs.token_logprobs[0] == pytest.approx(want.first_logprob, abs=1e-3)
-    assert sum(len(chunk.logprobs.tokens) for chunk in chunks if chunk.logprobs) == 6
+    logprobs: list[Any] = [chunk.logprobs for chunk in chunks if chunk.logprobs]
+    assert logprobs[0].token_logprobs[0] == pytest.approx(want.first_logprob, abs=1e-3)
+    assert sum(len(one.tokens) for one in logprobs) == 6
 
 
 def outcome(ask: Callable[[], Any]) -> Any:

@@ -8,9 +8,10 @@ from itertools import cycle
 
 import pytest
 import torch
-from engine_client import assert_conserved, counters, generate, growth, together
-from hf_reference import expected
-from served import Launch, Models, Served
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_conserved, counters, generate, growth, together
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

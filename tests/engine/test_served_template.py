@@ -7,14 +7,14 @@ import urllib.request
 from typing import Any
 
 import pytest
-from engine_client import assert_known, post
-from served import Launch, Models, Served
 from tokenizers import Tokenizer
 
 from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.contract.tokenizer import chat_template_digest
 from ps_sglang.gateway.index import Prompts
 from ps_sglang.launch.gateway_config import gateway_config
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_known, post
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

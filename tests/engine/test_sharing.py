@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from engine_client import assert_conserved, counters, generate, growth
-from hf_reference import expected
-from served import Launch, Models, Served
+
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import assert_conserved, counters, generate, growth
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -111,7 +113,7 @@ def test_tenants_do_not_share(served: Served, prompts: Prompts) -> None:
     """Invariant I3: the key has the tenant's salt in it, and no decoder's name."""
     (ids,) = prompts(1, 33)
     for salt, name, cached in (("x", "a", 0), ("y", "a", 0), ("x", "b", 32), (None, "b", 0)):
-        options = {"cache_salt": salt} if salt else {}
+        options: dict[str, Any] = {"cache_salt": salt} if salt else {}
         answer = generate(served.cluster, name, ids, **options)
         assert answer["meta_info"]["cached_tokens"] == cached
 

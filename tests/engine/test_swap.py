@@ -14,7 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine_client import (
+
+from ps_sglang.contract import base_fingerprint, model_facts
+from ps_sglang.contract.manifest import MANIFEST_FILE
+from ps_sglang.engine.settings import BASE_FINGERPRINT
+from ps_sglang.engine.swap import update_weights_from_disk
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
     RefusedError,
     assert_conserved,
     counters,
@@ -23,13 +29,7 @@ from engine_client import (
     in_work,
     post,
 )
-from hf_reference import expected
-from served import Launch, Models, Served
-
-from ps_sglang.contract import base_fingerprint, model_facts
-from ps_sglang.contract.manifest import MANIFEST_FILE
-from ps_sglang.engine.settings import BASE_FINGERPRINT
-from ps_sglang.engine.swap import update_weights_from_disk
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -10,12 +10,13 @@ from typing import Any
 import agents
 import openai
 import pytest
-from engine_client import RefusedError, assert_conserved, assert_known, post
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from ps_sglang.demo import QUESTIONS, TOOLS
 from ps_sglang.launch import Cluster, ClusterSpec
+from tests.support.engine_client import RefusedError, assert_conserved, assert_known, post
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -214,7 +215,11 @@ def convert_currency(amount: float, from_currency: str, to_currency: str) -> str
 @pytest.mark.parametrize("streamed", [False, True])
 def test_langchain(cluster: Cluster, streamed: bool) -> None:
     model = ChatOpenAI(
-        base_url=f"{cluster.url}/v1", api_key="none", model="tools", temperature=0, max_retries=0
+        base_url=f"{cluster.url}/v1",
+        api_key=SecretStr("none"),
+        model="tools",
+        temperature=0,
+        max_retries=0,
     ).bind_tools([convert_currency])
     question = "Convert 150 US dollars to euros."
     answer: Any = None

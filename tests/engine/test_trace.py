@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from both_legs import ask
-from engine_client import assert_conserved
 from prometheus_client.parser import text_string_to_metric_families
-from served import Launch, Models, Served
-from tree_mirror import TreeMirror, mirroring
 
 from ps_sglang.events.messages import Span
+from tests.engine.both_legs import ask
+from tests.engine.served import Launch, Models, Served
+from tests.engine.tree_mirror import TreeMirror, mirroring
+from tests.support.engine_client import assert_conserved
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

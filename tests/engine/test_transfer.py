@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import spoil_pages
-from engine_client import RefusedError, assert_conserved, generate, in_work, metric, post
-from hf_reference import expected
-from served import Launch, Models, Served
 
 from ps_sglang.engine.compat.srt import KVClassType, TransferBackend
 from ps_sglang.engine.transfer import backend, endpoints
+from tests.engine import spoil_pages
+from tests.engine.served import Launch, Models, Served
+from tests.support.engine_client import (
+    RefusedError,
+    assert_conserved,
+    generate,
+    in_work,
+    metric,
+    post,
+)
+from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -131,6 +138,6 @@ def test_backend_is_selected_by_name_beside_sglangs_own() -> None:
     extended = backend.ExtendedTransferBackend
     assert {b.name for b in TransferBackend} <= {b.name for b in extended}
     assert backend.get_kv_class(stock, extended("zmq"), KVClassType.SENDER) is endpoints.ZmqKVSender
-    mooncake = backend.get_kv_class(stock, TransferBackend("mooncake"), KVClassType.SENDER)
+    mooncake: Any = backend.get_kv_class(stock, TransferBackend("mooncake"), KVClassType.SENDER)
     assert mooncake.__name__ == "MooncakeKVSender"
     assert not mooncake.supports_host_tensor_indices, "its CUDA events end a CPU worker"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from bare_tree import bare_tree, held, insert
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
 from ps_sglang.events.messages import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from tests.engine.bare_tree import bare_tree, held, insert
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -36,7 +36,7 @@ def follow(blocks: dict[int, Prefix], events: list[KvEvent]) -> None:
                 del blocks[block]
         elif isinstance(event, BlockStored):
             assert len(event.token_ids) == len(event.block_hashes) * event.block_size
-            salt, tokens = event.cache_salt, ()
+            salt, tokens = event.cache_salt, tuple[int, ...]()
             if event.parent_block_hash is not None:
                 parent_salt, tokens = blocks[event.parent_block_hash]
                 assert parent_salt == salt
@@ -108,7 +108,7 @@ def test_eviction_order(tree: BaseTokenTree) -> None:
     for name in "rs":
         tree.conversations.release(name, len(prompts))
     assert held(tree, prompts["s"]) == 512
-    order = []
+    order: list[str] = []
     for _ in prompts:
         before = {name for name in prompts if _is_there(tree, turns[name])}
         tree.evict(EvictParams(num_tokens=512))

@@ -15,21 +15,15 @@ from ps_sglang.engine import worker_info
 from ps_sglang.engine.compat.srt import server_app
 from ps_sglang.engine.hooks import incompatibilities
 from ps_sglang.events.publisher import WorkerEventPublisher
-from ps_sglang.models.tiny import make_tiny
 from ps_sglang.worker_info import HEADER, KEY, OTHER_PROCESS, WorkerInfo
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def app(folders: dict[str, Path]) -> Iterator[Any]:
+def app(tiny: dict[str, Path]) -> Iterator[Any]:
     """SGLang's application as it is just before it serves, of process `here`."""
     app = server_app()
     infos = [{"ps_sglang_incarnation": "here"}]
-    args = SimpleNamespace(model_path=str(folders["a"]), chat_template=None)
+    args = SimpleNamespace(model_path=str(tiny["a"]), chat_template=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "build_middleware_stack", app.build_middleware_stack)
         patch.setattr(app, "middleware_stack", None)
@@ -100,15 +94,15 @@ def _told(folder: Path, **info: Any) -> WorkerInfo:
     return msgspec.convert(answer[KEY], WorkerInfo)
 
 
-def test_what_a_worker_says_of_itself(folders: dict[str, Path]) -> None:
-    told = _told(folders["a"])
+def test_what_a_worker_says_of_itself(tiny: dict[str, Path]) -> None:
+    told = _told(tiny["a"])
     assert (told.incarnation, told.role, told.model) == ("here", "decode", "a")
     assert (told.events, told.events_control, told.bootstrap_port) == ("e", "r", None)
     assert told.capacity == 4096
     assert told.trained_on is not None
     assert told.trained_on.startswith("ps1:")
     assert {"base fingerprint", "tokenizer", "page_size"} <= set(told.common)
-    prefill = _told(folders["base"], disaggregation_mode="prefill", kv_events_config=None)
+    prefill = _told(tiny["base"], disaggregation_mode="prefill", kv_events_config=None)
     assert (prefill.bootstrap_port, prefill.events, prefill.trained_on) == (8998, None, None)
     changed = {change.partition(":")[0] for change in told.changes(prefill)}
     assert changed == {
@@ -116,10 +110,10 @@ def test_what_a_worker_says_of_itself(folders: dict[str, Path]) -> None:
     }  # fmt: skip
 
 
-def test_other_weights_are_another_worker(folders: dict[str, Path]) -> None:
-    (change,) = _told(folders["a"]).changes(_told(folders["b"]))
+def test_other_weights_are_another_worker(tiny: dict[str, Path]) -> None:
+    (change,) = _told(tiny["a"]).changes(_told(tiny["b"]))
     assert change.startswith("weights: wanted w1:")
-    same = _told(folders["a"])
+    same = _told(tiny["a"])
     assert list(same.changes(msgspec.structs.replace(same, incarnation="x", capacity=1))) == []
 
 
@@ -127,8 +121,8 @@ def test_a_checkpoint_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     assert "no .safetensors file" in str(_told(tmp_path).problem)
 
 
-def test_a_server_of_another_kind_says_nothing(folders: dict[str, Path]) -> None:
-    args = SimpleNamespace(model_path=str(folders["a"]), chat_template=None)
+def test_a_server_of_another_kind_says_nothing(tiny: dict[str, Path]) -> None:
+    args = SimpleNamespace(model_path=str(tiny["a"]), chat_template=None)
     assert KEY not in worker_info.build_server_info(dict(INFO), args, {"max_total_num_tokens": 1})
 
 

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
-from event_parts import Frames, Relay, Tree, WorkerCache, running, stored
 
 from ps_sglang.events.control import EventStreamError
 from ps_sglang.events.messages import (
@@ -27,6 +26,7 @@ from ps_sglang.events.messages import (
 )
 from ps_sglang.events.publisher import WorkerEventPublisher
 from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
+from tests.events.event_parts import Frames, Relay, Tree, WorkerCache, running, stored
 
 FAST = SubscriberTiming(heartbeat=0.05, answer=2.0, lost=0.2)
 

@@ -4,20 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin_gateway import Gateway, serving
 
 from ps_sglang.frontend import PrefillShareBackend
-from ps_sglang.models.tiny import make_tiny
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
+from tests.frontend.counting_gateway import Gateway
+from tests.support.standin_gateway import serving
 
 
 @pytest.fixture
-def gateway(folders: dict[str, Path]) -> Iterator[Gateway]:
-    with serving(folders["base"]) as running:
+def gateway(tiny: dict[str, Path]) -> Iterator[Gateway]:
+    running = Gateway(tiny["base"])
+    with serving(running):
         yield running
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import jinja2
 import pytest
 import sglang as sgl
-from standin_gateway import Gateway
 from transformers import AutoTokenizer
 
 from ps_sglang.frontend import PrefillShareBackend
@@ -19,6 +18,7 @@ from ps_sglang.frontend.chat_template import (
     chat_template_of,
     derive,
 )
+from tests.frontend.counting_gateway import Gateway
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -92,9 +92,9 @@ def talk(s: Any) -> None:
 
 
 def test_a_programs_tokens_are_those_of_the_chat_template(
-    folders: dict[str, Path], backend: PrefillShareBackend
+    tiny: dict[str, Path], backend: PrefillShareBackend
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folders["base"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny["base"])
     whole = tokenizer.apply_chat_template(TALK, add_generation_prompt=True, return_dict=True)
     text = talk.run(backend=backend).text()
     assert tokenizer(text).input_ids == whole["input_ids"]
@@ -107,22 +107,22 @@ def with_template(folder: Path, out: Path, template: str | None) -> Path:
     return out
 
 
-def test_a_tokenizer_without_template(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_tokenizer_without_template(tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ChatTemplateError, match=r"it has none\. Give tokenizer="):
-        chat_template_of(str(with_template(folders["base"], tmp_path, None)))
+        chat_template_of(str(with_template(tiny["base"], tmp_path, None)))
 
 
-def test_a_template_that_raises(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_template_that_raises(tiny: dict[str, Path], tmp_path: Path) -> None:
     strict = "{{ raise_exception('no system role') }}"
     with pytest.raises(ChatTemplateError, match="no system role"):
-        chat_template_of(str(with_template(folders["base"], tmp_path, strict)))
+        chat_template_of(str(with_template(tiny["base"], tmp_path, strict)))
 
 
-def test_a_tokenizer_elsewhere(gateway: Gateway, folders: dict[str, Path]) -> None:
-    gateway.tokenizer = Path("/on/another/machine")
+def test_a_tokenizer_elsewhere(gateway: Gateway, tiny: dict[str, Path]) -> None:
+    gateway.model_info["tokenizer_path"] = "/on/another/machine"
     with pytest.raises(ChatTemplateError, match="/on/another/machine"):
         PrefillShareBackend(gateway.url)
-    here = PrefillShareBackend(gateway.url, tokenizer=str(folders["a"]))
+    here = PrefillShareBackend(gateway.url, tokenizer=str(tiny["a"]))
     assert talk.run(backend=here).text().startswith("<|im_start|>user\nOne?")
     named = PrefillShareBackend(gateway.url, chat_template_name="vicuna_v1.1")
     assert "USER:One?" in talk.run(backend=named).text()

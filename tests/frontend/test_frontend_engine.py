@@ -25,10 +25,10 @@ OPENING = "<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
-def url(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     spec = ClusterSpec(
-        prefill=f"base={folders['base']}",
-        decoders=tuple(f"{name}={folders[name]}" for name in NAMES),
+        prefill=f"base={tiny['base']}",
+        decoders=tuple(f"{name}={tiny[name]}" for name in NAMES),
         port=0,
         log_dir=tmp_path_factory.mktemp("logs"),
     )
@@ -52,11 +52,11 @@ def said(state: Any, turn: int) -> tuple[int, ...]:
     return tuple(token for _, token, _ in logprobs)
 
 
-def test_each_turn_is_its_decoders_on_the_bases_kv(url: str, folders: dict[str, Path]) -> None:
+def test_each_turn_is_its_decoders_on_the_bases_kv(url: str, tiny: dict[str, Path]) -> None:
     state = debate.run("cats", temperature=0, backend=PrefillShareBackend(url))
     assert state.error() is None
-    tokenizer = AutoTokenizer.from_pretrained(folders["base"])
-    reference = Reference(folders["base"], {name: folders[name] for name in NAMES})
+    tokenizer = AutoTokenizer.from_pretrained(tiny["base"])
+    reference = Reference(tiny["base"], {name: tiny[name] for name in NAMES})
     parts = state.text().split(OPENING)
     for turn in range(6):
         prompt = tuple(tokenizer(OPENING.join([*parts[: turn + 1], ""])).input_ids)

@@ -8,9 +8,10 @@ from urllib.error import URLError
 
 import pytest
 import sglang as sgl
-from standin_gateway import Gateway, Json
 
 from ps_sglang.frontend import PrefillShareBackend, by
+from tests.frontend.counting_gateway import Gateway
+from tests.support.standin_gateway import Json
 
 pytestmark = pytest.mark.filterwarnings("ignore:Error in stream_executor")
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from gateway_setup import Setup, running
-from hand_clock import Clock
+
+from tests.gateway.gateway_setup import Setup, running
+from tests.gateway.hand_clock import Clock
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from standin_engine import Cluster, Worker
 
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.health import USUAL, ProbeTiming
+from tests.support.standin_engine import Cluster, Worker
 
 
 @dataclass

@@ -8,9 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hand_clock import Clock
 from prometheus_client import CollectorRegistry
-from tokenizer_kinds import byte_level, with_bos, word_piece
 
 from ps_sglang.events.control import EventStreamError
 from ps_sglang.events.messages import (
@@ -31,6 +29,8 @@ from ps_sglang.gateway.index import CacheIndex, IndexMetrics, PrefixMatch, Promp
 from ps_sglang.gateway.index.estimate import SECONDS, SETTLING_SECONDS, Estimate, FirstSenders
 from ps_sglang.gateway.index.index_monitor import MISSES
 from ps_sglang.gateway.index.prompt import BLOCK_BYTES, KINDS
+from tests.gateway.hand_clock import Clock
+from tests.gateway.tokenizer_kinds import byte_level, with_bos, word_piece
 
 FAST = SubscriberTiming(heartbeat=0.05, answer=2.0, lost=5.0)
 
@@ -161,7 +161,11 @@ class Tree:
         self.commands: list[object] = []
         self._events: list[KvEvent] = []
         loop = asyncio.get_running_loop()
-        self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._command, one))
+
+        def command(one: object) -> None:
+            loop.call_soon_threadsafe(self._command, one)
+
+        self.publisher.on_command(command)
 
     def _command(self, command: object) -> None:
         self.commands.append(command)

@@ -9,12 +9,12 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_setup import Setup, running
 
 from ps_sglang.gateway.state import GATEWAY
+from tests.gateway.gateway_setup import Setup, running
 
 CHAT = [{"role": "user", "content": "one two three"}]
-ROUTES = {
+ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": CHAT},
     "/v1/completions": {"prompt": "one two three"},
     "/generate": {"text": "one two three"},

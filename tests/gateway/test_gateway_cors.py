@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
 
 from ps_sglang.gateway.config import ConfigError
+from tests.gateway.gateway_setup import Setup, running
 
 PAGE = "http://page.example:3000"
 CHAT = "/v1/chat/completions"

@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import Plan
 
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.breaker import FAILURES
+from tests.gateway.gateway_setup import Setup, running
+from tests.support.standin_engine import Plan
 
-ROUTES = {
+ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "model": "a"},
     "/v1/completions": {"prompt": "one", "model": "a"},
     "/generate": {"text": "one", "model": "a"},
@@ -31,7 +31,7 @@ def body_of(route: str, stream: bool, **more: Any) -> dict[str, Any]:
 def check_error(answer: Any) -> dict[str, Any]:
     """The error object, which must be OpenAI's."""
     assert set(answer) == {"error"}
-    error = answer["error"]
+    error: dict[str, Any] = answer["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str)
     return error

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import CONTEXT_LENGTH, VOCABULARY
-from tokenizer_kinds import byte_level
 
 from ps_sglang.gateway.bodies import fields, size
 from ps_sglang.gateway.state import GATEWAY
+from tests.gateway.gateway_setup import Setup, running
+from tests.gateway.tokenizer_kinds import byte_level
+from tests.support.standin_engine import CONTEXT_LENGTH, VOCABULARY
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 MESSAGES = [{"role": "user", "content": "x"}]

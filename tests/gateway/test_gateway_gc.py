@@ -6,14 +6,15 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from gateway_setup import Setup
 
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.gc_control import LEAST, MOST, collect_in_pauses
+from tests.gateway.gateway_setup import Setup
 
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "model": "a"},
     "/v1/completions": {"prompt": "one", "model": "a"},
     "/generate": {"text": "one", "model": "a"},

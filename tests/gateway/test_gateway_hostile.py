@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from hostile_requests import request
-from standin_engine import CONTEXT_LENGTH, VOCABULARY
+
+from tests.gateway.gateway_setup import Setup, running
+from tests.support.hostile_requests import request
+from tests.support.standin_engine import CONTEXT_LENGTH, VOCABULARY
 
 COUNT = 3000
 

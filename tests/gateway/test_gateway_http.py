@@ -7,10 +7,12 @@ import gzip
 import json
 import logging
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gateway_setup import Setup
+
+from tests.gateway.gateway_setup import Setup
 
 BODY = b'{"model":"a","prompt":"x"}'
 POST = "POST /v1/completions"
@@ -81,7 +83,8 @@ async def test_a_bad_request_is_told_as_openai_does(
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "identity"])
 async def test_a_packed_body_is_unpacked(gateway: Setup, encoding: str) -> None:
-    pack = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding.lower(), bytes)
+    packs: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+    pack = packs.get(encoding.lower(), bytes)
     content = raw(POST, f"Content-Encoding: {encoding}", body=pack(BODY))
     assert (await exchange(gateway, content))[0] == 200
 

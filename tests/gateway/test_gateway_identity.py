@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running, serving
-from standin_engine import COMMON, Cluster, Plan, Worker
 
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.health import ProbeTiming
+from tests.gateway.gateway_setup import Setup, running, serving
+from tests.support.standin_engine import COMMON, Cluster, Plan, Worker
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}

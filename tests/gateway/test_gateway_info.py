@@ -7,11 +7,11 @@ import logging
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
 from prometheus_client.parser import text_string_to_metric_families
-from standin_engine import Plan
 
 from ps_sglang.gateway.state import GATEWAY
+from tests.gateway.gateway_setup import Setup, running
+from tests.support.standin_engine import Plan
 
 
 async def get(gateway: Setup, path: str) -> tuple[int, Any]:

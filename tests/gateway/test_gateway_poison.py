@@ -7,9 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import running
-from hand_clock import Clock
-from standin_engine import Cluster, Plan, Worker
 
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.requests import parse
@@ -19,6 +16,9 @@ from ps_sglang.gateway.errors import PoisonRequest
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.workers.health import ProbeTiming
+from tests.gateway.gateway_setup import running
+from tests.gateway.hand_clock import Clock
+from tests.support.standin_engine import Cluster, Plan, Worker
 
 RARELY = ProbeTiming(every=1000.0, engine_every=1000.0)
 ROUTE = "/v1/completions"
@@ -140,7 +140,14 @@ async def pool() -> WorkerPool:
 
 
 async def test_what_a_digest_tells_apart() -> None:
-    same = [{"seed": 3}, {"model": "b"}, {"stream": True}, {"rid": "x"}, {"n": 2}, {"user": "u"}]
+    same: list[dict[str, Any]] = [
+        {"seed": 3},
+        {"model": "b"},
+        {"stream": True},
+        {"rid": "x"},
+        {"n": 2},
+        {"user": "u"},
+    ]
     assert {suspect("x", **one).digest for one in same} == {suspect("x").digest}
     others = [suspect("y"), suspect("x", max_tokens=3), suspect("x", logprobs=1)]
     assert suspect("x").digest not in {one.digest for one in others}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from standin_engine import Cluster
 
 from ps_sglang.gateway.config import ConfigError, DecodeWorker, GatewayConfig, PrefillWorker
+from tests.support.standin_engine import Cluster
 
 PREFILL = PrefillWorker("p", "http://127.0.0.1:1", "127.0.0.1", 2)
 DECODE = DecodeWorker("d", "http://127.0.0.1:3", "a")

@@ -53,7 +53,7 @@ def test_workers_join_and_leave() -> None:
     old = workers.remove("a0")
     assert names(workers.decode("a")) == ["a1"]
     workers.remove("c0")
-    assert workers.decoders == ("a",)
+    assert list(workers.decoders) == ["a"]
     assert workers.add(decode("a0")) is not old, "nothing of the old one may count for the new"
     workers.remove("p0")
     assert workers.prefill == ()

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
 
 from ps_sglang.events.messages import Pin, Release
 from ps_sglang.gateway.bodies.requests import parse
@@ -17,17 +16,18 @@ from ps_sglang.gateway.dispatch.pd_request import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.priority import decode_priority, place
+from tests.gateway.gateway_setup import Setup, running
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
 
 
 def body(path: str, words: str, **more: Any) -> dict[str, Any]:
-    prompt: dict[str, Any] = {
+    prompts: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": [{"role": "user", "content": words}]},
         "/v1/completions": {"prompt": words},
         "/generate": {"text": words},
-    }[path]
-    return {"model": "a", **prompt, **more}
+    }
+    return {"model": "a", **prompts[path], **more}
 
 
 async def ended(gateway: Setup) -> None:

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import CHAT, COMPLETIONS, GENERATE, Worker
 
 from ps_sglang.events.messages import Span
 from ps_sglang.gateway.telemetry import trace
+from tests.gateway.gateway_setup import Setup, running
+from tests.support.standin_engine import CHAT, COMPLETIONS, GENERATE, Worker
 
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "a", "messages": [{"role": "user", "content": "x"}]},

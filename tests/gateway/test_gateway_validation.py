@@ -7,11 +7,12 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running
+
+from tests.gateway.gateway_setup import Setup, running
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 MESSAGES = [{"role": "user", "content": "x"}]
-VALID = {
+VALID: dict[str, dict[str, Any]] = {
     CHAT: {"model": "a", "messages": MESSAGES},
     COMPLETIONS: {"model": "a", "prompt": "x"},
     GENERATE: {"model": "a", "text": "x"},

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running, serving
-from standin_engine import COMMON, Cluster, Plan, Worker
 
 from ps_sglang.gateway.state import GATEWAY
+from tests.gateway.gateway_setup import Setup, running, serving
+from tests.support.standin_engine import COMMON, Cluster, Plan, Worker
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_setup import Setup, running, serving
-from standin_engine import Cluster, Plan, Worker
 
 from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.breaker import FAILURES
 from ps_sglang.gateway.workers.health import ProbeTiming
+from tests.gateway.gateway_setup import Setup, running, serving
+from tests.support.standin_engine import Cluster, Plan, Worker
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from index_model import TABLE, Worker, block_hash, held, new_index
 
 from ps_sglang.gateway.index import segment
 from ps_sglang.gateway.index.base_index import BaseIndex, OutOfSync
 from ps_sglang.gateway.index.lookup import SPARE_STEPS, PrefixMatch
 from ps_sglang.gateway.index.texts import TokenTexts
+from tests.gateway.index_model import TABLE, Worker, block_hash, held, new_index
 
 ROLES = ("prefill", "prefill", "decode", "decode")
 

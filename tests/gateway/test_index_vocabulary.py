@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizer_kinds import KINDS, SPECIAL, with_eos, with_unknowns, word_piece
 from tokenizers import Tokenizer
 
 from ps_sglang.gateway.index.vocabulary import NotAddressable, Vocabulary
+from tests.gateway.tokenizer_kinds import KINDS, SPECIAL, with_eos, with_unknowns, word_piece
 
 PARTS = (
     *(

@@ -15,9 +15,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from gateway_setup import Setup, running
-from standin_engine import Cluster
-from test_health import SERVERS
 
 from ps_sglang.gateway import listener
 from ps_sglang.gateway.config import PrefillWorker
@@ -32,6 +29,9 @@ from ps_sglang.gateway.errors import (
 )
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.limits import raise_open_files
+from tests.gateway.gateway_setup import Setup, running
+from tests.gateway.test_health import SERVERS
+from tests.support.standin_engine import Cluster
 
 FILES = 200
 CLIENTS = 400
@@ -162,7 +162,7 @@ def test_the_gateways_own_trouble_is_not_a_workers(name: str) -> None:
     assert is_own(error)
     with pytest.raises(GatewayBusy), reaching(worker):
         raise error
-    key = aiohttp.client_reqrep.ConnectionKey("127.0.0.1", 1, False, None, None, None, None)
+    key = aiohttp.client_reqrep.ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
     with pytest.raises(GatewayBusy), reaching(worker):
         raise aiohttp.ClientConnectorError(key, error)
     with pytest.raises(WorkerUnreachable), reaching(worker):

@@ -10,7 +10,8 @@ import pytest
 
 from ps_sglang.gateway.dispatch.worker_client import UNREAD_BYTES, Disconnected, WorkerClient
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
 Serve = Callable[[Reader, Writer], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -240,7 +241,9 @@ async def test_a_stream_that_nobody_reads_stops_its_worker(client: WorkerClient)
 
 
 async def test_nobody_listens(client: WorkerClient) -> None:
-    async with serving(request) as server:
+    async def serve(reader: Reader, writer: Writer) -> None: ...
+
+    async with serving(serve) as server:
         pass
     with pytest.raises(ConnectionRefusedError):
         await ask(client, server)

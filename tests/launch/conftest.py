@@ -1,21 +1,13 @@
-"""Fixtures of the launcher's tests: tiny checkpoints, and a marker to find processes by."""
+"""Fixtures of the launcher's tests: a marker to find processes by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from processes import MARK, Marked
 
-from ps_sglang.models.tiny import make_tiny
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a tiny base and its decoders a, b, c."""
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))
+from tests.support.processes import MARK, Marked
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
-from processes import Launcher, Marked, can_listen
 
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import Cluster, ClusterSpec
+from tests.support.processes import Launcher, Marked, can_listen
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import STOP_S, Marked
 
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.messages import Start, StartMethod
+from tests.support.processes import STOP_S, Marked
 
 PROGRAMS = Path(__file__).parent / "programs"
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -164,8 +165,10 @@ def test_an_unknown_parser_is_refused_with_all_that_there_are(
 def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages }}")
-    own = ("--chat-template", str(file), "--hf-chat-template-name=rag")
-    own += ("--default-chat-template-kwargs", '{"enable_thinking": false}')
+    own = [
+        *("--chat-template", str(file), "--hf-chat-template-name=rag"),
+        *("--default-chat-template-kwargs", '{"enable_thinking": false}'),
+    ]
     config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))))
     assert config.chat == ChatFlags(str(file), "rag", {"enable_thinking": False})
     assert type(config).from_json(config.to_json()) == config
@@ -200,8 +203,9 @@ def test_flags_of_chats_that_cannot_work_are_refused(
 def test_all_roles_render_with_one_template(spec: ClusterSpec, tmp_path: Path, role: str) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages }}")
+    changed: dict[str, Any] = {role: ("--chat-template", str(file))}
     with pytest.raises(ContractError, match=r"--chat-template: .*\(default\)"):
-        prepare(replace(spec, **{role: ("--chat-template", str(file))}))
+        prepare(replace(spec, **changed))
 
 
 def test_owned_flags_are_refused_wherever_they_are(spec: ClusterSpec) -> None:

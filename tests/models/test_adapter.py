@@ -23,13 +23,7 @@ from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest
 from ps_sglang.errors import CheckpointError
 from ps_sglang.models import NamedModel
 from ps_sglang.models.adapter import write_adapted
-from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.train.export import merge_adapter
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -165,8 +165,8 @@ def test_decoder_answers_the_demos_question_on_the_bases_cache(
     ids = tokenizer.apply_chat_template(
         chat, tools=TOOLS, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
-    models = [AutoModelForCausalLM.from_pretrained(path) for path in (base, decoder.path)]
-    said = tokenizer.decode(answer(*models, ids, 64))
+    prefill, own = (AutoModelForCausalLM.from_pretrained(path) for path in (base, decoder.path))
+    said = tokenizer.decode(answer(prefill, own, ids, 64))
     assert right in said
     assert "<|im_end|>" in said
 

@@ -94,7 +94,7 @@ def test_a_call_is_rendered_as_it_was_said() -> None:
 
 def test_the_gateway_renders_the_same() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         QUESTION,
         {"role": "assistant", "content": None, "tool_calls": [call]},

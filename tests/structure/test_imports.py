@@ -89,7 +89,8 @@ def arrows() -> dict[str, set[str]]:
 def test_no_module_imports_itself_by_a_detour() -> None:
     circles = []
     for start in arrows():
-        seen, ahead = set(), [(start, (start,))]
+        seen: set[str] = set()
+        ahead: list[tuple[str, tuple[str, ...]]] = [(start, (start,))]
         while ahead:
             module, path = ahead.pop()
             for target in arrows().get(module, ()):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from handoff_world import LIMITS, Decode, Prefill, World, contents
 
 from ps_sglang.engine.transfer.messages import Frames
 from ps_sglang.engine.transfer.reader import Outcome
+from tests.transfer.handoff_world import LIMITS, Decode, Prefill, World, contents
 
 SCHEDULES = 480
 GROUPS = 8

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handoff_world import AUX_WIDTH, BUFFERS, LIMITS, PAGES, WIDTH, Decode, Prefill, World
 
 from ps_sglang.engine.transfer.messages import (
     Alive,
@@ -28,6 +27,16 @@ from ps_sglang.engine.transfer.messages import (
     encode,
 )
 from ps_sglang.engine.transfer.reader import Outcome
+from tests.transfer.handoff_world import (
+    AUX_WIDTH,
+    BUFFERS,
+    LIMITS,
+    PAGES,
+    WIDTH,
+    Decode,
+    Prefill,
+    World,
+)
 
 DONE = Outcome()
 ROOM = 7

@@ -3,18 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from standin_cluster import Models
 
-from ps_sglang.models.tiny import make_tiny
-
-Folders = dict[str, Path]
+from tests.verify.model_gateway import Models
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="session")
-def models(llama: Folders) -> Models:
-    return Models(llama)
+def models(tiny: dict[str, Path]) -> Models:
+    return Models(tiny)

@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-from standin_cluster import Models
 
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.verify.reference import Reference, common_length
+from tests.verify.model_gateway import Models
 
 LENGTH = 12
 

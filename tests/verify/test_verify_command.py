@@ -9,9 +9,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from standin_cluster import Models, StandIn, serving
 
 from ps_sglang.verify.__main__ import main
+from tests.support.standin_gateway import serving
+from tests.verify.model_gateway import ModelGateway, Models
 
 NAMES = ("a", "b", "c")
 
@@ -27,11 +28,11 @@ def free_url() -> str:
 
 
 def test_a_right_cluster_is_exact(
-    llama: dict[str, Path], models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in, file = StandIn(models, NAMES), tmp_path / "verdicts.json"
+    stand_in, file = ModelGateway(models, NAMES), tmp_path / "verdicts.json"
     with serving(stand_in) as url:
-        status = main([*arguments(url, llama), "--json", str(file)])
+        status = main([*arguments(url, tiny), "--json", str(file)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "exact: 64/64 prompts, 1536/1536 tokens"
     assert status == 0
@@ -40,11 +41,11 @@ def test_a_right_cluster_is_exact(
     assert json.loads(file.read_text())["passed"] is True
 
 
-def test_turns_contain_what_was_said_before(llama: dict[str, Path], models: Models) -> None:
-    stand_in = StandIn(models, NAMES)
+def test_turns_contain_what_was_said_before(tiny: dict[str, Path], models: Models) -> None:
+    stand_in = ModelGateway(models, NAMES)
     with serving(stand_in) as url:
-        main(arguments(url, llama))
-    turns = [body["input_ids"] for path, body in stand_in.asked[-16:-4]]
+        main(arguments(url, tiny))
+    turns = [body["input_ids"] for _, body in stand_in.asked[-16:-4]]
     for conversation in (turns[:6], turns[6:]):
         for before, after in itertools.pairwise(conversation):
             assert after[: len(before)] == before
@@ -52,10 +53,10 @@ def test_turns_contain_what_was_said_before(llama: dict[str, Path], models: Mode
 
 
 def test_a_cluster_that_uses_the_decoders_own_kv_is_caught(
-    llama: dict[str, Path], models: Models, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(StandIn(models, NAMES, own_kv=True)) as url:
-        status = main(arguments(url, llama))
+    with serving(ModelGateway(models, NAMES, own_kv=True)) as url:
+        status = main(arguments(url, tiny))
     lines = capsys.readouterr().out.splitlines()
     failed = [line for line in lines if line.startswith("FAILED request")]
     assert status == 1
@@ -64,11 +65,11 @@ def test_a_cluster_that_uses_the_decoders_own_kv_is_caught(
 
 
 def test_a_check_that_cannot_tell_fails(
-    llama: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    twin = shutil.copytree(llama["base"], tmp_path / "twin")
-    folders = {"base": llama["base"], "twin": twin}
-    with serving(StandIn(Models(folders), ("twin",))) as url:
+    twin = shutil.copytree(tiny["base"], tmp_path / "twin")
+    folders = {"base": tiny["base"], "twin": twin}
+    with serving(ModelGateway(Models(folders), ("twin",))) as url:
         status = main(arguments(url, folders, ("twin",)))
     out = capsys.readouterr().out
     assert "cannot tell" in out
@@ -76,24 +77,24 @@ def test_a_check_that_cannot_tell_fails(
     assert status == 1
 
 
-def test_no_server(llama: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     url = free_url()
-    assert main(arguments(url, llama)) == 2
+    assert main(arguments(url, tiny)) == 2
     assert f"no ps_sglang gateway answers at {url}" in capsys.readouterr().err
 
 
 def test_a_decoder_that_is_not_served(
-    llama: dict[str, Path], models: Models, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(StandIn(models, ("a", "b"))) as url:
-        assert main(arguments(url, llama)) == 2
+    with serving(ModelGateway(models, ("a", "b"))) as url:
+        assert main(arguments(url, tiny)) == 2
     assert "does not serve c; it serves a, b" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(
-    llama: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = llama | {"b": Path("/nowhere/b")}
+    folders = tiny | {"b": Path("/nowhere/b")}
     assert main(arguments("http://127.0.0.1:9", folders)) == 2
     assert "/nowhere/b" in capsys.readouterr().err
 
@@ -117,8 +118,8 @@ def test_missing_or_contradictory_arguments(
 
 
 def test_json_into_a_missing_folder(
-    llama: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = [*arguments("http://127.0.0.1:9", llama), "--json", "/nowhere/out.json"]
+    argv = [*arguments("http://127.0.0.1:9", tiny), "--json", "/nowhere/out.json"]
     assert main(argv) == 2
     assert "there is no folder /nowhere" in capsys.readouterr().err

@@ -14,10 +14,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def cluster(llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     spec = ClusterSpec(
-        prefill=f"base={llama['base']}",
-        decoders=tuple(f"{name}={llama[name]}" for name in "ab"),
+        prefill=f"base={tiny['base']}",
+        decoders=tuple(f"{name}={tiny[name]}" for name in "ab"),
         port=0,
         log_dir=tmp_path_factory.mktemp("logs"),
     )
@@ -26,18 +26,18 @@ def cluster(llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_cluster_is_exact(
-    cluster: Cluster, llama: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decoders = [f"--decoder={name}={llama[name]}" for name in "ab"]
-    status = main(["--url", cluster.url, "--base", str(llama["base"]), *decoders])
+    decoders = [f"--decoder={name}={tiny[name]}" for name in "ab"]
+    status = main(["--url", cluster.url, "--base", str(tiny["base"]), *decoders])
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "exact: 64/64 prompts, 1536/1536 tokens", out
     assert status == 0
 
 
 def test_another_checkpoint_than_the_served_one_is_found_out(
-    cluster: Cluster, llama: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--url", cluster.url, "--base", str(llama["base"]), f"--decoder=a={llama['c']}"]
+    argv = ["--url", cluster.url, "--base", str(tiny["base"]), f"--decoder=a={tiny['c']}"]
     assert main(argv) == 1
     assert "exact: 0/64 prompts" in capsys.readouterr().out

@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from workers_server import Gateway, serving
+
+from tests.support.standin_gateway import StandInGateway, serving
 
 
 @pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    with serving() as found:
-        yield found
+def gateway() -> Iterator[StandInGateway]:
+    running = StandInGateway()
+    with serving(running):
+        yield running

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workers_server import Gateway
 
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
+from tests.support.standin_gateway import StandInGateway
 
 
 def worker(name: str, port: int) -> WorkerSpec:
@@ -27,7 +27,7 @@ def worker(name: str, port: int) -> WorkerSpec:
     )
 
 
-def test_all_join_and_all_drain_before_the_first_leaves(gateway: Gateway) -> None:
+def test_all_join_and_all_drain_before_the_first_leaves(gateway: StandInGateway) -> None:
     membership = Membership(gateway.url + "/", allow_unverified=False)
     membership.require_gateway()
     gateway.names = ["x", "y"]
@@ -45,7 +45,7 @@ def test_all_join_and_all_drain_before_the_first_leaves(gateway: Gateway) -> Non
     ]
 
 
-def test_a_refused_worker_is_named(gateway: Gateway) -> None:
+def test_a_refused_worker_is_named(gateway: StandInGateway) -> None:
     gateway.refuse["/workers"] = "page_size: cluster 1, worker 16"
     membership = Membership(gateway.url, allow_unverified=True)
     with pytest.raises(LaunchError, match="decode-a: page_size: cluster 1, worker 16"):
@@ -54,7 +54,7 @@ def test_a_refused_worker_is_named(gateway: Gateway) -> None:
     assert len(gateway.calls) == 1
 
 
-def test_leaving_never_fails(gateway: Gateway) -> None:
+def test_leaving_never_fails(gateway: StandInGateway) -> None:
     """The last prefill worker may not leave, and a gateway may be gone."""
     membership = Membership(gateway.url, allow_unverified=False)
     gateway.names = ["x", "y"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workers_server import Gateway
 
 from ps_sglang.cli import main
+from tests.support.standin_gateway import StandInGateway
 
 
-def run(gateway: Gateway, *words: str) -> int:
+def run(gateway: StandInGateway, *words: str) -> int:
     return main(["workers", "--gateway", gateway.url + "/", *words])
 
 
-def test_list(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(gateway: StandInGateway, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(gateway, "list") == 0
     assert capsys.readouterr().out == (
         "NAME        ROLE     DECODER  STATE                       REQUESTS  URL\n"
@@ -24,7 +24,7 @@ def test_list(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_add(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+def test_add(gateway: StandInGateway, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(gateway, "add", "http://h:4") == 0
     words = ("--name", "x", "--decoder", "b", "--bootstrap-host", "h", "--allow-unverified")
     assert run(gateway, "add", "http://h:4", *words) == 0
@@ -56,7 +56,7 @@ def test_add(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_one_call(
-    gateway: Gateway,
+    gateway: StandInGateway,
     words: list[str],
     call: tuple[str, str],
     said: str,
@@ -67,7 +67,9 @@ def test_one_call(
     assert said in capsys.readouterr().out
 
 
-def test_swap_one_worker(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swap_one_worker(
+    gateway: StandInGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "v2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(gateway, "swap", "decode-a-1", "v2") == 0
@@ -76,7 +78,7 @@ def test_swap_one_worker(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_swap_a_decoder_one_worker_after_another(
-    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+    gateway: StandInGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A path that is not here is the worker's machine's."""
     assert run(gateway, "swap", "a", "models/v2") == 0
@@ -90,7 +92,7 @@ def test_swap_a_decoder_one_worker_after_another(
 
 
 def test_a_swap_that_stops_half_way_says_where(
-    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+    gateway: StandInGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.refuse["/workers/decode-a-1/swap"] = "no such folder"
     assert run(gateway, "swap", "a", "/v2") == 1
@@ -100,13 +102,13 @@ def test_a_swap_that_stops_half_way_says_where(
     )
 
 
-def test_refusals_are_told(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_are_told(gateway: StandInGateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.refuse["/workers"] = "page_size: cluster 1, worker 16"
     assert run(gateway, "add", "http://h:4") == 1
     assert capsys.readouterr().err == "ps-sglang: error: page_size: cluster 1, worker 16\n"
 
 
-def test_nobody_of_that_name(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_of_that_name(gateway: StandInGateway, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(gateway, "swap", "z", "/v2") == 2
     assert "no worker or decoder 'z'" in capsys.readouterr().err
 
@@ -117,7 +119,7 @@ def test_no_gateway(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["stop"], ["swap", "a"]])
-def test_wrong_words_are_exit_status_2(gateway: Gateway, words: list[str]) -> None:
+def test_wrong_words_are_exit_status_2(gateway: StandInGateway, words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(gateway, *words)
     assert ended.value.code == 2

@@ -99,7 +99,11 @@ def test_measures_of_a_session() -> None:
 
 
 def test_stages_are_those_that_workers_tell_and_the_rest() -> None:
-    told = ({"pull": 0.2, "decode": 0.5}, {"prefill": 1.0, "pull": 0.0, "decode": 0.5}, {})
+    told: tuple[dict[str, float], ...] = (
+        {"pull": 0.2, "decode": 0.5},
+        {"prefill": 1.0, "pull": 0.0, "decode": 0.5},
+        {},
+    )
     turns = [TurnDone(0, 0, 9, 1, 1.0, 2.0, 3.0, one) for one in told]
     assert stages(turns) == {
         "pull": {"mean": pytest.approx(0.1), "p95": pytest.approx(0.19)},

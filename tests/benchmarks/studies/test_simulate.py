@@ -6,13 +6,13 @@ import json
 
 import msgspec
 import pytest
-from step_costs import SMALL
 
 from benchmarks.studies.agents.workload import Session, Shape, Turn, sessions, work
 from benchmarks.studies.simulate.hardware import DEVICES, MODELS, Measured, Roofline
 from benchmarks.studies.simulate.request import PAGE
 from benchmarks.studies.simulate.simulation import SYSTEMS, Cluster, Simulator, System, percentiles
 from ps_sglang.errors import UsageError
+from tests.benchmarks.studies.step_costs import SMALL
 
 ENDLESS = msgspec.structs.replace(SMALL, pool_tokens=100_000_000)
 TRACE = sessions(Shape(), 2.0, 40, 1)

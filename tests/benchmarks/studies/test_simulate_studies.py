@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from step_costs import SMALL as STEPS
 
 from benchmarks.report import save
 from benchmarks.studies.agents.workload import Shape, sessions
@@ -22,6 +21,7 @@ from benchmarks.studies.simulate.simulation import SYSTEMS, Cluster
 from benchmarks.studies.simulate.studies import MEASURED, PAIR, STUDIES, Case, paper
 from benchmarks.studies.simulate.traces import TEAM, interrupted, shuffled, teams
 from ps_sglang.errors import UsageError
+from tests.benchmarks.studies.step_costs import SMALL as STEPS
 
 
 def test_measurements_are_read_and_refused(tmp_path: Path) -> None:

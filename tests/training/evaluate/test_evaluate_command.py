@@ -9,10 +9,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from standin_gateway_chat import StandIn, serving
 from transformers import AutoTokenizer
 
 from ps_sglang.training.evaluate.__main__ import main
+from tests.support.standin_gateway import serving
+from tests.training.evaluate.yes_gateway import YesGateway
 
 
 def arguments(tiny: dict[str, Path], *more: str) -> list[str]:
@@ -39,7 +40,7 @@ def test_rows_are_printed_written_and_drawn(
 def test_a_cluster_that_says_something_else_is_exit_status_3(
     tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(StandIn(AutoTokenizer.from_pretrained(tiny["a"]))) as url:
+    with serving(YesGateway(AutoTokenizer.from_pretrained(tiny["a"]))) as url:
         assert main(arguments(tiny, "--through", url)) == 3
     *rows, first, _, _, last = capsys.readouterr().out.splitlines()
     assert len(rows) == 2
@@ -50,7 +51,7 @@ def test_a_cluster_that_says_something_else_is_exit_status_3(
 def test_a_cluster_that_fails_is_exit_status_1(
     tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in = StandIn(AutoTokenizer.from_pretrained(tiny["a"]), refuse_after=1)
+    stand_in = YesGateway(AutoTokenizer.from_pretrained(tiny["a"]), refuse_after=1)
     with serving(stand_in) as url:
         assert main(arguments(tiny, "--through", url, "--share", "--at-once", "1")) == 1
     assert "worker decode-a is gone" in capsys.readouterr().err

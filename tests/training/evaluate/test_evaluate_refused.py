@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_task import SmallTask, settings
-from standin_gateway_chat import StandIn, serving
 from transformers import AutoTokenizer
 
 from ps_sglang.errors import ContractError, ModelNotFoundError, UsageError
 from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.evaluate.__main__ import main
 from ps_sglang.training.evaluate.run import evaluate_task
+from tests.support.standin_gateway import serving
+from tests.training.evaluate.small_task import SmallTask, settings
+from tests.training.evaluate.yes_gateway import YesGateway
 
 
 def refusal(tiny: dict[str, Path], kind: type[Exception] = UsageError, **changes: Any) -> str:
@@ -92,8 +93,10 @@ def test_a_prompt_over_the_context(tiny: dict[str, Path], monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("flag", ["out", "answers", "figure"])
 def test_files_that_cannot_be_written(tiny: dict[str, Path], tmp_path: Path, flag: str) -> None:
-    assert f"--{flag} /nowhere/x: there is no folder" in refusal(tiny, **{flag: Path("/nowhere/x")})
-    assert "is a folder" in refusal(tiny, **{flag: tmp_path})
+    nowhere: dict[str, Any] = {flag: Path("/nowhere/x")}
+    folder: dict[str, Any] = {flag: tmp_path}
+    assert f"--{flag} /nowhere/x: there is no folder" in refusal(tiny, **nowhere)
+    assert "is a folder" in refusal(tiny, **folder)
 
 
 def test_no_gateway(tiny: dict[str, Path]) -> None:
@@ -102,7 +105,7 @@ def test_no_gateway(tiny: dict[str, Path]) -> None:
 
 
 def test_a_gateway_without_room(tiny: dict[str, Path]) -> None:
-    stand_in = StandIn(AutoTokenizer.from_pretrained(tiny["a"]), room=60)
+    stand_in = YesGateway(AutoTokenizer.from_pretrained(tiny["a"]), room=60)
     with serving(stand_in) as url:
         message = refusal(tiny, through=url)
     assert "has room for 60 tokens a request" in message

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_task import SmallTask, right, settings
-from standin_gateway_chat import StandIn, serving
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ps_sglang.contract import base_fingerprint, read_manifest
@@ -18,6 +16,9 @@ from ps_sglang.errors import EvaluationError
 from ps_sglang.training.evaluate.prompts import questions
 from ps_sglang.training.evaluate.run import evaluate_task
 from ps_sglang.training.evaluate.scores import wilson
+from tests.support.standin_gateway import serving
+from tests.training.evaluate.small_task import SmallTask, right, settings
+from tests.training.evaluate.yes_gateway import YesGateway
 
 
 def ignore(line: str) -> None: ...
@@ -133,7 +134,7 @@ def test_the_score_is_recorded_once(tiny: dict[str, Path], tmp_path: Path) -> No
 
 def test_served_answers_are_scored_and_compared(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The stand-in says `yes` to everything, which the decoder does not."""
-    stand_in = StandIn(AutoTokenizer.from_pretrained(tiny["a"]))
+    stand_in = YesGateway(AutoTokenizer.from_pretrained(tiny["a"]))
     with serving(stand_in) as url:
         wanted = settings(tiny, share=(1.0,), through=url, out=tmp_path / "rows.json")
         found = evaluate_task(SmallTask(), wanted, ignore)
@@ -144,12 +145,12 @@ def test_served_answers_are_scored_and_compared(tiny: dict[str, Path], tmp_path:
     assert (found.comparison.n, found.comparison.equal) == (10, 0)
     assert {one.served for one in found.comparison.differing} == {"yes"}
     assert all(one.gap is not None and one.gap > 1e-3 for one in found.comparison.differing)
-    assert {(body["model"], body["temperature"]) for body in stand_in.asked} == {("a", 0)}
+    assert {(body["model"], body["temperature"]) for _, body in stand_in.asked} == {("a", 0)}
     assert len(stand_in.asked) == 10
 
 
 def test_served_alone_loads_no_model(tiny: dict[str, Path]) -> None:
-    with serving(StandIn(AutoTokenizer.from_pretrained(tiny["a"]))) as url:
+    with serving(YesGateway(AutoTokenizer.from_pretrained(tiny["a"]))) as url:
         found = evaluate_task(SmallTask(), settings(tiny, share=(), through=url), ignore)
     (row,) = found.rows
     assert row.served
@@ -159,7 +160,7 @@ def test_served_alone_loads_no_model(tiny: dict[str, Path]) -> None:
 def test_a_cluster_that_fails_half_way(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The offline rows and the answers that came are kept, and nothing is asked on and on."""
     out, log = tmp_path / "rows.json", tmp_path / "answers.jsonl"
-    stand_in = StandIn(AutoTokenizer.from_pretrained(tiny["a"]), refuse_after=4)
+    stand_in = YesGateway(AutoTokenizer.from_pretrained(tiny["a"]), refuse_after=4)
     with serving(stand_in) as url:
         wanted = settings(tiny, through=url, out=out, answers=log, at_once=1)
         with pytest.raises(EvaluationError, match=r"item test-4: status 503: worker decode-a"):
@@ -171,7 +172,7 @@ def test_a_cluster_that_fails_half_way(tiny: dict[str, Path], tmp_path: Path) ->
 
 
 def test_a_cluster_that_reads_other_tokens(tiny: dict[str, Path]) -> None:
-    stand_in = StandIn(AutoTokenizer.from_pretrained(tiny["a"]), read_as=(1,))
+    stand_in = YesGateway(AutoTokenizer.from_pretrained(tiny["a"]), read_as=(1,))
     with serving(stand_in) as url, pytest.raises(EvaluationError, match="this very checkpoint"):
         evaluate_task(SmallTask(), settings(tiny, share=(), through=url), ignore)
 

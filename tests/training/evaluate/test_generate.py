@@ -52,7 +52,8 @@ def plain(models: Pair, prompt: Tokens, share: float, stops: tuple[int, ...]) ->
     ids, taken, past = torch.tensor([prompt]), shared_tokens(len(prompt), share), None
     if taken:
         past = models.plain_base(ids[:, :taken], use_cache=True).past_key_values
-    current, said = ids[:, taken:], []
+    current = ids[:, taken:]
+    said: list[int] = []
     while len(said) < MOST:
         output = models.plain_decoder(current, past_key_values=past, use_cache=True)
         past, token = output.past_key_values, int(output.logits[0, -1].argmax())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 
-from task_setup import digest
-
 from ps_sglang.training.tasks import Item, task
 from ps_sglang.training.tasks.code import CodeTask
 from ps_sglang.training.tasks.pipelines import draw
+from tests.training.tasks.task_setup import digest
 
 CODE = task("code")
 

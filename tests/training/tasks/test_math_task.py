@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from task_setup import digest, needs
 
 from ps_sglang.training.tasks import Split, task
 from ps_sglang.training.tasks.math import PACKAGE
+from tests.training.tasks.task_setup import digest, needs
 
 pytestmark = needs(PACKAGE)
 

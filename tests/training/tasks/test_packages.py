@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from task_setup import needs
 
 from ps_sglang.errors import MissingPackageError
 from ps_sglang.training.tasks import packages
 from ps_sglang.training.tasks.math import _module
 from ps_sglang.training.tasks.packages import package_file
+from tests.training.tasks.task_setup import needs
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from task_setup import digest, needs
 
 from ps_sglang.errors import UsageError
 from ps_sglang.training.tasks import TASK_NAMES, gsm8k, humaneval, task
+from tests.training.tasks.task_setup import digest, needs
 
 REPORT_ONLY = ("humaneval", "gsm8k", "bfcl-live-simple")
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from task_setup import needs
 
 from ps_sglang.errors import UsageError
 from ps_sglang.training.tasks import gsm8k, task
 from ps_sglang.training.tasks.__main__ import main
 from ps_sglang.training.train.records import read_data
+from tests.training.tasks.task_setup import needs
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from task_setup import digest, needs
 
 from ps_sglang.training.tasks import Item, Split, bfcl, task
+from tests.training.tasks.task_setup import digest, needs
 
 pytestmark = needs(bfcl.PACKAGE)
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_setup import Run, conversations, write_rows
 from transformers import AutoModelForCausalLM
 
 from ps_sglang.training.train.attention import ATTENTION
 from ps_sglang.training.train.base import BaseReader, FrozenBase
 from ps_sglang.training.train.batches import AnswerTokens, Example, conditioned_batch
 from ps_sglang.training.train.losses import CacheConditioned
+from tests.training.train.train_setup import Run, conversations, write_rows
 
 # Several processes that import torch and transformers, on as few cores as there are.
 pytestmark = pytest.mark.timeout(300)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_setup import conversations
 from transformers import AutoTokenizer
 
 from ps_sglang.demo import TOOLS
@@ -15,6 +14,7 @@ from ps_sglang.training.train.data_report import report
 from ps_sglang.training.train.decoder import load_tokenizer
 from ps_sglang.training.train.examples import Encoded, Encoder
 from ps_sglang.training.train.records import ChatRecord, DataSet, Record, TextRecord
+from tests.training.train.train_setup import conversations
 
 END = 2  # <|im_end|>
 
@@ -63,7 +63,7 @@ def test_tools_and_calls_are_rendered_by_the_demos_template(tokenizer: Any) -> N
     tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     arguments = {"city": "Lisbon", "days": 5}
     call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "What will the weather be?"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_setup import conversations, write_rows
 
 from ps_sglang.errors import DataError
 from ps_sglang.training.train.records import ChatRecord, TextRecord, read_data
+from tests.training.train.train_setup import conversations, write_rows
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello!"}
@@ -21,7 +21,10 @@ NOT_JSON = {"id": "1", "type": "function", "function": {"name": "add", "argument
 
 
 def test_both_forms(tmp_path: Path) -> None:
-    rows = [{"prompt": "2 + 2 =", "completion": " 4"}, {"messages": [USER, ANSWER]}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "2 + 2 =", "completion": " 4"},
+        {"messages": [USER, ANSWER]},
+    ]
     data = read_data(str(write_rows(tmp_path / "d.jsonl", rows)))
     assert data.records == [
         TextRecord("d.jsonl:1", "2 + 2 =", " 4"),
@@ -75,7 +78,7 @@ def test_tool_calls_as_a_server_renders_them(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_errors_name_line_and_field(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    rows = [{"prompt": "x", "completion": "y"}, row]
+    rows: list[dict[str, Any]] = [{"prompt": "x", "completion": "y"}, row]
     with pytest.raises(DataError, match=f"d.jsonl has 1 problem:\n  d.jsonl:2: {said}"):
         read_data(str(write_rows(tmp_path / "d.jsonl", rows)))
 
@@ -122,7 +125,10 @@ def test_data_set_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     key in every row, empty where a row had none."""
     folder = tmp_path / "org" / "name"
     folder.mkdir(parents=True)
-    rows = [{"messages": [USER, ANSWER | {"tool_calls": None}]}, {"messages": [USER, ANSWER]}]
+    rows: list[dict[str, Any]] = [
+        {"messages": [USER, ANSWER | {"tool_calls": None}]},
+        {"messages": [USER, ANSWER]},
+    ]
     write_rows(folder / "test.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

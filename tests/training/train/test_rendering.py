@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_setup import TOOL_TEMPLATE, tool_conversation, write_rows
 from transformers import AutoTokenizer
 
 from ps_sglang.errors import DataError
 from ps_sglang.training.train.data_report import report
 from ps_sglang.training.train.examples import Encoded, Encoder
 from ps_sglang.training.train.records import read_data
+from tests.training.train.train_setup import TOOL_TEMPLATE, tool_conversation, write_rows
 
 END = 2  # <|im_end|>
 USER = {"role": "user", "content": 'Weather in Paris & "Rome"?'}

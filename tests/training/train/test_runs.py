@@ -10,7 +10,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from train_setup import Run, conversations, stop_at, write_rows
 from transformers import AutoModelForCausalLM, TrainerState
 
 from ps_sglang.contract import base_fingerprint, check_cluster, read_manifest
@@ -19,6 +18,7 @@ from ps_sglang.models import NamedModel
 from ps_sglang.models.tiny import Family, make_tiny
 from ps_sglang.training.train.export import merge_adapter
 from ps_sglang.training.train.progress import TrainingProgress
+from tests.training.train.train_setup import Run, conversations, stop_at, write_rows
 
 
 @pytest.fixture
@@ -78,7 +78,8 @@ def test_resume_goes_on_with_the_same_curve(run: Run, other: Run, changes: dict[
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return weights
 
 
 def test_the_decoder_fits_its_base(run: Run, tiny: dict[str, Path], tmp_path: Path) -> None:

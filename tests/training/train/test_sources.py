@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from train_setup import TOOL_TEMPLATE, tool_conversation, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ps_sglang.errors import DataError
@@ -19,6 +18,7 @@ from ps_sglang.training.train.batches import conditioned_batch
 from ps_sglang.training.train.examples import Encoder
 from ps_sglang.training.train.losses import CacheConditioned
 from ps_sglang.training.train.records import ChatRecord, read_data
+from tests.training.train.train_setup import TOOL_TEMPLATE, tool_conversation, write_rows
 
 USER = {"role": "user", "content": "Hi"}
 

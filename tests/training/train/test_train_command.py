@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from train_setup import Run
 
 from ps_sglang.errors import UsageError
 from ps_sglang.training.train.__main__ import main
 from ps_sglang.training.train.args import parse_args
 from ps_sglang.training.train.settings import TrainSettings
+from tests.training.train.train_setup import Run
 
 NEEDED = ["--base", "b", "--data", "d", "--out", "o"]
 

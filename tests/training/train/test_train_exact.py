@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from ps_sglang.models.tiny import Family, make_tiny
 from ps_sglang.training.train.attention import ATTENTION
 from ps_sglang.training.train.base import AdaptedBase, BaseReader, FrozenBase
 from ps_sglang.training.train.batches import AnswerTokens, Example, conditioned_batch, full_batch
-from ps_sglang.training.train.kv_store import DiskKvStore, KvStore, MemoryKvStore
+from ps_sglang.training.train.kv_store import DiskKvStore, MemoryKvStore
 from ps_sglang.training.train.losses import CacheConditioned, Full
 
 TOLERANCE = 1e-5
@@ -128,18 +129,19 @@ def test_no_gradient_reaches_the_base(base: Any, decoder: Any) -> None:
 @pytest.mark.parametrize("store", ["memory", "disk", "too small"])
 def test_kept_kv_changes_nothing(base: Any, decoder: Any, store: str, tmp_path: Path) -> None:
     """Read first by the base, then partly and then wholly from what was kept."""
-    kept: KvStore = {
+    stores: dict[str, MemoryKvStore | DiskKvStore] = {
         "memory": MemoryKvStore(10**9),
         "disk": DiskKvStore(tmp_path, 10**9),
         "too small": MemoryKvStore(100_000),
-    }[store]
+    }
+    kept = stores[store]
     step = CacheConditioned(BaseReader(FrozenBase(base), kept))
     wanted = CacheConditioned(BaseReader(FrozenBase(base)))
     for rows in (EXAMPLES[1:], EXAMPLES, EXAMPLES, EXAMPLES[::-1]):
         assert_same(
             decoder,
-            lambda rows=rows: step.losses(decoder, conditioned_batch(rows)),
-            lambda rows=rows: wanted.losses(decoder, conditioned_batch(rows)),
+            partial(step.losses, decoder, conditioned_batch(rows)),
+            partial(wanted.losses, decoder, conditioned_batch(rows)),
         )
     assert kept.hits == {"too small": 2 + 2 + 2}.get(store, 4 + 5 + 5)
 

@@ -1,23 +1,19 @@
-"""A cluster in one thread: Hugging Face models behind the gateway's HTTP routes.
+"""A cluster in one thread: Hugging Face models behind a stand-in gateway's routes.
 
 It generates token by token, which is also the straightforward way to check the reference by.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-Json = dict[str, Any]
-Handle = Callable[[Json], Json]
+from tests.support.standin_gateway import Json, StandInGateway
 
 
 class Models:
@@ -46,33 +42,22 @@ def _load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-class StandIn:
+class ModelGateway(StandInGateway):
     """Serves decoders `names`; `own_kv` is the mistake that verify is there to find."""
 
     def __init__(self, models: Models, names: tuple[str, ...], own_kv: bool = False) -> None:
-        self._models, self._names, self._own_kv = models, names, own_kv
-        self._lock = threading.Lock()
-        self.asked: list[tuple[str, Json]] = []
+        super().__init__(names)
+        self._served, self._own_kv = models, own_kv
+        self._one_at_a_time = threading.Lock()
 
-    def get(self, path: str) -> Json:
-        assert path == "/v1/models", path
-        return {"data": [{"id": name, "max_model_len": 2048} for name in self._names]}
-
-    def post(self, path: str, body: Json) -> Json:
-        with self._lock:
-            self.asked.append((path, body))
-            return self._chat(body) if path == "/v1/chat/completions" else self._native(path, body)
-
-    def _native(self, path: str, body: Json) -> Json:
-        assert path.startswith("/models/"), path
-        assert path.endswith("/generate"), path
+    def generate(self, decoder: str, body: Json) -> Json:
         length = body["sampling_params"]["max_new_tokens"]
-        tokens, logprob = self._greedy(path.split("/")[2], body["input_ids"], length)
+        tokens, logprob = self._greedy(decoder, body["input_ids"], length)
         meta = {"output_token_logprobs": [[logprob, tokens[0], None]]}
         return {"output_ids": tokens, "meta_info": meta}
 
-    def _chat(self, body: Json) -> Json:
-        prompt = self._models.tokenizer.apply_chat_template(
+    def chat(self, body: Json) -> Json:
+        prompt = self._served.tokenizer.apply_chat_template(
             body["messages"], add_generation_prompt=True, return_dict=True
         )["input_ids"]
         tokens, logprob = self._greedy(body["model"], prompt, body["max_tokens"])
@@ -85,36 +70,6 @@ class StandIn:
 
     def _greedy(self, decoder: str, prompt: list[int], length: int) -> tuple[list[int], float]:
         reader = decoder if self._own_kv else "base"
-        logits = self._models.logits(decoder, prompt, length, reader)
+        with self._one_at_a_time:
+            logits = self._served.logits(decoder, prompt, length, reader)
         return logits.argmax(-1).tolist(), logits[0].log_softmax(-1).max().item()
-
-
-@contextmanager
-def serving(stand_in: StandIn) -> Iterator[str]:
-    """Serve on a free port; yields the URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(stand_in.get(self.path))
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._answer(stand_in.post(self.path, body))
-
-        def _answer(self, content: Json) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()

@@ -27,6 +27,7 @@ from ps_sglang.worker_info import HEADER, OTHER_PROCESS
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 CONTEXT_LENGTH, VOCABULARY = 100, 500
+ANY_PORT = "tcp://127.0.0.1:0"
 BASE = "ps1:base"
 COMMON: Body = {"base fingerprint": BASE, "layers": 3, "page_size": 1, "dtype": "float32"}
 METRICS = """# HELP sglang:requests_total Requests.
@@ -142,12 +143,16 @@ class Worker:
             response.headers[HEADER] = self.incarnation
         return response
 
-    def publish(self, *addresses: str) -> None:
+    def publish(self, endpoint: str = ANY_PORT, control: str = ANY_PORT) -> None:
         """Have a feed. It tells that nothing is held here, when it is asked."""
         loop = asyncio.get_running_loop()
-        self.publisher = WorkerEventPublisher(0, *addresses)
+        self.publisher = WorkerEventPublisher(endpoint=endpoint, replay_endpoint=control)
         self.incarnation = self.publisher.incarnation
-        self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._take, one))
+
+        def command(one: Command) -> None:
+            loop.call_soon_threadsafe(self._take, one)
+
+        self.publisher.on_command(command)
 
     def _take(self, command: Command) -> None:
         if isinstance(command, Snapshot):
@@ -359,7 +364,7 @@ class _Answer:
         params = body.get("sampling_params") or {}
         assert body.get("n", 1) == 1, "the gateway must split n > 1"
         assert params.get("n", 1) == 1, "the gateway must split n > 1"
-        prompt = body.get("prompt", body.get("text", body.get("input_ids")))
+        prompt: Any = body.get("prompt", body.get("text", body.get("input_ids")))
         if path == CHAT:
             prompt = " ".join(str(message.get("content")) for message in body["messages"])
         assert isinstance(prompt, str) or all(isinstance(one, int) for one in prompt)

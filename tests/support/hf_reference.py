@@ -51,7 +51,9 @@ def expected(
     past = (
         model(prefiller)(prompt[:, :-1], use_cache=True).past_key_values if len(ids) > 1 else None
     )
-    current, said, gaps, first = prompt[:, -1:], [], [], 0.0
+    said: list[int] = []
+    gaps: list[float] = []
+    current, first = prompt[:, -1:], 0.0
     for step in range(tokens):
         output = model(decoder)(current, past_key_values=past, use_cache=True)
         past, logits = output.past_key_values, warp(output.logits[0, -1], said)

@@ -1,0 +1,155 @@
+"""A gateway without engines, for the tests of its clients.
+
+A subclass says what decoders answer. What was asked is in `calls` and `asked`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Json = dict[str, Any]
+WORKERS = [
+    {
+        "name": "prefill-0", "role": "prefill", "decoder": None, "url": "http://h:1",
+        "state": "good", "problem": None, "load": {"requests": 3},
+    },
+    {
+        "name": "decode-a", "role": "decode", "decoder": "a", "url": "http://h:2",
+        "state": "broken", "problem": "it did not answer", "load": {"requests": 0},
+    },
+    {
+        "name": "decode-a-1", "role": "decode", "decoder": "a", "url": "http://h:3",
+        "state": "good", "problem": None, "load": {"requests": 1},
+    },
+]  # fmt: skip
+
+
+class RefusedError(Exception):
+    """A subclass raises it to answer with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StandInGateway:
+    """The gateway's routes.
+
+    Attributes:
+        calls: method, path and body of all requests, in order.
+        asked: decoder and body of all that ask for generation, in order.
+        refuse: the message by which a path is refused.
+        names: those of workers that join without one.
+        model_info: what every decoder says of its model.
+    """
+
+    def __init__(self, decoders: tuple[str, ...] = (), max_model_len: int = 2048) -> None:
+        self.url = ""
+        self.calls: list[tuple[str, str, Any]] = []
+        self.asked: list[tuple[str, Json]] = []
+        self.refuse: dict[str, str] = {}
+        self.names: list[str] = []
+        self.model_info: Json = {}
+        self._models = [{"id": name, "max_model_len": max_model_len} for name in decoders]
+        self._lock = threading.Lock()
+
+    def generate(self, decoder: str, body: Json) -> Json:
+        """What the native route answers."""
+        raise NotImplementedError
+
+    def chat(self, body: Json) -> Json:
+        """What the chat route answers."""
+        raise NotImplementedError
+
+    def answer(self, method: str, path: str, body: Any) -> Json:
+        """One request's answer, or RefusedError."""
+        with self._lock:
+            self.calls.append((method, path, body))
+        if path in self.refuse:
+            raise RefusedError(409, self.refuse[path])
+        match method, path.split("/")[1:]:
+            case "GET", ["v1", "models"]:
+                return {"data": self._models}
+            case "GET", ["models", _, "get_model_info"]:
+                return self.model_info
+            case "POST", ["flush_cache"]:
+                return {}
+            case "POST", ["models", decoder, "generate"]:
+                self._note(decoder, body)
+                return self.generate(decoder, body)
+            case "POST", ["v1", "chat", "completions"]:
+                self._note(body["model"], body)
+                return self.chat(body)
+            case "GET", ["workers"]:
+                return {"workers": WORKERS}
+            case "POST", ["workers"]:
+                return self._worker(
+                    body.get("name") or (self.names.pop(0) if self.names else "new")
+                )
+            case (("POST" | "DELETE"), ["workers", name, *action]):
+                return self._worker(name, "draining" if action == ["drain"] else "good")
+        raise RefusedError(404, f"no {path}")
+
+    def _note(self, decoder: str, body: Json) -> None:
+        with self._lock:
+            self.asked.append((decoder, body))
+
+    def _next_name(self) -> str:
+        return self.names.pop(0) if self.names else "new"
+
+    def _worker(self, name: str, state: str = "good") -> Json:
+        return {"name": name, "role": "decode", "state": state, "load": {"requests": 2}}
+
+
+@contextmanager
+def serving(gateway: StandInGateway) -> Iterator[str]:
+    """Serve on a free port; yields the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self) -> None:
+            size = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(size)) if size else None
+            try:
+                answer = gateway.answer(self.command, self.path, body)
+            except RefusedError as error:
+                self._send(error.status, {"error": {"message": str(error)}})
+                return
+            if body is not None and body.get("stream"):
+                self._stream(answer)
+            else:
+                self._send(200, answer)
+
+        do_GET = do_POST = do_DELETE = reply
+
+        def _stream(self, answer: Json) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for end in range(1, len(answer["text"]) + 1):
+                event = {**answer, "text": answer["text"][:end]}
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _send(self, status: int, content: Json) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        gateway.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield gateway.url
+        finally:
+            server.shutdown()
+            thread.join()
