@@ -112,7 +112,7 @@ def test_what_a_worker_says_of_itself(folders: dict[str, Path]) -> None:
     assert (prefill.bootstrap_port, prefill.events, prefill.trained_on) == (8998, None, None)
     changed = {change.partition(":")[0] for change in told.changes(prefill)}
     assert changed == {
-        "role", "weights", "trained on", "bootstrap port", "feed", "feed control",
+        "role", "weights", "trained on", "bootstrap port", "events", "events control",
     }  # fmt: skip
 
 
