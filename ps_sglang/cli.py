@@ -19,14 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="ps-sglang",
+        usage="ps-sglang COMMAND ...",
         description="PrefillShare for SGLang: one base prefill serves many decoders.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<8} {help_text}" for name, (_, help_text) in COMMANDS.items())
+        + "\n".join(f"  {name:<9} {help_text}" for name, (_, help_text) in COMMANDS.items())
         + "\n\n`ps-sglang COMMAND --help` tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ps-sglang {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="command")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     # Everything after the command is the command's own, its --help included.
     chosen = parser.parse_args(words[:1])
     command, _ = COMMANDS[chosen.command]
@@ -75,10 +76,10 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 def _check(argv: Sequence[str]) -> int:
     """Resolve the models of a launch and compare them; start nothing."""
-    from ps_sglang.launch.args import parse_args
+    from ps_sglang.launch.args import CHECK_DESCRIPTION, parse_args
     from ps_sglang.launch.prepare import check_flags, check_models
 
-    spec = parse_args(argv, prog="ps-sglang check")
+    spec = parse_args(argv, "ps-sglang check", CHECK_DESCRIPTION)
     check_flags(spec)
     base, reports = check_models(spec)
     print(f"base {base.name}: {base.path}")
@@ -88,7 +89,7 @@ def _check(argv: Sequence[str]) -> int:
 
 
 def _models(argv: Sequence[str]) -> int:
-    """List the demo models, where they are (or will be), and what they are called."""
+    """List the built-in demo models: the name to give, and the model that it stands for."""
     argparse.ArgumentParser(prog="ps-sglang models", description=_models.__doc__).parse_args(argv)
     from ps_sglang.models.demo import ALIASES
 

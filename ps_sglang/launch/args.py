@@ -16,7 +16,14 @@ _DESCRIPTION: Final = """\
 Serve several fine-tuned decoders from one shared prefill.
 
 Starts one SGLang prefill worker for the base model, one SGLang decode worker for each
-decoder, and a gateway that speaks the OpenAI API and SGLang's own. Ctrl-C stops it all."""
+decoder, and a gateway that speaks the OpenAI API and SGLang's own. Ctrl-C stops it all.
+Exit status: 0 stopped, 1 what was started failed, 2 refused before anything started."""
+
+CHECK_DESCRIPTION: Final = """\
+Find the models of a launch and compare every decoder with the base; start nothing.
+
+Takes the whole command line of `ps-sglang launch`. What only a running cluster needs, as its
+port, is not looked at. Exit status: 0 the models fit together, 2 they do not."""
 
 _EPILOG: Final = """\
 models:
@@ -34,23 +41,27 @@ engine flags:
   win over the common ones. `--no-FLAG` takes away a default, as in --no-sleep-on-idle.
 
 examples:
-  python -m ps_sglang.launch --prefill base --decoders a,b,c
-  python -m ps_sglang.launch --prefill ./qwen3 --decoders math=./m1,code=./c1 --page-size 16
-  python -m ps_sglang.launch --prefill base --decoders a --prefill-replicas 2 \\
+  {prog} --prefill base --decoders a,b,c
+  {prog} --prefill ./qwen3 --decoders math=./m1,code=./c1 --page-size 16
+  {prog} --prefill base --decoders a --prefill-replicas 2 \\
       --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
-  python -m ps_sglang.launch --spec launch/demo.yaml --port 0
-  python -m ps_sglang.launch --prefill base --decoders c --join http://127.0.0.1:8000"""
+  {prog} --spec launch/demo.yaml --port 0
+  {prog} --prefill base --decoders c --join http://127.0.0.1:8000"""
 
 _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
 
 
-def parse_args(argv: Sequence[str], prog: str = "python -m ps_sglang.launch") -> ClusterSpec:
-    """The cluster that a command line asks for.
+def parse_args(
+    argv: Sequence[str],
+    prog: str = "python -m ps_sglang.launch",
+    description: str = _DESCRIPTION,
+) -> ClusterSpec:
+    """The cluster that a command line asks for; `--help` shows `description`.
 
     Raises:
         UsageError: in one line, what is wrong with which argument.
     """
-    known, rest = _parser(prog).parse_known_args(_glued(argv))
+    known, rest = _parser(prog, description).parse_known_args(_glued(argv))
     given = vars(known)
     chosen: dict[str, Any] = {}
     if spec_file := given.pop("spec", None):
@@ -84,11 +95,11 @@ def _as_guest(chosen: dict[str, Any]) -> None:
         chosen.setdefault("decoders", ())
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = SettingsParser(
         prog,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        description=description,
+        epilog=_EPILOG.format(prog=prog),
         usage=f"{prog} --prefill MODEL --decoders MODEL,... [options] [engine flags]",
     )
     default = ClusterSpec("", ("",))

@@ -27,8 +27,6 @@ from ps_sglang.launch.ports import free_ports, require_free
 from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
-"""The version whose inside the engine plugin knows."""
-
 
 @dataclass(frozen=True)
 class Plan:

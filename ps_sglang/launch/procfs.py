@@ -1,4 +1,4 @@
-"""WorkerInfo about running processes, read from Linux's /proc."""
+"""Facts about running processes, read from Linux's /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ps-sglang verify`, `ps-sglang verify`."""
+"""`ps-sglang verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ps-sglang workers`, `ps-sglang workers`."""
+"""`ps-sglang workers`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add.add_argument("--name", help="its name in the cluster (default: its role and address)")
     add.add_argument("--decoder", help="what clients call it (default: its served model name)")
     add.add_argument(
-        "--bootstrap-host", metavar="HOST", help="a prefill worker's (default: that of URL)"
+        "--bootstrap-host",
+        metavar="HOST",
+        help="of a prefill worker's bootstrap server (default: that of URL)",
     )
     add.add_argument(
         "--allow-unverified", action="store_true", help="admit a decoder without a manifest"

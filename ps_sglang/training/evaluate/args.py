@@ -36,7 +36,7 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "count": (int, "N", "only the first N items; 0: all of the split"),
     "few_shot": (int, "K", "put K training items with their answers in front of each question"),
     "system": (str, "NAME", "what the rows call the decoder (default its name)"),
-    "seed": (int, "N", "of the decoder's training (default what its manifest says)"),
+    "seed": (int, "N", "seed of the decoder's training (default what its manifest says)"),
     "batch_tokens": (int, "N", "tokens of prompts and answers in a batch"),
     "through": (str, "URL", "ask this gateway, too, and compare with the offline answers"),
     "at_once": (int, "N", "requests to the gateway at a time"),
@@ -45,7 +45,7 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "figure": (user_path, "FILE.svg", "draw accuracy against share"),
 }
 _CHOICES: Final[dict[str, tuple[Any, str]]] = {
-    "split": (Split, "which items"),
+    "split": (Split, "which items of the task"),
     "dtype": (Dtype, "what both models compute in offline"),
 }
 _SWITCHES: Final = {

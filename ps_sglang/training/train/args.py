@@ -37,6 +37,8 @@ several processes or machines, with GPUs and without:
   accelerate launch --num_processes 2 -m ps_sglang.training.train --base B --data D --out O
   torchrun --nproc-per-node 2 -m ps_sglang.training.train --base B --data D --out O
 
+exit status: 0 trained, 1 the run stopped, 2 refused before any work, 130 Ctrl-C
+
 examples:
   ps-sglang train --base base --data train.jsonl --eval-data dev.jsonl --out ./math
   ps-sglang train --base ./qwen3 --data train.jsonl --out ./code --lora-rank 16 \\
@@ -59,31 +61,31 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "steps": (int, "N", "optimizer steps; wins over --epochs unless 0"),
     "batch_size": (int, "N", "examples a step and process"),
     "accumulation": (int, "N", "batches whose gradients make one step"),
-    "learning_rate": (float, "X", "its peak"),
+    "learning_rate": (float, "X", "peak learning rate"),
     "warmup": (float, "PART", "part of the steps in which the learning rate rises"),
-    "weight_decay": (float, "X", "of AdamW"),
-    "max_grad_norm": (float, "X", "gradients are clipped to it"),
-    "seed": (int, "N", "of the order of the data and of LoRA's start"),
+    "weight_decay": (float, "X", "AdamW's weight decay"),
+    "max_grad_norm": (float, "X", "norm that gradients are clipped to"),
+    "seed": (int, "N", "seed of the order of the data and of LoRA's start"),
     "keep_kv_gb": (
         float,
         "GB",
         "keep so much base KV between epochs, in each process; 0: none",
     ),
-    "keep_kv_dir": (user_path, "DIR", "keep it on disk, for later runs too, instead of in memory"),
+    "keep_kv_dir": (user_path, "DIR", "keep base KV here, for later runs too, not in memory"),
     "checkpoint_steps": (int, "N", "steps between checkpoints (and evaluations); 0: each epoch"),
     "keep_checkpoints": (int, "N", "how many of the last checkpoints stay, beside the best"),
     "log_steps": (int, "N", "steps between lines of progress"),
 }
 _CHOICES: Final[dict[str, tuple[Any, str]]] = {
     "method": (Method, "`full` is the baseline: ordinary fine-tuning on the model's own KV"),
-    "schedule": (Schedule, "of the learning rate after the warmup"),
+    "schedule": (Schedule, "how the learning rate goes after the warmup"),
     "dtype": (Dtype, "what the base and the decoder compute in; weights stay float32"),
 }
 _SWITCHES: Final = {
     "skip_long": "leave out answers that do not fit, instead of cutting them or refusing",
     "drop_unrendered": "train without what a row holds and its rendered text does not show",
     "gradient_checkpointing": "compute activations twice instead of keeping them",
-    "resume": "go on from the last checkpoint in OUT",
+    "resume": "go on from the last checkpoint in --out",
 }
 
 
