@@ -17,7 +17,7 @@ from ps_sglang.engine.hooking import Hook, declared
 for _module in (
     "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
     "handoff.base_prefix", "handoff.prefill", "handoff.priority", "handoff.decode",
-    "sampling.seeds", "sampling.murmur", "feed", "timeline", "facts", "swap", "answers",
+    "sampling.seeds", "sampling.murmur", "events", "trace", "worker_info", "swap", "answers",
     "waiting",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")

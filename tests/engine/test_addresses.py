@@ -107,7 +107,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 @pytest.fixture(scope="module")
 def mirror(served: Served) -> Iterator[WorkerCache]:
-    found = WorkerCache(served.cluster.plan.workers[0].feed)
+    found = WorkerCache(served.cluster.plan.workers[0].events)
     yield found
     found.close()
 

@@ -91,7 +91,7 @@ def test_tenants_do_not_wait_for_each_other(served: Served, prompts: Prompts) ->
 
 @pytest.fixture(scope="module")
 def tree(served: Served) -> Iterator[WorkerCache]:
-    mirror = WorkerCache(served.cluster.plan.workers[0].feed)
+    mirror = WorkerCache(served.cluster.plan.workers[0].events)
     yield mirror
     mirror.close()
 

@@ -28,7 +28,7 @@ from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.engine.transfer.messages import TAG
 from ps_sglang.launch import flags
 from ps_sglang.launch.environment import worker_environment
-from ps_sglang.launch.messages import Ending, Start
+from ps_sglang.launch.messages import StartMethod, Start
 from ps_sglang.launch.spec import WorkerSpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -66,7 +66,7 @@ class Guests:
         }
         argv = tuple(_replaced(like.argv, own))
         log = str(self._folder / f"{name}.log")
-        self._link.send(Start(name, "sglang.launch_server", argv, env, log, Ending.FORK))
+        self._link.send(Start(name, "sglang.launch_server", argv, env, log, StartMethod.FORK))
         wait_until_healthy(self.url)
 
     def kill(self) -> None:

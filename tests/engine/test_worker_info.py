@@ -95,7 +95,7 @@ SCHEDULER = {"ps_sglang_incarnation": "here", "max_total_num_tokens": 4096}
 
 def _told(folder: Path, **info: Any) -> WorkerInfo:
     worker_info.serves(folder)
-    args = SimpleNamespace(model_path=str(folder))
+    args = SimpleNamespace(model_path=str(folder), chat_template=None)
     answer = worker_info.build_server_info({**INFO, **info}, args, SCHEDULER)
     return msgspec.convert(answer[KEY], WorkerInfo)
 
@@ -112,7 +112,7 @@ def test_what_a_worker_says_of_itself(folders: dict[str, Path]) -> None:
     assert (prefill.bootstrap_port, prefill.events, prefill.trained_on) == (8998, None, None)
     changed = {change.partition(":")[0] for change in told.changes(prefill)}
     assert changed == {
-        "role", "weights", "trained on", "bootstrap port", "feed", "feed control",
+        "role", "weights", "trained on", "bootstrap port", "events", "events control",
     }  # fmt: skip
 
 

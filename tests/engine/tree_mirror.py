@@ -21,7 +21,7 @@ from ps_sglang.events.messages import (
     Span,
 )
 from ps_sglang.launch import Cluster
-from ps_sglang.launch.spec import EventSubscriber
+from ps_sglang.launch.spec import EventPorts
 
 _DEADLINE_MS = 60_000
 Prefix = tuple[str | None, tuple[int, ...]]
@@ -32,7 +32,7 @@ def mirroring(cluster: Cluster) -> Iterator[dict[str, WorkerCache]]:
     """A mirror of each worker, by its name."""
     with ExitStack() as stack:
         yield {
-            worker.name: stack.enter_context(closing(WorkerCache(worker.feed)))
+            worker.name: stack.enter_context(closing(WorkerCache(worker.events)))
             for worker in cluster.plan.workers
         }
 
@@ -40,11 +40,11 @@ def mirroring(cluster: Cluster) -> Iterator[dict[str, WorkerCache]]:
 class WorkerCache:
     """One worker's tree as its feed tells it, from now on."""
 
-    def __init__(self, feed: EventSubscriber) -> None:
+    def __init__(self, events: EventPorts) -> None:
         self._context = zmq.Context()
-        self._news = self._socket(zmq.SUB, feed.publishes)
+        self._news = self._socket(zmq.SUB, events.publishes)
         self._news.subscribe(b"")
-        self._control = self._socket(zmq.REQ, feed.control)
+        self._control = self._socket(zmq.REQ, events.control)
         self._blocks: dict[int, Prefix] = {}
         self.next = -1
         self.removed = 0
