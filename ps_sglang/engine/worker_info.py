@@ -66,10 +66,10 @@ def setup_and_run_http_server(
     app = server_app()
     build = app.build_middleware_stack
     # Outside of all others, as their answers must name it as well.
-    app.build_middleware_stack = lambda: Addressed(build(), incarnation)
+    app.build_middleware_stack = lambda: IncarnationCheck(build(), incarnation)
 
 
-class Addressed:
+class IncarnationCheck:
     """An ASGI application whose answers name this process; it refuses what is for another."""
 
     def __init__(self, app: AsgiApp, incarnation: str) -> None:

@@ -57,7 +57,7 @@ class SubscriberTiming:
     lost: float = 5.0
 
 
-class Listener(Protocol):
+class EventListener(Protocol):
     """What a feed's news goes to, in the thread of the event loop."""
 
     def tells(self, incarnation: str) -> None:
@@ -85,7 +85,11 @@ class EventSubscriber:
     """One worker's feed. `counts` has the batches, replays, snapshots and losses so far."""
 
     def __init__(
-        self, publish: str, control: str, listener: Listener, timing: SubscriberTiming | None = None
+        self,
+        publish: str,
+        control: str,
+        listener: EventListener,
+        timing: SubscriberTiming | None = None,
     ) -> None:
         """Subscribe to address `publish` and ask at address `control`, once `run` runs."""
         self._publish = publish

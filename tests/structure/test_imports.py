@@ -38,13 +38,13 @@ GATEWAY = (
     ("config", "errors", "ids", "gc_control"),
 )
 ENGINE = (
-    ("plugin",),
+    ("plugin", "platform"),  # SGLang's two entry points
     ("hooks",),
-    ("handoff", "swap", "preload", "kv_pool"),
-    ("trace",),
+    ("handoff", "guard", "swap", "preload", "cpu_platform", "answers"),
+    ("trace", "worker_info", "kv_pool"),
     ("events",),
     ("tree", "transfer"),
-    ("sampling", "attention", "waiting", "metrics", "platform", "cpu_platform"),
+    ("sampling", "attention", "waiting", "metrics"),
     ("request_state", "hooking", "settings"),
     ("compat",),
 )
