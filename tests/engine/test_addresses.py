@@ -106,13 +106,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
 def mirror(served: Served) -> Iterator[TreeMirror]:
-    found = TreeMirror(served.cluster.plan.workers[0].feed)
-=======
-def mirror(served: Served) -> Iterator[WorkerCache]:
-    found = WorkerCache(served.cluster.plan.workers[0].events)
->>>>>>> p-engine
+    found = TreeMirror(served.cluster.plan.workers[0].events)
     yield found
     found.close()
 

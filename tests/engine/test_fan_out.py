@@ -91,13 +91,8 @@ def test_tenants_do_not_wait_for_each_other(served: Served, prompts: Prompts) ->
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
 def tree(served: Served) -> Iterator[TreeMirror]:
-    mirror = TreeMirror(served.cluster.plan.workers[0].feed)
-=======
-def tree(served: Served) -> Iterator[WorkerCache]:
-    mirror = WorkerCache(served.cluster.plan.workers[0].events)
->>>>>>> p-engine
+    mirror = TreeMirror(served.cluster.plan.workers[0].events)
     yield mirror
     mirror.close()
 

@@ -33,11 +33,7 @@ def served(llama: Models, launch: Launch) -> Served:
 @pytest.fixture(scope="module", params=["prefill-0", "decode-a"])
 def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[TreeMirror]:
     (worker,) = [one for one in served.cluster.plan.workers if one.name == request.param]
-<<<<<<< HEAD
-    mirror = TreeMirror(worker.feed)
-=======
-    mirror = WorkerCache(worker.events)
->>>>>>> p-engine
+    mirror = TreeMirror(worker.events)
     yield mirror
     mirror.close()
 
@@ -181,13 +177,8 @@ def test_a_higher_priority_runs_first(
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
-<<<<<<< HEAD
-            closing(TreeMirror(served.cluster.plan.workers[0].feed)) as tree,
-            closing(TreeMirror(here.feed)) as told,
-=======
-            closing(WorkerCache(served.cluster.plan.workers[0].events)) as tree,
-            closing(WorkerCache(here.events)) as told,
->>>>>>> p-engine
+            closing(TreeMirror(served.cluster.plan.workers[0].events)) as tree,
+            closing(TreeMirror(here.events)) as told,
             ThreadPoolExecutor(4) as pool,
         ):
             leader = pool.submit(ask, served.cluster, "a", first, 1)

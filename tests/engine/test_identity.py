@@ -24,11 +24,7 @@ from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.engine.transfer.messages import TAG
 from ps_sglang.launch import flags
 from ps_sglang.launch.environment import worker_environment
-<<<<<<< HEAD
 from ps_sglang.launch.messages import Start, StartMethod
-=======
-from ps_sglang.launch.messages import StartMethod, Start
->>>>>>> p-engine
 from ps_sglang.launch.spec import WorkerSpec
 from tests.engine.plain_server import free_port, wait_until_healthy
 from tests.engine.served import Launch, Models, Served

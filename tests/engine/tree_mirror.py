@@ -32,11 +32,7 @@ def mirroring(cluster: Cluster) -> Iterator[dict[str, TreeMirror]]:
     """A mirror of each worker, by its name."""
     with ExitStack() as stack:
         yield {
-<<<<<<< HEAD
             worker.name: stack.enter_context(closing(TreeMirror(worker.events)))
-=======
-            worker.name: stack.enter_context(closing(WorkerCache(worker.events)))
->>>>>>> p-engine
             for worker in cluster.plan.workers
         }
 
