@@ -79,8 +79,7 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
 def generate(url: str, ids: Sequence[int], sampling: Mapping[str, Any]) -> Any:
     """Ask `url`/generate for a whole answer to a prompt of token ids.
 
-    Raises:
-        LaunchError: there is none.
+    Raises LaunchError if there is none.
     """
     body = {"input_ids": ids, "sampling_params": sampling}
     request = urllib.request.Request(
@@ -96,8 +95,7 @@ def generate(url: str, ids: Sequence[int], sampling: Mapping[str, Any]) -> Any:
 def wait_until_ok(url: str, server: subprocess.Popen[bytes], limit_s: float, log: Path) -> None:
     """Ask until the answer is 200.
 
-    Raises:
-        LaunchError: the server ended, or did not answer in time.
+    Raises LaunchError if the server ends, or does not answer in time.
     """
     limit = time.monotonic() + limit_s
     while server.poll() is None and time.monotonic() < limit:

@@ -101,8 +101,7 @@ def write(path: Path, content: str) -> None:
 def saved(path: Path, what: str, command: str) -> Any:
     """What an earlier run saved as JSON.
 
-    Raises:
-        UsageError: it is missing, and `command` makes it; or it has no `what`.
+    Raises UsageError if it is missing, naming the `command` that makes it, or has no `what`.
     """
     if not path.exists():
         raise UsageError(f"{path} is missing; this makes it: {command}")

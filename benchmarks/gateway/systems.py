@@ -183,8 +183,7 @@ def routers(engines: Fleet, folder: Path, options: Sequence[str] = ()) -> Iterat
 def router(options: Sequence[str], log: Path) -> Iterator[tuple[str, int]]:
     """A `sglang-router` for prefill and decode workers that is ready: its address and process.
 
-    Raises:
-        LaunchError: it did not start.
+    Raises LaunchError if it does not start.
     """
     port, metrics = free_ports(2)
     command = [sys.executable, "-m", "benchmarks.gateway.start_router"]
@@ -201,8 +200,7 @@ def router(options: Sequence[str], log: Path) -> Iterator[tuple[str, int]]:
 def router_version() -> str:
     """Of `sglang-router`.
 
-    Raises:
-        MissingPackageError: it is not installed.
+    Raises MissingPackageError if it is not installed.
     """
     try:
         return version("sglang-router")

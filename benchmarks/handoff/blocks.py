@@ -13,17 +13,11 @@ Int64s = npt.NDArray[np.int64]
 def blocks(
     sources: list[int], pages: Pages, targets: list[int], target_pages: Pages, page_size: int
 ) -> tuple[Int64s, Int64s, Int64s]:
-    """Pages that follow each other in both pools are one block in each of the buffers.
+    """Address, target address and length in bytes of each block to copy.
 
-    Args:
-        sources: addresses of the buffers.
-        pages: numbers of the pages.
-        targets: as `sources`, where they go.
-        target_pages: as `pages`.
-        page_size: tokens of a page.
-
-    Returns:
-        Address, target address and length of each block.
+    Pages that follow each other in both pools are one block in each of the buffers. `sources` and
+    `targets` are the buffers' addresses, `pages` and `target_pages` page numbers, and `page_size`
+    is in tokens.
     """
     breaks = np.flatnonzero((np.diff(pages) != 1) | (np.diff(target_pages) != 1)) + 1
     starts = np.concatenate(([0], breaks))

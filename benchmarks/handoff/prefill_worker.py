@@ -58,8 +58,7 @@ class PrefillWorker:
     def check(self, way: str, case: Case) -> float:
         """Seconds of a handoff after which what arrived is compared with what was sent.
 
-        Raises:
-            RuntimeError: other bytes arrived.
+        Raises RuntimeError if other bytes arrived.
         """
         pages, targets = case.draw(self._random), case.draw(self._random)
         self._ask("wipe", targets, case.page_size)
@@ -148,8 +147,7 @@ class _Rooms:
     def wait(self, room: int, state: str) -> None:
         """Sleep until a room is in a state.
 
-        Raises:
-            RuntimeError: it came into another one, or into none.
+        Raises RuntimeError if it comes into another one, or into none.
         """
         deadline = time.monotonic() + _DEADLINE_S
         while self._state != (room, state):
@@ -164,8 +162,7 @@ class _Rooms:
 def workers(names: list[str]) -> Iterator[PrefillWorker]:
     """A prefill worker in this process, and its decode worker in another.
 
-    Args:
-        names: peers to compare with.
+    `names` are the peers to compare with.
     """
     pool = Pool(seed=1)
     here, there = multiprocessing.Pipe()

@@ -18,8 +18,7 @@ from ps_sglang.errors import CheckpointError
 def require_vocabulary(folder: Path) -> None:
     """Refuse a checkpoint whose tokenizer has a token id that its model lacks.
 
-    Raises:
-        CheckpointError: naming the tokens, their ids and the model's vocabulary.
+    Raises CheckpointError, which names the tokens, their ids and the model's vocabulary.
     """
     vocabulary = read_shape(folder).vocabulary
     beyond = {token_id: token for token, token_id in _tokens(folder) if token_id >= vocabulary}

@@ -26,10 +26,8 @@ class PrefillShareBackend(BaseBackend):  # type: ignore[misc]  # SGLang is not t
 
     A backend holds no state of a program and serves any number at once.
 
-    Raises:
-        RuntimeError, URLError: no gateway answers at `url`.
-        ValueError: `decoder` is not served.
-        ChatTemplateError: the chat template cannot be found, or is not a matter of fixed prefixes.
+    Raises RuntimeError or URLError if no gateway answers at `url`, ValueError if `decoder` is not
+    served, and ChatTemplateError if the chat template cannot be found or has no fixed prefixes.
     """
 
     def __init__(

@@ -35,8 +35,7 @@ class ChatTemplateError(ValueError):
 def chat_template_of(tokenizer: str) -> ChatTemplate:
     """The chat template of a tokenizer, given by folder or hub id.
 
-    Raises:
-        ChatTemplateError: it is not to be had; the message says what to give instead.
+    Raises ChatTemplateError if it cannot be read; the message says what to give instead.
     """
     # Imported late: it takes seconds, and programs that name a template do not need it.
     from jinja2 import TemplateError
@@ -55,8 +54,7 @@ def chat_template_of(tokenizer: str) -> ChatTemplate:
 def named_chat_template(name: str) -> ChatTemplate:
     """One of the templates registered in SGLang.
 
-    Raises:
-        ChatTemplateError: there is none of that name.
+    Raises ChatTemplateError if there is none of that name.
     """
     try:
         return get_chat_template(name)
@@ -67,8 +65,7 @@ def named_chat_template(name: str) -> ChatTemplate:
 def derive(name: str, render: Render, end: str | None) -> ChatTemplate:
     """Read the prefixes and suffixes off `render`; `end` is the token that ends a generation.
 
-    Raises:
-        ChatTemplateError: fixed prefixes and suffixes do not give what `render` gives.
+    Raises ChatTemplateError if fixed prefixes and suffixes do not give what `render` gives.
     """
     _, user_suffix = _around(_USER, render([_USER], False))
     _, answer_suffix = _around(_ASSISTANT, render([_USER, _ASSISTANT], False))

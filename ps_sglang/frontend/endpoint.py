@@ -31,8 +31,7 @@ class DecoderEndpoint(RuntimeEndpoint):  # type: ignore[misc]  # SGLang is not t
         This is SGLang's greedy token selection, read off the decoder's output; it also stands in
         for `token_length_normalized`, the default. The meta info is that of a generation.
 
-        Raises:
-            ValueError: another method, no choices, or a temperature above 0.
+        Raises ValueError for another method, no choices, or a temperature above 0.
         """
         if choices_method not in (token_length_normalized, greedy_token_selection):
             raise ValueError(

@@ -58,8 +58,7 @@ def parse_args(
 ) -> ClusterSpec:
     """The cluster that a command line asks for; `--help` shows `description`.
 
-    Raises:
-        UsageError: in one line, what is wrong with which argument.
+    Raises UsageError, which says in one line what is wrong with which argument.
     """
     known, rest = _parser(prog, description).parse_known_args(_glued(argv))
     given = vars(known)
@@ -83,8 +82,7 @@ def parse_args(
 def _as_guest(chosen: dict[str, Any]) -> None:
     """What differs for workers that join a cluster: they bring no gateway, and no base's worker.
 
-    Raises:
-        UsageError: an option is the gateway's.
+    Raises UsageError for an option that is the gateway's.
     """
     for flag in ("host", "port", "cors_origins"):
         if flag in chosen:

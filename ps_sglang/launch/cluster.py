@@ -91,9 +91,8 @@ class Cluster:
 
         `say` takes the progress, a line at a time.
 
-        Raises:
-            UsageError: the specification cannot work; nothing was started.
-            LaunchError: a worker ended or missed the deadline; everything is stopped again.
+        Raises UsageError before anything is started if the specification cannot work. Raises
+        LaunchError if a worker ends or misses the deadline; everything is stopped then.
         """
         cluster = cls(prepare(spec), say)
         try:
@@ -139,8 +138,7 @@ class Cluster:
     def wait(self) -> None:
         """Serve on, reporting each worker that dies.
 
-        Raises:
-            LaunchError: the gateway or the process host died, so nothing is served any more.
+        Raises LaunchError if the gateway or the fork server dies: nothing is served any more.
         """
         reported: set[str] = set()
         while True:
@@ -254,8 +252,7 @@ class Cluster:
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
         """Wait until nothing is `missing`, telling what is, and what no longer is.
 
-        Raises:
-            LaunchError: something ended meanwhile, or the deadline passed.
+        Raises LaunchError if a process ends meanwhile, or the deadline passes.
         """
         waiting = list(missing())
         told = time.monotonic()

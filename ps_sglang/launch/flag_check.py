@@ -57,8 +57,7 @@ _KINDS: Final[Mapping[str, Callable[[str], Any]]] = {
 def checked(words: Sequence[str], source: str) -> tuple[str, ...]:
     """`words` with every flag's name in full, SGLang's first name for it.
 
-    Raises:
-        UsageError: SGLang has no such flag, or cannot take its value; names both and `source`.
+    Raises UsageError if SGLang has no such flag or cannot take its value; names both and `source`.
     """
     full: list[str] = []
     taken: list[str] = []

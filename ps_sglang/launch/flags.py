@@ -179,8 +179,7 @@ def merge(default: Flags, user: Sequence[str]) -> tuple[str, ...]:
 def refuse_owned(words: Sequence[str], source: str) -> None:
     """Refuse flags that the launcher sets itself, and words that belong to no flag.
 
-    Raises:
-        UsageError: naming the flag, where it was given, and what to use instead.
+    Raises UsageError, which names the flag, where it was given, and what to use instead.
     """
     for name, group in groups(words):
         if not name:

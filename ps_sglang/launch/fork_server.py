@@ -217,9 +217,8 @@ def keep_fork() -> None:
 def warm_up(checkpoint: Path) -> None:
     """Import and load what every worker needs; keep the garbage collector off it afterwards.
 
-    Raises:
-        RuntimeError: something imported `prometheus_client`, which decides when it is
-            imported where its values live; every worker needs a folder of its own.
+    Raises RuntimeError if something imported `prometheus_client`, which decides when it is
+    imported where its values live; every worker needs a folder of its own.
     """
     from ps_sglang.engine.preload import warm
 

@@ -24,16 +24,14 @@ class Membership:
     def require_gateway(self) -> None:
         """Refuse an address where no gateway answers, before anything is started.
 
-        Raises:
-            UsageError: naming the address.
+        Raises UsageError, which names the address.
         """
         WorkersClient(self.url).list()
 
     def join(self, workers: Iterable[WorkerSpec]) -> None:
         """Have ready workers join.
 
-        Raises:
-            LaunchError: the gateway refuses one, with all differences, or answers no more.
+        Raises LaunchError if the gateway refuses one, with all differences, or answers no more.
         """
         client = WorkersClient(self.url)
         for worker in workers:

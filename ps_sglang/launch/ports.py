@@ -33,8 +33,7 @@ def free_ports(count: int) -> list[int]:
 def require_free(host: str, port: int) -> None:
     """Refuse a gateway address that cannot be bound.
 
-    Raises:
-        UsageError: the port is taken, or the host is not an address of this machine.
+    Raises UsageError if the port is taken, or the host is not an address of this machine.
     """
     try:
         _bind(host, port)

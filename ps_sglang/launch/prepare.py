@@ -58,9 +58,8 @@ class Plan:
 def prepare(spec: ClusterSpec) -> Plan:
     """Check `spec` and resolve it, the quick checks first.
 
-    Raises:
-        UsageError: (also its subclasses) something in the specification cannot work.
-        MissingPackageError: SGLang is not installed, or not in the supported version.
+    Raises UsageError or one of its subclasses if the specification cannot work, and
+    MissingPackageError if SGLang is not installed, or not in the supported version.
     """
     require_sglang()
     spec = check_flags(spec)
@@ -154,8 +153,7 @@ def require_sglang() -> None:
 def check_flags(spec: ClusterSpec) -> ClusterSpec:
     """`spec` with every SGLang flag's name in full.
 
-    Raises:
-        UsageError: SGLang would not take a flag or its value, or the launcher sets it itself.
+    Raises UsageError if SGLang would not take a flag or its value, or the launcher sets it itself.
     """
     return replace(
         spec,

@@ -21,21 +21,15 @@ class Role(StrEnum):
 class ClusterSpec:
     """One cluster, as asked for; the command line's defaults are these.
 
-    Attributes:
-        prefill: the base model, as `ps_sglang.models.resolve.resolve` takes it.
-        decoders: the decoders, in the same notation.
-        prefill_replicas: how many prefill workers share the base's work.
-        join: URL of the gateway of a running cluster that the workers join; None starts one.
-        host: address that the gateway listens on; workers listen on the loopback only.
-        port: the gateway's port; 0 means any free one.
-        cors_origins: origins whose web pages may use the gateway, `*` for all.
-        transfer_backend: `zmq`, `mooncake` or `nixl`; None chooses by device.
-        allow_unverified: admit decoders that have no manifest.
-        log_dir: folder for one log file a worker; None makes one under the cache folder.
-        ready_timeout_s: seconds from the start until every worker must answer.
-        engine_args: SGLang flags for all workers.
-        prefill_engine_args: SGLang flags for prefill workers; they win over `engine_args`.
-        decode_engine_args: SGLang flags for decode workers; they win over `engine_args`.
+    `prefill` is the base model and `decoders` the decoders, as `ps_sglang.models.resolve.resolve`
+    takes them; `prefill_replicas` prefill workers share the base's work. `join` is the URL of a
+    running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
+    and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
+    `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
+    chooses by device. `allow_unverified` admits decoders that have no manifest. `log_dir` gets one
+    log file a worker; None makes a folder under the cache folder. Every worker must answer within
+    `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for all workers;
+    `prefill_engine_args` and `decode_engine_args` are those of one role, and win over them.
     """
 
     prefill: str

@@ -32,8 +32,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_spec(path: Path) -> dict[str, Any]:
     """The keys that a specification sets.
 
-    Raises:
-        UsageError: the file cannot be read, is no YAML, or has a key or value of another kind.
+    Raises UsageError if the file cannot be read, is no YAML, or has a key or value of another kind.
     """
     try:
         spec = msgspec.yaml.decode(path.read_bytes(), type=SpecFile, dec_hook=_decode)

@@ -38,8 +38,7 @@ class GatewayClient:
     def context_lengths(self) -> dict[str, int]:
         """The longest prompt plus answer in tokens, by decoder served.
 
-        Raises:
-            UsageError: no gateway answers at the URL.
+        Raises UsageError if no gateway answers at the URL.
         """
         try:
             models = self.call("/v1/models")["data"]
@@ -50,8 +49,7 @@ class GatewayClient:
     def generate(self, decoder: str, prompt: Sequence[int], length: int) -> GatewayAnswer:
         """`length` greedy tokens of `decoder` after the token ids `prompt`.
 
-        Raises:
-            RequestFailed: with the server's own reason.
+        Raises RequestFailed with the server's own reason.
         """
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
         body = {"input_ids": list(prompt), "sampling_params": params, "return_logprob": True}
@@ -63,8 +61,7 @@ class GatewayClient:
     def chat(self, decoder: str, messages: Sequence[Message], length: int) -> GatewayAnswer:
         """As `generate`, but through the OpenAI API and the server's own chat template.
 
-        Raises:
-            RequestFailed: with the server's own reason.
+        Raises RequestFailed with the server's own reason.
         """
         body = {
             "model": decoder,
@@ -88,8 +85,7 @@ class GatewayClient:
     def call(self, path: str, body: Json | None = None) -> Json:
         """The answer to POST of `body` to `path`, or to GET without one.
 
-        Raises:
-            RequestFailed: with the server's own reason.
+        Raises RequestFailed with the server's own reason.
         """
         try:
             return call(self.url + path, body, timeout_s=_TIMEOUT_S)

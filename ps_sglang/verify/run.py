@@ -23,8 +23,7 @@ from ps_sglang.verify.report import VerifyReport
 def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> VerifyReport:
     """Ask the cluster at `url`, then judge its answers.
 
-    Raises:
-        UsageError: there is no such cluster, or it does not serve all `decoders`.
+    Raises UsageError if there is no such cluster, or it does not serve all `decoders`.
     """
     return _judged(_ask(url, base, decoders, say), base, decoders, say)
 
@@ -32,8 +31,7 @@ def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say)
 def verify_demo(base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> VerifyReport:
     """Launch a cluster on free ports, ask it, stop it, then judge its answers.
 
-    Raises:
-        LaunchError: it did not come up.
+    Raises LaunchError if it does not come up.
     """
     from ps_sglang.launch import Cluster, ClusterSpec
 

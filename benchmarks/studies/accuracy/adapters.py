@@ -73,8 +73,7 @@ def _halve(trained: Path, adapter: Path) -> None:
 def publish(study: Study, target: Path) -> None:
     """Copy the finished adapters into the package.
 
-    Raises:
-        UsageError: one is not finished; nothing was copied.
+    Raises UsageError if one is not finished; nothing is copied then.
     """
     sources = [study.work / "adapters" / recipe.task for recipe in study.recipes]
     for source in sources:

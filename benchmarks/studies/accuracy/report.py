@@ -66,8 +66,7 @@ def save_results(study: Study, *, publish: bool) -> None:
     Recipes and learning rates are told of all tasks, as rows are kept of all. They and the
     environment are today's: after a change of a recipe all of its task has to be measured again.
 
-    Raises:
-        UsageError: nothing was measured.
+    Raises UsageError if nothing was measured.
     """
     if not (measured := rows(study.work)):
         raise UsageError(

@@ -65,8 +65,7 @@ class Client:
     async def ask(self, decoder: int, prompt: Sequence[int], output: int) -> Answer:
         """Exactly `output` tokens after `prompt`.
 
-        Raises:
-            TurnFailed: an error, of whatever kind, or another number of tokens.
+        Raises TurnFailed on any error, or another number of tokens.
         """
         body = {
             "input_ids": list(prompt),

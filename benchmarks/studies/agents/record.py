@@ -38,8 +38,7 @@ def keep(folder: Path, found: Mapping[str, Any], label: str = "") -> None:
 def report(folder: Path) -> None:
     """Draw all figures and the table from what is kept, beside it.
 
-    Raises:
-        UsageError: nothing is kept.
+    Raises UsageError if nothing is kept.
     """
     studies = _studies(folder)
     _write(folder, studies, studies)
@@ -48,8 +47,7 @@ def report(folder: Path) -> None:
 def publish(folder: Path) -> None:
     """Draw the reference, the table and the page's figures, from what is kept.
 
-    Raises:
-        UsageError: one of the page's studies is not kept.
+    Raises UsageError if one of the page's studies is not kept.
     """
     studies = _studies(folder)
     if missing := [name for name in SHOWN if name not in studies]:

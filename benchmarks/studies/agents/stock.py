@@ -54,8 +54,7 @@ def stock_servers(
 ) -> Iterator[list[RunningServer]]:
     """Run them until the block ends; all models must have one tokenizer.
 
-    Raises:
-        LaunchError: one ended, or was not ready in time.
+    Raises LaunchError if one ends, or is not ready in time.
     """
     runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
     environ = host_environment(os.environ, runtime, "LlamaForCausalLM", cpu=True)

@@ -77,8 +77,7 @@ class Study:
     def chosen(self, first: dict[str, Any]) -> list[Load]:
         """The rates that `parts` mean, by the run in which all sessions came at once.
 
-        Raises:
-            LaunchError: not one of them went through.
+        Raises LaunchError if not one of them went through.
         """
         if not first["sessions"]:
             raise LaunchError(f"{self.systems[0]} does not work: {first['failures'][0]}")
@@ -88,8 +87,7 @@ class Study:
     def check(self) -> None:
         """Refuse a trace that no worker can hold.
 
-        Raises:
-            UsageError: saying what to change.
+        Raises UsageError, which says what to change.
         """
         if unknown := set(self.systems) - set(SYSTEMS):
             raise UsageError(f"no system {sorted(unknown)[0]!r}: choose from {', '.join(SYSTEMS)}")
@@ -123,9 +121,8 @@ def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
     `step_costs`: in each repeat, before its first system, also what steps cost then. A machine
     that is shared with others is a tenth slower at one hour than at another.
 
-    Raises:
-        UsageError: nothing was started.
-        LaunchError: a system did not start, or took no session at all.
+    Raises UsageError before anything is started, and LaunchError if a system does not start or
+    takes no session at all.
     """
     study.check()
     models = checkpoints(study.model, study.shape.decoders)

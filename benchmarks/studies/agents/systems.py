@@ -154,8 +154,7 @@ SYSTEMS: Final[dict[str, System]] = {
 def flush(running: Running) -> None:
     """Empty every worker's cache.
 
-    Raises:
-        LaunchError: a worker still has requests after a while.
+    Raises LaunchError if a worker still has requests after a while.
     """
     limit = time.monotonic() + _FLUSH_S
     for url in running.workers:
@@ -176,9 +175,7 @@ def _flushed(url: str) -> bool:
 def ask_worker(url: str, body: bytes | None = None) -> str:
     """What a worker answers.
 
-    Raises:
-        LaunchError: it is not there any more.
-        urllib.error.HTTPError: any status but 200.
+    Raises LaunchError if it is not there any more, and urllib's HTTPError for a status but 200.
     """
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body), timeout=_ASK_S) as response:

@@ -57,9 +57,8 @@ def text_sessions(shape: Shape, rate: float, count: int, seed: int) -> list[Sess
 
     Lengths are those of the text by SmolLM2's tokenizer, at most `shape.steps` answers long.
 
-    Raises:
-        MissingPackageError: the conversations could not be fetched.
-        UsageError: there are fewer.
+    Raises MissingPackageError if the conversations could not be fetched, and UsageError if there
+    are fewer.
     """
     pool = _pool(shape.steps)
     if count > len(pool):

@@ -54,9 +54,7 @@ def variant(
 ) -> Item:
     """The item's question with other values, its functions in another order among some others.
 
-    Args:
-        words: Names that arguments may have instead.
-        others: Functions that may be offered, too.
+    `words` are names that arguments may have instead, `others` functions that may be offered, too.
     """
     *before, asked = item.messages
     own = item.check["functions"]
