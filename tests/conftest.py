@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoint folders of a tiny Llama: base, a, b, c. Read only."""
-    from ps_sglang.models.tiny import make_tiny  # loads torch
+    from benchmarks.tiny import make_tiny  # loads torch
 
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:

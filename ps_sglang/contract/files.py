@@ -1,13 +1,27 @@
-"""Reading the JSON files of a checkpoint folder, and digests of JSON values."""
+"""The files of a checkpoint folder, reading its JSON, and digests of JSON values."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ps_sglang.errors import CheckpointError
+
+TOKENIZER_FILES: Final = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""Every file from which transformers may build a tokenizer; a checkpoint has some of them."""
+SIDE_FILES: Final = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+"""What a checkpoint may hold beside its weights."""
 
 
 def read_object(path: Path) -> dict[str, Any]:

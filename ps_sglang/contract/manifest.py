@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ps_sglang.engine.compat import names
+from ps_sglang import sglang_names
 from ps_sglang.errors import ManifestError
 
 MANIFEST_FILE = "prefillshare.json"
@@ -106,8 +106,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 def parser_problem(tool_call_parser: str | None, reasoning_parser: str | None) -> str | None:
     """What is wrong with the names of a decoder's parsers; None if SGLang has them."""
     for field, name, known in (
-        ("tool_call_parser", tool_call_parser, names.tool_call_parsers),
-        ("reasoning_parser", reasoning_parser, names.reasoning_parsers),
+        ("tool_call_parser", tool_call_parser, sglang_names.tool_call_parsers),
+        ("reasoning_parser", reasoning_parser, sglang_names.reasoning_parsers),
     ):
         if name is not None and name not in known():
             return f"{field} is {name!r}, which SGLang does not have; one of {', '.join(known())}"

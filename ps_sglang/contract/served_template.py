@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from ps_sglang import sglang_names
 from ps_sglang.contract.files import digest
-from ps_sglang.engine.compat import names
 from ps_sglang.errors import UsageError
 
 
@@ -15,13 +15,13 @@ def check_served_template(value: str) -> None:
 
     Raises UsageError that says what it takes instead.
     """
-    if value in names.chat_templates():
+    if value in sglang_names.chat_templates():
         return
     file = Path(value)
     if not file.is_file():
         raise UsageError(
             f"--chat-template {value}: there is no such file, and no template of this name in "
-            f"SGLang; give a .jinja file, or one of {', '.join(names.chat_templates())}"
+            f"SGLang; give a .jinja file, or one of {', '.join(sglang_names.chat_templates())}"
         )
     if file.suffix not in (".jinja", ".json"):
         raise UsageError(f"--chat-template {value}: the file must be called .jinja or .json")
@@ -33,7 +33,7 @@ def served_template_digest(value: str) -> str:
     A file that holds a checkpoint's own template has the digest of that checkpoint's.
     """
     file = Path(value)
-    if value in names.chat_templates() or not file.is_file():
+    if value in sglang_names.chat_templates() or not file.is_file():
         return value
     if file.suffix == ".jinja":
         text = file.read_text(encoding="utf-8").strip("\n")  # as SGLang does

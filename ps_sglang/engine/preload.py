@@ -1,4 +1,4 @@
-"""What the launcher's process host does once, before it forks the workers of a CPU cluster.
+"""What the launcher's fork server does once, before it forks the workers of a CPU cluster.
 
 Importing SGLang takes longer than loading a small model, and the four tokenizers that each
 worker loads (tokenizer manager, detokenizer, and twice in the scheduler) take most of the
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from ps_sglang.contract.files import TOKENIZER_FILES
 from ps_sglang.engine.compat.processes import (
     HookRegistry,
     HookType,
@@ -29,17 +30,6 @@ _STOCK_OPTIONS: Final = {
     "tokenizer_backend": "huggingface",
 }
 """How SGLang's four callers ask for a tokenizer when no flag says otherwise."""
-
-_FILES: Final = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 
 
 def warm(folder: Path) -> None:
@@ -75,7 +65,7 @@ class SharedTokenizer:
 def _digest(folder: Path) -> str:
     """Of everything in a checkpoint folder that decides which tokenizer is built."""
     digest = hashlib.sha256()
-    for name in _FILES:
+    for name in TOKENIZER_FILES:
         path = folder / name
         digest.update(f"{name}:{path.exists()}".encode())
         if path.exists():

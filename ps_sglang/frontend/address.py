@@ -17,7 +17,7 @@ from sglang.lang.ir import SglExpr, SglExprList, SglGen, SglSelect
 
 
 @dataclass(frozen=True)
-class Addressed:
+class DecoderOption:
     """A decoder's name around an option of an expression."""
 
     decoder: str
@@ -42,11 +42,11 @@ def by(decoder: str, expression: SglExpr | str) -> SglExpr | str:
 
 def unwrap(option: Any) -> tuple[str | None, Any]:
     """The decoder that an option was addressed to, if any, and the option as it was before."""
-    return (option.decoder, option.option) if isinstance(option, Addressed) else (None, option)
+    return (option.decoder, option.option) if isinstance(option, DecoderOption) else (None, option)
 
 
-def _to(decoder: str, option: Any) -> Addressed:
-    return option if isinstance(option, Addressed) else Addressed(decoder, option)
+def _to(decoder: str, option: Any) -> DecoderOption:
+    return option if isinstance(option, DecoderOption) else DecoderOption(decoder, option)
 
 
 def _with(expression: SglExpr, **fields: Any) -> SglExpr:

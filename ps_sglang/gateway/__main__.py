@@ -18,7 +18,7 @@ from ps_sglang.gateway.listener import Listener
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry import log
-from ps_sglang.limits import raise_open_files
+from ps_sglang.open_files import raise_limit
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="a GatewayConfig as JSON")
     arguments = parser.parse_args()
     log.configure()
-    raise_open_files()
+    raise_limit()
     try:
         uvloop.run(serve(GatewayConfig.load(arguments.config)))
     except (ConfigError, OSError) as error:

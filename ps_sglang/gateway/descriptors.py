@@ -14,7 +14,7 @@ from typing import Final
 
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy
-from ps_sglang.limits import open_files
+from ps_sglang.open_files import limit
 
 PER_SAMPLE: Final = 2
 PER_WORKER: Final = 8
@@ -35,7 +35,7 @@ class Descriptors:
         self._client = client
         self._workers = workers
         self._reserved = 0
-        self._limit = open_files()
+        self._limit = limit()
         self._open_before = len(os.listdir("/proc/self/fd"))
         client.is_crowded = self._is_crowded
 

@@ -11,7 +11,7 @@ import tempfile
 from typing import Final
 
 from ps_sglang.launch.messages import Start, StartMethod
-from ps_sglang.limits import raise_open_files
+from ps_sglang.open_files import raise_limit
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -26,7 +26,7 @@ def die_with_parent(parent: int) -> None:
 def detach(start: Start, host: int) -> None:
     """Leave the host's session, pipes and signal handlers; output goes to the worker's log."""
     os.setsid()
-    raise_open_files()  # a worker has a connection for each of its requests
+    raise_limit()  # a worker has a connection for each of its requests
     die_with_parent(host)
     log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Models by name: local folders, the demo models, hub ids; and tiny random models for tests."""
+"""Models by name: local folders, the demo models and hub ids."""
 
 from __future__ import annotations
 

@@ -14,17 +14,11 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from ps_sglang.contract.files import SIDE_FILES
+
 Tensors = dict[str, npt.NDArray[np.float32]]
 
 WEIGHTS_FILE = "model.safetensors"
-# Everything else that `write_checkpoint` puts into a folder.
-_SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True)
@@ -65,11 +59,17 @@ def write_checkpoint(
 
 
 def write_sibling(base: Path, folder: Path, tensors: Tensors) -> None:
-    """Fill `folder` with other weights for the model in `base`, a folder of `write_checkpoint`."""
+    """Fill `folder` with other weights for the model in `base`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _SIDE_FILES:
-        shutil.copyfile(base / name, folder / name)
+    copy_side_files(base, folder)
     _write_weights(folder, tensors)
+
+
+def copy_side_files(base: Path, folder: Path) -> None:
+    """Copy everything but the weights, byte for byte: decoders share it with their base."""
+    for name in SIDE_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
 def _write_weights(folder: Path, tensors: Tensors) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.tiny import Family, make_tiny
 
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
-from ps_sglang.models.tiny import Family, make_tiny
 from tests.engine.served import Launch, Models, Served
 
 # As the CPU platform sets it in a worker: no compiling of small sampling functions.

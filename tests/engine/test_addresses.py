@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, normalizers, processors
 
 from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
 from ps_sglang.launch.gateway_config import gateway_config
-from ps_sglang.models import tiny
+from benchmarks import tiny
 from tests.engine.served import Launch, Models, Served
 from tests.engine.tree_mirror import TreeMirror
 from tests.support.engine_client import post

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.tiny import CONTEXT_LENGTH, VOCAB_SIZE
 
 from ps_sglang.launch import procfs
-from ps_sglang.models.tiny import CONTEXT_LENGTH, VOCAB_SIZE
 from tests.engine.plain_server import sglang_server, wait_until_healthy
 from tests.engine.served import Launch, Models, Served
 from tests.support.engine_client import assert_conserved, generate, in_work, together

@@ -9,7 +9,7 @@ import sglang as sgl
 from sglang.lang.ir import SglExprList
 
 from ps_sglang.frontend import by
-from ps_sglang.frontend.address import Addressed, unwrap
+from ps_sglang.frontend.address import DecoderOption, unwrap
 
 
 def addressees(expression: Any) -> list[str | None]:
@@ -63,4 +63,4 @@ def test_other_options_stay() -> None:
     addressed = by("b", sgl.gen("x", max_tokens=7, regex="[a-c]+", dtype=int))
     params = addressed.sampling_params  # type: ignore[union-attr]
     assert (params.max_new_tokens, params.regex) == (7, "[a-c]+")
-    assert params.dtype == Addressed("b", int)
+    assert params.dtype == DecoderOption("b", int)

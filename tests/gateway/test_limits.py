@@ -28,7 +28,7 @@ from ps_sglang.gateway.errors import (
     reaching,
 )
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.limits import raise_open_files
+from ps_sglang.open_files import raise_limit
 from tests.gateway.gateway_setup import Setup, running
 from tests.gateway.test_health import SERVERS
 from tests.support.standin_engine import Cluster
@@ -290,4 +290,4 @@ async def test_a_slow_body_is_taken(listening: tuple[Setup, int]) -> None:
 
 def test_raising_keeps_what_is_high_enough() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert raise_open_files() == min(hard, 2**20)
+    assert raise_limit() == min(hard, 2**20)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.tiny import make_tiny
 
 from ps_sglang.extras import EXTRAS
-from ps_sglang.models.tiny import make_tiny
 
 ROOT = Path(__file__).parents[2]
 EXTRA_PACKAGES = {package for packages in EXTRAS.values() for package in packages}

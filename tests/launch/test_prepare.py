@@ -89,7 +89,7 @@ def test_two_decoders_of_one_name_are_refused(spec: ClusterSpec) -> None:
 
 
 def test_a_decoder_that_does_not_fit_is_refused(spec: ClusterSpec, tmp_path: Path) -> None:
-    from ps_sglang.models.tiny import make_tiny
+    from benchmarks.tiny import make_tiny
 
     other = make_tiny("llama", tmp_path / "other", seed=7)
     with pytest.raises(ContractError, match="base fingerprint"):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tiny import make_tiny
 from ps_sglang.errors import CheckpointError, ModelNotFoundError, UsageError
 from ps_sglang.models import NamedModel, resolve, resolve_all
-from ps_sglang.models.tiny import make_tiny
 
 
 @pytest.fixture

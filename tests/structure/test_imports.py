@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from ps_sglang.extras import EXTRAS
+
 ROOT = Path(__file__).parents[2]
 PRODUCT = ROOT / "ps_sglang"
 
 # From the top to the bottom; those of one line do not know each other.
 FLOORS = (
     ("cli", "demo"),
-    ("verify", "training"),
+    ("training",),
+    ("verify",),
     ("launch",),
     ("gateway", "workers", "frontend"),
     ("engine",),
     ("events", "models"),
-    ("contract", "worker_info"),
-    ("parser", "extras", "machine", "priority", "home", "progress"),
+    ("contract",),
+    ("gateway_http", "worker_info", "priority", "sglang_names", "open_files"),
+    ("parser", "extras", "home", "progress"),
     ("errors",),
 )
 GATEWAY = (
@@ -57,6 +61,9 @@ FORBIDDEN = {
     "training": ("sglang",),
     "verify": ("sglang",),
 }
+# An install for a server is without them.
+EXTRAS_ONLY = {package for packages in EXTRAS.values() for package in packages}
+NEEDS_EXTRAS = ("training", "demo")
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
@@ -138,6 +145,18 @@ def test_borders(room: str) -> None:
         if target.partition(".")[0] in FORBIDDEN[room]
     }
     assert not foreign
+
+
+def test_a_server_needs_no_extra() -> None:
+    assert {"accelerate", "peft", "datasets", "openai"} <= EXTRAS_ONLY
+    server = {
+        f"{module} -> {target}"
+        for module, targets in arrows().items()
+        if _part(module, "ps_sglang") not in NEEDS_EXTRAS
+        for target in targets
+        if target.partition(".")[0] in EXTRAS_ONLY
+    }
+    assert not server
 
 
 def test_sglangs_inside_is_imported_in_one_place() -> None:

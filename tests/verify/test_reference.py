@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_sglang.models.tiny import make_tiny
+from benchmarks.tiny import make_tiny
 from ps_sglang.verify.reference import Reference, common_length
 from tests.verify.model_gateway import Models
 

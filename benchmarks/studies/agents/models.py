@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 from tokenizers import Tokenizer
 
+from benchmarks.tiny import VOCAB_SIZE, make_tiny
 from ps_sglang.contract.manifest import MANIFEST_FILE
 from ps_sglang.home import home
 from ps_sglang.models.checkpoint import Tensors, TokenizerFiles, write_checkpoint
 from ps_sglang.models.stand_in import Noise, write_stand_in
-from ps_sglang.models.tiny import VOCAB_SIZE, make_tiny
 from ps_sglang.progress import progress
 
 CONTEXT_LENGTH: Final = 32768

@@ -19,22 +19,10 @@ from ps_sglang.contract import (
 from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
+from ps_sglang.models.checkpoint import copy_side_files
 from ps_sglang.training.train.saving import saving
 
 ADAPTER: Final = "adapter"
-# Of the base, word for word: what a decoder shares with it cannot differ by how it was written.
-_BASE_FILES: Final = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 _DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -94,9 +82,7 @@ def _write_model(model: Any, weights: dict[str, torch.Tensor], base: Path, folde
     dtype = _stored_dtype(base)
     stored = {name: weight.to(dtype) for name, weight in weights.items()}
     model.save_pretrained(folder, state_dict=stored)
-    for name in _BASE_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+    copy_side_files(base, folder)
 
 
 def _stored_dtype(base: Path) -> torch.dtype:

@@ -25,9 +25,9 @@ from benchmarks.studies.accuracy.plan import RECIPES, Recipe, Study
 from benchmarks.studies.accuracy.report import PAGE, rows, save_results, table, with_saved
 from benchmarks.studies.accuracy.trainings import Training, train
 from benchmarks.studies.accuracy.units import Unit, run_all, units
+from benchmarks.tiny import make_tiny
 from ps_sglang.contract import read_manifest
 from ps_sglang.errors import UsageError
-from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.tasks import task
 
 pytestmark = pytest.mark.timeout(600)  # a study trains and evaluates a dozen times

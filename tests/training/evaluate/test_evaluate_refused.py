@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from benchmarks.tiny import make_tiny
 from ps_sglang.errors import ContractError, ModelNotFoundError, UsageError
-from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.evaluate.__main__ import main
 from ps_sglang.training.evaluate.run import evaluate_task
 from tests.support.standin_gateway import serving

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.tiny import make_tiny
 from ps_sglang.models import NamedModel
-from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.evaluate.generate import Generator, Tokens, batches, shared_tokens
 from ps_sglang.training.evaluate.subject import load
 

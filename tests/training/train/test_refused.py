@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.tiny import make_tiny
 from ps_sglang.contract import MANIFEST_FILE, base_fingerprint
 from ps_sglang.errors import CheckpointError, DataError, TrainingError, UsageError
-from ps_sglang.models.tiny import make_tiny
 from ps_sglang.training.train.trainer import DecoderTrainer
 from tests.training.train.train_setup import Run, conversations, stop_at, write_rows
 

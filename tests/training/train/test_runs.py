@@ -12,10 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerState
 
+from benchmarks.tiny import Family, make_tiny
 from ps_sglang.contract import base_fingerprint, check_cluster, read_manifest
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
-from ps_sglang.models.tiny import Family, make_tiny
 from ps_sglang.training.train.export import merge_adapter
 from ps_sglang.training.train.progress import TrainingProgress
 from tests.training.train.train_setup import Run, conversations, stop_at, write_rows

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ps_sglang.models.tiny import Family, make_tiny
+from benchmarks.tiny import Family, make_tiny
 from ps_sglang.training.train.attention import ATTENTION
 from ps_sglang.training.train.base import AdaptedBase, BaseReader, FrozenBase
 from ps_sglang.training.train.batches import AnswerTokens, Example, conditioned_batch, full_batch

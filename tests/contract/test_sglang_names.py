@@ -5,15 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from ps_sglang.engine.compat import names
+from ps_sglang import sglang_names as names
 
 
 def test_parsers() -> None:
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
-    assert set(names.tool_call_parsers()) == {names.AUTO, *FunctionCallParser.ToolCallParserEnum}
-    assert set(names.reasoning_parsers()) == {names.AUTO, *ReasoningParser.DetectorMap}
+    assert set(names.tool_call_parsers()) == {
+        names.AUTO,
+        *FunctionCallParser.ToolCallParserEnum,
+    }
+    assert set(names.reasoning_parsers()) == {
+        names.AUTO,
+        *ReasoningParser.DetectorMap,
+    }
 
 
 def test_chat_templates() -> None:
@@ -25,7 +31,7 @@ def test_chat_templates() -> None:
 
 def test_nothing_is_imported_for_them() -> None:
     look = (
-        "import sys; from ps_sglang.engine.compat import names; names.tool_call_parsers(); "
+        "import sys; from ps_sglang import sglang_names as names; names.tool_call_parsers(); "
         "names.reasoning_parsers(); names.chat_templates(); "
         "print([name for name in ('sglang', 'torch', 'transformers') if name in sys.modules])"
     )

@@ -9,16 +9,16 @@ ENOUGH: Final = 2**20
 """More are not asked for: some programs look at every number up to the limit."""
 
 
-def raise_open_files() -> int:
+def raise_limit() -> int:
     """Raise the soft limit as far as this process may; returns what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return open_files()
+    return limit()
 
 
-def open_files() -> int:
+def limit() -> int:
     """How many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ENOUGH if soft == resource.RLIM_INFINITY else soft

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.tiny import DECODERS, Family, make_tiny
 from ps_sglang.contract import base_fingerprint, check_cluster
-from ps_sglang.models.tiny import DECODERS, Family, make_tiny
 
 TOKENS = 24
 PROMPTS = (
