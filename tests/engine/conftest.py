@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.tiny import Family, make_tiny
 
+from benchmarks.tiny import Family, make_tiny
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
 from tests.engine.served import Launch, Models, Served

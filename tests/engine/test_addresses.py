@@ -12,9 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, normalizers, processors
 
+from benchmarks import tiny
 from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
 from ps_sglang.launch.gateway_config import gateway_config
-from benchmarks import tiny
 from tests.engine.served import Launch, Models, Served
 from tests.engine.tree_mirror import TreeMirror
 from tests.support.engine_client import post

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.tiny import CONTEXT_LENGTH, VOCAB_SIZE
 
+from benchmarks.tiny import CONTEXT_LENGTH, VOCAB_SIZE
 from ps_sglang.launch import procfs
 from tests.engine.plain_server import sglang_server, wait_until_healthy
 from tests.engine.served import Launch, Models, Served

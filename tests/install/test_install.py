@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.tiny import make_tiny
 
+from benchmarks.tiny import make_tiny
 from ps_sglang.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
