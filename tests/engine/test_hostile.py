@@ -51,10 +51,6 @@ KILLERS: dict[str, tuple[str, dict[str, Any]]] = {
         "/generate",
         {"text": "a", "return_logprob": True, "top_logprobs_num": 49153},
     ),
-    "a stop that backtracks": (
-        "/generate",
-        {"text": "a", "sampling_params": {"regex": "a{60}c", "stop_regex": "(a+)+b"}},
-    ),
     "no id as a stop": ("/v1/completions", {"prompt": "a", "stop_token_ids": [None]}),
     "a list of hidden states": ("/generate", {"text": "a", "return_hidden_states": [True]}),
     "a top-k of 64 bits": ("/v1/completions", {"prompt": "a", "top_k": 2**63 - 1}),
