@@ -15,7 +15,7 @@ Command = Callable[[Sequence[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; exit status 2 means that the arguments or files are wrong."""
+    """Run one command. Exit status 2: the arguments or files are wrong, 130: Ctrl-C."""
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="ps-sglang",
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PsSglangError as error:
         progress(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        progress("stopped")
+        return 130
 
 
 def _launch(argv: Sequence[str]) -> int:

@@ -26,20 +26,20 @@ class GatewayRefused(Exception):
 
 
 class GatewayUnreachable(Exception):
-    """No answer came, or one that is no JSON."""
+    """No answer came, or one that is no JSON; or the address is none."""
 
 
 def call(
     url: str, body: Json | None = None, *, method: str | None = None, timeout_s: float
 ) -> Json:
     """The JSON answer to a GET, or with a body to a POST; raises the two errors above."""
-    request = urllib.request.Request(
-        url,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-        method=method,
-    )
     try:
+        request = urllib.request.Request(
+            url,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             answer: Json = json.load(response)
             return answer

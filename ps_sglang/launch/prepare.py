@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster
 from ps_sglang.contract.engine_flags import check_engine_flags
@@ -182,8 +183,15 @@ def _log_dir(wanted: Path | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the log folder {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write to the log folder {folder}; choose another with --log-dir")
+    try:
+        # Also root cannot write everywhere, so asking for permission would not do.
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the log folder {folder}: {error.strerror}; "
+            "choose another with --log-dir"
+        ) from error
     return folder.resolve()
 
 

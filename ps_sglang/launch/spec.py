@@ -59,15 +59,19 @@ class ClusterSpec:
 
 def _problems(spec: ClusterSpec) -> list[str]:
     problems = []
-    least = 0 if spec.join else 1
-    if not spec.decoders and not (spec.join and spec.prefill_replicas):
+    least = 1 if spec.join is None else 0
+    if spec.join == "":
+        problems.append("--join is empty, must be the URL of a running cluster's gateway")
+    if not spec.host:
+        problems.append("--host is empty, must be an address of this machine")
+    if not spec.decoders and (spec.join is None or not spec.prefill_replicas):
         problems.append("no decoder given: name at least one with --decoders")
     if spec.prefill_replicas < least:
         problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least {least}")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
     problems += filter(None, map(origin_problem, spec.cors_origins))
-    if spec.ready_timeout_s <= 0:
+    if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems
 

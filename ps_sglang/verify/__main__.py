@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 
 from ps_sglang.errors import PsSglangError, UsageError
 from ps_sglang.models import resolve, resolve_all
+from ps_sglang.parser import user_path
 from ps_sglang.progress import progress
 
 _DESCRIPTION: Final = """\
@@ -80,13 +82,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--demo", action="store_true", help="launch the demo cluster, verify it, stop it"
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all verdicts there, too")
+    parser.add_argument(
+        "--json", metavar="FILE", type=user_path, help="write all verdicts there, too"
+    )
     return parser
 
 
 def _check_writable(file: Path | None) -> None:
-    if file is not None and not file.parent.is_dir():
+    """Refuse what could not be written when all the work is done."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
         raise UsageError(f"--json {file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise UsageError(f"--json {file}: is a folder, must be a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"--json {file}: permission denied")
 
 
 def _say(line: str) -> None:

@@ -28,7 +28,11 @@ class WorkersClient:
 
     def list(self) -> list[Json]:
         """Every worker: `name`, `role`, `decoder`, `url`, `state`, `problem`, `load`."""
-        workers: list[Json] = self._call("GET", "/workers")["workers"]
+        answer = self._call("GET", "/workers")
+        try:
+            workers: list[Json] = answer["workers"]
+        except (KeyError, TypeError) as error:  # some other server
+            raise UsageError(no_gateway(self._url, error)) from error
         return workers
 
     def add(self, joining: Json) -> Json:

@@ -83,6 +83,11 @@ def test_a_log_folder_that_is_a_file_is_refused(spec: ClusterSpec, tmp_path: Pat
         prepare(replace(spec, log_dir=file))
 
 
+def test_a_log_folder_that_even_root_cannot_write_is_refused(spec: ClusterSpec) -> None:
+    with pytest.raises(UsageError, match="cannot write to the log folder /sys: "):
+        prepare(replace(spec, log_dir=Path("/sys")))
+
+
 def test_two_decoders_of_one_name_are_refused(spec: ClusterSpec) -> None:
     with pytest.raises(UsageError, match="two models are called a"):
         prepare(replace(spec, decoders=(spec.decoders[0], spec.decoders[0])))

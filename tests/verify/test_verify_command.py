@@ -123,3 +123,10 @@ def test_json_into_a_missing_folder(
     argv = [*arguments("http://127.0.0.1:9", tiny), "--json", "/nowhere/out.json"]
     assert main(argv) == 2
     assert "there is no folder /nowhere" in capsys.readouterr().err
+
+
+def test_json_into_a_folder(
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*arguments("http://127.0.0.1:9", tiny), "--json", str(tmp_path)]) == 2
+    assert f"--json {tmp_path}: is a folder" in capsys.readouterr().err

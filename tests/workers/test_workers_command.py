@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ps_sglang.cli import main
-from tests.support.standin_gateway import StandInGateway
+from tests.support.standin_gateway import StandInGateway, serving
 
 
 def run(gateway: StandInGateway, *words: str) -> int:
@@ -116,6 +117,23 @@ def test_nobody_of_that_name(gateway: StandInGateway, capsys: pytest.CaptureFixt
 def test_no_gateway(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["workers", "--gateway", "http://127.0.0.1:1", "list"]) == 2
     assert "no ps_sglang gateway answers at http://127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["nonsense", "", "http://", "http://[::1", "http://h:x", "ftp:/"])
+def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["workers", "--gateway", url, "list"]) == 2
+    assert "no ps_sglang gateway answers at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [{"status": "ok"}, ["x"]])
+def test_a_server_that_is_no_gateway(answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(StandInGateway):
+        def answer(self, method: str, path: str, body: Any) -> Any:
+            return answer
+
+    with serving(Other()) as url:
+        assert main(["workers", "--gateway", url, "list"]) == 2
+    assert f"no ps_sglang gateway answers at {url}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["stop"], ["swap", "a"]])
