@@ -119,15 +119,15 @@ def _ask(url: str) -> None:
         assert usage is not None
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens if details else 0) or 0
-        said = _said(answer.choices[0].message)
-        print(f"\n{name}: {_indented(question)}\n\n   {_indented(said)}\n")
+        text = _answer_text(answer.choices[0].message)
+        print(f"\n{name}: {_indented(question)}\n\n   {_indented(text)}\n")
         print(f"   {usage.prompt_tokens} prompt tokens, {cached} of them already prefilled")
         asked += usage.prompt_tokens
         computed += usage.prompt_tokens - cached
     print(f"\nShared: {asked} prompt tokens asked of three models, {computed} computed.")
 
 
-def _said(message: ChatCompletionMessage) -> str:
+def _answer_text(message: ChatCompletionMessage) -> str:
     """The answer's text, and each call on a line of its own."""
     lines = [(message.content or "").strip()]
     for call in message.tool_calls or ():

@@ -60,6 +60,6 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
             yield from _change(item, self.common.get(item), now.common.get(item))
 
 
-def _change(item: str, before: object, now: object) -> Iterator[str]:
-    if before != now:
-        yield f"{item}: wanted {before}, found {now}"
+def _change(item: str, expected: object, actual: object) -> Iterator[str]:
+    if expected != actual:
+        yield f"{item}: wanted {expected}, found {actual}"

@@ -109,29 +109,29 @@ def check_cluster(
     `chat_template` is what all workers get as SGLang's `--chat-template`: then the checkpoints' own
     templates do not matter.
     """
-    wanted = Checkpoint.read(base)
+    base_checkpoint = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
     served = chat_template and served_template_digest(chat_template)
     reports: list[DecoderReport] = []
-    found: dict[str, list[Difference]] = {}
+    differences: dict[str, list[Difference]] = {}
     for name, folder in decoders.items():
-        rows, manifest = compare(wanted, fingerprint, folder, allow_unverified)
+        rows, manifest = compare(base_checkpoint, fingerprint, folder, allow_unverified)
         if served is not None:
             rows = [row for row in rows if row.what not in _OF_TEMPLATES]
         if rows:
-            found[name] = rows
+            differences[name] = rows
         other = manifest is not None and served not in (None, manifest.chat_template)
         is_base = not rows and manifest is None and base_fingerprint(folder) == fingerprint
         reports.append(DecoderReport(name, folder, manifest, other, is_base))
-    if found:
-        raise ContractError(*report(base, decoders, found))
+    if differences:
+        raise ContractError(*report(base, decoders, differences))
     return reports
 
 
 def compare(
-    wanted: Checkpoint, fingerprint: str, folder: Path, allow_unverified: bool
+    base: Checkpoint, fingerprint: str, folder: Path, allow_unverified: bool
 ) -> tuple[list[Difference], Manifest | None]:
-    """Every difference of the decoder in `folder` from `wanted`, and its manifest.
+    """Every difference of the decoder in `folder` from `base`, and its manifest.
 
     `fingerprint` is that of the base on which it must have been trained. The base itself needs no
     manifest, as its own cache is the base's, and one of its own training does not count.
@@ -141,13 +141,13 @@ def compare(
         decoder = Checkpoint.read(folder)
     except (CheckpointError, ManifestError) as error:
         return [Difference("files", "readable", str(error), "mend or replace the file")], None
-    rows = list(_model_differences(wanted, decoder))
+    rows = list(_model_differences(base, decoder))
     named = None if manifest is None else manifest.base.fingerprint
     # One that differs already is another model, and need not be read whole.
     if named != fingerprint and not rows and base_fingerprint(folder) == fingerprint:
         return rows, None
     if manifest is not None:
-        rows += _manifest_differences(wanted, fingerprint, decoder, manifest)
+        rows += _manifest_differences(base, fingerprint, decoder, manifest)
     elif not allow_unverified:
         rows.append(Difference(MANIFEST_FILE, fingerprint, "no such file", _NO_MANIFEST))
     return rows, manifest

@@ -64,16 +64,18 @@ def _some(names: list[str]) -> str:
 
 
 def report(
-    base: Path | str, decoders: Mapping[str, Path], found: Mapping[str, list[Difference]]
+    base: Path | str, decoders: Mapping[str, Path], differences: Mapping[str, list[Difference]]
 ) -> tuple[str, tuple[str, ...]]:
     """The message for a person, and one line per difference."""
-    count = f"{len(found)} of {len(decoders)} decoders" if len(decoders) > 1 else "the decoder"
+    count = (
+        f"{len(differences)} of {len(decoders)} decoders" if len(decoders) > 1 else "the decoder"
+    )
     lines = [f"{count} cannot share the cache of the base {base}:"]
-    for name, rows in found.items():
+    for name, rows in differences.items():
         lines.append(f"  {name} ({decoders[name]})")
         lines += [f"    {line}" for row in rows for line in _lines(row)]
         lines += [f"    to mend: {mend}" for mend in dict.fromkeys(row.mend for row in rows)]
-    return "\n".join(lines), tuple(f"{n}: {row}" for n, rows in found.items() for row in rows)
+    return "\n".join(lines), tuple(f"{n}: {row}" for n, rows in differences.items() for row in rows)
 
 
 def _lines(row: Difference) -> list[str]:

@@ -105,12 +105,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def parser_problem(tool_call_parser: str | None, reasoning_parser: str | None) -> str | None:
     """What is wrong with the names of a decoder's parsers; None if SGLang has them."""
-    for field, name, known in (
+    for field, name, parser_names in (
         ("tool_call_parser", tool_call_parser, sglang_names.tool_call_parsers),
         ("reasoning_parser", reasoning_parser, sglang_names.reasoning_parsers),
     ):
-        if name is not None and name not in known():
-            return f"{field} is {name!r}, which SGLang does not have; one of {', '.join(known())}"
+        if name is not None and name not in parser_names():
+            names = ", ".join(parser_names())
+            return f"{field} is {name!r}, which SGLang does not have; one of {names}"
     return None
 
 

@@ -36,8 +36,8 @@ def check_replacement(
     this machine, as `current` has its shape. Raises ContractError listing every difference, and
     CheckpointError if `current` cannot be read.
     """
-    wanted = Checkpoint.read(current)
-    rows, _ = compare(wanted, fingerprint, replacement, allow_unverified)
+    current_checkpoint = Checkpoint.read(current)
+    rows, _ = compare(current_checkpoint, fingerprint, replacement, allow_unverified)
     if not any(row.what == "files" for row in rows):
         rows += _fixed_differences(current, replacement)
     if rows:
@@ -68,18 +68,18 @@ def _fixed_differences(current: Path, replacement: Path) -> Iterator[Difference]
 
 def _fixed(folder: Path) -> dict[str, Any]:
     config = read_object(folder / "config.json")
-    found = {item: config.get(item) for item in _CONFIG_ITEMS}
+    facts = {item: config.get(item) for item in _CONFIG_ITEMS}
     if manifest := read_manifest(folder):
-        found |= {"tool call parser": manifest.tool_call_parser}
-        found |= {"reasoning parser": manifest.reasoning_parser}
+        facts |= {"tool call parser": manifest.tool_call_parser}
+        facts |= {"reasoning parser": manifest.reasoning_parser}
     # A tied head is the embedding, whether the file stores it again or not.
     if not config.get("tie_word_embeddings"):
-        found[_HEAD] = "stored" if _HEAD in read_tensors(folder) else "not stored"
+        facts[_HEAD] = "stored" if _HEAD in read_tensors(folder) else "not stored"
     generation = folder / "generation_config.json"
     if generation.exists():
-        found |= {
+        facts |= {
             f"generation config: {item}": value
             for item, value in read_object(generation).items()
             if item not in _WRITERS_OWN
         }
-    return found
+    return facts

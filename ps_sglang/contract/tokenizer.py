@@ -53,16 +53,18 @@ def written_tokenizer_digest(folder: Path) -> str:
 def tokenizer_differences(base: Path, decoder: Path) -> str:
     """Which parts of two tokenizers differ, in words; both folders have been read before."""
     ours, theirs = _parts(base), _parts(decoder)
-    found = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    if "encodings" in found:
-        found.remove("encodings")
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if "encodings" in differing:
+        differing.remove("encodings")
         # Other data explain other encodings.
-        if not {"files", "model", "vocabulary", "merges", "added tokens"}.intersection(found):
-            one, other = (read_object(folder / "tokenizer.json") for folder in (base, decoder))
-            steps = causes(one, other)
-            ours, theirs = ours | written_parts(one), theirs | written_parts(other)
-            found = steps + found
-    return ", ".join(_described(name, ours.get(name), theirs.get(name)) for name in found)
+        if not {"files", "model", "vocabulary", "merges", "added tokens"}.intersection(differing):
+            base_json, decoder_json = (
+                read_object(folder / "tokenizer.json") for folder in (base, decoder)
+            )
+            steps = causes(base_json, decoder_json)
+            ours, theirs = ours | written_parts(base_json), theirs | written_parts(decoder_json)
+            differing = steps + differing
+    return ", ".join(_described(name, ours.get(name), theirs.get(name)) for name in differing)
 
 
 def chat_template_digest(folder: Path) -> str | None:
@@ -109,8 +111,8 @@ def _settings(config: dict[str, Any]) -> dict[str, bool]:
     defaults = _OWN_DEFAULTS if kind in _CLASSES_WITH_SETTINGS else {}
     if kind is not None and not defaults:
         return {}
-    given = {key: config.get(key) for key in _ADDED_AROUND}
-    return {k: bool(defaults.get(k) if v is None else v) for k, v in given.items()}
+    settings = {key: config.get(key) for key in _ADDED_AROUND}
+    return {k: bool(defaults.get(k) if v is None else v) for k, v in settings.items()}
 
 
 def _written(folder: Path) -> Any:

@@ -59,15 +59,17 @@ def tokenizer_parts(tokenizer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def causes(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def causes(base: dict[str, Any], decoder: dict[str, Any]) -> list[str]:
     """Which parts make the encodings of two tokenizer.json of one vocabulary differ.
 
-    Each is put into `one` alone; what only is written differently changes nothing there.
+    Each is put into `base` alone; what only is written differently changes nothing there.
     """
-    ours, theirs = written_parts(one), written_parts(other)
+    ours, theirs = written_parts(base), written_parts(decoder)
     differ = [name for name in ours if ours[name] != theirs[name]]
-    before = _encodings(one)
-    return [n for n in differ if _encodings(one | _part_of(other, n)) != before] or differ
+    base_encodings = _encodings(base)
+    return [
+        n for n in differ if _encodings(base | _part_of(decoder, n)) != base_encodings
+    ] or differ
 
 
 def _part_of(tokenizer: dict[str, Any], name: str) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _encodings(tokenizer: dict[str, Any]) -> Any:
         "texts": texts,
         "ids": ids,
         "with special tokens": [loaded.encode(text).ids for text in ("", *_TEXTS[:2])],
-        "decoded": [loaded.decode(one, skip_special_tokens=False) for one in ids],
+        "decoded": [loaded.decode(token_ids, skip_special_tokens=False) for token_ids in ids],
     }
 
 

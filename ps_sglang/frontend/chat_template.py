@@ -92,10 +92,10 @@ def derive(name: str, render: Render, end: str | None) -> ChatTemplate:
 
 
 def _around(message: Message, text: str) -> tuple[str, str]:
-    before, found, after = text.partition(message["content"])
-    if not found:
+    prefix, content, suffix = text.partition(message["content"])
+    if not content:
         raise ChatTemplateError(f"it leaves out what the {message['role']} says")
-    return before, after
+    return prefix, suffix
 
 
 def _check(template: ChatTemplate, render: Render) -> None:

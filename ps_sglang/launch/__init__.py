@@ -1,7 +1,7 @@
 """Launcher: one base prefill worker, one decode worker per decoder, and the gateway.
 
 `python -m ps_sglang.launch --help` for the command line; `Cluster` for Python.
-The names are imported on first use, so that the process host and `--help` stay light.
+The names are imported on first use, so that the fork server and `--help` stay light.
 """
 
 from __future__ import annotations

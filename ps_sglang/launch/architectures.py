@@ -19,13 +19,13 @@ def unneeded_model_files(architectures: Collection[str], folder: Path) -> tuple[
     """Model files in `folder` that define none of `architectures`; none if one is unknown there."""
     names = "|".join(map(re.escape, architectures))
     definition = re.compile(rf"^class ({names})\b", re.MULTILINE)
-    unneeded, found = [], set[str]()
+    unneeded, supported = [], set[str]()
     for file in sorted(folder.glob("*.py")):
         defined = set(definition.findall(file.read_text()))
-        found |= defined
+        supported |= defined
         if not defined and file.stem not in ("__init__", "registry", _FALLBACK):
             unneeded.append(file.stem)
-    return tuple(unneeded) if found == set(architectures) else ()
+    return tuple(unneeded) if supported == set(architectures) else ()
 
 
 def sglang_models_folder() -> Path:

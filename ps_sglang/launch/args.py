@@ -60,17 +60,17 @@ def parse_args(
 
     Raises UsageError, which says in one line what is wrong with which argument.
     """
-    known, rest = _parser(prog, description).parse_known_args(_glued(argv))
-    given = vars(known)
+    parsed, rest = _parser(prog, description).parse_known_args(_glued(argv))
+    options = vars(parsed)
     chosen: dict[str, Any] = {}
-    if spec_file := given.pop("spec", None):
+    if spec_file := options.pop("spec", None):
         from ps_sglang.launch.specfile import read_spec
 
         chosen = read_spec(spec_file)
     engine_args = (*chosen.get("engine_args", ()), *rest)
-    chosen |= given | {"engine_args": engine_args}
+    chosen |= options | {"engine_args": engine_args}
     if "join" in chosen:
-        _as_guest(chosen)
+        _check_join(chosen)
     for flag in ("prefill", "decoders"):
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
@@ -79,7 +79,7 @@ def parse_args(
     return ClusterSpec(**chosen)
 
 
-def _as_guest(chosen: dict[str, Any]) -> None:
+def _check_join(chosen: dict[str, Any]) -> None:
     """What differs for workers that join a cluster: they bring no gateway, and no base's worker.
 
     Raises UsageError for an option that is the gateway's.

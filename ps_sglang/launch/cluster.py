@@ -17,7 +17,7 @@ from typing import Final, Self
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import procfs
-from ps_sglang.launch.environment import host_environment, worker_environment
+from ps_sglang.launch.environment import fork_server_environment, worker_environment
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.membership import Membership
@@ -29,7 +29,7 @@ from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
 from ps_sglang.progress import Say
 
 GATEWAY: Final = "gateway"
-HOST: Final = "host"
+FORK_SERVER: Final = "fork-server"
 _PROGRESS_S: Final = 5.0
 _POLL_S: Final = 0.1
 _GATEWAY_GRACE_S: Final = 2.0
@@ -74,15 +74,17 @@ class Cluster:
         )
         if self._joined is not None:
             self._joined.require_gateway()
-        for name in (HOST, GATEWAY, *(worker.name for worker in plan.workers)):
+        for name in (FORK_SERVER, GATEWAY, *(worker.name for worker in plan.workers)):
             self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
-        self._environ = host_environment(os.environ, self._runtime, plan.architecture, cpu=plan.cpu)
+        self._environ = fork_server_environment(
+            os.environ, self._runtime, plan.architecture, cpu=plan.cpu
+        )
         self._link = ForkServerClient(
             self._runtime,
             plan.base.path if plan.cpu else None,
             self._environ,
-            plan.log_dir / f"{HOST}.log",
+            plan.log_dir / f"{FORK_SERVER}.log",
         )
 
     @classmethod
@@ -144,7 +146,7 @@ class Cluster:
         while True:
             self._link.wait_for(lambda: self._link.gone or bool(self._dead - reported))
             if self._link.gone:
-                raise self._failure(HOST, "the process host died, and all workers with it")
+                raise self._failure(FORK_SERVER, "the fork server died, and all workers with it")
             for name in self._dead - reported:
                 message = f"{name} {self._ending(name)}"
                 if name == GATEWAY:
@@ -158,12 +160,12 @@ class Cluster:
             self._joined.leave()
         self._link.stop(GATEWAY, _GATEWAY_GRACE_S)
         self._link.close(_WORKER_GRACE_S[self.plan.cpu])
-        shutil.rmtree(self._runtime, ignore_errors=True)  # only if the host was killed
+        shutil.rmtree(self._runtime, ignore_errors=True)  # only if the fork server was killed
 
     def _outlook(self) -> str:
-        own = self.plan.workers
-        dead = {worker.url for worker in own if worker.name in self._dead}
-        return outlook(candidates(self.url, own), dead)
+        workers = self.plan.workers
+        dead = {worker.url for worker in workers if worker.name in self._dead}
+        return outlook(candidates(self.url, workers), dead)
 
     @property
     def _dead(self) -> set[str]:
@@ -224,7 +226,7 @@ class Cluster:
     def _wait_until_imported(self, deadline: float) -> None:
         if self.plan.cpu:
             self._say("importing SGLang, once for all workers")
-            self._wait(lambda: () if self._link.import_s is not None else (HOST,), deadline)
+            self._wait(lambda: () if self._link.import_s is not None else (FORK_SERVER,), deadline)
 
     def _wait_until_ready(self, deadline: float) -> None:
         probes = {
@@ -255,7 +257,7 @@ class Cluster:
         Raises LaunchError if a process ends meanwhile, or the deadline passes.
         """
         waiting = list(missing())
-        told = time.monotonic()
+        reported = time.monotonic()
         while waiting:
             self._link.wait_for(lambda: self._link.gone or bool(self._dead), _POLL_S)
             self._fail_if_dead()
@@ -267,15 +269,15 @@ class Cluster:
             for name in sorted(set(waiting) - set(still)):
                 self._say(f"{name} ready, {now - self._began:.1f} s")
             waiting = still
-            if waiting and now - told > _PROGRESS_S:
+            if waiting and now - reported > _PROGRESS_S:
                 self._say(f"{', '.join(waiting)} loading ... {now - self._began:.0f} s")
-                told = now
+                reported = now
 
     def _fail_if_dead(self) -> None:
         for name in self._dead:
             raise self._failure(name, f"{name} {self._ending(name)} while the cluster was starting")
         if self._link.gone:
-            raise self._failure(HOST, "the process host died while the cluster was starting")
+            raise self._failure(FORK_SERVER, "the fork server died while the cluster was starting")
 
     def _failure(self, name: str, message: str) -> LaunchError:
         log = self._log(name)

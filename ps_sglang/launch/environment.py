@@ -1,4 +1,4 @@
-"""Environment variables of the host and its workers."""
+"""Environment variables of the fork server and its workers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def has_accelerator(devices: Path = Path("/dev")) -> bool:
     return any((devices / name).exists() for name in ("nvidiactl", "kfd"))
 
 
-def host_environment(
+def fork_server_environment(
     environ: Mapping[str, str], runtime: Path, architecture: str, *, cpu: bool
 ) -> dict[str, str]:
-    """What the host and everything it starts runs with; the user's own settings win.
+    """What the fork server and everything it starts runs with; the user's own settings win.
 
     OpenMP, MKL and the allocator read theirs when they are loaded, so they cannot wait for
     the worker. `runtime` takes all temporary files, and is removed when the cluster stops.
@@ -55,7 +55,7 @@ _CPU_DEFAULTS: Final = {
     "OMP_WAIT_POLICY": "passive",
     "GOMP_SPINCOUNT": "0",
     "KMP_BLOCKTIME": "0",
-    "OMP_NUM_THREADS": "1",  # of the host; each worker has its own
+    "OMP_NUM_THREADS": "1",  # of the fork server; each worker has its own
     "MALLOC_ARENA_MAX": "2",  # each arena keeps freed memory of its own
 }
 _CPU_FIXED: Final = {
@@ -69,17 +69,17 @@ _CPU_FIXED: Final = {
 def worker_environment(
     environ: Mapping[str, str], folder: Path, role: Role, *, cpu: bool
 ) -> dict[str, str]:
-    """What one worker runs with on top of the host's environment.
+    """What one worker runs with on top of the fork server's environment.
 
     `folder` takes its temporary files (the sockets between SGLang's processes are files) and
     its metrics: `prometheus_client` mixes those of all processes that share a folder.
     """
     metrics = folder / "metrics"
     metrics.mkdir(parents=True)
-    own = {"TMPDIR": str(folder), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    variables = {"TMPDIR": str(folder), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
     if cpu:
-        own["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS") or str(threads(role))
-    return own
+        variables["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS") or str(threads(role))
+    return variables
 
 
 def threads(role: Role, cores: int | None = None) -> int:

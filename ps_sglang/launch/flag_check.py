@@ -69,8 +69,8 @@ def checked(words: Sequence[str], source: str) -> tuple[str, ...]:
                 raise UsageError(f"{source}: {name} takes no value, not {' '.join(group[1:])!r}")
             full += group  # takes a default of the launcher's away
             continue
-        known = _full_name(name, source)
-        group = [known + group[0].removeprefix(name), *group[1:]]
+        full_name = _full_name(name, source)
+        group = [full_name + group[0].removeprefix(name), *group[1:]]
         full += group
         taken += group
     parser = _parser()
@@ -124,10 +124,10 @@ def _full_name(name: str, source: str) -> str:
     names = _names()
     if name in names:
         return names[name]
-    meant = sorted(known for known in names if known.startswith(name))
-    if len(meant) == 1:  # as argparse takes it
-        return names[meant[0]]
-    if not meant:
-        meant = difflib.get_close_matches(name, names)
-    hint = f"; did you mean {' or '.join(meant[:3])}?" if meant else ""
+    matches = sorted(candidate for candidate in names if candidate.startswith(name))
+    if len(matches) == 1:  # as argparse takes it
+        return names[matches[0]]
+    if not matches:
+        matches = difflib.get_close_matches(name, names)
+    hint = f"; did you mean {' or '.join(matches[:3])}?" if matches else ""
     raise UsageError(f"{source}: SGLang has no flag {name}{hint}")

@@ -190,12 +190,12 @@ def refuse_owned(words: Sequence[str], source: str) -> None:
 
 def value_of(words: Sequence[str], flag: str) -> str | None:
     """The last value of `flag` in a command line, as argparse would take it."""
-    found = None
+    value = None
     for name, group in groups(words):
         if name == flag:
             _, equals, inline = group[0].partition("=")
-            found = inline if equals else " ".join(group[1:])
-    return found
+            value = inline if equals else " ".join(group[1:])
+    return value
 
 
 def groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -1,11 +1,11 @@
-"""The process host: parent of all workers and of the gateway, in a process of its own.
+"""The fork server: parent of all workers and of the gateway, in a process of its own.
 
     python -m ps_sglang.launch.fork_server RUNTIME_FOLDER [CHECKPOINT_FOLDER]
 
 It exists for two reasons. On a CPU, importing SGLang costs more time and memory than a small
-model: given a checkpoint, the host imports SGLang and loads that tokenizer, and every worker
-is a fork. And it outlives a launcher
-that is killed: on end of file it kills what it started and removes the runtime folder.
+model: given a checkpoint, the fork server imports SGLang and loads that tokenizer, and every
+worker is a fork. And it outlives a launcher that is killed: on end of file it kills what it
+started and removes the runtime folder.
 
 A fork copies only the forking thread, so nothing here starts one: no thread pool, no
 OpenMP region, no ZeroMQ context, no event loop. SGLang's own sub-processes (scheduler,
@@ -96,7 +96,7 @@ class ForkServer:
         """Whether there was something to wait for.
 
         A process counts until it is reaped: a zombie may have threads that still hold its
-        sockets. Its children are the host's from then on.
+        sockets. Its children are the fork server's from then on.
         """
         pids = descendants(os.getpid())
         self._note_shared_memory(pids)
@@ -124,11 +124,11 @@ class ForkServer:
         return None
 
     def _start(self, start: Start) -> Start | None:
-        host = os.getpid()
+        fork_server = os.getpid()
         pid = os.fork()
         if pid == 0:
             self._leave()
-            detach(start, host)
+            detach(start, fork_server)
             return start
         self._pids[pid] = start.name
         self._loading = True
@@ -136,7 +136,7 @@ class ForkServer:
         return None
 
     def _leave(self) -> None:
-        """In the fork: drop the host's wake-up pipe."""
+        """In the fork: drop the fork server's wake-up pipe."""
         signal.set_wakeup_fd(-1)
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -238,10 +238,10 @@ def main() -> None:
         keep_fork()
         warm_up(Path(checkpoint[0]))
     tell(Imported(time.monotonic() - began))
-    host = ForkServer(Path(runtime))
-    start = host.serve()
+    server = ForkServer(Path(runtime))
+    start = server.serve()
     if start is None:
-        host.clean_up()
+        server.clean_up()
         os._exit(0)  # nothing is left to finalise, and torch would take a second for it
     become(start)
 

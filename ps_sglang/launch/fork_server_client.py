@@ -1,4 +1,4 @@
-"""The launcher's end of its process host: start it, command it, know what it reported."""
+"""The launcher's end of its fork server: start it, command it, know what it reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOST_STOP_S: Final = 5.0
 
 
 class ForkServerClient:
-    """A running process host and everything it has told so far."""
+    """A running fork server and everything it has reported so far."""
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class ForkServerClient:
         self.pids: dict[str, int] = {}
         self.exits: dict[str, int] = {}
         self.gone = False
-        threading.Thread(target=self._read, name="host-events", daemon=True).start()
+        threading.Thread(target=self._read, name="fork-server-events", daemon=True).start()
 
     @property
     def pid(self) -> int:
-        """Process id of the host, parent of all processes of the cluster."""
+        """Process id of the fork server, parent of all processes of the cluster."""
         return self._process.pid
 
     def send(self, command: Command) -> None:
-        """Command the host; one that is gone is seen in `gone`."""
+        """Command the fork server; one that is gone is seen in `gone`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(encode(command) + b"\n")
@@ -79,13 +79,13 @@ class ForkServerClient:
             self.wait_for(lambda: name in self.exits or self.gone, grace_s + 2.0)
 
     def close(self, grace_s: float) -> None:
-        """End everything: SIGTERM, SIGKILL after `grace_s`, then the host itself."""
+        """End everything: SIGTERM, SIGKILL after `grace_s`, then the fork server itself."""
         running = tuple(name for name in self.pids if name not in self.exits)
         if running and grace_s > 0:
             self.send(Stop(running, grace_s))
             self.wait_for(lambda: self.gone or set(running) <= set(self.exits), grace_s + 1.0)
         assert self._process.stdin is not None
-        self._process.stdin.close()  # the host kills what is left and removes its folder
+        self._process.stdin.close()  # the fork server kills what is left and removes its folder
         if self.import_s is None:
             self._process.kill()  # still importing: it has started nothing and cannot listen
         try:
@@ -102,7 +102,7 @@ class ForkServerClient:
                     try:
                         self._note(line)
                     except (ValueError, RecursionError) as error:  # a library that prints, say
-                        progress(f"the process host wrote no event: {line[:200]!r} ({error})")
+                        progress(f"the fork server wrote no event: {line[:200]!r} ({error})")
                     self._changed.notify_all()
         with self._changed:
             self.gone = True

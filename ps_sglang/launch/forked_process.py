@@ -1,4 +1,4 @@
-"""From a fresh fork of the host to a worker: what must differ from the parent is reset here."""
+"""From a fresh fork of the fork server to a worker: what must differ from the parent is reset here."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def detach(start: Start, host: int) -> None:
-    """Leave the host's session, pipes and signal handlers; output goes to the worker's log."""
+def detach(start: Start, fork_server: int) -> None:
+    """Leave the fork server's session, pipes and signal handlers; output goes to the worker's log."""
     os.setsid()
     raise_limit()  # a worker has a connection for each of its requests
-    die_with_parent(host)
+    die_with_parent(fork_server)
     log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):

@@ -1,6 +1,6 @@
-"""What the launcher and its process host say to each other: one JSON object a line.
+"""What the launcher and its fork server say to each other: one JSON object a line.
 
-The launcher writes commands to the host's standard input, the host writes events to its
+The launcher writes commands to the fork server's standard input, which writes events to its
 standard output. End of file on either side means that the other side is gone.
 """
 
@@ -15,7 +15,7 @@ class StartMethod(StrEnum):
     """What a new process becomes."""
 
     FORK = "fork"
-    """A Python module run inside a fork of the host, with everything the host has imported."""
+    """A Python module run inside a fork of the fork server, with everything that it has imported."""
     EXEC = "exec"
     """A fresh Python interpreter running the module."""
 
@@ -43,7 +43,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Imported(msgspec.Struct, frozen=True, tag="imported"):
-    """Event: the modules to share are imported; the host can fork from now on."""
+    """Event: the modules to share are imported; the fork server can fork from now on."""
 
     seconds: float
 

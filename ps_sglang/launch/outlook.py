@@ -24,26 +24,28 @@ class Candidate:
 
 def outlook(candidates: Iterable[Candidate], dead: Collection[str]) -> str:
     """What is served without the workers whose URLs are `dead`, in words."""
-    known = list(candidates)
-    able = [one for one in known if one.able and one.url not in dead]
-    if not any(one.decoder is None for one in able):
+    workers = list(candidates)
+    available = [worker for worker in workers if worker.able and worker.url not in dead]
+    if not any(worker.decoder is None for worker in available):
         return "no prefill worker is left, so nothing can be served"
-    every = dict.fromkeys(one.decoder for one in known if one.decoder is not None)
-    served = {one.decoder for one in able}
+    every = dict.fromkeys(worker.decoder for worker in workers if worker.decoder is not None)
+    served = {worker.decoder for worker in available}
     if not (left := [name for name in every if name in served]):
         return "no decode worker is left, so nothing can be served"
     lost = [name for name in every if name not in served]
     return f"still served: {', '.join(left)}" + (f"; no longer: {', '.join(lost)}" if lost else "")
 
 
-def candidates(url: str, own: Iterable[WorkerSpec]) -> list[Candidate]:
-    """The workers of the gateway at `url`; `own`, if it does not answer."""
+def candidates(url: str, workers: Iterable[WorkerSpec]) -> list[Candidate]:
+    """The workers of the gateway at `url`; `workers`, if it does not answer."""
     try:
         listed = WorkersClient(url, _ANSWER_S).list()
     except UsageError:
         return [
-            Candidate(one.url, one.model_name if one.role is Role.DECODE else None) for one in own
+            Candidate(worker.url, worker.model_name if worker.role is Role.DECODE else None)
+            for worker in workers
         ]
     return [
-        Candidate(one["url"], one["decoder"], one["state"] in ("good", "trial")) for one in listed
+        Candidate(worker["url"], worker["decoder"], worker["state"] in ("good", "trial"))
+        for worker in listed
     ]

@@ -21,12 +21,12 @@ def free_ports(count: int) -> list[int]:
     worker binds it, except against another program's random choice.
     """
     high = _ephemeral_low()
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.sample(range(_LOW, high), min(high - _LOW, 100 * count)):
         if is_free("0.0.0.0", port):
-            found.append(port)
-        if len(found) == count:
-            return found
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise LaunchError(f"found no {count} free ports between {_LOW} and {high}")
 
 

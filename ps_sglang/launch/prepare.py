@@ -121,13 +121,13 @@ def chat_flags(spec: ClusterSpec) -> ChatFlags:
         check_served_template(template)
         if template.endswith(".jinja"):
             _check_jinja(template)
-    given = flags.value_of(words, "--default-chat-template-kwargs")
+    kwargs = flags.value_of(words, "--default-chat-template-kwargs")
     try:
-        variables = json.loads(given or "{}")
+        variables = json.loads(kwargs or "{}")
     except ValueError as error:
-        raise UsageError(f"--default-chat-template-kwargs {given}: no JSON: {error}") from error
+        raise UsageError(f"--default-chat-template-kwargs {kwargs}: no JSON: {error}") from error
     if not isinstance(variables, dict):
-        raise UsageError(f"--default-chat-template-kwargs {given}: must be a JSON object")
+        raise UsageError(f"--default-chat-template-kwargs {kwargs}: must be a JSON object")
     return ChatFlags(template, flags.value_of(words, "--hf-chat-template-name"), variables)
 
 
@@ -177,8 +177,8 @@ def runs_on_cpu(spec: ClusterSpec) -> bool:
     return device == "cpu" if device else not has_accelerator()
 
 
-def _log_dir(wanted: Path | None) -> Path:
-    folder = wanted or home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+def _log_dir(log_dir: Path | None) -> Path:
+    folder = log_dir or home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,21 +210,21 @@ def _worker_models(
 def _check_parsers(command_lines: Mapping[str, Sequence[str]]) -> None:
     """Refuse parsers that SGLang does not have; those of manifests have been checked before."""
     for name, words in command_lines.items():
-        given = (
+        parsers = (
             flags.value_of(words, flag) for flag in ("--tool-call-parser", "--reasoning-parser")
         )
-        if problem := parser_problem(*given):
+        if problem := parser_problem(*parsers):
             raise UsageError(f"engine flags of {name}: {problem}")
 
 
 def _parsers(reports: Sequence[DecoderReport]) -> dict[str | None, dict[str, str]]:
     """Flags of parsers by decoder; under None those of prefill workers, on which all agree."""
-    found: dict[str | None, dict[str, str]] = {
+    parsers: dict[str | None, dict[str, str]] = {
         report.name: flags.parsers(report.manifest) for report in reports
     }
-    sets = [set(one.items()) for one in found.values()]
-    found[None] = dict(set.intersection(*sets)) if sets else {}
-    return found
+    sets = [set(flags_of_one.items()) for flags_of_one in parsers.values()]
+    parsers[None] = dict(set.intersection(*sets)) if sets else {}
+    return parsers
 
 
 def _workers(

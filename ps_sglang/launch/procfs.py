@@ -16,13 +16,13 @@ def descendants(ancestor: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for pid, fields in _stat_of_all():
         children.setdefault(int(fields[1]), []).append(pid)
-    found: list[int] = []
+    descendants: list[int] = []
     waiting = [ancestor]
     while waiting:
         below = children.get(waiting.pop(), [])
-        found += below
+        descendants += below
         waiting += below
-    return found
+    return descendants
 
 
 def session_members(leader: int) -> list[int]:
@@ -63,7 +63,7 @@ def listens(leader: int, port: int) -> bool:
 
 def _stat_of_all() -> list[tuple[int, list[str]]]:
     """(pid, fields after the command name) of all processes: state, parent, group, session."""
-    found = []
+    processes = []
     for entry in _PROC.iterdir():
         if not entry.name.isdecimal():
             continue
@@ -71,5 +71,5 @@ def _stat_of_all() -> list[tuple[int, list[str]]]:
             text = (entry / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found.append((int(entry.name), text.rpartition(")")[2].split()))
-    return found
+        processes.append((int(entry.name), text.rpartition(")")[2].split()))
+    return processes

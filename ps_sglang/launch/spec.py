@@ -53,8 +53,8 @@ class ClusterSpec:
 
     def role_args(self, role: Role) -> tuple[str, ...]:
         """All the user's SGLang flags for one role, the winning ones last."""
-        own = self.prefill_engine_args if role is Role.PREFILL else self.decode_engine_args
-        return self.engine_args + own
+        role_args = self.prefill_engine_args if role is Role.PREFILL else self.decode_engine_args
+        return self.engine_args + role_args
 
 
 def _problems(spec: ClusterSpec) -> list[str]:

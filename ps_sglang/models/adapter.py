@@ -30,8 +30,10 @@ def write_adapted(base: Path, adapter: Path, folder: Path) -> None:
     Raises CheckpointError if it was trained on another base.
     """
     manifest = read_manifest(adapter)
-    if manifest is None or manifest.base.fingerprint != (given := base_fingerprint(base)):
-        trained = f"{manifest.base.fingerprint}, not on {given}" if manifest else "an unknown base"
+    if manifest is None or manifest.base.fingerprint != (fingerprint := base_fingerprint(base)):
+        trained = (
+            f"{manifest.base.fingerprint}, not on {fingerprint}" if manifest else "an unknown base"
+        )
         raise CheckpointError(f"the adapter {adapter} was trained on {trained}, {base}")
     write_sibling(base, folder, merge(load_file(base / WEIGHTS_FILE), adapter))
     shutil.copyfile(adapter / MANIFEST_FILE, folder / MANIFEST_FILE)

@@ -104,7 +104,7 @@ def _gguf_file() -> Path:
         files = metadata.files(_PACKAGE) or []
     except metadata.PackageNotFoundError:
         raise missing from None
-    found = [Path(str(f.locate())) for f in files if f.name == _GGUF]
-    if not found or importlib.util.find_spec("gguf") is None:
+    paths = [Path(str(f.locate())) for f in files if f.name == _GGUF]
+    if not paths or importlib.util.find_spec("gguf") is None:
         raise missing
-    return found[0]
+    return paths[0]

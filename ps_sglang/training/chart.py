@@ -151,7 +151,7 @@ def _panel(panel: Panel, styles: Mapping[str, str], size: tuple[int, int]) -> It
     across = _Scale(panel.x, [point.x for point in points], size[0])
     up = _Scale(
         panel.y,
-        [y for one in points for y in (one.y, one.low, one.high) if y is not None],
+        [y for point in points for y in (point.y, point.low, point.high) if y is not None],
         size[1],
     )
     yield from _axes(panel, across, up, size)

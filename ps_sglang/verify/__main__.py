@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang verify") -> i
 
 def _run(argv: Sequence[str] | None, prog: str) -> int:
     args = _parser(prog).parse_args(argv)
-    given = (args.url, args.base, args.decoder)
-    if any(given) if args.demo else not all(given):
+    options = (args.url, args.base, args.decoder)
+    if any(options) if args.demo else not all(options):
         raise UsageError("give --url, --base and at least one --decoder, or --demo alone")
     base_spec, decoder_specs = _DEMO if args.demo else (args.base, args.decoder)
     _check_writable(args.json)

@@ -39,13 +39,13 @@ def collect(client: GatewayClient, script: Script, render: Render, say: Say) -> 
         ],
         "chat API": lambda: [_chat(client, chat, render) for chat in script.chats],
     }
-    found: list[Exchange] = []
+    exchanges: list[Exchange] = []
     for phase, run in phases.items():
         began = time.monotonic()
-        exchanges = run()
-        say(f"{phase}: {len(exchanges)} requests, {time.monotonic() - began:.1f} s")
-        found += exchanges
-    return found
+        of_phase = run()
+        say(f"{phase}: {len(of_phase)} requests, {time.monotonic() - began:.1f} s")
+        exchanges += of_phase
+    return exchanges
 
 
 def _single(client: GatewayClient, phase: str, ask: Ask) -> Exchange:
@@ -60,11 +60,11 @@ def _crowd(client: GatewayClient, asks: Iterable[Ask]) -> list[Exchange]:
 
 def _converse(client: GatewayClient, conversation: Conversation) -> Iterator[Exchange]:
     """Each turn's prompt is all that was said before, by whichever decoder, plus the new text."""
-    said: Tokens = ()
+    history: Tokens = ()
     for number, (decoder, text) in enumerate(conversation.turns, start=1):
-        turn = _single(client, f"conversation, turn {number}", Ask(decoder, said + text))
+        turn = _single(client, f"conversation, turn {number}", Ask(decoder, history + text))
         yield turn
-        said = turn.prompt + (
+        history = turn.prompt + (
             turn.outcome.tokens if isinstance(turn.outcome, GatewayAnswer) else ()
         )
 

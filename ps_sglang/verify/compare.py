@@ -71,10 +71,10 @@ def judge(reference: Reference, exchanges: Iterable[Exchange]) -> Iterator[Verdi
         yield verdict(exchange, answer, *seen[key])
 
 
-def verdict(exchange: Exchange, answer: GatewayAnswer, shared: Scores, own: Scores) -> Verdict:
+def verdict(exchange: Exchange, answer: GatewayAnswer, shared: Scores, own_kv: Scores) -> Verdict:
     """Compare an answer of the right length with the reference's two scores of it."""
     mismatches = _mismatches(answer.tokens, shared)
-    wrong = next((one for one in mismatches if not one.is_tie), None)
+    wrong = next((mismatch for mismatch in mismatches if not mismatch.is_tie), None)
     right = len(answer.tokens) if wrong is None else wrong.position
     error = abs(answer.first_logprob - shared.logprobs[0])
     failure = None if wrong is None else str(wrong)
@@ -83,19 +83,21 @@ def verdict(exchange: Exchange, answer: GatewayAnswer, shared: Scores, own: Scor
     return Verdict(
         exchange,
         right=right,
-        ties=tuple(one for one in mismatches if one.is_tie and one.position < right),
+        ties=tuple(
+            mismatch for mismatch in mismatches if mismatch.is_tie and mismatch.position < right
+        ),
         failure=failure,
         logprob_error=error,
-        own_kv_agrees=own.best == shared.best if len(exchange.prompt) > 1 else None,
+        own_kv_agrees=own_kv.best == shared.best if len(exchange.prompt) > 1 else None,
     )
 
 
 def _mismatches(tokens: Tokens, scores: Scores) -> list[Mismatch]:
     rows = zip(tokens, scores.best, scores.gaps, strict=True)
     return [
-        Mismatch(position, said, best, gap)
-        for position, (said, best, gap) in enumerate(rows)
-        if said != best
+        Mismatch(position, token, best, gap)
+        for position, (token, best, gap) in enumerate(rows)
+        if token != best
     ]
 
 

@@ -65,23 +65,23 @@ class Prefixes:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._held: dict[Tokens, list[_Layer]] = {}
+        self._prefixes: dict[Tokens, list[_Layer]] = {}
 
     def cache(self, prefix: Tokens) -> DynamicCache:
         """A cache of exactly `prefix`, the caller's to write on."""
-        if prefix not in self._held:
-            self._held[prefix] = self._extend(prefix)
-            if len(self._held) > _KEPT_PREFIXES:
-                del self._held[next(iter(self._held))]
-        return _cache(self._held[prefix], len(prefix))
+        if prefix not in self._prefixes:
+            self._prefixes[prefix] = self._extend(prefix)
+            if len(self._prefixes) > _KEPT_PREFIXES:
+                del self._prefixes[next(iter(self._prefixes))]
+        return _cache(self._prefixes[prefix], len(prefix))
 
     def _extend(self, prefix: Tokens) -> list[_Layer]:
         if not prefix:
             return []
-        nearest = max(self._held, key=lambda held: common_length(held, prefix), default=())
-        known = min(common_length(nearest, prefix), len(prefix) - 1)
-        cache = _cache(self._held[nearest] if known else [], known)
-        _forward(self.model, prefix[known:], cache, 1)
+        nearest = max(self._prefixes, key=lambda cached: common_length(cached, prefix), default=())
+        reused = min(common_length(nearest, prefix), len(prefix) - 1)
+        cache = _cache(self._prefixes[nearest] if reused else [], reused)
+        _forward(self.model, prefix[reused:], cache, 1)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -90,10 +90,10 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two sequences have in common at their start."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _cache(layers: Sequence[_Layer], length: int) -> DynamicCache:

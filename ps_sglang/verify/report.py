@@ -34,8 +34,10 @@ class VerifyReport:
     @property
     def control(self) -> tuple[int, int]:
         """On how many prompts the decoder's own KV gives the same answer, and of how many."""
-        found = [one.own_kv_agrees for one in self.verdicts if one.own_kv_agrees is not None]
-        return sum(found), len(found)
+        agreements = [
+            verdict.own_kv_agrees for verdict in self.verdicts if verdict.own_kv_agrees is not None
+        ]
+        return sum(agreements), len(agreements)
 
     @property
     def can_tell(self) -> bool:
@@ -68,7 +70,9 @@ class VerifyReport:
                 f"ties (logit gap below {TIE_GAP:g}) count as right; what follows one is compared "
                 "given the token that the server chose"
             )
-        errors = [one.logprob_error for one in self.verdicts if one.logprob_error is not None]
+        errors = [
+            verdict.logprob_error for verdict in self.verdicts if verdict.logprob_error is not None
+        ]
         if errors:
             yield (
                 f"first token's logprob: largest error {max(errors):.1e} "

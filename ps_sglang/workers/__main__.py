@@ -89,16 +89,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         ("remove", _remove, "have a worker leave, when it has finished what it has"),
         ("swap", _swap, "give a decode worker other weights; its cache stays warm"),
     ):
-        one = command(name, run, help_text)
-        one.add_argument(
+        subparser = command(name, run, help_text)
+        subparser.add_argument(
             "name", metavar="NAME", help="a worker" + (" or a decoder" if name == "swap" else "")
         )
         if name == "remove":
-            one.add_argument(
+            subparser.add_argument(
                 "--now", action="store_true", help="at once: its requests go to others or end"
             )
         if name == "swap":
-            one.add_argument(
+            subparser.add_argument(
                 "model_path", metavar="PATH", help="a checkpoint folder, on the worker's machine"
             )
     return parser
@@ -148,8 +148,8 @@ def _swap(client: WorkersClient, args: argparse.Namespace) -> None:
         worker["name"] for worker in workers if worker["decoder"] == args.name
     ]
     if not names:
-        known = [worker["name"] for worker in workers]
-        raise UsageError(f"there is no worker or decoder {args.name!r}; workers: {known}")
+        worker_names = [worker["name"] for worker in workers]
+        raise UsageError(f"there is no worker or decoder {args.name!r}; workers: {worker_names}")
     # A relative path means this folder; one that starts elsewhere is the worker's own business.
     path = str(Path(args.model_path).expanduser())
     path = os.path.abspath(path) if Path(path).exists() else path

@@ -42,7 +42,7 @@ def served(llama: Models, launch: Launch) -> Served:
 
 
 class Guests:
-    """Workers started by hand, one after another on one port, by the cluster's process host."""
+    """Workers started by hand, one after another on one port, by the cluster's fork server."""
 
     def __init__(self, served: Served, folder: Path) -> None:
         self._served, self._folder = served, folder

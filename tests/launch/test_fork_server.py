@@ -1,4 +1,4 @@
-"""The process host, with small programs in place of workers."""
+"""The fork server, with small programs in place of workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def runtime(tmp_path: Path) -> Path:
 @pytest.fixture
 def link(marked: Marked, runtime: Path, tmp_path: Path) -> Iterator[ForkServerClient]:
     environ = os.environ | {"PYTHONPATH": str(PROGRAMS)}
-    link = ForkServerClient(runtime, None, environ, tmp_path / "host.log")
+    link = ForkServerClient(runtime, None, environ, tmp_path / "fork-server.log")
     yield link
     link.close(0)
 
@@ -117,7 +117,7 @@ def test_a_host_whose_launcher_is_killed_cleans_up(
     log = tmp_path / "one.log"
     os.mkfifo(log)
     launcher = subprocess.Popen(
-        [sys.executable, "-c", _LAUNCHER, str(runtime), str(tmp_path / "host.log"), str(log)],
+        [sys.executable, "-c", _LAUNCHER, str(runtime), str(tmp_path / "fork-server.log"), str(log)],
         env=os.environ | {"PYTHONPATH": str(PROGRAMS)},
     )
     with log.open() as lines:
@@ -148,7 +148,7 @@ def test_what_is_no_command_is_passed_over(link: ForkServerClient, tmp_path: Pat
     start(link, "one", "plain", tmp_path)
     link.stop("one", grace_s=STOP_S)
     assert link.exits == {"one": -signal.SIGTERM}
-    assert "no command of the launcher" in (tmp_path / "host.log").read_text()
+    assert "no command of the launcher" in (tmp_path / "fork-server.log").read_text()
 
 
 def test_what_is_no_event_is_passed_over(
@@ -156,9 +156,9 @@ def test_what_is_no_event_is_passed_over(
 ) -> None:
     """A library that prints into the pipe, say."""
     environ = os.environ | {"PYTHONPATH": str(PROGRAMS)}
-    link = ForkServerClient(runtime, None, environ, tmp_path / "host.log", module="noisy")
+    link = ForkServerClient(runtime, None, environ, tmp_path / "fork-server.log", module="noisy")
     try:
         assert link.wait_for(lambda: link.import_s == 0.5, STOP_S)
     finally:
         link.close(0)
-    assert "the process host wrote no event" in capsys.readouterr().err
+    assert "the fork server wrote no event" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """What forks share, and a KV pool that costs memory as it fills: on SGLang's own classes.
 
-In an interpreter of its own: it imports SGLang as the process host does.
+In an interpreter of its own: it imports SGLang as the fork server does.
 """
 
 from __future__ import annotations

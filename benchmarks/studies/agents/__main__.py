@@ -6,7 +6,7 @@
 Every system runs on the same cores with the same KV memory (see `systems`), is started clean for
 each repeat, and is asked for the same sessions. Without --rates or --concurrency all sessions come
 at once first, and what the first system does then chooses the rates. What is stock in `stock_pd` is
-written in `stock_host`.
+written in `stock_fork_server`.
 """
 
 from __future__ import annotations

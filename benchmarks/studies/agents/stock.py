@@ -15,7 +15,7 @@ from typing import Final
 
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import flags
-from ps_sglang.launch.environment import host_environment, worker_environment
+from ps_sglang.launch.environment import fork_server_environment, worker_environment
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.messages import Loaded, Start, StartMethod
 from ps_sglang.launch.ports import free_ports
@@ -57,19 +57,19 @@ def stock_servers(
     Raises LaunchError if one ends, or is not ready in time.
     """
     runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
-    environ = host_environment(os.environ, runtime, "LlamaForCausalLM", cpu=True)
+    environ = fork_server_environment(os.environ, runtime, "LlamaForCausalLM", cpu=True)
     link = ForkServerClient(
         runtime,
         servers[0].model,
         environ,
-        log_dir / "host.log",
-        "benchmarks.studies.agents.stock_host",
+        log_dir / "fork-server.log",
+        "benchmarks.studies.agents.stock_fork_server",
     )
     try:
         for model in {server.model for server in servers}:
             read_ahead(model.glob("*.safetensors"))
         deadline = time.monotonic() + _READY_S
-        _wait(link, lambda: link.import_s is not None, deadline, "the process host", log_dir)
+        _wait(link, lambda: link.import_s is not None, deadline, "the fork server", log_dir)
         ports = iter(free_ports(3 * len(servers)))
         started = [
             _start(

@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang evaluate") ->
         return 130
 
 
-def _show(found: Evaluation) -> int:
-    for row in found.rows:
+def _show(evaluation: Evaluation) -> int:
+    for row in evaluation.rows:
         how = "served" if row.served else f"share {row.share:g}"
         print(
             f"{row.task}, {row.system}, {how}: {row.score:.1%} of {row.n} "
             f"(95 % interval {row.low:.1%} to {row.high:.1%})"
         )
-    comparison = found.comparison
+    comparison = evaluation.comparison
     if comparison is None:
         return 0
     for difference in comparison.differing:

@@ -56,10 +56,10 @@ _SWITCHES: Final = {
 
 def parse_args(argv: Sequence[str] | None, prog: str) -> EvaluateSettings:
     """Raises UsageError that says what is wrong with which argument."""
-    given = vars(_parser(prog).parse_args(argv))
-    if "share" in given:
-        given["share"] = tuple(given["share"])
-    return EvaluateSettings(**given)
+    options = vars(_parser(prog).parse_args(argv))
+    if "share" in options:
+        options["share"] = tuple(options["share"])
+    return EvaluateSettings(**options)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -49,12 +49,12 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> Lines:
         if row.get("served"):
             continue
         groups.setdefault((row["task"], row["system"], row["share"]), {})[row["seed"]] = row
-    found: Lines = {}
+    by_task: Lines = {}
     for (task, system, _), seeds in sorted(groups.items(), key=lambda group: group[0][2]):
-        found.setdefault(task, {}).setdefault(system, []).append(mean([*seeds.values()]))
-    if not found:
+        by_task.setdefault(task, {}).setdefault(system, []).append(mean([*seeds.values()]))
+    if not by_task:
         raise UsageError("no offline rows: there is nothing to draw")
-    return found
+    return by_task
 
 
 def mean(seeds: Sequence[Mapping[str, Any]]) -> FigureScore:
@@ -73,7 +73,10 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
             task,
             x,
             y,
-            {system: [_drawn(system, one) for one in points[system]] for system in sorted(points)},
+            {
+                system: [_drawn(system, score) for score in points[system]]
+                for system in sorted(points)
+            },
             level=(0, 100),
         )
         for task, points in lines(rows).items()
@@ -81,9 +84,11 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
     return chart(panels, size=(340, 260))
 
 
-def _drawn(system: str, one: FigureScore) -> Point:
-    note = f"{system}, share {one.share:g}: {one.score:.1%} ({one.low:.1%} to {one.high:.1%})"
-    return Point(100 * one.share, 100 * one.score, 100 * one.low, 100 * one.high, note)
+def _drawn(system: str, score: FigureScore) -> Point:
+    note = (
+        f"{system}, share {score.share:g}: {score.score:.1%} ({score.low:.1%} to {score.high:.1%})"
+    )
+    return Point(100 * score.share, 100 * score.score, 100 * score.low, 100 * score.high, note)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,18 +62,18 @@ class Generator:
         with torch.inference_mode():
             rows = _Rows(self._decoder, prompts, taken, prefix, self._device)
             logits = rows.read_prompts()
-            said: list[list[int]] = [[] for _ in prompts]
+            answers: list[list[int]] = [[] for _ in prompts]
             going = list(range(len(prompts)))
             while True:
                 best = logits.argmax(dim=-1)
                 kept = []
                 for index, (row, token) in enumerate(zip(going, best.tolist(), strict=True)):
                     if token not in self._stops:
-                        said[row].append(token)
-                        if len(said[row]) < self._most:
+                        answers[row].append(token)
+                        if len(answers[row]) < self._most:
                             kept.append(index)
                 if not kept:
-                    return [tuple(tokens) for tokens in said]
+                    return [tuple(tokens) for tokens in answers]
                 if len(kept) < len(going):
                     rows.keep(kept)
                     best, going = best[kept], [going[index] for index in kept]
@@ -100,19 +100,24 @@ class _Rows:
     ) -> None:
         """Of each prompt the KV of the first `taken` tokens is in `prefix`."""
         self._model, self._cache = model, DynamicCache()
-        self._before = max(taken)
-        if self._before:
+        self._prefix_tokens = max(taken)
+        if self._prefix_tokens:
             for index, (keys, values) in enumerate(prefix):
-                self._cache.update(keys[:, :, : self._before], values[:, :, : self._before], index)
+                self._cache.update(
+                    keys[:, :, : self._prefix_tokens], values[:, :, : self._prefix_tokens], index
+                )
         rest = [prompt[count:] for prompt, count in zip(prompts, taken, strict=True)]
         width = max(len(row) for row in rest)
         self._rest = torch.tensor([(0,) * (width - len(row)) + row for row in rest], device=device)
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
-        own = torch.tensor([[len(row)] for row in rest], device=device)
+        new_tokens = torch.tensor([[len(row)] for row in rest], device=device)
         columns = torch.arange(width, device=device)
         # [rows, columns of the cache]
         self._visible = torch.cat(
-            [torch.arange(self._before, device=device) < lengths - own, columns >= width - own],
+            [
+                torch.arange(self._prefix_tokens, device=device) < lengths - new_tokens,
+                columns >= width - new_tokens,
+            ],
             dim=1,
         )
         # Padding before position 0 has no position; it is never seen.
@@ -160,9 +165,9 @@ def shared_tokens(prompt: int, share: float) -> int:
 def _prompt_mask(visible: torch.Tensor, width: int) -> torch.Tensor:
     """What the decoder's part of the prompts sees, its last `width` columns being itself:
     [rows, 1, width, columns], bool."""
-    before = visible.shape[1] - width
+    cached = visible.shape[1] - width
     causal = torch.ones(width, width, dtype=torch.bool, device=visible.device).tril()
-    return visible[:, None, None] & torch.nn.functional.pad(causal, (before, 0), value=True)
+    return visible[:, None, None] & torch.nn.functional.pad(causal, (cached, 0), value=True)
 
 
 def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
@@ -171,10 +176,10 @@ def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
     Longest first, so that what does not fit into memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     for index in order:
-        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= most:
-            found[-1].append(index)
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= most:
+            batches[-1].append(index)
         else:
-            found.append([index])
-    return found
+            batches.append([index])
+    return batches

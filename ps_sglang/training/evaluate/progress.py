@@ -16,16 +16,16 @@ class EvaluationProgress:
 
     def __init__(self, what: str, answers: int, tokens: int, say: Say) -> None:
         self._what, self._answers, self._tokens, self._say = what, answers, tokens, say
-        self._began = self._said = time.monotonic()
+        self._began = self._reported = time.monotonic()
         self._done = self._done_tokens = 0
 
     def add(self, answers: int, tokens: int) -> None:
         self._done += answers
         self._done_tokens += tokens
         now = time.monotonic()
-        if self._done == self._answers or now - self._said < _EVERY_S:
+        if self._done == self._answers or now - self._reported < _EVERY_S:
             return
-        self._said = now
+        self._reported = now
         seconds = now - self._began
         left = seconds * (self._tokens - self._done_tokens) / self._done_tokens
         self._say(

@@ -24,6 +24,8 @@ def record(rows: Sequence[Row], decoder: Path) -> None:
         benchmark=f"{row.task} {row.split}{shots}", metric="passed", value=row.score, examples=row.n
     )
     kind = (score.benchmark, score.metric)
-    others = [one for one in manifest.scores if (one.benchmark, one.metric) != kind]
+    others = [
+        recorded for recorded in manifest.scores if (recorded.benchmark, recorded.metric) != kind
+    ]
     with writing(decoder):
         write_manifest(decoder, msgspec.structs.replace(manifest, scores=[*others, score]))

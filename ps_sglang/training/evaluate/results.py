@@ -99,7 +99,7 @@ class AnswerLog:
     def write(self, answers: Sequence[Answered]) -> None:
         if self._path is None:
             return
-        rows = [self._facts | asdict(one) | {"tokens": len(one.tokens)} for one in answers]
+        rows = [self._facts | asdict(answer) | {"tokens": len(answer.tokens)} for answer in answers]
         with writing(self._path), self._path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 

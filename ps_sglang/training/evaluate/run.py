@@ -51,16 +51,18 @@ def evaluate_task(chosen: Task, settings: EvaluateSettings, say: Say) -> Evaluat
     log = AnswerLog(settings.answers, facts)
     run = _Run(chosen, settings, subject, asked, prompts, log, say)
     offline = run.offline() if settings.share else {}
-    found = Evaluation(tuple(run.row(answers) for answers in offline.values()))
-    _finish(found, settings, subject)
+    evaluation = Evaluation(tuple(run.row(answers) for answers in offline.values()))
+    _finish(evaluation, settings, subject)
     if served is not None:
         answers = run.served(served)
-        found = replace(found, rows=(*found.rows, run.row(answers)))
+        evaluation = replace(evaluation, rows=(*evaluation.rows, run.row(answers)))
         if 1.0 in offline:
             models = subject.base.path, subject.decoder.path
-            found = replace(found, comparison=compare(*models, prompts, offline[1.0], answers))
-        _finish(found, settings, subject)
-    return found
+            evaluation = replace(
+                evaluation, comparison=compare(*models, prompts, offline[1.0], answers)
+            )
+        _finish(evaluation, settings, subject)
+    return evaluation
 
 
 def _served(
@@ -72,15 +74,15 @@ def _served(
     return served
 
 
-def _finish(found: Evaluation, settings: EvaluateSettings, subject: Subject) -> None:
+def _finish(evaluation: Evaluation, settings: EvaluateSettings, subject: Subject) -> None:
     """Write what is there; called again when there is more."""
     if settings.out:
-        found.write(settings.out)
+        evaluation.write(settings.out)
     if settings.figure and settings.share:
         with writing(settings.figure):
-            settings.figure.write_text(draw([asdict(row) for row in found.rows]))
+            settings.figure.write_text(draw([asdict(row) for row in evaluation.rows]))
     if settings.record:
-        record(found.rows, subject.decoder.path)
+        record(evaluation.rows, subject.decoder.path)
 
 
 @dataclass(frozen=True)
@@ -102,26 +104,26 @@ class _Run:
         generator = self.subject.generator(self.settings, most)
         lengths = [len(prompt) + most for prompt in self.prompts]
         seen = self._progress("offline", len(shares), sum(lengths) * len(shares))
-        found: dict[float, dict[int, Answered]] = {share: {} for share in shares}
+        answered: dict[float, dict[int, Answered]] = {share: {} for share in shares}
         for batch in batches(lengths, self.settings.batch_tokens):
             prompts = [self.prompts[index] for index in batch]
-            for share, said in generator.answers(prompts, shares):
-                texts = [self._text(tokens) for tokens in said]
-                scored = self._scored(batch, share, False, said, texts)
-                found[share] |= dict(zip(batch, scored, strict=True))
+            for share, outputs in generator.answers(prompts, shares):
+                texts = [self._text(tokens) for tokens in outputs]
+                scored = self._scored(batch, share, False, outputs, texts)
+                answered[share] |= dict(zip(batch, scored, strict=True))
                 seen.add(len(batch), sum(lengths[index] for index in batch))
         seen.finish()
-        return {share: _in_order(answers) for share, answers in found.items()}
+        return {share: _in_order(answers) for share, answers in answered.items()}
 
     def served(self, decoder: ServedDecoder) -> list[Answered]:
         most = self.task.max_new_tokens
         seen = self._progress("served", 1, sum(len(prompt) + most for prompt in self.prompts))
-        found: dict[int, Answered] = {}
+        answered: dict[int, Answered] = {}
         for index, reply in decoder.answers(self.asked, self.prompts):
-            (found[index],) = self._scored([index], 1.0, True, [reply.tokens], [reply.text])
+            (answered[index],) = self._scored([index], 1.0, True, [reply.tokens], [reply.text])
             seen.add(1, len(self.prompts[index]) + most)
         seen.finish()
-        return _in_order(found)
+        return _in_order(answered)
 
     def _progress(self, how: str, shares: int, tokens: int) -> EvaluationProgress:
         what = f"{self.task.name}, {self.subject.decoder.name} {how}"
@@ -136,14 +138,14 @@ class _Run:
         indices: Sequence[int],
         share: float,
         served: bool,
-        said: Sequence[Tokens],
+        outputs: Sequence[Tokens],
         texts: Sequence[str],
     ) -> list[Answered]:
         items = [self.asked[index].item for index in indices]
         answers = [
             Answered(item.id, share, served, tokens, text, passed)
             for item, tokens, text, passed in zip(
-                items, said, texts, self.task.passed(items, texts), strict=True
+                items, outputs, texts, self.task.passed(items, texts), strict=True
             )
         ]
         self.log.write(answers)

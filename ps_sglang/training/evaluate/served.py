@@ -59,7 +59,9 @@ class ServedDecoder:
         """
         problem: str | None = None
         with ThreadPoolExecutor(self._at_once) as pool:
-            futures = {pool.submit(self._ask, one): index for index, one in enumerate(asked)}
+            futures = {
+                pool.submit(self._ask, question): index for index, question in enumerate(asked)
+            }
             for future in as_completed(futures):
                 if future.cancelled():
                     continue
@@ -87,12 +89,12 @@ class ServedDecoder:
         answer = self._client.call("/v1/chat/completions", body)
         try:
             choice = answer["choices"][0]
-            said = tuple(choice["response_token_ids"])
+            tokens = tuple(choice["response_token_ids"])
             text = choice["message"]["content"] or ""
             prompt = tuple(choice["prompt_token_ids"])
         except (KeyError, IndexError, TypeError) as error:
             raise RequestFailed(f"the answer lacks {error}") from error
-        return Reply(prompt, said[:-1] if said and said[-1] in self._stops else said, text)
+        return Reply(prompt, tokens[:-1] if tokens and tokens[-1] in self._stops else tokens, text)
 
 
 def _outcome(future: Future[Reply]) -> Reply | str:

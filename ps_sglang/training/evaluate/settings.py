@@ -48,8 +48,8 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         """Raises UsageError naming every value that cannot be."""
         wrong = [
-            f"--{name.replace('_', '-')} {getattr(self, name)}: must be {wanted}"
-            for names, wanted, holds in _RANGES
+            f"--{name.replace('_', '-')} {getattr(self, name)}: must be {requirement}"
+            for names, requirement, holds in _RANGES
             for name in names
             if not holds(getattr(self, name))
         ]

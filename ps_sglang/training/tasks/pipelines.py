@@ -61,9 +61,11 @@ class Pipeline:
     def question(self) -> str:
         """What is asked, for the code alone."""
         head = f"Write a Python function `{self.function}(xs)` that takes a list of integers `xs`."
-        *before, last = self.steps
+        *earlier, last = self.steps
         task = (
-            f"First, {'; then '.join(before)}. Finally, {last}." if before else f"It should {last}."
+            f"First, {'; then '.join(earlier)}. Finally, {last}."
+            if earlier
+            else f"It should {last}."
         )
         return f"{head} {task} Reply with the code only."
 

@@ -96,7 +96,7 @@ def _run(program: str, calls: list[Any]) -> list[Any]:
 def _plain(value: Any) -> Any:
     """`value` if it is JSON by its exact types, so that no class can decide how it compares."""
     if type(value) is list:
-        return [_plain(one) for one in value]
+        return [_plain(element) for element in value]
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(type(value).__name__)

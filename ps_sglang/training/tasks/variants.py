@@ -24,17 +24,17 @@ class Words:
 
     def __init__(self, asked: Sequence[tuple[str, Calls]]) -> None:
         """Args: asked: questions, each with its right calls."""
-        self._known: dict[str, list[str]] = {}
+        self._words: dict[str, list[str]] = {}
         for question, calls in asked:
             for name, value in _values(calls):
                 if _is_name(value) and re.search(_exactly(value), question):
-                    known = self._known.setdefault(name, [])
-                    if value not in known:
-                        known.append(value)
+                    words = self._words.setdefault(name, [])
+                    if value not in words:
+                        words.append(value)
 
     def other(self, name: str, word: str, source: random.Random) -> str:
         """Another word for an argument of that name, or the same where no other is known."""
-        others = [known for known in self._known.get(name, ()) if known != word]
+        others = [candidate for candidate in self._words.get(name, ()) if candidate != word]
         return source.choice(others) if others else word
 
 
@@ -68,9 +68,9 @@ def with_other_values(
 def exchanged(value: Any, became: Mapping[Any, Any]) -> Any:
     """A value, or the values in it, as what they became."""
     if isinstance(value, dict):
-        return {key: exchanged(one, became) for key, one in value.items()}
+        return {key: exchanged(element, became) for key, element in value.items()}
     if isinstance(value, list):
-        return [exchanged(one, became) for one in value]
+        return [exchanged(element, became) for element in value]
     if isinstance(value, bool) or value not in became:
         return value
     return type(value)(became[value])
@@ -83,10 +83,10 @@ def fixed_values(functions: Any) -> set[str]:
     if not isinstance(functions, dict):
         return set()
     listed = functions.get("enum")
-    own = {str(value) for value in listed} if isinstance(listed, list) else set()
+    fixed = {str(value) for value in listed} if isinstance(listed, list) else set()
     if "default" in functions:
-        own.add(str(functions["default"]))
-    return own.union(*map(fixed_values, functions.values()))
+        fixed.add(str(functions["default"]))
+    return fixed.union(*map(fixed_values, functions.values()))
 
 
 def with_others(
@@ -107,11 +107,11 @@ def with_others(
 def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The values in calls, each with the name of its argument."""
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _values(one, key)
+        for key, element in value.items():
+            yield from _values(element, key)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _values(one, name)
+        for element in value:
+            yield from _values(element, name)
     else:
         yield name, value
 

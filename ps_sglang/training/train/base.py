@@ -72,18 +72,18 @@ class BaseReader:
 
     def _read_kept(self, kept: KvStore, ids: torch.Tensor, lengths: list[int]) -> BasePrefix:
         keys = [_key(row[:n]) for row, n in zip(ids.cpu(), lengths, strict=True)]
-        found = {row: kv for row, key in enumerate(keys) if (kv := kept.get(key)) is not None}
-        missing = [row for row in range(len(keys)) if row not in found]
+        kv_by_row = {row: kv for row, key in enumerate(keys) if (kv := kept.get(key)) is not None}
+        missing = [row for row in range(len(keys)) if row not in kv_by_row]
         if missing:
             longest = max(1, *(lengths[row] for row in missing))
             layers = self._base.prefill(ids[missing, :longest])
             fresh = {row: _row(layers, i, lengths[row]) for i, row in enumerate(missing)}
             for row, kv in fresh.items():
                 kept.put(keys[row], kv)
-            if not found:
+            if not kv_by_row:
                 return BasePrefix(layers)
-            found |= fresh
-        return BasePrefix(_together([found[row] for row in range(len(keys))], ids.device))
+            kv_by_row |= fresh
+        return BasePrefix(_together([kv_by_row[row] for row in range(len(keys))], ids.device))
 
 
 def _key(ids: torch.Tensor) -> str:

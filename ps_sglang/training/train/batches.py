@@ -59,15 +59,15 @@ class Example:
     def sequences(self) -> Iterator[tuple[Tokens, list[AnswerTokens]]]:
         """As few plain token sequences as hold every answer right after its prompt, and which."""
         ids: Tokens = ()
-        held: list[AnswerTokens] = []
+        segment: list[AnswerTokens] = []
         for answer in self.answers:
             prompt = self.prompt[: answer.start]
-            if held and prompt[: len(ids)] != ids:
-                yield ids, held
-                held = []
+            if segment and prompt[: len(ids)] != ids:
+                yield ids, segment
+                segment = []
             ids = prompt + answer.ids
-            held.append(answer)
-        yield ids, held
+            segment.append(answer)
+        yield ids, segment
 
 
 # One token read and none learned: it fills up the last batches of several processes, which must all

@@ -76,11 +76,11 @@ class Encoder:
         problems = Problems(data.source)
         examples: list[Example] = []
         cut = skipped = 0
-        told = Encoded(data.source, len(data.records), examples, 0, 0, columns=data.columns)
+        encoded = Encoded(data.source, len(data.records), examples, 0, 0, columns=data.columns)
         counts: Counter[str] = Counter()
         for record in data.records:
             fitting = []
-            for turn in self._turns(record, problems, told.dropped, counts):
+            for turn in self._turns(record, problems, encoded.dropped, counts):
                 room = self._max_length - len(turn.prompt)
                 if len(turn.answer) > room and self._skip_long:
                     skipped += 1
@@ -96,7 +96,7 @@ class Encoder:
         if not examples:
             raise DataError(f"{data.source}: no answer fits into {self._max_length} tokens")
         return replace(
-            told, cut=cut, skipped=skipped, unlearned=counts["unlearned"], empty=counts["empty"]
+            encoded, cut=cut, skipped=skipped, unlearned=counts["unlearned"], empty=counts["empty"]
         )
 
     def _too_long(self, turn: _Turn) -> str:

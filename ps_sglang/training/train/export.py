@@ -60,10 +60,10 @@ def merge_adapter(base: NamedModel, adapter: Path, out: Path) -> None:
     manifest = read_manifest(adapter)
     if manifest is None:
         raise UsageError(f"{adapter} has no {MANIFEST_FILE}; give a folder that training wrote")
-    if manifest.base.fingerprint != (given := base_fingerprint(base.path)):
+    if manifest.base.fingerprint != (fingerprint := base_fingerprint(base.path)):
         raise UsageError(
             f"{adapter} was trained on {manifest.base.name} ({manifest.base.fingerprint}), not on "
-            f"{base.name} ({given}); give that base"
+            f"{base.name} ({fingerprint}); give that base"
         )
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()

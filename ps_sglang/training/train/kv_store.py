@@ -60,10 +60,10 @@ class MemoryKvStore(_Counts):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[str, torch.Tensor] = {}
+        self._by_key: dict[str, torch.Tensor] = {}
 
     def get(self, key: str) -> torch.Tensor | None:
-        kv = self._held.get(key)
+        kv = self._by_key.get(key)
         if kv is None:
             self.misses += 1
         else:
@@ -71,8 +71,8 @@ class MemoryKvStore(_Counts):
         return kv
 
     def put(self, key: str, kv: torch.Tensor) -> None:
-        if key not in self._held and self.used_bytes + kv.nbytes <= self._limit:
-            self._held[key] = kv
+        if key not in self._by_key and self.used_bytes + kv.nbytes <= self._limit:
+            self._by_key[key] = kv
             self.used_bytes += kv.nbytes
 
 

@@ -30,8 +30,8 @@ def mark_problems(marked: dict[str, Any], *, answers: bool = True) -> Iterator[s
 
     `answers`: it is an assistant's message, or a row. No other message is ever learned.
     """
-    given = {mark: marked[mark] for mark in _MARKS if marked.get(mark) is not None}
-    for mark, value in given.items():
+    values = {mark: marked[mark] for mark in _MARKS if marked.get(mark) is not None}
+    for mark, value in values.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             yield (
                 f"{mark} must be 0 or 1, false or true (learn an answer or not), not "
@@ -39,8 +39,8 @@ def mark_problems(marked: dict[str, Any], *, answers: bool = True) -> Iterator[s
             )
         elif value and not answers:
             yield f"{mark} is {value!r}, but only an assistant's messages are learned; leave it out"
-    if len({bool(value) for value in given.values()}) > 1:
-        yield f"{' and '.join(given)} contradict each other; leave all but one out"
+    if len({bool(value) for value in values.values()}) > 1:
+        yield f"{' and '.join(values)} contradict each other; leave all but one out"
     for mark in _OTHERS:
         if marked.get(mark) is not None:
             yield f"{mark} is a mark that cannot be honoured; write weight: 0 or 1 instead"

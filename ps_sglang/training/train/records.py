@@ -119,21 +119,23 @@ def read_data(source: str) -> DataSet:
 
 
 def _record(where: str, row: dict[str, Any], problems: Problems) -> Record | None:
-    found = list(mark_problems(row))
+    row_problems = list(mark_problems(row))
     if row.get("messages") is not None:
         row = row | {"tools": _parsed(row.get("tools"))}
-        found += _chat_problems(row)
-        record: Record = _chat(where, row) if not found else ChatRecord(where, [], None)
+        row_problems += _chat_problems(row)
+        record: Record = _chat(where, row) if not row_problems else ChatRecord(where, [], None)
     elif "prompt" in row or "completion" in row:
-        found += _text_problems(row)
+        row_problems += _text_problems(row)
         unread = _unread(row, ("prompt", "completion"))
         texts = row.get("prompt", ""), row.get("completion", "")
         record = TextRecord(where, *texts, learned=is_learned(row), unread=unread)
     else:
-        found = [f"needs messages, or prompt and completion; has {', '.join(row) or 'nothing'}"]
-    for problem in found:
+        row_problems = [
+            f"needs messages, or prompt and completion; has {', '.join(row) or 'nothing'}"
+        ]
+    for problem in row_problems:
         problems.add(where, problem)
-    return None if found else record
+    return None if row_problems else record
 
 
 def _chat(where: str, row: dict[str, Any]) -> ChatRecord:
@@ -146,12 +148,12 @@ def _chat(where: str, row: dict[str, Any]) -> ChatRecord:
         for index, message in enumerate(messages)
         if message["role"] == "assistant" and not (is_learned(message) and is_learned(row))
     }
-    said = [message.get("content") for message in messages]
+    contents = [message.get("content") for message in messages]
     unread = [
         name
         for name in _unread(row, ("tools", "documents", "chat_template_kwargs"))
         # A column may repeat a message.
-        if row[name] not in said
+        if row[name] not in contents
     ]
     return ChatRecord(
         where, _messages(row), row["tools"], variables, frozenset(unlearned), tuple(unread)

@@ -68,7 +68,9 @@ def unrendered(
 def nothing_shown(record: ChatRecord, index: int, missing: Sequence[Path]) -> bool:
     """Whether all that message `index` holds is under the paths `missing`."""
     leaves = [path for path, _ in _leaves(record) if path[:2] == ("messages", index)]
-    return all(any(path[: len(one)] == one for one in missing) for path in leaves)
+    return all(
+        any(path[: len(path_prefix)] == path_prefix for path_prefix in missing) for path in leaves
+    )
 
 
 def shown_name(path: Path, *, every: bool = False) -> str:
@@ -213,7 +215,7 @@ class _Text:
         if self._plain is None:
             self._plain = _plain(self._text), _plain(html.unescape(self._text))
         plain = self._plain
-        return any(_plain(one) in text for one in _written(value) for text in plain)
+        return any(_plain(written) in text for written in _written(value) for text in plain)
 
 
 def _plain(text: str) -> str:
@@ -226,19 +228,19 @@ def _written(value: str) -> Iterator[str]:
         escaped = json.dumps(value, ensure_ascii=ascii)[1:-1]
         yield escaped
         # As Jinja's own tojson does.
-        yield re.sub("[<>&']", lambda found: f"\\u{ord(found[0]):04x}", escaped)
+        yield re.sub("[<>&']", lambda match: f"\\u{ord(match[0]):04x}", escaped)
     yield repr(value)[1:-1]
 
 
 def _collapsed(missing: list[Path], leaves: list[Path]) -> list[Path]:
     """The fewest paths that hold `missing` and no other leaf, at most down to a message's field."""
     lost = set(missing)
-    found: dict[Path, None] = {}
+    collapsed: dict[Path, None] = {}
     for path in missing:
         least = 3 if path[0] == "messages" else 1
         for length in range(least, len(path) + 1):
             under = [leaf for leaf in leaves if leaf[:length] == path[:length]]
             if lost.issuperset(under):
-                found[path[:length]] = None
+                collapsed[path[:length]] = None
                 break
-    return list(found)
+    return list(collapsed)

@@ -100,8 +100,8 @@ def _read(settings: TrainSettings, base: NamedModel, say: Say) -> _Data:
     )
     sets = [read_data(source) for source in (settings.data, settings.eval_data) if source]
     encoded = [encoder.encode(data) for data in sets]
-    for one in encoded:
-        for line in report(one, limit):
+    for dataset in encoded:
+        for line in report(dataset, limit):
             say(line)
     digests = [data.digest for data in sets]
     identity = RunFingerprint.of(base, digests[0], digests[1] if digests[1:] else None, settings)

@@ -66,12 +66,12 @@ def check_resume(folder: Path, now: RunFingerprint, base: Path) -> None:
         raise UsageError(f"--resume: there is no run in {folder.parent}; leave it out") from None
     if then.get("tokenizer") == written_tokenizer_digest(base):
         then["tokenizer"] = now.tokenizer
-    before, after = _rows(then), _rows(asdict(now))
+    old_rows, new_rows = _rows(then), _rows(asdict(now))
     # Its name is for people: a base that was moved is the same base.
     rows = [
-        f"{key.replace('_', ' ')}: then {before.get(key)}, now {after.get(key)}"
-        for key in before | after
-        if key != "base" and before.get(key) != after.get(key)
+        f"{key.replace('_', ' ')}: then {old_rows.get(key)}, now {new_rows.get(key)}"
+        for key in old_rows | new_rows
+        if key != "base" and old_rows.get(key) != new_rows.get(key)
     ]
     if rows:
         raise UsageError(

@@ -64,7 +64,8 @@ class DecoderTrainer(Trainer):  # type: ignore[misc]  # transformers ships no ty
             # The order ends with the filler where processes need one.
             train_dataset=[*examples, FILLER],
             # Sorted, so that little is padding; an average over tokens does not mind the order.
-            eval_dataset=eval_examples and sorted(eval_examples, key=lambda one: one.length),
+            eval_dataset=eval_examples
+            and sorted(eval_examples, key=lambda example: example.length),
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -191,7 +192,9 @@ class DecoderTrainer(Trainer):  # type: ignore[misc]  # transformers ships no ty
                 shutil.rmtree(run / _PARTIAL, ignore_errors=True)
         self.state.best_model_checkpoint = best
         if self.args.should_save:
-            saved = sorted(run.glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]))
+            saved = sorted(
+                run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1])
+            )
             for old in saved[: -self._keep]:
                 if str(old) != best:
                     shutil.rmtree(old)

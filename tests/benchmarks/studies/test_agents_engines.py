@@ -41,7 +41,7 @@ ROUTED = pytest.param(
 
 @pytest.mark.engine
 def test_stock_keeps_what_lies_below_sglang_and_nothing_else() -> None:
-    from benchmarks.studies.agents.stock_host import stock_hooks
+    from benchmarks.studies.agents.stock_fork_server import stock_hooks
 
     assert {hook.target.rpartition(".")[2] for hook in stock_hooks()} == {
         "TransferBackend",

@@ -1,4 +1,4 @@
-"""A process host whose pipe takes what is no event, and then one."""
+"""A fork server whose pipe takes what is no event, and then one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The launcher's process host with stock SGLang in it: `ps_sglang.launch.fork_server`, other hooks.
+"""The launcher's fork server with stock SGLang in it: `ps_sglang.launch.fork_server`, other hooks.
 
-    python -m benchmarks.studies.agents.stock_host RUNTIME_FOLDER [CHECKPOINT_FOLDER]
+    python -m benchmarks.studies.agents.stock_fork_server RUNTIME_FOLDER [CHECKPOINT_FOLDER]
 
 Stock SGLang cannot run prefill/decode disaggregation on a machine without a GPU, and so many
 servers do not fit into its memory unless they are forks. Workers of this host therefore have from
