@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ps_sglang.engine.transfer.messages import Frames
-from ps_sglang.engine.transfer.reader import Outcome
+from ps_sglang.engine.transfer.pulls import Outcome
 from tests.transfer.handoff_world import LIMITS, Decode, Prefill, World, contents
 
 SCHEDULES = 480

@@ -20,7 +20,8 @@ from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
-from ps_sglang.engine.transfer.reader import Outcome, Reader
+from ps_sglang.engine.transfer.pulls import Outcome
+from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
 from ps_sglang.engine.transfer.shared_pool import (
     AttachedPool,
@@ -138,7 +139,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
         reader = Reader(
             HostRows([buffer.ctypes.data for buffer in taken], lengths, [WIDTH] * BUFFERS), aux[1],
             session=f"{reader_at}#{names[1]}", base_fingerprint="base", send=reader_out.send,
-            clock=time.monotonic, open_pool=open_pool, news=bell.ring,
+            clock=time.monotonic, open_pool=open_pool, wake=bell.ring,
             collect=reader_mail.collect, limits=LIMITS,
         )  # fmt: skip
         serve_lender(lender)
@@ -170,7 +171,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
         while len(outcomes) < ROOMS:
             bell.wait(LONG_MS)
             for room in set(range(ROOMS)) - set(outcomes):
-                outcome = reader.land(room)
+                outcome = reader.poll(room)
                 if outcome is None and room in aborted:
                     reader.close(room)
                     outcome = Outcome("aborted")
