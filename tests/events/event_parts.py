@@ -38,8 +38,11 @@ class Tree:
         self.commands: list[Command] = []
         self.snapshots_wait = False
         self._asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._command, one))
+        self._loop = asyncio.get_running_loop()
+        self.publisher.on_command(self._schedule)
+
+    def _schedule(self, command: Command) -> None:
+        self._loop.call_soon_threadsafe(self._command, command)
 
     def _command(self, command: Command) -> None:
         self.commands.append(command)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -197,7 +198,7 @@ def test_overload_is_a_gap_not_a_wait(peer: Peer, publisher: WorkerEventPublishe
 def test_commands_reach_the_owner_in_order(publisher: WorkerEventPublisher, peer: Peer) -> None:
     taken: list[object] = []
     publisher.on_command(taken.append)
-    commands = [Release("s"), Pin("s", 2.5), Snapshot()]
+    commands: list[Request] = [Release("s"), Pin("s", 2.5), Snapshot()]
     for command in commands:
         assert peer.ask(command) == (Position(publisher.incarnation, 0), [])
     assert taken == commands
@@ -228,7 +229,7 @@ def test_an_address_in_use_is_an_error(publisher: WorkerEventPublisher) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"attn_dp_rank": 1}, {"topic": "t"}, {"replay_endpoint": None}, {"bind": False}]
 )
-def test_settings_without_a_meaning_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"leave out --dp-size|set both addresses"):
         WorkerEventPublisher(**wrong)
 

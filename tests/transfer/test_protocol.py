@@ -433,7 +433,8 @@ def test_the_other_leg_of_an_aborted_request_comes_late() -> None:
     pair.run()
     assert str(pair.decode.requests[1].outcome).count("the prefill worker aborted the request")
     assert str(pair.prefill.requests[2].outcome).count("the decode worker aborted the request")
-    assert len(pair.prefill.free) == PAGES or pair.world.run(0.05) is None
+    pair.world.run(0.05)
+    assert len(pair.prefill.free) == PAGES
 
 
 def test_stale_lease_is_refused() -> None:
