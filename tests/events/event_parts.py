@@ -84,7 +84,7 @@ class WorkerCache:
         self.told = 0
         self.is_live = False
         self.losses: list[str] = []
-        self.wanted: str | None = None  # whose feed it must be
+        self.expected: str | None = None  # the incarnation that it must be
         self._changed = asyncio.Event()
 
     def kv(self, event: KvEvent) -> None:
@@ -101,9 +101,9 @@ class WorkerCache:
             self.parents[event.block_hashes[0]] = parent
         self._changed.set()
 
-    def tells(self, incarnation: str) -> None:
-        if self.wanted not in (None, incarnation):
-            raise EventStreamError(f"{incarnation} is not {self.wanted}")
+    def check_incarnation(self, incarnation: str) -> None:
+        if self.expected not in (None, incarnation):
+            raise EventStreamError(f"{incarnation} is not {self.expected}")
 
     def span(self, record: Span) -> None:
         self.records.append(record)
