@@ -1,11 +1,11 @@
-"""Who a worker is, as it says itself, and how a request finds that one and no other.
+"""A worker's identity as it publishes it, and how a request reaches that worker and no other.
 
 A worker is a process with an incarnation, a random text that no other process has. It is named in
 each answer of the worker's server, under HEADER. A request that carries HEADER is refused with
-OTHER_PROCESS by any other incarnation, so that one which takes an address over is never taken
-for the one before it.
+OTHER_PROCESS by any other incarnation, so that a process which takes an address over is never
+taken for the one before it.
 
-What a worker says of itself stands under KEY in its `/server_info`.
+What a worker publishes about itself stands under KEY in its `/server_info`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MAY_CHANGE: Final = frozenset(("incarnation", "common", "capacity", "problem"))
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself.
+    """What a worker publishes about itself.
 
     `role` is SGLang's disaggregation mode and `model` its served model name. `weights` is the
     digest of what it serves (`contract.weights_digest`), `trained_on` the fingerprint of the base
     in a decoder's manifest, None without one. `common` holds what all workers of a cluster must
-    have in common, item by item. `bootstrap_port` is a prefill worker's. `feed` and `feed_control`
-    are the addresses at which it listens, None without a feed. `context_length` is the one that it
-    was started with, if any, and `capacity` what its KV pool holds, both in tokens. `problem` says
-    why it cannot tell more.
+    have in common, item by item. `bootstrap_port` is a prefill worker's. `events` and
+    `events_control` are the addresses of its event stream, None without one.
+    `context_length` is the one that it was started with, if any, and `capacity` what its KV pool
+    holds, both in tokens. `problem` says why the rest is missing.
     """
 
     incarnation: str

@@ -62,7 +62,7 @@ class _DecodeWorker:
         reader, doorbell = self._reader(way, page_size)
         prefix = PrefixDigest.of(range(len(pages) * page_size))
         reader.pull(room, peer, rows=pages, aux_slot=0, prefix_tokens=0, prefix=prefix)
-        while (outcome := reader.land(room)) is None:
+        while (outcome := reader.poll(room)) is None:
             doorbell.wait(_LONGEST_WAIT_MS)
         self._orders.send((outcome.failure, time.perf_counter()))
         reader.close(room)
@@ -78,7 +78,7 @@ class _DecodeWorker:
                 send=port.outbox.send,
                 clock=time.monotonic,
                 open_pool=lambda _: self._source,
-                news=port.doorbell.ring,
+                wake=port.doorbell.ring,
                 collect=port.mailbox.collect,
             )
             port.listen(reader)

@@ -1,8 +1,8 @@
-"""The feed's place in a worker's scheduler: what it publishes, and what it is asked for.
+"""The event stream in a worker's scheduler: what it publishes, and what it is asked for.
 
 SGLang publishes KV events when it reports statistics, which a busy decode worker does every 40
-steps; here each pass of the scheduler's loop does. Hints about conversations come in over the feed
-of one rank and go to all ranks the way that SGLang's own time-outs do, as every rank must evict
+steps; here each pass of the scheduler's loop does. Hints about conversations come in at one
+rank and go to all ranks the way that SGLang's own time-outs do, as every rank must evict
 the same pages.
 """
 
@@ -33,15 +33,15 @@ Hint = Pin | Release | Unpin
 
 
 class SchedulerEvents:
-    """What came in over the feed and waits for the scheduler's thread."""
+    """Requests that wait for the scheduler's thread, and the publisher that received them."""
 
     def __init__(self, publisher: WorkerEventPublisher) -> None:
         self.publisher = publisher
         self._commands: deque[Command] = deque()
         self._pins: dict[str, float] = {}  # session -> when its pin ends
-        publisher.on_command(self._take)
+        publisher.on_command(self._enqueue)
 
-    def _take(self, command: Command) -> None:
+    def _enqueue(self, command: Command) -> None:
         self._commands.append(command)
         waiting.ring()
 
@@ -61,37 +61,37 @@ class SchedulerEvents:
         return due
 
 
-class _Here:
-    """The feed of this process's scheduler; None where another rank has it, or nobody."""
+class _Process:
+    """The event stream of this process's scheduler; None where another rank has it, or none."""
 
-    feed: SchedulerEvents | None = None
+    events: SchedulerEvents | None = None
 
 
 def register() -> None:
-    """Make the feed selectable as a publisher of KV events."""
+    """Make the event stream selectable as a publisher of KV events."""
     EventPublisherFactory.register_publisher(PUBLISHER, _publisher)
 
 
 def _publisher(**config: Any) -> WorkerEventPublisher:
     """The publisher of the rank that SGLang has chosen for it, which is this one."""
     publisher = WorkerEventPublisher(**config)
-    _Here.feed = SchedulerEvents(publisher)
+    _Process.events = SchedulerEvents(publisher)
     return publisher
 
 
-def record(timeline: Span) -> None:
-    """Publish a request's timeline, if this worker has a feed."""
-    if _Here.feed is not None:
-        _Here.feed.publisher.record(timeline)
+def record(span: Span) -> None:
+    """Publish a request's span, if this worker has an event stream."""
+    if _Process.events is not None:
+        _Process.events.publisher.record(span)
 
 
 @after("managers.scheduler.Scheduler._poll_timeout_aborts", "self")
 def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any]:
     """After `Scheduler._poll_timeout_aborts`: hints go to all ranks along with the aborts."""
-    # Without a tree (--disable-radix-cache) there is nothing to tell, and nobody to be told.
-    if _Here.feed is None or not isinstance(scheduler.tree_cache, BaseTokenTree):
+    # Without a tree (--disable-radix-cache) there is nothing to publish, and no hint to apply.
+    if _Process.events is None or not isinstance(scheduler.tree_cache, BaseTokenTree):
         return aborts
-    commands = _Here.feed.commands(time.monotonic())
+    commands = _Process.events.commands(time.monotonic())
     hints = [command for command in commands if isinstance(command, Hint)]
     if len(hints) < len(commands):
         scheduler.tree_cache.republish()

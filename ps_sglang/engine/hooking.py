@@ -18,11 +18,9 @@ Kind = Literal["before", "around", "after", "replace"]
 class Hook:
     """One hooked function of SGLang.
 
-    Attributes:
-        target: dotted name, as SGLang's `HookRegistry` takes it.
-        kind: how the hook is applied.
-        function: the hook (or the class that replaces a class).
-        parameters: names of the target's parameters that the hook was written for.
+    `target` is its dotted name, as SGLang's `HookRegistry` takes it. `function` is the hook, or the
+    class that replaces a class. `parameters` are the names of the target's parameters that the hook
+    was written for.
     """
 
     target: str

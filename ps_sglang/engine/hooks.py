@@ -27,27 +27,26 @@ HOOKS = tuple(declared)
 
 def incompatibilities(hooks: Iterable[Hook] = HOOKS) -> list[str]:
     """What changed in SGLang's hooked functions, one sentence each; empty if nothing did."""
-    return [text for hook in hooks if (text := _misfit(hook)) is not None]
+    return [text for hook in hooks if (text := _incompatibility(hook)) is not None]
 
 
-def _misfit(hook: Hook) -> str | None:
+def _incompatibility(hook: Hook) -> str | None:
     try:
         target = pkgutil.resolve_name(hook.target)
     except (ImportError, AttributeError) as error:
         return f"{hook.target} is gone ({error})"
     if isinstance(target, type):
         return None
-    found = tuple(inspect.signature(target).parameters)
-    if found != hook.parameters:
-        return f"{hook.target} takes {found}, the hook was written for {hook.parameters}"
+    parameters = tuple(inspect.signature(target).parameters)
+    if parameters != hook.parameters:
+        return f"{hook.target} takes {parameters}, the hook was written for {hook.parameters}"
     return None
 
 
 def install() -> None:
     """Hand every hook to SGLang's registry.
 
-    Raises:
-        SystemExit: a hooked function is not the one that its hook was written for.
+    Raises SystemExit if a hooked function is not the one that its hook was written for.
     """
     changed = incompatibilities()
     if changed:

@@ -22,15 +22,15 @@ def next_sequence_number() -> int:
 
 @dataclass(slots=True)
 class Timestamps:
-    """Moments of a request's life by `time.perf_counter`, SGLang's clock too; 0.0 is "not yet".
+    """Times in a request's life by `time.perf_counter`, SGLang's clock too; 0.0 is "not yet".
 
-    `began`: the scheduler took the request up. `landed`: a decode worker has the base prefix.
+    `began`: the scheduler took the request up. `received`: a decode worker has the base prefix.
     `first_output`: its first output token is there. `held`, `pulled` and `pulled_bytes` are as in
-    the event stream's Span, `is_told` says that it has gone out.
+    the event stream's Span. `is_published` says that the Span has gone out.
     """
 
     began: float = field(default_factory=time.perf_counter)
-    landed: float = 0.0
+    received: float = 0.0
     first_output: float = 0.0
     held: int = 0
     pulled: int = 0
@@ -42,10 +42,9 @@ class Timestamps:
 class FanOutWait:
     """A request's part in the fan-out, see `handoff/fan_out.py`.
 
-    Attributes:
-        blocks: hashes of its prefixes of 1, 2, ... blocks.
-        waited: seconds for which it was passed over so far, up to `since`.
-        since: when it was first passed over (`time.perf_counter`), None while it is not.
+    `blocks` are hashes of its prefixes of 1, 2, ... blocks. `waited` are the seconds for which it
+    was passed over so far, up to `since`: when it was first passed over (`time.perf_counter`), None
+    while it is not.
     """
 
     blocks: list[int]
@@ -57,12 +56,9 @@ class FanOutWait:
 class HandoffState:
     """The handoff's state of one request.
 
-    Attributes:
-        base_prefix_len: tokens of the prompt whose KV is the base's.
-        sequence_number: counts the requests of this worker as they begin.
-        fan_out: its part in the fan-out, None before it is compared with others.
-        prefix_matched: whether a long queue has looked its prefix up.
-        timestamps: for its trace.
+    `base_prefix_len` counts the tokens of the prompt whose KV is the base's. `sequence_number`
+    counts the requests of this worker as they begin. `fan_out` is None before the request is
+    compared with others. `prefix_matched` says that its prefix was looked up in a long queue.
     """
 
     base_prefix_len: int

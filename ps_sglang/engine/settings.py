@@ -13,10 +13,9 @@ ALLOW_UNVERIFIED: Final = "PS_SGLANG_ALLOW_UNVERIFIED"
 def is_enabled(environ: Mapping[str, str]) -> bool:
     """Whether the plugin is switched on.
 
-    Raises:
-        SystemExit: the variable holds something other than `0` or `1`. SGLang logs and
-            ignores any other exception of a plugin, and an engine without its hooks would
-            serve the base model's tokens.
+    Raises SystemExit if the variable holds something other than `0` or `1`. SGLang logs and ignores
+    any other exception of a plugin, and an engine without its hooks would serve the base model's
+    tokens.
     """
     value = environ.get(ENABLE, "0")
     if value not in ("0", "1", ""):

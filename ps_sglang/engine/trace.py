@@ -1,4 +1,4 @@
-"""Where a request's time went on this worker, told over the feed when it ends."""
+"""The span of each request: where its time went on this worker, published when it ends."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -
 )  # fmt: skip
 def process_batch_result_decode(_result: None, _processor: Any, batch: Any, *_: Any) -> None:
     """After `process_batch_result_decode`: a decode worker's first and last outputs."""
-    tell_decoded(batch.reqs)
+    record_decoded(batch.reqs)
 
 
-def tell_decoded(reqs: list[Any]) -> None:
-    """Note first outputs, and tell the feed of requests that have ended."""
+def record_decoded(reqs: list[Any]) -> None:
+    """Note first outputs, and publish the spans of requests that have ended."""
     now = time.perf_counter()
     for req in reqs:
         timestamps = handoff_state(req).timestamps
         if not timestamps.first_output and req.output_ids:
             timestamps.first_output = now
         # Under overlap scheduling an ended request is in the next batch as well.
-        if req.finished() and not timestamps.is_published and timestamps.landed:
+        if req.finished() and not timestamps.is_published and timestamps.received:
             timestamps.is_published = True
             events.record(_of_decode(req, now))
 
@@ -69,15 +69,15 @@ def _of_prefill(req: Any) -> Span:
 
 def _of_decode(req: Any, now: float) -> Span:
     timestamps = handoff_state(req).timestamps
-    asked = req.time_stats.decode_transfer_queue_entry_time
-    first_output = timestamps.first_output or timestamps.landed  # ended without any output
+    pull_started = req.time_stats.decode_transfer_queue_entry_time
+    first_output = timestamps.first_output or timestamps.received  # ended without any output
     return Span(
         rid=req.rid,
         role="decode",
         began=_unix(timestamps.began),
-        queue=_between(timestamps.began, asked),
-        pull=_between(asked, timestamps.landed),
-        first_step=_between(timestamps.landed, first_output),
+        queue=_between(timestamps.began, pull_started),
+        pull=_between(pull_started, timestamps.received),
+        first_step=_between(timestamps.received, first_output),
         decode=_between(first_output, now) if timestamps.first_output else 0.0,
         held=timestamps.held,
         pulled=timestamps.pulled,
@@ -90,5 +90,5 @@ def _between(start: float, end: float) -> float:
     return round(max(end - start, 0.0), 6)
 
 
-def _unix(moment: float) -> float:
-    return round(time.time() - time.perf_counter() + moment, 6)
+def _unix(timestamp: float) -> float:
+    return round(time.time() - time.perf_counter() + timestamp, 6)

@@ -2,8 +2,8 @@
 
 SGLang's idle sleeper wakes on its own request sockets only; a scheduler with a request in a
 handoff queue polls in a loop instead and burns a core that its peers need. Here such a
-scheduler sleeps on the request sockets and on a *doorbell*, which every change of a transfer's
-state rings.
+scheduler sleeps on the request sockets and on a *doorbell*: a wake-up that every change of a
+transfer's state rings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Doorbell:
     """A wake-up that any thread may ring and one scheduler loop waits for."""
 
     def __init__(self, sockets: list[Any]) -> None:
-        """Args: sockets: zmq sockets, or descriptors, whose messages end a wait as well."""
+        """Messages of `sockets`, which are zmq sockets or descriptors, end a wait as well."""
         self._inside, self._outside = socket.socketpair()
         self._inside.setblocking(False)
         self._outside.setblocking(False)
@@ -88,11 +88,11 @@ def ring(*_: object) -> None:
 
 @after("managers.scheduler.Scheduler.init_idle_sleeper", "self")
 def init_idle_sleeper(_result: None, scheduler: Any) -> None:
-    """After `Scheduler.init_idle_sleeper`: hang up a doorbell if the scheduler may sleep."""
+    """After `Scheduler.init_idle_sleeper`: install a doorbell if the scheduler may sleep."""
     if scheduler.idle_sleeper is not None:
         channels = scheduler.ipc_channels
         _Waiting.doorbell = Doorbell([channels.recv_from_tokenizer, channels.recv_from_rpc])
-        # Requests of the feed find an idle scheduler asleep.
+        # Requests to the event stream find an idle scheduler asleep.
         _Waiting.idle_poller = scheduler.idle_sleeper.poller
         _Waiting.idle_poller.register(_Waiting.doorbell.fd, zmq.POLLIN)
 
@@ -107,7 +107,7 @@ def watch_mailbox(fd: int, collect: Callable[[], None]) -> None:
 
 @after("managers.scheduler.Scheduler.on_idle", "self")
 def on_idle(_result: None, scheduler: Any) -> None:
-    """After `Scheduler.on_idle`: with requests in handoff queues only, wait for news."""
+    """After `Scheduler.on_idle`: with requests in handoff queues only, sleep until one changes."""
     if _Waiting.doorbell is None:
         return
     if _Waiting.collect is not None:

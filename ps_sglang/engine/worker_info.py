@@ -1,4 +1,4 @@
-"""What a worker tells about itself, and that it answers only requests that are meant for it."""
+"""What a worker publishes about itself, and the check that a request is meant for it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ from ps_sglang.events.publisher import WorkerEventPublisher
 from ps_sglang.worker_info import HEADER, KEY, OTHER_PROCESS, WorkerInfo
 
 _INCARNATION: Final = "ps_sglang_incarnation"
-"""What the scheduler calls it when it tells the server that it is ready."""
-_ENGINE_FACTS: Final = ("page_size", "kv_cache_dtype", "dtype", "disaggregation_transfer_backend")
+"""The incarnation's name in what the scheduler sends to the server once it is ready."""
+_ENGINE_SETTINGS: Final = (
+    "page_size",
+    "kv_cache_dtype",
+    "dtype",
+    "disaggregation_transfer_backend",
+)
 
 Json = dict[str, Any]
 Send = Callable[[Json], Awaitable[None]]
@@ -31,14 +36,14 @@ AsgiApp = Callable[[Json, Callable[[], Awaitable[Json]], Send], Awaitable[None]]
 
 
 class _Served:
-    """What is told of the checkpoint that this process serves; `of` reads it."""
+    """What `WorkerInfo` has of the checkpoint that this process serves."""
 
-    known: Json | None = None
+    info: Json | None = None
 
 
 @after("managers.scheduler.Scheduler.get_init_info", "self")
 def get_init_info(info: Json, scheduler: Any) -> Json:
-    """After `Scheduler.get_init_info`: the incarnation, which the feed has, too."""
+    """After `Scheduler.get_init_info`: the incarnation, the same as the event stream's."""
     publisher = scheduler.kv_events_publisher.kv_event_publisher
     events = publisher if isinstance(publisher, WorkerEventPublisher) else None
     return {**info, _INCARNATION: secrets.token_hex(8) if events is None else events.incarnation}
@@ -90,16 +95,16 @@ class IncarnationCheck:
                 message["headers"] = [*message.get("headers", ()), self._header]
             await send(message)
 
-        wanted = next((value for name, value in scope["headers"] if name == self._header[0]), None)
-        if wanted is None or wanted == self._incarnation:
+        meant = next((value for name, value in scope["headers"] if name == self._header[0]), None)
+        if meant is None or meant == self._incarnation:
             await self._app(scope, receive, send_named)
         else:
-            await _refuse(send_named, wanted, self._incarnation)
+            await _refuse(send_named, meant, self._incarnation)
 
 
-async def _refuse(send: Send, wanted: bytes, here: bytes) -> None:
+async def _refuse(send: Send, meant: bytes, here: bytes) -> None:
     error = {
-        "message": f"This request is for incarnation {wanted.decode('latin-1')!r} of a worker; "
+        "message": f"This request is for incarnation {meant.decode('latin-1')!r} of a worker; "
         f"here is {here.decode()!r}.",
         "type": "invalid_request_error",
         "param": None,
@@ -114,15 +119,15 @@ async def _refuse(send: Send, wanted: bytes, here: bytes) -> None:
 def build_server_info(info: Json, server_args: Any, scheduler_info: Json) -> Json:
     """After `build_server_info`: add the worker's `WorkerInfo` under KEY."""
     if (incarnation := scheduler_info.get(_INCARNATION)) is None:
-        return info  # a server of another kind, which names nobody in its answers
-    known = _Served.known or serves(Path(server_args.model_path))
+        return info  # a server of another kind, without an incarnation
+    checkpoint = _Served.info or serves(Path(server_args.model_path))
     base = {"base fingerprint": os.environ.get(BASE_FINGERPRINT)}
-    engine = {name: info[name] for name in _ENGINE_FACTS}
+    engine = {name: info[name] for name in _ENGINE_SETTINGS}
     if server_args.chat_template:
         engine["chat template"] = served_template_digest(server_args.chat_template)
-    events = _feed(info["kv_events_config"])
+    events = _event_addresses(info["kv_events_config"])
     role = info["disaggregation_mode"]
-    facts = WorkerInfo(
+    worker = WorkerInfo(
         incarnation=incarnation,
         role=role,
         model=info["served_model_name"],
@@ -131,25 +136,25 @@ def build_server_info(info: Json, server_args: Any, scheduler_info: Json) -> Jso
         events=events.get("endpoint"),
         events_control=events.get("replay_endpoint"),
         context_length=info["context_length"],
-        **{**known, "common": {**base, **known["common"], **engine}},
+        **{**checkpoint, "common": {**base, **checkpoint["common"], **engine}},
     )
-    return {**info, KEY: msgspec.to_builtins(facts)}
+    return {**info, KEY: msgspec.to_builtins(worker)}
 
 
 def serves(folder: Path) -> Json:
-    """From now on this process serves the checkpoint in `folder`; returns what is told of it."""
+    """From now on this process serves the checkpoint in `folder`; returns what is published."""
     try:
-        _Served.known = {
+        _Served.info = {
             "weights": weights_digest(folder),
             "trained_on": trained_on(folder, os.environ.get(BASE_FINGERPRINT)),
             "common": model_facts(folder),
         }
     except PsSglangError as error:
-        _Served.known = {"problem": str(error), "common": {}}
-    return _Served.known
+        _Served.info = {"problem": str(error), "common": {}}
+    return _Served.info
 
 
-def _feed(config: str | None) -> Json:
-    """The worker's feed, as its command line says; nothing if it has none."""
+def _event_addresses(config: str | None) -> Json:
+    """The addresses of the event stream, as the command line has them; empty without one."""
     events = json.loads(config or "{}")
     return events if events.get("publisher") == PUBLISHER else {}

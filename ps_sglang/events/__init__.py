@@ -1,1 +1,1 @@
-"""The feed: what a worker tells the gateway beside its answers, and what the gateway asks of it."""
+"""The event stream: what a worker publishes for the gateway, and what the gateway asks of it."""

@@ -1,4 +1,4 @@
-"""Questions to a worker's feed, and their answers."""
+"""Requests to a worker's event stream, and their answers."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ps_sglang.events.messages import (
 
 
 class EventStreamError(Exception):
-    """A worker did not answer as a feed should; the message says how."""
+    """A worker did not answer as an event stream should; the message says how."""
 
 
 class Control:
-    """Questions to one worker, one at a time; a late answer is never taken for another's."""
+    """Requests to one worker, one at a time; a late answer is never taken for another's."""
 
     def __init__(self, address: str, seconds: float) -> None:
         """Ask at `address`, and wait at most `seconds` for an answer."""
         self._address = address
         self._seconds = seconds
         self._socket: zmq.asyncio.Socket | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._replies = msgspec.msgpack.Decoder(Reply)
 
     async def ask(self, request: Request) -> tuple[Reply, list[bytes]]:
         """The answer, and the frames behind it; raises EventStreamError."""
-        async with self._turn:
+        async with self._lock:
             try:
                 async with asyncio.timeout(self._seconds):
                     frames = await self._exchange(msgspec.msgpack.encode(request))

@@ -1,7 +1,7 @@
 """A subscription read by the event loop itself.
 
 `zmq.asyncio` makes a poller, futures and a timer for every message, which costs more than most
-messages of a feed take to be understood.
+messages of an event stream take to be decoded.
 """
 
 from __future__ import annotations

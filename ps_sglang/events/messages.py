@@ -1,4 +1,4 @@
-"""Messages of the feed, the channel between a worker and the gateway.
+"""Messages of the event stream, the channel between a worker and the gateway.
 
 Published by the worker (ZMQ PUB), three frames each: the topic, a number (8 bytes, big-endian,
 unsigned) and the content in msgpack.
@@ -15,7 +15,7 @@ Asked by the gateway (ZMQ REQ or DEALER to the worker's ROUTER): an empty frame 
 batch. Nothing is ever asked of the gateway.
 
 The KV events are those of SGLang (and vLLM) on the wire; they are restated here because the
-gateway and the feed know no SGLang.
+gateway and this package know no SGLang.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 PUBLISHER: Final = "ps_sglang"
-"""What the feed is called among SGLang's publishers of KV events."""
+"""The event stream's name among SGLang's publishers of KV events."""
 KV: Final = "kv"
 TIMELINE: Final = "timeline"
 NUMBER_BYTES: Final = 8
 MOST_REQUEST_BYTES: Final = 1 << 20
 MOST_BYTES: Final = 256 << 20
-"""A frame with more, asked of a worker or told by one, ends its connection."""
+"""A frame with more, to a worker or from one, ends its connection."""
 NOT_UNDERSTOOD: Final = (ValueError, RecursionError)
 """What decoding a message raises that is none; msgspec's own errors are ValueErrors."""
 
@@ -83,9 +83,9 @@ class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=Fal
     `rid` is the request's id, as the gateway sent it, and `began` the Unix time at which the
     worker took it up. Both roles: `queue` is the time until work for it could begin. Prefill
     worker: `wait` for another request that was computing the same prefix, `prefill` the forward
-    passes, `send` until the decode worker had all pages. Decode worker: `pull` until the pages had
-    landed, `first_step` from there to the first output token, `decode` from there to the end.
-    The base prefix is `held` (by the own tree) + `pulled` on a decode worker; on a prefill worker
+    passes, `send` until the decode worker had all pages. Decode worker: `pull` until the pages were
+    received, `first_step` from there to the first output token, `decode` from there to the end.
+    The base prefix is `held` (by its tree) + `pulled` on a decode worker; on a prefill worker
     it is `computed` + `held`, and both are 0 where the decode worker needed nothing of it.
     `pulled_bytes` are the bytes of KV moved for the request.
     """
@@ -107,13 +107,13 @@ class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=Fal
 
 
 class Status(msgspec.Struct, tag=True, frozen=True):
-    """Asks how far the feed is; answered `Standing`."""
+    """Asks for the event stream's position; answered `Position`."""
 
 
 class Replay(msgspec.Struct, tag=True, frozen=True):
     """Asks for the batches of KV events from number `first` on.
 
-    Answered `Replayed`, or `Gone` if one of them is not kept any more or the incarnation is not
+    Answered `Replayed`, or `Expired` if one of them is not kept any more or the incarnation is not
     the worker's.
     """
 
@@ -124,18 +124,18 @@ class Replay(msgspec.Struct, tag=True, frozen=True):
 class Snapshot(msgspec.Struct, tag=True, frozen=True):
     """Asks for the whole tree, published as AllBlocksCleared and BlockStored of all it holds.
 
-    Answered `Standing` at once: the snapshot's batch has the number `next` or a later one.
+    Answered `Position` at once: the snapshot's batch has the number `next` or a later one.
     """
 
 
 class Release(msgspec.Struct, tag=True, frozen=True):
-    """The conversation is over: pages that only it uses may go first. Answered `Standing`."""
+    """The conversation is over: pages that only it uses may go first. Answered `Position`."""
 
     session: str
 
 
 class Pin(msgspec.Struct, tag=True, frozen=True):
-    """The conversation's pages should go last for so many seconds. Answered `Standing`.
+    """The conversation's pages should go last for so many seconds. Answered `Position`.
 
     A full pool evicts them nonetheless when there is nothing else to evict.
     """
@@ -163,7 +163,7 @@ class Replayed(msgspec.Struct, tag=True, frozen=True):
 
 
 class Expired(msgspec.Struct, tag=True, frozen=True):
-    """What was asked for cannot be replayed: ask for a snapshot. `next` as in `Standing`."""
+    """What was asked for cannot be replayed: ask for a snapshot. `next` as in `Position`."""
 
     incarnation: str
     next: int
@@ -187,5 +187,5 @@ def read_topic(frame: bytes) -> tuple[str, str]:
     """The kind and the incarnation of a topic; raises ValueError if it is none."""
     kind, separator, incarnation = frame.decode().partition(":")
     if not separator:
-        raise ValueError(f"{frame!r} is no topic of a feed")
+        raise ValueError(f"{frame!r} is no topic of an event stream")
     return kind, incarnation

@@ -1,4 +1,4 @@
-"""The worker's end of the feed: publishes, replays, and passes requests on.
+"""The worker's end of the event stream: publishes, replays, and passes requests on.
 
 The constructor takes what SGLang passes to a publisher of KV events, so that the class registers
 as one; it needs nothing of SGLang. One thread owns the sockets. `publish` and `record` only put
@@ -44,16 +44,16 @@ from ps_sglang.events.messages import (
 log = logging.getLogger(__name__)
 
 Command = Snapshot | Release | Pin
-"""Requests that whoever owns the tree carries out."""
+"""Requests that the owner of the tree carries out."""
 
-KEPT_BYTES: Final = 32 << 20
+REPLAY_BYTES: Final = 32 << 20
 """Bytes of past batches kept for replays."""
 
 
 class WorkerEventPublisher:
-    """Publishes a worker's KV events and timelines; see ps_sglang.events.messages.
+    """Publishes a worker's KV events and spans; see ps_sglang.events.messages.
 
-    Args: `endpoint` and `replay_endpoint` are where to listen, for subscribers and for requests
+    `endpoint` and `replay_endpoint` are where to listen, for subscribers and for requests
     (`tcp://host:0` takes any free port); `buffer_steps` is how many batches are kept for replays
     at most, `hwm` how many messages may wait for a slow subscriber, `max_queue_size` how many for
     the thread that sends them. What exceeds the last two is dropped, which subscribers see as a
@@ -74,7 +74,7 @@ class WorkerEventPublisher:
         bind: bool | None = True,
     ) -> None:
         if attn_dp_rank:
-            raise ValueError("the feed knows one tree per worker: leave out --dp-size")
+            raise ValueError("the event stream has one tree per worker: leave out --dp-size")
         if topic or replay_endpoint is None or not bind:
             raise ValueError(
                 "publisher ps_sglang listens on `endpoint` and `replay_endpoint` and chooses its "
@@ -86,10 +86,10 @@ class WorkerEventPublisher:
         self._next_record = 0
         self._queue: deque[tuple[str, int, Any]] = deque()
         self._closing = False
-        self._wanted: set[bytes] = set()
+        self._subscriptions: set[bytes] = set()
         self._topics = tuple(topic_of(kind, self.incarnation) for kind in (KV, TIMELINE))
-        self._kept = _Kept(buffer_steps, KEPT_BYTES)
-        self._command: Callable[[Command], None] = _nobody
+        self._replay_buffer = _ReplayBuffer(buffer_steps, REPLAY_BYTES)
+        self._command: Callable[[Command], None] = _no_tree
         self._context = zmq.Context()
         try:
             self._out = self._listen(zmq.XPUB, endpoint, hwm)
@@ -100,7 +100,7 @@ class WorkerEventPublisher:
         self.endpoint: Final = _address(self._out)
         self.control: Final = _address(self._router)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="ps-sglang-feed", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ps-sglang-events", daemon=True)
         self._thread.start()
         atexit.register(self.shutdown)
 
@@ -113,12 +113,12 @@ class WorkerEventPublisher:
         self._next += 1
 
     def record(self, record: Span) -> None:
-        """Publish a request's timeline. Call it from one thread."""
+        """Publish a request's span. Call it from one thread."""
         self._put(TIMELINE, self._next_record, record)
         self._next_record += 1
 
     def on_command(self, command: Callable[[Command], None]) -> None:
-        """Have `command` called, in the feed's thread, for requests that concern the tree."""
+        """Have `command` called, in this publisher's thread, for requests that concern the tree."""
         self._command = command
 
     def describe_local_source(self, _block_size: int) -> dict[str, Any] | None:
@@ -167,8 +167,10 @@ class WorkerEventPublisher:
                 self._send()
                 if self._router in ready:
                     self._answer(self._router.recv_multipart())
-            except Exception:  # this thread's outermost loop: without it nothing is told any more
-                log.exception("failed on a message of the feed")
+            except (
+                Exception
+            ):  # this thread's outermost loop: without it nothing is published any more
+                log.exception("failed on a message of the event stream")
         self._send()
         self._context.destroy(linger=0)
 
@@ -178,27 +180,27 @@ class WorkerEventPublisher:
             # The first byte tells coming (1) from going (0); ZMQ reports each prefix once.
             prefix = message[1:]
             if message[:1] != b"\x01":
-                self._wanted.discard(prefix)
+                self._subscriptions.discard(prefix)
             elif any(name.startswith(prefix) for name in self._topics):
-                self._wanted.add(prefix)
+                self._subscriptions.add(prefix)
 
     def _send(self) -> None:
         encode = msgspec.msgpack.encode
         while self._queue:
             kind, number, content = self._queue.popleft()
             name = topic_of(kind, self.incarnation)
-            if any(name.startswith(prefix) for prefix in self._wanted):
+            if any(name.startswith(prefix) for prefix in self._subscriptions):
                 payload = encode(content)
                 self._out.send_multipart((name, number.to_bytes(NUMBER_BYTES, "big"), payload))
                 if kind == KV:
-                    self._kept.add(number, payload)
+                    self._replay_buffer.add(number, payload)
 
     def _answer(self, frames: list[bytes]) -> None:
         peer, *_, content = frames
         try:
             request = msgspec.msgpack.decode(content, type=Request)
         except NOT_UNDERSTOOD as error:
-            self._reply(peer, RequestRefused(f"not a request of the feed: {error}"))
+            self._reply(peer, RequestRefused(f"not a request of the event stream: {error}"))
             return
         position = Position(self.incarnation, self._next)
         if isinstance(request, Replay):
@@ -209,8 +211,8 @@ class WorkerEventPublisher:
             self._reply(peer, position)
 
     def _reply_replay(self, peer: bytes, request: Replay, position: Position) -> None:
-        self._send()  # what is left out of this and of the kept ones was dropped
-        batches = self._kept.since(request.first)
+        self._send()  # what is neither in this nor in the buffer was dropped
+        batches = self._replay_buffer.since(request.first)
         if (
             request.incarnation != self.incarnation
             or batches is None
@@ -224,7 +226,7 @@ class WorkerEventPublisher:
         self._router.send_multipart((peer, b"", msgspec.msgpack.encode(reply), *batches))
 
 
-class _Kept:
+class _ReplayBuffer:
     """The last batches sent, without a gap, at most so many and so many bytes."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
@@ -250,8 +252,10 @@ class _Kept:
         return list(self._batches)[skipped:]
 
 
-def _nobody(command: Command) -> None:
-    log.warning("the feed was asked for %s, but nobody owns a tree here", type(command).__name__)
+def _no_tree(command: Command) -> None:
+    log.warning(
+        "the event stream was asked for %s, but there is no tree here", type(command).__name__
+    )
 
 
 def _address(socket: zmq.Socket[bytes]) -> str:

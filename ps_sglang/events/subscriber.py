@@ -1,8 +1,8 @@
-"""The gateway's end of a feed: what one worker publishes, in order and without a gap.
+"""The gateway's end of an event stream: what one worker publishes, in order and without a gap.
 
 Batches are numbered. One that is missing is asked for again; where the worker does not keep it any
-more, or after its restart, the whole tree is (a snapshot). A heartbeat asks how far the feed is:
-it finds lost batches that nothing follows, and workers that are silent because they are gone.
+more, or after its restart, the whole tree is (a snapshot). A heartbeat asks for the stream's
+position: it finds lost batches that nothing follows, and workers that have died.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
-from msgspec.structs import replace
 
 from ps_sglang.events.control import Control, EventStreamError
 from ps_sglang.events.inbox import Inbox
+from ps_sglang.events.listener import MOST_BLOCKS, EventListener, pieces
 from ps_sglang.events.messages import (
     KV,
     NOT_UNDERSTOOD,
     NUMBER_BYTES,
     TIMELINE,
     AllBlocksCleared,
-    BlockRemoved,
     Expired,
     KvEvent,
     KvEventBatch,
@@ -43,8 +40,6 @@ from ps_sglang.events.messages import (
 
 log = logging.getLogger("ps_sglang.events")
 
-_BLOCKS_AT_ONCE = 128
-"""After so many blocks, some 0.2 ms of work, other tasks of the event loop get their turn."""
 _MESSAGES_AT_ONCE = 8
 
 
@@ -57,32 +52,8 @@ class SubscriberTiming:
     lost: float = 5.0
 
 
-class EventListener(Protocol):
-    """What a feed's news goes to, in the thread of the event loop."""
-
-    def tells(self, incarnation: str) -> None:
-        """This process tells, or is about to; raises EventStreamError if it is not the worker."""
-        ...
-
-    def kv(self, event: KvEvent) -> None:
-        """The next event; raises ValueError if it does not fit those before it."""
-        ...
-
-    def span(self, record: Span) -> None:
-        """Where a request's time went."""
-        ...
-
-    def live(self) -> None:
-        """The events told so far are all of them."""
-        ...
-
-    def lost(self, reason: str) -> None:
-        """What the worker holds is not known any more."""
-        ...
-
-
 class EventSubscriber:
-    """One worker's feed. `counts` has the batches, replays, snapshots and losses so far."""
+    """One worker's event stream; `counts` has its batches, replays, snapshots and losses so far."""
 
     def __init__(
         self,
@@ -99,14 +70,14 @@ class EventSubscriber:
         self._batches = msgspec.msgpack.Decoder(KvEventBatch)
         self._records = msgspec.msgpack.Decoder(Span)
         self._incarnation = ""
-        self._former: set[str] = set()
+        self._former_incarnations: set[str] = set()
         self._next = 0
         self._announced = 0
-        self._asked = float("-inf")
-        # False until the whole tree has been told, from an AllBlocksCleared on.
-        self._whole = False
+        self._snapshot_at = float("-inf")
+        # False until the whole tree has come, from an AllBlocksCleared on.
+        self._is_complete = False
         self._is_live = False
-        self._heard = 0.0
+        self._heard_at = 0.0
         self._blocks = 0
         self.counts: Counter[str] = Counter()
 
@@ -120,24 +91,24 @@ class EventSubscriber:
         return (await self._control.ask(request))[0]
 
     def close(self) -> None:
-        """Give up the connection for questions; the next one makes another."""
+        """Close the connection for requests; the next one makes another."""
         self._control.close()
 
     async def run(self) -> None:
-        """Follow the worker until cancelled; a worker that is gone may come back."""
+        """Follow the worker until cancelled; a worker that has died may come back."""
         # Traces first: who gets a snapshot gets them too.
         inbox = Inbox(self._publish, [f"{kind}:".encode() for kind in (TIMELINE, KV)])
         try:
-            self._heard = time.monotonic()
+            self._heard_at = time.monotonic()
             while True:
                 try:
                     await self._follow(inbox)
                 except EventStreamError as error:
-                    self._missed(str(error))
+                    self._no_answer(str(error))
                     await asyncio.sleep(self._timing.heartbeat)
                 except Exception as error:  # the outermost loop: nothing that comes may end it
-                    log.exception("feed of %s: failed on what it told", self._publish)
-                    self._lose(f"what it told could not be taken in: {error!r}")
+                    log.exception("event stream of %s: failed on a message", self._publish)
+                    self._lose(f"its events could not be applied: {error!r}")
                     await asyncio.sleep(self._timing.heartbeat)
         finally:
             inbox.close()
@@ -145,10 +116,10 @@ class EventSubscriber:
 
     async def _follow(self, inbox: Inbox) -> None:
         """Take in what comes; returns after each heartbeat. Raises EventStreamError."""
-        if not self._whole and time.monotonic() - self._asked >= self._timing.lost:
+        if not self._is_complete and time.monotonic() - self._snapshot_at >= self._timing.lost:
             await self._ask_snapshot()
         # Until the whole tree has come, a subscription that was late for it is found out sooner.
-        seconds = self._timing.heartbeat if self._whole else self._timing.heartbeat / 10
+        seconds = self._timing.heartbeat if self._is_complete else self._timing.heartbeat / 10
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if not await inbox.wait(left):
@@ -161,7 +132,7 @@ class EventSubscriber:
             if (frames := inbox.take()) is None:
                 return
             await self._take(frames)
-        await asyncio.sleep(0)  # other tasks of the event loop get their turn
+        await asyncio.sleep(0)  # other tasks of the event loop run
 
     async def _heartbeat(self) -> None:
         position = await self._position(Status())
@@ -173,19 +144,19 @@ class EventSubscriber:
         if announced > self._next:
             await self._catch_up()
 
-    def _missed(self, reason: str) -> None:
-        if self._is_live and time.monotonic() - self._heard >= self._timing.lost:
+    def _no_answer(self, reason: str) -> None:
+        if self._is_live and time.monotonic() - self._heard_at >= self._timing.lost:
             self._lose(reason)
 
     def _lose(self, reason: str) -> None:
-        self._whole = False
+        self._is_complete = False
         if self._is_live:
             self._is_live = False
             self.counts["losses"] += 1
-            log.warning("feed of %s lost: %s", self._publish, reason)
+            log.warning("event stream of %s lost: %s", self._publish, reason)
         self._listener.lost(reason)
 
-    # -- what is published -----------------------------------------------------------------------
+    # Published messages
 
     async def _take(self, frames: list[bytes]) -> None:
         try:
@@ -194,9 +165,9 @@ class EventSubscriber:
             record = self._records.decode(content) if kind == TIMELINE else None
             if kind not in (KV, TIMELINE) or len(number) != NUMBER_BYTES:
                 raise ValueError(f"its topic is {name!r}, its number {number!r}")
-        # What is damaged is missed, and asked for again.
+        # A damaged batch is missing, and asked for again.
         except NOT_UNDERSTOOD as error:
-            log.warning("feed of %s: a message is not understood: %s", self._publish, error)
+            log.warning("event stream of %s: a message is not understood: %s", self._publish, error)
             return
         if record is not None:
             self._listener.span(record)
@@ -204,13 +175,13 @@ class EventSubscriber:
             await self._take_batch(incarnation, int.from_bytes(number, "big"), content)
 
     async def _take_batch(self, incarnation: str, number: int, content: bytes) -> None:
-        if incarnation in self._former:
+        if incarnation in self._former_incarnations:
             return
         if incarnation != self._incarnation:
-            # The worker has restarted, or this is the last word of one that has: ask.
+            # The worker has restarted, or this is the last message of one that has: ask.
             await self._ask_snapshot()
             if incarnation != self._incarnation:
-                self._former.add(incarnation)
+                self._former_incarnations.add(incarnation)
                 return
         if number > self._next:
             await self._catch_up()
@@ -220,34 +191,34 @@ class EventSubscriber:
             await self._apply(content)
 
     async def _apply(self, content: bytes) -> None:
-        self._heard = time.monotonic()
+        self._heard_at = time.monotonic()
         self._next += 1
         self.counts["batches"] += 1
         try:
             for event in self._batches.decode(content).events:
                 # Without what was before, only the whole tree makes sense.
-                if self._whole or isinstance(event, AllBlocksCleared):
-                    for piece in _pieces(event):
+                if self._is_complete or isinstance(event, AllBlocksCleared):
+                    for piece in pieces(event):
                         self._listener.kv(piece)
-                        await self._take_turns(piece)
-                    self._whole = True
+                        await self._yield_to_others(piece)
+                    self._is_complete = True
         except NOT_UNDERSTOOD as error:
-            # What was told does not add up. If the whole tree does not either, `_follow` waits.
+            # The events do not add up. If the whole tree does not either, `_follow` waits.
             self._lose(f"its events do not fit: {error}")
-            if time.monotonic() - self._asked >= self._timing.heartbeat:
+            if time.monotonic() - self._snapshot_at >= self._timing.heartbeat:
                 await self._ask_snapshot()
-        if self._whole and not self._is_live:
+        if self._is_complete and not self._is_live:
             self._is_live = True
-            log.info("feed of %s is live", self._publish)
+            log.info("event stream of %s is live", self._publish)
             self._listener.live()
 
-    async def _take_turns(self, event: KvEvent) -> None:
+    async def _yield_to_others(self, event: KvEvent) -> None:
         self._blocks += 1 if isinstance(event, AllBlocksCleared) else len(event.block_hashes)
-        if self._blocks >= _BLOCKS_AT_ONCE:
+        if self._blocks >= MOST_BLOCKS:
             self._blocks = 0
             await asyncio.sleep(0)
 
-    # -- what is asked for -----------------------------------------------------------------------
+    # Requests to the worker
 
     async def _catch_up(self) -> None:
         """Ask for the batches from the next one on; raises EventStreamError."""
@@ -266,8 +237,8 @@ class EventSubscriber:
         """Ask for the whole tree, which comes as batches; raises EventStreamError."""
         self.counts["snapshots"] += 1
         position = await self._position(Snapshot())
-        self._asked = time.monotonic()
-        self._whole = False
+        self._snapshot_at = time.monotonic()
+        self._is_complete = False
         self._incarnation = position.incarnation
         self._next = self._announced = position.next
 
@@ -276,38 +247,18 @@ class EventSubscriber:
         if not isinstance(position, Position):
             raise EventStreamError(f"it answered {request!r} with {position!r}")
         self._require_worker(position.incarnation)
-        self._heard = time.monotonic()
+        self._heard_at = time.monotonic()
         return position
 
     def _require_worker(self, incarnation: str) -> None:
         """What answers now must be the worker, restarted or not; raises EventStreamError."""
         if self._incarnation not in ("", incarnation):
-            self._former.add(self._incarnation)
+            self._former_incarnations.add(self._incarnation)
             self._incarnation = ""
             self._lose("it has restarted")
         try:
-            self._listener.tells(incarnation)
+            self._listener.check_incarnation(incarnation)
         except EventStreamError as error:
             self._incarnation = ""
             self._lose(str(error))
             raise
-
-
-def _pieces(event: KvEvent) -> Iterator[KvEvent]:
-    """The same as several events of at most _BLOCKS_AT_ONCE blocks each."""
-    if isinstance(event, AllBlocksCleared) or len(event.block_hashes) <= _BLOCKS_AT_ONCE:
-        yield event
-        return
-    whole = event.block_hashes
-    for start in range(0, len(whole), _BLOCKS_AT_ONCE):
-        hashes = whole[start : start + _BLOCKS_AT_ONCE]
-        if isinstance(event, BlockRemoved):
-            yield replace(event, block_hashes=hashes)
-        else:
-            first, size = start * event.block_size, len(hashes) * event.block_size
-            yield replace(
-                event,
-                block_hashes=hashes,
-                parent_block_hash=whole[start - 1] if start else event.parent_block_hash,
-                token_ids=event.token_ids[first : first + size],
-            )

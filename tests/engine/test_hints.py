@@ -190,7 +190,7 @@ def test_a_higher_priority_runs_first(
                 waiting = 0
                 while waiting != number and not leader.done():
                     waiting = queues(here.url)[queue]
-            records = [told.timeline(one.result()[0]) for one in asked]
+            records = [told.span(one.result()[0]) for one in asked]
         began = [one.began + one.queue for one in records]
         order = sorted(range(len(began)), key=began.__getitem__)
     assert order == [2, 1, 0]

@@ -111,7 +111,7 @@ def becomes(served: Served, url: str, state: str) -> dict[str, Any]:
         time.sleep(0.05)  # between looks at what only the gateway can tell
 
 
-def feed_config() -> dict[str, str]:
+def events_config() -> dict[str, str]:
     events = {
         "publisher": "ps_sglang",
         "endpoint": f"tcp://127.0.0.1:{free_port()}",
@@ -151,7 +151,7 @@ def test_another_in_a_decode_workers_place(
     """Decoder `c` has the weights of `b`; what comes in its place would answer otherwise."""
     base, decoders = served.models.base, served.models.decoders
     prefill, decode = served.cluster.plan.workers
-    events = feed_config()
+    events = events_config()
     c: dict[str, Any] = {"model_path": decoders["b"], "served_model_name": "c", **events}
     (ids,) = prompts(1, 40)
     right = expected(base, decoders["b"], ids).tokens
@@ -194,7 +194,7 @@ def test_another_in_a_prefill_workers_place(
     served: Served, guests: Guests, prompts: Prompts
 ) -> None:
     prefill = served.cluster.plan.workers[0]
-    own: dict[str, Any] = {**feed_config(), "disaggregation_bootstrap_port": free_port()}
+    own: dict[str, Any] = {**events_config(), "disaggregation_bootstrap_port": free_port()}
     guests.start(prefill, **own)
     post(f"{served.cluster.url}/workers", {"url": guests.url})
     assert_exact(served, prompts)

@@ -1,4 +1,4 @@
-"""Each request's timeline: what both workers did for it, told over their feeds."""
+"""Each request's trace: what both workers did for it, by their event streams."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Pair = tuple[Span, Span]
 
 def told(mirrors: Mirrors, decoder: str, rid: str) -> Pair:
     """What the prefill worker and the decode worker tell of a request."""
-    return mirrors["prefill-0"].timeline(rid), mirrors[f"decode-{decoder}"].timeline(rid)
+    return mirrors["prefill-0"].span(rid), mirrors[f"decode-{decoder}"].span(rid)
 
 
 def test_counts_and_stages(served: Served, mirrors: Mirrors, prompts: Prompts) -> None:

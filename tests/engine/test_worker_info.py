@@ -55,7 +55,7 @@ async def test_what_is_for_another_process_is_refused(http: httpx.AsyncClient) -
     assert "incarnation 'gone'" in answer.json()["error"]["message"]
 
 
-def test_the_scheduler_has_the_feeds_incarnation() -> None:
+def test_the_scheduler_has_the_event_streams_incarnation() -> None:
     publisher = WorkerEventPublisher()
     try:
         told = worker_info.get_init_info({"status": "ready"}, _scheduler(publisher))
@@ -64,7 +64,7 @@ def test_the_scheduler_has_the_feeds_incarnation() -> None:
         publisher.shutdown()
 
 
-def test_a_scheduler_without_a_feed_has_one_of_its_own() -> None:
+def test_a_scheduler_without_an_event_stream_has_one_of_its_own() -> None:
     one, other = (worker_info.get_init_info({}, _scheduler(None)) for _ in range(2))
     assert one != other
 

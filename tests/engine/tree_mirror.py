@@ -38,7 +38,7 @@ def mirroring(cluster: Cluster) -> Iterator[dict[str, TreeMirror]]:
 
 
 class TreeMirror:
-    """One worker's tree as its feed tells it, from now on."""
+    """One worker's tree as its events have it, from now on."""
 
     def __init__(self, events: EventPorts) -> None:
         self._context = zmq.Context()
@@ -49,7 +49,7 @@ class TreeMirror:
         self.next = -1
         self.removed = 0
         self.salts: set[str | None] = set()
-        self.timelines: dict[str, Span] = {}
+        self.spans: dict[str, Span] = {}
         while not self._news.poll(200):  # a subscription takes effect at some time
             self.ask(Snapshot())
         self.resynchronize()
@@ -83,10 +83,10 @@ class TreeMirror:
         """Until the worker's tree holds these tokens."""
         self._until(lambda: (None, tuple(tokens)) in self._blocks.values())
 
-    def timeline(self, rid: str) -> Span:
-        """The timeline of a request, once it is there."""
-        self._until(lambda: rid in self.timelines)
-        return self.timelines[rid]
+    def span(self, rid: str) -> Span:
+        """The span of a request, once it is there."""
+        self._until(lambda: rid in self.spans)
+        return self.spans[rid]
 
     def _until(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -97,7 +97,7 @@ class TreeMirror:
         topic, number, content = self._news.recv_multipart()
         if topic.startswith(b"timeline:"):
             record = msgspec.msgpack.decode(content, type=Span)
-            self.timelines[record.rid] = record
+            self.spans[record.rid] = record
             return []
         assert self.next in (-1, int.from_bytes(number, "big")), "a batch is missing"
         self.next = int.from_bytes(number, "big") + 1

@@ -38,8 +38,11 @@ class Tree:
         self.commands: list[Command] = []
         self.snapshots_wait = False
         self._asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self.publisher.on_command(lambda one: loop.call_soon_threadsafe(self._command, one))
+        self._loop = asyncio.get_running_loop()
+        self.publisher.on_command(self._schedule)
+
+    def _schedule(self, command: Command) -> None:
+        self._loop.call_soon_threadsafe(self._command, command)
 
     def _command(self, command: Command) -> None:
         self.commands.append(command)
@@ -81,7 +84,7 @@ class WorkerCache:
         self.told = 0
         self.is_live = False
         self.losses: list[str] = []
-        self.wanted: str | None = None  # whose feed it must be
+        self.expected: str | None = None  # the incarnation that it must be
         self._changed = asyncio.Event()
 
     def kv(self, event: KvEvent) -> None:
@@ -98,9 +101,9 @@ class WorkerCache:
             self.parents[event.block_hashes[0]] = parent
         self._changed.set()
 
-    def tells(self, incarnation: str) -> None:
-        if self.wanted not in (None, incarnation):
-            raise EventStreamError(f"{incarnation} is not {self.wanted}")
+    def check_incarnation(self, incarnation: str) -> None:
+        if self.expected not in (None, incarnation):
+            raise EventStreamError(f"{incarnation} is not {self.expected}")
 
     def span(self, record: Span) -> None:
         self.records.append(record)

@@ -12,7 +12,7 @@ from ps_sglang.events.inbox import Inbox
 
 @pytest.fixture
 def published() -> Iterator[zmq.Socket[bytes]]:
-    socket = zmq.Context.instance().socket(zmq.XPUB)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
     socket.setsockopt(zmq.LINGER, 0)
     socket.bind("tcp://127.0.0.1:0")
     yield socket
@@ -25,7 +25,7 @@ async def test_messages_of_a_topic_are_taken_in_order(published: zmq.Socket[byte
         assert published.recv() == b"\x01kv:"
         for topic, content in ((b"kv:1", b"a"), (b"other", b"b"), (b"kv:2", b"c")):
             published.send_multipart((topic, content))
-        taken = []
+        taken: list[list[bytes]] = []
         while len(taken) < 2:
             assert await inbox.wait(10)
             while (message := inbox.take()) is not None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -34,7 +35,7 @@ from ps_sglang.events.messages import (
 )
 from ps_sglang.events.publisher import WorkerEventPublisher
 
-TIMELINE = Span(rid="r", role="decode", began=1.5, queue=0.25, pulled=7)
+SPAN = Span(rid="r", role="decode", began=1.5, queue=0.25, pulled=7)
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ class Peer:
         """Subscribe to everything; published batches arrive from now on."""
         self.news.subscribe(b"")
         while not self.news.poll(1):  # a subscription takes effect at some time
-            self._publisher.record(TIMELINE)
-        self._publisher.record(msgspec.structs.replace(TIMELINE, rid="last"))
+            self._publisher.record(SPAN)
+        self._publisher.record(msgspec.structs.replace(SPAN, rid="last"))
         while self.record().rid != "last":
             pass
 
@@ -109,8 +110,8 @@ def test_batches_arrive_whole_and_in_order(publisher: WorkerEventPublisher, peer
     for one in sent:
         publisher.publish(one)
     assert [peer.batch() for _ in sent] == list(enumerate(sent))
-    publisher.record(TIMELINE)
-    assert peer.record() == TIMELINE
+    publisher.record(SPAN)
+    assert peer.record() == SPAN
 
 
 def test_the_wire_is_sglangs(publisher: WorkerEventPublisher, peer: Peer) -> None:
@@ -197,7 +198,7 @@ def test_overload_is_a_gap_not_a_wait(peer: Peer, publisher: WorkerEventPublishe
 def test_commands_reach_the_owner_in_order(publisher: WorkerEventPublisher, peer: Peer) -> None:
     taken: list[object] = []
     publisher.on_command(taken.append)
-    commands = [Release("s"), Pin("s", 2.5), Snapshot()]
+    commands: list[Request] = [Release("s"), Pin("s", 2.5), Snapshot()]
     for command in commands:
         assert peer.ask(command) == (Position(publisher.incarnation, 0), [])
     assert taken == commands
@@ -207,7 +208,7 @@ def test_nonsense_is_refused_by_name(publisher: WorkerEventPublisher, peer: Peer
     for content in (b"", b"\xc1", msgspec.msgpack.encode({"type": "Bake"}), b"\0" * 8):
         reply, _ = peer.ask_raw(content)
         assert isinstance(reply, RequestRefused)
-        assert reply.reason.startswith("not a request of the feed: ")
+        assert reply.reason.startswith("not a request of the event stream: ")
     assert peer.ask(Status())[0] == Position(publisher.incarnation, 0)
 
 
@@ -228,18 +229,18 @@ def test_an_address_in_use_is_an_error(publisher: WorkerEventPublisher) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"attn_dp_rank": 1}, {"topic": "t"}, {"replay_endpoint": None}, {"bind": False}]
 )
-def test_settings_without_a_meaning_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"leave out --dp-size|set both addresses"):
         WorkerEventPublisher(**wrong)
 
 
 def test_topics() -> None:
     assert read_topic(topic("kv", "0a")) == ("kv", "0a")
-    with pytest.raises(ValueError, match="no topic of a feed"):
+    with pytest.raises(ValueError, match="no topic of an event stream"):
         read_topic(b"kv")
 
 
-def test_the_feed_knows_no_engine() -> None:
+def test_the_event_stream_knows_no_engine() -> None:
     """The gateway and stand-in engines use it."""
     program = (
         "import sys, ps_sglang.events.publisher, ps_sglang.events.messages; "
@@ -306,4 +307,4 @@ def test_subscriptions_to_what_is_never_published_are_not_kept(
         peer.news.subscribe(b"kv:-%d" % number)
     peer.news.subscribe(b"\xff" * 1000)
     peer.subscribe()
-    assert publisher._wanted == {b""}
+    assert publisher._subscriptions == {b""}

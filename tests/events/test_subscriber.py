@@ -1,4 +1,4 @@
-"""A feed against the real publisher over real sockets, with a relay that disturbs it."""
+"""A subscriber against the real publisher over real sockets, with a relay that disturbs it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def tree() -> AsyncIterator[Tree]:
     made.publisher.shutdown()
 
 
-def _feed(
+def _subscriber(
     tree: Tree, mirror: WorkerCache, relay: Relay | None = None, timing: SubscriberTiming = FAST
 ) -> EventSubscriber:
     publish = tree.publisher.endpoint if relay is None else relay.address
@@ -49,7 +49,7 @@ async def test_what_was_stored_before_and_after_it_came_is_told(tree: Tree) -> N
     tree.store(1)
     tree.store(2, 1)
     mirror = WorkerCache()
-    events = _feed(tree, mirror)
+    events = _subscriber(tree, mirror)
     assert not events.is_live
     async with running(events):
         await mirror.until(lambda: mirror.is_live)
@@ -64,7 +64,7 @@ async def test_what_was_stored_before_and_after_it_came_is_told(tree: Tree) -> N
 
 async def test_news_before_the_whole_tree_has_come_are_left_out(tree: Tree) -> None:
     mirror = WorkerCache()
-    events = _feed(tree, mirror)
+    events = _subscriber(tree, mirror)
     tree.snapshots_wait = True
     async with running(events):
         await tree.until(lambda: bool(tree.commands))
@@ -121,7 +121,7 @@ class Blocks(WorkerCache):
 async def test_long_events_are_told_in_pieces(tree: Tree) -> None:
     """No request waits until all of a long prompt has been taken in."""
     mirror = Blocks()
-    async with running(_feed(tree, mirror)):
+    async with running(_subscriber(tree, mirror)):
         await mirror.until(lambda: mirror.is_live)
         first, others = list(range(5)), list(range(100, 100 + 1000))
         tree.publish(
@@ -146,7 +146,7 @@ async def test_long_events_are_told_in_pieces(tree: Tree) -> None:
 async def test_records_of_requests_are_told(tree: Tree) -> None:
     mirror = WorkerCache()
     record = Span(rid="r", role="decode", began=1.5, pull=0.25, pulled=7)
-    async with running(_feed(tree, mirror)):
+    async with running(_subscriber(tree, mirror)):
         await mirror.until(lambda: mirror.is_live)
         tree.publisher.record(record)
         await mirror.until(lambda: bool(mirror.records))
@@ -155,7 +155,7 @@ async def test_records_of_requests_are_told(tree: Tree) -> None:
 
 async def _live_through_relay(tree: Tree, mirror: WorkerCache) -> tuple[Relay, EventSubscriber]:
     relay = Relay(tree.publisher.endpoint)
-    return relay, _feed(tree, mirror, relay)
+    return relay, _subscriber(tree, mirror, relay)
 
 
 async def test_a_batch_that_is_missing_is_asked_for_again(tree: Tree) -> None:
@@ -249,7 +249,7 @@ async def test_an_event_that_does_not_fit_leads_to_the_whole_tree(
     tree: Tree, caplog: pytest.LogCaptureFixture
 ) -> None:
     mirror = WorkerCache()
-    async with running(_feed(tree, mirror)):
+    async with running(_subscriber(tree, mirror)):
         await mirror.until(lambda: mirror.is_live)
         tree.parents[7] = None
         tree.publish(stored(8, 7))
@@ -260,7 +260,7 @@ async def test_an_event_that_does_not_fit_leads_to_the_whole_tree(
 
 async def test_a_tree_that_does_not_add_up_is_asked_for_until_it_does(tree: Tree) -> None:
     mirror = WorkerCache()
-    events = _feed(tree, mirror)
+    events = _subscriber(tree, mirror)
     tree.parents[8] = 7
     async with running(events):
         await mirror.until(lambda: len(mirror.losses) > 1)
@@ -273,7 +273,7 @@ async def test_a_tree_that_does_not_add_up_is_asked_for_until_it_does(tree: Tree
 
 async def test_a_worker_that_has_restarted_is_told_anew(tree: Tree) -> None:
     mirror = WorkerCache()
-    events = _feed(tree, mirror)
+    events = _subscriber(tree, mirror)
     async with running(events):
         tree.store(1)
         await mirror.until(lambda: mirror.parents == {1: None})
@@ -304,7 +304,9 @@ async def test_last_words_of_a_worker_that_has_restarted_are_ignored(tree: Tree)
 
 async def test_a_silent_worker_is_lost(tree: Tree) -> None:
     mirror = WorkerCache()
-    events = _feed(tree, mirror, timing=SubscriberTiming(heartbeat=0.05, answer=0.1, lost=0.2))
+    events = _subscriber(
+        tree, mirror, timing=SubscriberTiming(heartbeat=0.05, answer=0.1, lost=0.2)
+    )
     async with running(events):
         tree.store(1)
         await mirror.until(lambda: mirror.is_live and bool(mirror.parents))
@@ -316,7 +318,7 @@ async def test_a_silent_worker_is_lost(tree: Tree) -> None:
 
 
 async def test_commands_reach_the_worker(tree: Tree) -> None:
-    events = _feed(tree, WorkerCache())
+    events = _subscriber(tree, WorkerCache())
     assert isinstance(await events.ask(Release("s")), Position)
     await events.ask(Pin("s", 2.5))
     events.close()
@@ -431,7 +433,7 @@ async def test_a_nested_message_is_missed_and_the_tree_asked_for(tree: Tree) -> 
     """What the worker keeps for replays is as bad, so that the whole tree must follow."""
     # An array with one item more than a batch has.
     mirror, nested = WorkerCache(), b"\x94\x00\x90\xc0" + b"\x91" * 200_000 + b"\xc0"
-    events = _feed(tree, mirror)
+    events = _subscriber(tree, mirror)
     async with running(events):
         await mirror.until(lambda: mirror.is_live)
         tree.publisher.publish(msgspec.Raw(nested))
@@ -442,7 +444,7 @@ async def test_a_nested_message_is_missed_and_the_tree_asked_for(tree: Tree) -> 
 
 
 async def test_a_listener_that_fails_is_told_anew(tree: Tree) -> None:
-    """Whatever a message does to its reader, the feed goes on, and says that it was lost."""
+    """Whatever a message does to its reader, the subscriber goes on, and says that it was lost."""
     mirror, failures = WorkerCache(), ["one"]
     take = mirror.kv
 
@@ -452,7 +454,7 @@ async def test_a_listener_that_fails_is_told_anew(tree: Tree) -> None:
         take(event)
 
     mirror.kv = kv  # type: ignore[method-assign]
-    async with running(_feed(tree, mirror)):
+    async with running(_subscriber(tree, mirror)):
         await mirror.until(lambda: mirror.is_live)
         tree.store(1)
         await mirror.until(lambda: bool(mirror.losses))
@@ -460,17 +462,17 @@ async def test_a_listener_that_fails_is_told_anew(tree: Tree) -> None:
         await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
 
 
-async def test_the_feed_of_another_process_is_not_taken_in(tree: Tree) -> None:
+async def test_the_events_of_another_process_is_not_taken_in(tree: Tree) -> None:
     tree.store(1)
     mirror = WorkerCache()
-    mirror.wanted = "another"
-    async with running(_feed(tree, mirror)):
+    mirror.expected = "another"
+    async with running(_subscriber(tree, mirror)):
         await mirror.until(lambda: bool(mirror.losses))
         assert f"{tree.publisher.incarnation} is not another" in mirror.losses[0]
         assert (mirror.parents, mirror.is_live) == ({}, False)
-        mirror.wanted = tree.publisher.incarnation
+        mirror.expected = tree.publisher.incarnation
         await mirror.until(lambda: mirror.is_live and mirror.parents == tree.parents)
-        mirror.wanted = "yet another"
+        mirror.expected = "yet another"
         await mirror.until(lambda: not mirror.is_live)
         assert mirror.parents == {}
 

@@ -21,7 +21,8 @@ from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
-from ps_sglang.engine.transfer.reader import Outcome, Reader
+from ps_sglang.engine.transfer.pulls import Outcome
+from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.shared_pool import (
     AttachedPool,
     PoolDescriptor,
@@ -270,8 +271,8 @@ class Decode:
     fingerprint: str = "base"
     poll_s: float = 0.01
     buffers: int = BUFFERS
-    land_batches: int = 8
-    news: int = 0
+    batches_per_poll: int = 8
+    wakes: int = 0
     stopped: bool = False
     requests: dict[int, DecodeRequest] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -294,16 +295,16 @@ class Decode:
             send=self._send,
             clock=self.world.clock,
             open_pool=self._open_pool,
-            news=self._ring,
+            wake=self._ring,
             collect=self.mailbox.collect,
-            limits=replace(LIMITS, land_batches=self.land_batches),
+            limits=replace(LIMITS, batches_per_poll=self.batches_per_poll),
             count=lambda what, path, n: count(self.counts, what, path, n),
         )
         self.ticked_at = self.polled_at = 0.0
         self.world.nodes[self.endpoint] = self
 
     def _ring(self) -> None:
-        self.news += 1
+        self.wakes += 1
 
     def _open_pool(self, descriptor: PoolDescriptor) -> AttachedPool:
         if not self.same_host:
@@ -346,7 +347,7 @@ class Decode:
         self.polled_at = self.world.now
         self.mailbox.collect(self.reader.receive)
         for room, request in self.requests.items():
-            if request.outcome is None and (outcome := self.reader.land(room)) is not None:
+            if request.outcome is None and (outcome := self.reader.poll(room)) is not None:
                 if outcome.failure is None:
                     self._check(request)
                 self._end(room, outcome)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ps_sglang.engine.transfer.messages import Frames
-from ps_sglang.engine.transfer.reader import Outcome
+from ps_sglang.engine.transfer.pulls import Outcome
 from tests.transfer.handoff_world import LIMITS, Decode, Prefill, World, contents
 
 SCHEDULES = 480
@@ -112,13 +112,17 @@ class Schedule:
         ]
         return sorted(events, key=lambda event: event[0])
 
+    @property
+    def nodes(self) -> list[Prefill | Decode]:
+        return [*self.prefills, *self.decodes]
+
     def run(self) -> None:
         """Play the plan, heal the network, and wait for every request to end."""
         for at, event in self.plan:
             self.world.run(at - self.world.now)
             event()
         self.world.run(FAULTY_S - self.world.now)
-        for node in (*self.prefills, *self.decodes):
+        for node in self.nodes:
             node.stopped = False
         self.network.heal()
         self._end_orphans()
@@ -126,9 +130,7 @@ class Schedule:
 
     def over(self) -> bool:
         return all(
-            request.outcome is not None
-            for node in (*self.prefills, *self.decodes)
-            for request in node.requests.values()
+            request.outcome is not None for node in self.nodes for request in node.requests.values()
         ) and all(node.idle() for node in self.prefills)
 
     # Events
@@ -181,7 +183,7 @@ class Schedule:
         return bool(found)
 
     def abort(self) -> None:
-        nodes = [node for node in (*self.prefills, *self.decodes) if not node.stopped]
+        nodes = [node for node in self.nodes if not node.stopped]
         running = [(node, room) for node in nodes for room in self._running(node)]
         if running:
             node, room = self.source.choice(running)
@@ -226,7 +228,7 @@ class Schedule:
 
     def freeze(self) -> None:
         """A process stands still for a while: it neither hears, nor ticks, nor polls."""
-        self.source.choice([*self.prefills, *self.decodes]).stopped = True
+        self.source.choice(self.nodes).stopped = True
         self.seen.add("freeze")
 
     def rot(self) -> None:

@@ -20,7 +20,8 @@ from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
-from ps_sglang.engine.transfer.reader import Outcome, Reader
+from ps_sglang.engine.transfer.pulls import Outcome
+from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
 from ps_sglang.engine.transfer.shared_pool import (
     AttachedPool,
@@ -80,12 +81,12 @@ class Events:
         """Rooms that were pulled or are over."""
         return self.pulls | set(self.outcomes)
 
-    def wait_for(self, lender: Lender, rooms: Callable[[], set[int]]) -> set[int]:
-        """Act as an idle scheduler until there are such rooms."""
-        while not (found := rooms()):
+    def wait_for(self, lender: Lender, among: set[int], ready: Callable[[], set[int]]) -> set[int]:
+        """Act as an idle scheduler until some of the rooms are ready."""
+        while not (rooms := among & ready()):
             self._bell.wait(LONG_MS)
             self._mailbox.collect(lender.receive)
-        return found
+        return rooms
 
     def close(self) -> None:
         self._bell.close()
@@ -138,7 +139,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
         reader = Reader(
             HostRows([buffer.ctypes.data for buffer in taken], lengths, [WIDTH] * BUFFERS), aux[1],
             session=f"{reader_at}#{names[1]}", base_fingerprint="base", send=reader_out.send,
-            clock=time.monotonic, open_pool=open_pool, news=bell.ring,
+            clock=time.monotonic, open_pool=open_pool, wake=bell.ring,
             collect=reader_mail.collect, limits=LIMITS,
         )  # fmt: skip
         serve_lender(lender)
@@ -150,7 +151,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
             for room in left:
                 lender.open(room, PrefixDigest.of([room]))
             while left:
-                ready = events.wait_for(lender, lambda left=left: left & events.heard)
+                ready = events.wait_for(lender, left, lambda: events.heard)
                 for room in ready:
                     pages = np.array(rows[room * ROOM_PAGES : (room + 1) * ROOM_PAGES])
                     lender.offer(room, pages[:50])
@@ -170,18 +171,17 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
         while len(outcomes) < ROOMS:
             bell.wait(LONG_MS)
             for room in set(range(ROOMS)) - set(outcomes):
-                outcome = reader.land(room)
+                outcome = reader.poll(room)
                 if outcome is None and room in aborted:
                     reader.close(room)
                     outcome = Outcome("aborted")
-                    pages = targets[room * ROOM_PAGES : (room + 1) * ROOM_PAGES]
-                    taken[:, pages] = 0xAB
+                    taken[:, targets[room * ROOM_PAGES : (room + 1) * ROOM_PAGES]] = 0xAB
                 if outcome is not None:
                     outcomes[room] = outcome
                     reader.close(room)
         prefiller.join()
         for room in range(ROOMS):
-            events.wait_for(lender, lambda room=room: {room} & set(events.outcomes))
+            events.wait_for(lender, {room}, lambda: set(events.outcomes))
         for room in range(ROOMS):
             lender.close(room, "over")
     source_pages = lent.reshape(BUFFERS, PAGES, WIDTH)

@@ -15,9 +15,8 @@ SGLANG_VERSION: Final = "0.5.23"
 def require_supported_sglang() -> None:
     """Refuse a version the hooks were not written for.
 
-    Raises:
-        SystemExit: the installed SGLang is not `SGLANG_VERSION`. (SGLang swallows other
-            exceptions of a plugin and would go on without its hooks.)
+    Raises SystemExit if the installed SGLang is not `SGLANG_VERSION`. SGLang swallows other
+    exceptions of a plugin and would go on without its hooks.
     """
     installed = version("sglang")
     if installed != SGLANG_VERSION:

@@ -23,13 +23,13 @@ from ps_sglang.engine.hooking import after, around
 
 _SHORT_TEXT: Final = 4096
 """Characters up to which a text is tokenized at once: a thread would take longer."""
-_RENDERERS_OWN: Final = frozenset(
+_RESERVED: Final = frozenset(
     {"add_generation_prompt", "conversation", "messages", "return_dict", "tokenize", "tools"}
 )
 """What SGLang and transformers pass to `apply_chat_template` and to the template."""
 
 
-class _Here:
+class _Limits:
     """What this process knows of its tokenizer; None before it has one."""
 
     longest_text: int | None = None  # bytes
@@ -39,25 +39,24 @@ class _Here:
 @after("managers.tokenizer_manager.TokenizerManager.init_tokenizer_and_processor", "self")
 def init_tokenizer(_result: None, manager: Any) -> None:
     """After `TokenizerManager.init_tokenizer_and_processor`: the longest text that can fit."""
-    _Here.context = int(manager.context_len)
+    _Limits.context = int(manager.context_len)
     if manager.tokenizer is not None and hasattr(manager.tokenizer, "get_vocab"):
         longest = max(len(token.encode()) for token in manager.tokenizer.get_vocab())
-        _Here.longest_text = longest * _Here.context
+        _Limits.longest_text = longest * _Limits.context
 
 
 def check_length(text: str) -> None:
     """Refuse a text that cannot fit, before it costs a tokenization.
 
-    Raises:
-        ValueError: it has more bytes than a context full of the longest token.
+    Raises ValueError if it has more bytes than a context full of the longest token.
     """
-    most = _Here.longest_text
+    most = _Limits.longest_text
     if most is None or len(text) * 4 <= most:  # a character has up to 4 bytes
         return
     if len(text) > most or len(text.encode()) > most:
         raise ValueError(
             f"The input ({len(text)} characters) is longer than the model's context length "
-            f"({_Here.context} tokens): no text of more than {most} bytes fits it."
+            f"({_Limits.context} tokens): no text of more than {most} bytes fits it."
         )
 
 
@@ -65,8 +64,7 @@ def check_length(text: str) -> None:
 def of_the_request(what: str) -> Iterator[None]:
     """Turn an exception that a request's content has caused into the 400 that it is.
 
-    Raises:
-        ValueError: in place of any other exception of Python's own kinds.
+    Raises ValueError in place of any other exception of Python's own kinds.
     """
     try:
         yield
@@ -84,16 +82,16 @@ def normalize_batch_and_arguments(original: Any, obj: Any) -> None:
     """Around `GenerateReqInput.normalize_batch_and_arguments`: the shape of a request."""
     with of_the_request("the request's fields do not fit each other"):
         requests.check_shape(obj)
-        params = obj.sampling_params
-        for one in params if isinstance(params, list) else [params]:
-            if one is not None and one.get("n", 1) is None:
-                del one["n"]
+        several = isinstance(obj.sampling_params, list)
+        for params in obj.sampling_params if several else [obj.sampling_params]:
+            if params is not None and params.get("n", 1) is None:
+                del params["n"]
         original(obj)
         for rid in [obj.rid] if obj.is_single else obj.rid:
             requests.CHECKS["rid"]("rid", rid)
         if not obj.is_single:
-            for encoded in range(len(obj.rid)):
-                obj[encoded]  # SGLang keeps it; a list that is too short shows here
+            for index in range(len(obj.rid)):
+                obj[index]  # SGLang keeps it; a list that is too short shows here
 
 
 @around(
@@ -111,7 +109,7 @@ def validate_one_request(original: Any, manager: Any, obj: Any, input_ids: Any) 
 
 
 def _for_the_role(mode: str, obj: Any) -> None:
-    """What a worker needs to know of a request's other leg (ValueError)."""
+    """What a worker needs to know of the request on the other worker; raises ValueError."""
     if obj.log_metrics and obj.rid.startswith(HEALTH_CHECK_RID_PREFIX):
         raise ValueError(
             f"`rid` begins with {HEALTH_CHECK_RID_PREFIX}, as only the worker's own health checks "
@@ -192,10 +190,10 @@ def _finish(work: Coroutine[Any, Any, Any]) -> Any:
 )
 def convert_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
     """Around `OpenAIServingChat._convert_to_internal_request`: what cannot be rendered."""
-    if taken := sorted(_RENDERERS_OWN.intersection(request.chat_template_kwargs or ())):
+    if reserved := sorted(_RESERVED.intersection(request.chat_template_kwargs or ())):
         raise ValueError(
-            f"`chat_template_kwargs` must not hold {', '.join(taken)}: the server gives the chat "
-            "template these itself, from the request's own fields."
+            f"`chat_template_kwargs` must not hold {', '.join(reserved)}: the server gives the "
+            "chat template these itself, from the request's own fields."
         )
     with of_the_request(
         "the chat template cannot render this request: see messages, tools and chat_template_kwargs"
@@ -210,7 +208,7 @@ def convert_chat(original: Any, serving: Any, request: Any, raw_request: Any = N
     "raw_request",
 )
 def convert_completion(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
-    """Around `OpenAIServingCompletion._convert_to_internal_request`."""
+    """Around `OpenAIServingCompletion._convert_to_internal_request`: what cannot be converted."""
     with of_the_request("the request cannot be converted"):
         return original(serving, request, raw_request)
 

@@ -18,13 +18,9 @@ FLOAT32: Final = 3.4028234663852886e38
 """The largest number that the engine's float32 tensors hold."""
 
 
-def refuse(field: str, wanted: str, value: Any) -> NoReturn:
-    """Raise the one error of this package.
-
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(f"`{field}` must be {wanted}, not {reprlib.repr(value)}.")
+def refuse(field: str, expected: str, value: Any) -> NoReturn:
+    """Raise ValueError, the one error of this package."""
+    raise ValueError(f"`{field}` must be {expected}, not {reprlib.repr(value)}.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Text:
     def __call__(self, field: str, value: Any) -> None:
         if not isinstance(value, str) or not self.least <= len(value) <= self.most:
             refuse(field, f"a text of {self.least} to {self.most} characters", value)
-        written(field, value)
+        require_utf8(field, value)
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class OneOf:
     values: tuple[Any, ...]
 
     def __call__(self, field: str, value: Any) -> None:
-        if not any(value == one and type(value) is type(one) for one in self.values):
+        if not any(value == allowed and type(value) is type(allowed) for allowed in self.values):
             refuse(field, " or ".join(map(repr, self.values)), value)
 
 
@@ -116,16 +112,15 @@ class Several:
 YES_OR_NO: Final = OneOf((True, False))
 
 
-def written(field: str, value: str) -> None:
+def require_utf8(field: str, value: str) -> None:
     """Refuse a text with half a surrogate pair, which no tokenizer, hash or message takes.
 
-    Raises:
-        ValueError: it has one.
+    Raises ValueError if it has one.
     """
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        found = f"U+{ord(value[error.start]):04X} at character {error.start}"
+        surrogate = f"U+{ord(value[error.start]):04X} at character {error.start}"
         raise ValueError(
-            f"`{field}` has {found}, half of a surrogate pair: it is no text."
+            f"`{field}` has {surrogate}, half of a surrogate pair: it is no text."
         ) from None

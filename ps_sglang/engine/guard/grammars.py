@@ -53,8 +53,8 @@ def json_schema(field: str, value: Any) -> None:
         if depth > _DEPTH:
             raise ValueError(f"`{field}` is nested more than {_DEPTH} deep.")
         if isinstance(part, dict):
-            written = [part.get(name) for name in ("pattern", "regex")]
-            repeats += sum(_repeated(text) for text in written if isinstance(text, str))
+            patterns = [part.get(name) for name in ("pattern", "regex")]
+            repeats += sum(_repeated(text) for text in patterns if isinstance(text, str))
             parts += [(item, depth + 1) for item in part.values()]
         elif isinstance(part, list):
             parts += [(item, depth + 1) for item in part]
@@ -74,7 +74,7 @@ def _repeats(field: str, text: str) -> None:
 
 
 def _repeated(text: str) -> int:
-    numbers = (found[2] or found[1] for found in _REPEAT.finditer(text))
+    numbers = (match[2] or match[1] for match in _REPEAT.finditer(text))
     return sum(int(number[:10]) for number in numbers if number)
 
 

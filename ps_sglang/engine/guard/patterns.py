@@ -1,7 +1,7 @@
 """`stop_regex`: patterns that compile in bounded memory, and matching in bounded time.
 
-SGLang matches with Python's `re` in the scheduler's thread, after every token, on all that was
-said: a pattern that backtracks holds every request of the worker. Here the package `regex`
+SGLang matches with Python's `re` in the scheduler's thread, after every token, on the whole
+output: a pattern that backtracks holds every request of the worker. Here the package `regex`
 matches, which takes the same patterns and gives up after a time. A linear-time engine (RE2) would
 not need one, but reads `$`, `\\w` and `\\b` differently and lacks look-around.
 """
@@ -38,8 +38,7 @@ class TooSlowError(Exception):
 def check(field: str, value: Any) -> None:
     """Refuse a pattern that does not compile, or that is too large to.
 
-    Raises:
-        ValueError: naming the pattern and what is wrong with it.
+    Raises ValueError, which names the pattern and what is wrong with it.
     """
     Text(_MOST_BYTES)(field, value)
     try:
@@ -85,11 +84,10 @@ class Budget:
         self.spent = 0.0
 
     def search(self, pattern: str, text: str, tokens: int) -> bool:
-        """Whether `pattern` is found in `text`, of a request that has said so many `tokens`.
+        """Whether `pattern` is found in `text`, of a request with so many output `tokens`.
 
-        Raises:
-            TooSlowError: this search takes more than 50 ms, or all of them together have taken more
-                than 0.1 s and 1 ms a token.
+        Raises TooSlowError if this search takes more than 50 ms, or all of them together have taken
+        more than 0.1 s and 1 ms a token.
         """
         left = _ALLOWANCE_S + _PER_TOKEN_S * tokens - self.spent
         start = time.thread_time()

@@ -83,8 +83,7 @@ OF_THE_MODEL: Final = ("input_ids", "sampling_params", "top_logprobs_num", "toke
 def check_shape(obj: Any) -> None:
     """Before SGLang splits a request into prompts: what is not served, and how many there are.
 
-    Raises:
-        ValueError: naming the field.
+    Raises ValueError, which names the field.
     """
     defaults = type(obj).__dataclass_fields__
     for name in NOT_SERVED:
@@ -97,7 +96,7 @@ def check_shape(obj: Any) -> None:
     for one in every:
         if one is not None and not isinstance(one, dict):
             refuse("sampling_params", "an object, or a list with one for each prompt", params)
-    counts = {(one or {}).get("n") or 1 for one in every} or {1}
+    counts = {(params or {}).get("n") or 1 for params in every} or {1}
     for count in counts:
         Whole(1, MOST_SAMPLES)("n", count)
     prompts = obj.text if obj.text is not None else obj.input_ids
@@ -117,8 +116,7 @@ def check_shape(obj: Any) -> None:
 def check_sample(obj: Any, input_ids: Any, vocabulary: int) -> None:
     """One prompt of a request, against a model of `vocabulary` token ids.
 
-    Raises:
-        ValueError: naming the field, what it must be and what it is.
+    Raises ValueError, which names the field, what it must be and what it is.
     """
     for name, check in CHECKS.items():
         check(name, getattr(obj, name))
@@ -136,21 +134,21 @@ def check_ids(field: str, ids: Any, vocabulary: int) -> None:
     if not ids:
         raise ValueError(f"`{field}` is empty: the prompt must have one token at least.")
     if min(ids) < 0 or max(ids) >= vocabulary:
-        encoded, token = next(
-            (encoded, token) for encoded, token in enumerate(ids) if not 0 <= token < vocabulary
+        index, token = next(
+            (index, token) for index, token in enumerate(ids) if not 0 <= token < vocabulary
         )
         raise ValueError(
-            f"`{field}[{encoded}]` must be a token id from 0 to {vocabulary - 1} (the model's "
+            f"`{field}[{index}]` must be a token id from 0 to {vocabulary - 1} (the model's "
             f"vocabulary), not {token}. A text gives such an id if the tokenizer has tokens that "
             "the model lacks."
         )
 
 
-def check_labels(labels: Any, known: Any) -> None:
+def check_labels(labels: Any, metric_labels: Any) -> None:
     """Refuse labels that the worker's metrics were not made with (ValueError)."""
     if labels is None:
         return
-    if not isinstance(labels, dict) or not set(labels) <= set(known):
-        refuse("custom_labels", f"left out, or of the labels {sorted(known)}", labels)
+    if not isinstance(labels, dict) or not set(labels) <= set(metric_labels):
+        refuse("custom_labels", f"left out, or of the labels {sorted(metric_labels)}", labels)
     for name, value in labels.items():
         Text(512)(f"custom_labels[{name}]", value)

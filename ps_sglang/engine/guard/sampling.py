@@ -58,8 +58,7 @@ _CUSTOM_VALUE: Final = OneOf((True, False, None))
 def check(params: Mapping[str, Any], vocabulary: int) -> None:
     """Refuse what SGLang's sampler cannot take; `vocabulary` is the number of token ids.
 
-    Raises:
-        ValueError: naming the parameter, its range and the value.
+    Raises ValueError, which names the parameter, its range and the value.
     """
     token = Whole(0, vocabulary - 1)
     checks: dict[str, Check] = {**_CHECKS, "stop_token_ids": Several(token, vocabulary)}

@@ -49,7 +49,7 @@ def handle_generate_request(
 
 
 def _end(scheduler: Any, recv_req: Any, reason: str) -> None:
-    """Tell the client, and the other leg's worker if it can be told."""
+    """Tell the client, and the other worker if it can be told."""
     rid = recv_req.rid
     mode = scheduler.disaggregation_mode
     # In a queue already: its handshake is given up there, and SGLang ends what has lost its peer.
@@ -95,13 +95,13 @@ def check_str_based_finish(original: Any, req: Any, new_accepted_len: int = 1) -
         params.stop_regex_strs = patterns
     budget = req.__dict__.setdefault("pattern_budget", Budget())
     try:
-        found = next((p for p in patterns if budget.search(p, tail, len(req.output_ids))), None)
+        matched = next((p for p in patterns if budget.search(p, tail, len(req.output_ids))), None)
     except TooSlowError as error:
         req.finished_reason = FINISH_ABORT(str(error), HTTPStatus.BAD_REQUEST, "BadRequestError")
         return True
-    if found is None:
+    if matched is None:
         return False
-    req.finished_reason = FINISHED_MATCHED_REGEX(matched=found)
+    req.finished_reason = FINISHED_MATCHED_REGEX(matched=matched)
     req.finished_len = len(req.output_ids)
     return True
 
@@ -164,8 +164,8 @@ def fill_vocab_mask(original: Any, grammar: Any, vocab_mask: Any, idx: int) -> N
 def accept_token(original: Any, grammar: Any, token: int) -> None:
     """Around `XGrammarGrammar.accept_token`: end a request whose grammar takes too long.
 
-    Raises:
-        ValueError: it does, or `token` is not allowed; SGLang ends the request with this reason.
+    Raises ValueError if it does, or if `token` is not allowed; SGLang ends the request with this
+    reason.
     """
     start = time.thread_time()
     try:

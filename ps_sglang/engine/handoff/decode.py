@@ -1,4 +1,4 @@
-"""Hooks of the decode worker: take over the base prefix, read the boundary token, speak first.
+"""Hooks of the decode worker: take over the base prefix, read the boundary token, sample first.
 
 SGLang's PD mode (disaggregation/decode.py) lets the prefill worker sample the first output
 token and hands it over with the KV. Here the handed-over token is dropped, `seqlen - 1` tokens
@@ -21,7 +21,7 @@ from ps_sglang.engine.handoff.base_prefix import as_handed_over
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import awaits_first_output, base_prefix_len, handoff_state
 from ps_sglang.engine.sampling.penalties import count_outputs, recount_outputs
-from ps_sglang.engine.trace import tell_decoded
+from ps_sglang.engine.trace import record_decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,9 +76,9 @@ def required_admission_tokens(
     The stock estimate adds room to grow (`--num-reserved-decode-tokens`); where that exceeds
     an empty pool the request would wait for ever. It may have the pool to itself instead.
     """
-    wanted = int(original(queue, req, allocated_tokens, prefix_len, retractable_tokens))
+    estimate = int(original(queue, req, allocated_tokens, prefix_len, retractable_tokens))
     whole_pool = int(queue.max_total_num_tokens) - prefix_len
-    return min(wanted, max(allocated_tokens, whole_pool))
+    return min(estimate, max(allocated_tokens, whole_pool))
 
 
 @around(
@@ -120,26 +120,26 @@ def _fill_metadata(buffers: Any, decode_req: Any, *, cached: int) -> None:
 def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
     """Around `DecodeTransferQueue._commit_transfer_to_req`: drop the base's token.
 
-    The base model never speaks: its token, logprobs and reasoning state are left out. What
+    The base model never samples: its token, logprobs and reasoning state are left out. What
     stays is the count of prompt tokens that nobody had to compute for this request.
     """
     req = decode_req.req
     with _without_first_output(req):
         original(queue, decode_req)
-    handoff_state(req).timestamps.landed = time.perf_counter()
+    handoff_state(req).timestamps.received = time.perf_counter()
     _account_cached_tokens(req)
 
 
 @contextmanager
 def _without_first_output(req: Any) -> Iterator[None]:
-    wanted = req.return_logprob, req.return_sampling_mask
+    requested = req.return_logprob, req.return_sampling_mask
     reasoning = {name: getattr(req, name) for name in _REASONING_STATE}
     outputs = len(req.output_ids)
     req.return_logprob = req.return_sampling_mask = False
     try:
         yield
     finally:
-        req.return_logprob, req.return_sampling_mask = wanted
+        req.return_logprob, req.return_sampling_mask = requested
         for name, value in reasoning.items():
             setattr(req, name, value)
         del req.output_ids[outputs:]
@@ -155,9 +155,9 @@ _REASONING_STATE = (
 
 def _account_cached_tokens(req: Any) -> None:
     """Split `cached_tokens` into what this worker's tree held and what the base's tree held."""
-    own = min(handoff_state(req).timestamps.held, req.cached_tokens)
-    req.cached_tokens_device = own
-    req.cached_tokens_host = req.cached_tokens - own
+    held_here = min(handoff_state(req).timestamps.held, req.cached_tokens)
+    req.cached_tokens_device = held_here
+    req.cached_tokens_host = req.cached_tokens - held_here
     # The prefill worker's count is the truth; the stock code would add this worker's hit to it.
     req.already_computed = base_prefix_len(req)
 
@@ -206,17 +206,17 @@ def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> 
     Only requests that end here (aborted, or asked for no tokens) or that come back from a
     retraction take the stock path; for the others it would stream an empty first chunk.
     """
-    everyone = batch.reqs
-    batch.reqs = [req for req in everyone if not _starts_decoding(req)]
-    for req in everyone:
+    all_reqs = batch.reqs
+    batch.reqs = [req for req in all_reqs if not _starts_decoding(req)]
+    for req in all_reqs:
         if _starts_decoding(req):
             req.time_stats.set_decode_prebuilt_finish_time()
     try:
         if batch.reqs:
             original(processor, batch)
     finally:
-        batch.reqs = everyone
-    tell_decoded(everyone)
+        batch.reqs = all_reqs
+    record_decoded(all_reqs)
 
 
 def _starts_decoding(req: Any) -> bool:

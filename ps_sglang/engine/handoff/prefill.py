@@ -1,4 +1,4 @@
-"""Hooks of the prefill worker: fill the cache, never speak, skip what the tree holds whole.
+"""Hooks of the prefill worker: fill the cache, never sample, skip what the tree holds whole.
 
 Stock SGLang recomputes at least one token of every prompt to get logits. Nobody wants the
 base's logits, so a request whose base prefix is cached whole (or that the decode worker holds
@@ -21,7 +21,7 @@ from ps_sglang.engine.request_state import handoff_state
 
 @around("disaggregation.prefill.PrefillBootstrapQueue.create_sender", "self", "req", "num_kv_heads")
 def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> bool:
-    """Around `PrefillBootstrapQueue.create_sender`: both workers must mean the same tokens."""
+    """Around `PrefillBootstrapQueue.create_sender`: both workers must have the same tokens."""
     created = bool(original(queue, req, num_kv_heads))
     if created:
         transport.announce(req.disagg_kv_sender, req.origin_input_ids)
@@ -30,7 +30,7 @@ def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> boo
 
 @around("disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped", "self")
 def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
-    """Around `PrefillBootstrapQueue.pop_bootstrapped`: keep back what needs no forward."""
+    """Around `PrefillBootstrapQueue.pop_bootstrapped`: serve what needs no forward pass."""
     waiting = []
     for req in original(queue):
         if req.pending_bootstrap and not req.origin_input_ids:
@@ -49,16 +49,16 @@ def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> 
     for req in fan_out.pass_over(scheduler, waits):
         if _served_without_forward(scheduler, req):
             scheduler.waiting_queue.remove(req)
-    passed, everyone = set(map(id, waits)), scheduler.waiting_queue
-    scheduler.waiting_queue = [req for req in everyone if id(req) not in passed]
+    passed, all_reqs = set(map(id, waits)), scheduler.waiting_queue
+    scheduler.waiting_queue = [req for req in all_reqs if id(req) not in passed]
     try:
         return original(scheduler, running_batch)
     finally:
         # In the order of their arrival, as whoever comes first is to compute first.
         left = scheduler.waiting_queue
-        stay, known = passed.union(map(id, left)), set(map(id, everyone))
-        scheduler.waiting_queue = [req for req in everyone if id(req) in stay]
-        scheduler.waiting_queue += [req for req in left if id(req) not in known]
+        stay, earlier = passed.union(map(id, left)), set(map(id, all_reqs))
+        scheduler.waiting_queue = [req for req in all_reqs if id(req) in stay]
+        scheduler.waiting_queue += [req for req in left if id(req) not in earlier]
 
 
 def _takes_stock_path(req: Any) -> bool:
@@ -87,10 +87,9 @@ def _send_nothing(scheduler: Any, req: Any) -> None:
 
 
 def _adopt_cached_prefix(scheduler: Any, req: Any) -> bool:
-    """Give the request the tree's pages if they cover its whole base prefix.
+    """Give the request the tree's pages if they cover its whole base prefix; returns whether.
 
-    Returns:
-        Whether they do. If not, the request is as it was and goes the normal way.
+    If not, the request is as it was and goes the normal way.
     """
     tree, prompt = scheduler.tree_cache, req.origin_input_ids
     match_kv_cache(req, tree, prompt)

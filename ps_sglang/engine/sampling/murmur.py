@@ -26,11 +26,8 @@ def murmur_hash32(
 ) -> torch.Tensor:
     """Around SGLang's `murmur_hash32`: one 32-bit hash per request and token.
 
-    Args:
-        seed: `[n]` uint64. positions: `[n]` int. col_indices: `[m]` int, token ids.
-
-    Returns:
-        `[n, m]` uint32.
+    `seed` is `[n]` uint64, `positions` `[n]` int, and `col_indices` `[m]` int, the token ids. The
+    hashes are `[n, m]` uint32.
     """
     if seed.device.type != "cpu":
         return original(seed, positions, col_indices)

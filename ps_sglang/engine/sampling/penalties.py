@@ -11,7 +11,7 @@ from ps_sglang.engine.compat.srt import BatchedMinNewTokensPenalizer
 
 
 def count_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
-    """Before a decode step: count what each request has said since the step before.
+    """Before a decode step: count what each request has put out since the step before.
 
     Under overlap scheduling a step is prepared before the last one's token is known. Such a token
     counts towards `min_new_tokens` at once, and is penalised from the step after.
@@ -28,7 +28,7 @@ def count_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
 
 
 def recount_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
-    """When sampling state is made anew: count what retracted requests have said before.
+    """When sampling state is made anew: count what retracted requests had put out.
 
     All but the last token, which `count_outputs` counts at the next step.
     """
@@ -41,33 +41,29 @@ def recount_outputs(orchestrator: Any, reqs: Sequence[Any]) -> None:
 def cumulate_rows(
     orchestrator: Any, tokens: Mapping[int, int], rows: int, unknown: Collection[int] = ()
 ) -> None:
-    """Feed one output token each to some rows of SGLang's penalizers, and none to the others.
+    """Give one output token each to some rows of SGLang's penalizers, and none to the others.
 
-    SGLang's penalizers (sampling/penaltylib) only know whole batches, so the rows without a
-    token are put back as they were.
-
-    Args:
-        orchestrator: `BatchedPenalizerOrchestrator` of the batch.
-        tokens: output token id by batch row.
-        rows: number of rows in the batch.
-        unknown: rows that have said one more token, which is not known yet.
+    SGLang's penalizers (sampling/penaltylib) only know whole batches, so the rows without a token
+    are put back as they were. `orchestrator` is the batch's `BatchedPenalizerOrchestrator` of
+    `rows` rows. `tokens` has an output token id by batch row, and `unknown` the rows with one more
+    output token, which is not known yet.
     """
     if not orchestrator.is_required or not (tokens or unknown):
         return
     device = orchestrator.device
-    before = []
+    saved = []
     for penalizer in orchestrator.penalizers.values():
         counts_only = isinstance(penalizer, BatchedMinNewTokensPenalizer)
         spared = [
             row for row in range(rows) if row not in tokens and not (counts_only and row in unknown)
         ]
         index = torch.tensor(spared, dtype=torch.int64, device=device)
-        before += [
+        saved += [
             (penalizer, name, index, state[index].clone())
             for name, state in vars(penalizer).items()
             if isinstance(state, torch.Tensor) and state.shape[:1] == (rows,)
         ]
     ids = torch.tensor([tokens.get(row, 0) for row in range(rows)], device=device)
     orchestrator.cumulate_output_tokens(ids)
-    for penalizer, name, index, kept in before:
-        getattr(penalizer, name)[index] = kept
+    for penalizer, name, index, values in saved:
+        getattr(penalizer, name)[index] = values

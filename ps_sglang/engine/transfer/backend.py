@@ -20,19 +20,19 @@ ExtendedTransferBackend = Enum(  # type: ignore[misc]
     "TransferBackend",
     {**{member.name: member.value for member in TransferBackend}, "ZMQ": BACKEND_NAME},
 )
-ExtendedTransferBackend.__doc__ = "SGLang's transfer backends and zmq: its enum is closed."
+ExtendedTransferBackend.__doc__ = "Instead of `TransferBackend`: add `zmq` to its closed enum."
 replace("disaggregation.utils.TransferBackend")(ExtendedTransferBackend)
 
 
 @around("disaggregation.utils.get_kv_class", "transfer_backend", "class_type")
 def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) -> type | None:
-    """Around `disaggregation.utils.get_kv_class`: the classes of backend `zmq`."""
+    """Around `disaggregation.utils.get_kv_class`: find the classes of backend `zmq`."""
     if transfer_backend.value != BACKEND_NAME or class_type is KVClassType.KVARGS:
-        found: Any = original(transfer_backend, class_type)  # one of SGLang's own
+        stock: Any = original(transfer_backend, class_type)
         if class_type is KVClassType.SENDER and not torch.accelerator.is_available():
             # SGLang's Mooncake sender records a CUDA event for each chunk where this is true.
-            found.supports_host_tensor_indices = False
-        return found if isinstance(found, type) else None
+            stock.supports_host_tensor_indices = False
+        return stock if isinstance(stock, type) else None
     from ps_sglang.engine.transfer import endpoints, manager
 
     classes: dict[Any, type] = {

@@ -26,7 +26,7 @@ class DecodeSessions:
         self, *, base_fingerprint: str, page_bytes: list[int], aux_bytes: list[int],
         clock: Callable[[], float], limits: TransferLimits,
     ) -> None:  # fmt: skip
-        """Nobody has registered. See `lender.Lender` for the arguments."""
+        """No session yet. See `lender.Lender` for the arguments."""
         self._base_fingerprint = base_fingerprint
         self._page_bytes, self._aux_bytes = page_bytes, aux_bytes
         self._clock = clock
@@ -34,14 +34,14 @@ class DecodeSessions:
         self._failure_detector = FailureDetector(clock, limits)
 
     def register(self, message: Register) -> None:
-        """A decode worker says who it is."""
+        """A decode worker registers."""
         incompatibility = self._incompatibility(message)
         self._sessions[message.session] = DecodeSession(
             message.peer, incompatibility, self._clock()
         )
 
     def heard(self, name: str) -> DecodeSession | None:
-        """A session that something has come from, or None if it is not known."""
+        """The session that a message came from, or None if it has not registered."""
         session = self._sessions.get(name)
         if session is not None:
             session.heard_at = self._clock()

@@ -23,11 +23,11 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
     _closed = False
 
     def open(self, base_prefix: Sequence[int]) -> None:
-        """Wait for the decode worker, which must have found the same token ids."""
+        """Wait for the decode worker, which must have the same token ids."""
         self.kv_mgr.lender.open(self.bootstrap_room, PrefixDigest.of(base_prefix))
 
     def poll(self) -> KVPoll:
-        """As SGLang's, with what the decode workers have just said."""
+        """As SGLang's, with the messages that have just come from decode workers."""
         self.kv_mgr.collect()
         return super().poll()
 
@@ -68,7 +68,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             )
 
     def expect(self, base_prefix: Sequence[int]) -> None:
-        """The token ids whose KV is wanted; the prefill worker must have found the same."""
+        """The token ids whose KV is asked for; the prefill worker must have the same."""
         self.base_prefix = PrefixDigest.of(base_prefix)
 
     def send_metadata(
@@ -102,7 +102,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
 
     def _poll(self) -> KVPoll:
         if self.conclude_state is None:
-            outcome = self.kv_mgr.reader.land(self.bootstrap_room)
+            outcome = self.kv_mgr.reader.poll(self.bootstrap_room)
             if outcome is not None and outcome.failure is not None:
                 self.kv_mgr.fail(self.bootstrap_room, outcome.failure)
                 self.invalidate_cached_bootstrap_infos()  # it may have moved

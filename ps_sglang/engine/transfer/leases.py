@@ -1,4 +1,4 @@
-"""What a prefill worker knows of each handoff."""
+"""What a prefill worker keeps of each handoff."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Lease:
     batches: list[LentBatch] = field(default_factory=list)
     pages: int = 0  # offered so far
     complete: bool = False  # the last page is offered
-    over: bool = False  # landed or failed
+    over: bool = False  # received or failed
     attempts: int = 0
     again_at: float = 0.0
 
@@ -49,8 +49,8 @@ class Lease:
     def lend(
         self, pull: Pull, rows: Indices, parts: Iterable[slice], *, last: bool
     ) -> list[LentBatch]:
-        """Take in the next pages, cut into these parts; nothing else is known of them yet."""
-        known, first = len(self.batches), self.pages
+        """Take in the next pages, cut into these parts, without digest or metadata yet."""
+        earlier, first = len(self.batches), self.pages
         for part in parts:
             piece = rows[part].astype(np.int32)
             offer = Offer(
@@ -68,15 +68,15 @@ class Lease:
             self.batches.append(LentBatch(offer, piece))
         self.pages += len(rows)
         self.complete = last
-        return self.batches[known:]
+        return self.batches[earlier:]
 
     def disagreement(self, pull: Pull) -> str | None:
         """Why this request is not the one that the pull means, or None."""
-        asked = PrefixDigest(pull.token_count, pull.token_digest)
-        if self.prefix == asked:
+        expected = PrefixDigest(pull.token_count, pull.token_digest)
+        if self.prefix == expected:
             return None
         return (
-            f"the workers disagree on the base prefix: {asked} on decode worker "
+            f"the workers disagree on the base prefix: {expected} on decode worker "
             f"{reply_endpoint(pull.session)}, {self.prefix} here. Give both the same tokenizer "
             "and chat template"
         )

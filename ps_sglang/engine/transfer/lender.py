@@ -1,24 +1,25 @@
-"""The prefill side of a handoff: pages are offered, lent, and given back once they landed.
+"""The prefill side of a handoff: pages are offered, lent, and given back once they are received.
 
-`Lender` does no IO of its own: `Lender.receive` takes the frames of a message that a
-`ps_sglang.engine.transfer.reader.Reader` sent, `send(endpoint, frames)` delivers
-answers, `clock` tells the time, and `Lender.tick` is to be called about twice a second.
-It needs neither torch nor SGLang::
+A *lease* is a room whose pages a decode worker may read; the `Lender` keeps the leases. It does no
+IO of its own: `Lender.receive` takes the frames of a message that a
+`ps_sglang.engine.transfer.reader.Reader` sent, `send(endpoint, frames)` delivers answers, `clock`
+tells the time, and `Lender.tick` is to be called about twice a second. It needs neither torch nor
+SGLang::
 
     lender = Lender(pages, aux, base_fingerprint=base, incarnation=random,
                     pool=describe(addresses, lengths), send=outbox.send, events=events,
                     clock=time.monotonic)
-    lender.open(room, BasePrefix.of(ids))       # a request is here; events.pulled() follows
+    lender.open(room, PrefixDigest.of(ids))     # a request is here; events.pulled() follows
     lender.offer(room, rows)                    # pages of a finished chunk
-    lender.offer(room, rows, aux_slot=slot)     # the last ones; events.landed() follows
+    lender.offer(room, rows, aux_slot=slot)     # the last ones; events.received() follows
     lender.close(room, "why, if it is not done")
 
-The owner must neither free nor write offered pages before `events.landed` or
-`events.failed`: that is the lease. It ends with the decode worker's last Landed, by a failure,
-or alone when the decode worker is not heard of any more.
+The owner must neither free nor write offered pages before `events.received` or `events.failed`. The
+lease ends with the decode worker's last Received, by a failure, or when the decode worker is not
+heard of any more.
 
-Thread-safe. `open`, `offer` and `close` are the scheduler's; after `close` has returned
-no page of the room is read any more.
+Thread-safe. `open`, `offer` and `close` are the scheduler's; after `close` has returned no page of
+the room is read any more.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 
 from ps_sglang.engine.transfer.decode_sessions import DecodeSession, DecodeSessions
 from ps_sglang.engine.transfer.heap import keep_freed_frames
-from ps_sglang.engine.transfer.leases import Lease, LentBatch, PullKey
+from ps_sglang.engine.transfer.lease_table import LeaseTable, LenderEvents
+from ps_sglang.engine.transfer.leases import Lease, LentBatch
 from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, TransferLimits, count_nothing
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import (
@@ -49,31 +51,13 @@ from ps_sglang.engine.transfer.messages import (
     Pull,
     Received,
     Register,
-    Rejected,
     Unregistered,
     decode,
     encode,
     reply_endpoint,
 )
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
-from ps_sglang.engine.transfer.recent_map import RecentMap
 from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
-
-
-class LenderEvents(Protocol):
-    """What the owner of a `Lender` hears, at most one of `landed` and `failed` a room.
-
-    Called with the lender's lock held, from either thread: they must not block.
-    """
-
-    def pulled(self, room: int, prefix_tokens: int) -> None:
-        """A decode worker waits for the room's pages and holds the first `prefix_tokens`."""
-
-    def received(self, room: int) -> None:
-        """Every page is in the decode worker's pool."""
-
-    def failed(self, room: int, reason: str) -> None:
-        """The handoff is over; nobody reads the room's pages any more."""
 
 
 class Lender:
@@ -87,17 +71,11 @@ class Lender:
     ) -> None:  # fmt: skip
         """A lender with no lease.
 
-        Args:
-            pages: the KV pool, one row a page.
-            aux: the metadata buffers, one row a slot.
-            base_fingerprint: whose KV the pages hold; a decode worker must expect the same.
-            incarnation: random name of this process.
-            pool: by which a process of this host maps `pages`; None if it cannot.
-            send: delivers frames to `<zmq endpoint>[#<mailbox>]` or drops them; never blocks.
-            events: told what becomes of rooms.
-            clock: seconds, monotonic.
-            limits: sizes and times.
-            count: counts expired leases.
+        `pages` is the KV pool, one row a page, and `aux` the metadata buffers, one row a slot.
+        `base_fingerprint` says whose KV the pages hold: a decode worker must expect the same.
+        `incarnation` is a random name of this process. A process of this host maps `pages` by
+        `pool`; None if it cannot. `send` delivers frames to `<zmq endpoint>[#<mailbox>]` or drops
+        them, and never blocks. `clock` gives monotonic seconds. `count` counts expired leases.
         """
         self._pages, self._aux = pages, aux
         self._incarnation = incarnation
@@ -112,10 +90,7 @@ class Lender:
             base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
             aux_bytes=aux.row_bytes, clock=clock, limits=limits,
         )  # fmt: skip
-        self._leases: dict[int, Lease] = {}
-        self._by_pull: dict[PullKey, Lease] = {}
-        self._refused: RecentMap[int, str] = RecentMap()  # rooms whose other half may come late
-        self._finished: RecentMap[PullKey, str] = RecentMap()
+        self._leases = LeaseTable(events, lambda rejected: self._send(rejected.session, rejected))
 
     @property
     def rooms(self) -> int:
@@ -127,10 +102,10 @@ class Lender:
     def open(self, room: int, prefix: PrefixDigest) -> None:
         """A request with this base prefix is here; its decode worker may have asked already."""
         with self._lock:
-            lease = self._leases.setdefault(room, Lease(room))
+            lease = self._leases.begin(room)
             lease.prefix = prefix
-            if (reason := self._refused.get(room)) is not None:
-                self._fail(lease, reason)
+            if (reason := self._leases.refusal(room)) is not None:
+                self._leases.fail(lease, reason)
             elif lease.pull is not None:
                 self._match(lease, lease.pull)
 
@@ -142,7 +117,7 @@ class Lender:
         if len(rows) == 0 and aux_slot is None:
             return
         with self._lock:
-            lease = self._leases.get(room)
+            lease = self._leases.of_room(room)
             if lease is None or lease.over or lease.pull is None:
                 return
             lent = self._lend(lease, lease.pull, rows, last=aux_slot is not None)
@@ -158,33 +133,21 @@ class Lender:
                 self._offer(lease, later)
 
     def close(self, room: int, reason: str) -> None:
-        """Forget a room; its decode worker is told `reason` unless its pages have landed."""
+        """Forget a room; its decode worker is told `reason` unless it has received its pages."""
         with self._lock:
-            lease = self._leases.get(room)
-            if lease is None:
-                return
-            if not lease.over:
-                self._end(lease, reason)
-            self._drop(lease)
-            if lease.key is not None:
-                self._finished.add(lease.key, "the handoff is over")
+            self._leases.close(room, reason)
 
     def refuse(self, room: int, reason: str) -> None:
         """Fail a room from outside, also one whose request comes later or never."""
         with self._lock:
-            lease = self._leases.get(room)
-            if lease is None:
-                self._refused.add(room, reason)
-            elif not lease.over:
-                self._fail(lease, reason)
+            self._leases.refuse(room, reason)
 
     # The decode workers' side (socket thread)
 
     def receive(self, frames: Sequence[Any]) -> None:
         """Act on a message.
 
-        Raises:
-            MalformedMessageError: it is none, or was damaged, or is not for a prefill worker.
+        Raises MalformedMessageError if it is none, was damaged, or is not for a prefill worker.
         """
         message, _ = decode(frames)
         with self._lock:
@@ -205,14 +168,14 @@ class Lender:
             for name in self._sessions.expire():
                 self._expire(name)
             now = self._clock()
-            for lease in list(self._leases.values()):
+            for lease in self._leases.all():
                 self._tend(lease, now)
 
     def _tend(self, lease: Lease, now: float) -> None:
         if lease.prefix is None:
             # The request never came, and its decode worker has stopped asking.
             if now - lease.heard_at > self._limits.lease_s:
-                self._drop(lease)
+                self._leases.drop(lease)
         elif not lease.over and now >= lease.again_at and (unreceived := lease.unreceived):
             for batch in unreceived:
                 self._send(batch.offer.session, batch.offer)
@@ -236,9 +199,10 @@ class Lender:
         elif isinstance(message, Cancelled):
             self._on_cancelled(message)
         else:
-            lease = self._by_pull.get((message.session, message.pull))
+            key = (message.session, message.pull)
+            lease = self._leases.of_pull(key)
             if lease is None or lease.over:
-                self._refuse_pull(message.session, message.pull)
+                self._leases.reject(key)
                 return
             lease.attempts = 0
             lease.again_at = self._clock() + self._limits.backoff(0)
@@ -249,29 +213,26 @@ class Lender:
 
     def _on_pull(self, session: DecodeSession, pull: Pull) -> None:
         key = (pull.session, pull.pull)
-        if key in self._finished:
-            self._refuse_pull(*key)
+        if self._leases.is_finished(key):
+            self._leases.reject(key)
             return
-        lease = self._by_pull.get(key)
+        lease = self._leases.of_pull(key)
         if lease is not None:  # asked again
             lease.heard_at = self._clock()
             return
-        lease = self._leases.get(pull.room)
-        reason = session.incompatibility or self._refused.get(pull.room)
+        lease = self._leases.of_room(pull.room)
+        reason = session.incompatibility or self._leases.refusal(pull.room)
         if lease is None and pull.incarnation != self._incarnation:
             reason = reason or f"prefill worker {session.peer} restarted"
         if lease is not None and lease.pull is not None:
             reason = f"room {pull.room} is being pulled already"
         elif reason is not None:
-            self.refuse(pull.room, reason)
+            self._leases.refuse(pull.room, reason)
         if reason is not None:
-            self._finished.add(key, reason)
-            self._refuse_pull(*key)
+            self._leases.reject(key, reason)
             return
-        if lease is None:
-            lease = self._leases[pull.room] = Lease(pull.room)
-        lease.pull, lease.heard_at = pull, self._clock()
-        self._by_pull[key] = lease
+        lease = self._leases.begin(pull.room)
+        self._leases.attach(lease, pull, self._clock())
         if lease.prefix is not None:
             self._match(lease, pull)
 
@@ -290,20 +251,21 @@ class Lender:
             self._events.received(lease.room)
 
     def _on_cancelled(self, cancelled: Cancelled) -> None:
-        lease = self._by_pull.get((cancelled.session, cancelled.pull))
+        key = (cancelled.session, cancelled.pull)
+        lease = self._leases.of_pull(key)
         if lease is not None and not lease.over:
-            self._fail(lease, cancelled.reason)
+            self._leases.fail(lease, cancelled.reason)
         elif lease is None and cancelled.room is not None:
-            waiting = self._leases.get(cancelled.room)
-            if waiting is None or waiting.pull is None:
-                self.refuse(cancelled.room, cancelled.reason)
-        self._refuse_pull(cancelled.session, cancelled.pull)  # so that it is not said again
+            unclaimed = self._leases.of_room(cancelled.room)
+            if unclaimed is None or unclaimed.pull is None:
+                self._leases.refuse(cancelled.room, cancelled.reason)
+        self._leases.reject(key)  # so that it is not sent again
 
     # Leases
 
     def _match(self, lease: Lease, pull: Pull) -> None:
         if (reason := lease.disagreement(pull)) is not None:
-            self._fail(lease, reason)
+            self._leases.fail(lease, reason)
         else:
             self._events.pulled(lease.room, pull.prefix_tokens)
 
@@ -315,52 +277,30 @@ class Lender:
         parts = self._limits.batches(len(rows), self._pages.row_total)
         lent = lease.lend(pull, rows, parts, last=last)
         if (reason := lease.overdraft(pull, last=last)) is not None:
-            self._fail(lease, reason)
+            self._leases.fail(lease, reason)
             return []
         lease.again_at = self._clock() + self._limits.backoff(lease.attempts)
         for batch in lent[: self._limits.fetches]:
             self._offer(lease, batch)
         return lent
 
-    def _offer(self, lease: Lease, batch: LentBatch, **found: bytes) -> bool:
-        """Offer a batch, with what was found of it, unless the handoff is over."""
+    def _offer(self, lease: Lease, batch: LentBatch, **digested: bytes) -> bool:
+        """Offer a batch, with its digest if that is known, unless the handoff is over."""
         with self._lock:
             if not lease.over:
-                batch.offer = replace(batch.offer, **found)
+                batch.offer = replace(batch.offer, **digested)
                 self._send(batch.offer.session, batch.offer)
             return not lease.over
 
-    def _fail(self, lease: Lease, reason: str) -> None:
-        self._end(lease, reason)
-        if lease.prefix is not None:
-            self._events.failed(lease.room, reason)
-        else:
-            self._drop(lease)
-
-    def _end(self, lease: Lease, reason: str) -> None:
-        """Refuse a lease's pull, now and whenever it is asked for again."""
-        lease.over = True
-        lease.batches.clear()
-        self._refused.add(lease.room, reason)
-        if lease.key is not None:
-            self._finished.add(lease.key, reason)
-            self._refuse_pull(*lease.key)
-
-    def _drop(self, lease: Lease) -> None:
-        del self._leases[lease.room]
-        if lease.key is not None:
-            del self._by_pull[lease.key]
-
     def _expire(self, session: str) -> None:
-        silence = f"was not heard of for {self._limits.lease_s:g} s"
-        for lease in list(self._leases.values()):
+        reason = (
+            f"decode worker {reply_endpoint(session)} was not heard of for "
+            f"{self._limits.lease_s:g} s"
+        )
+        for lease in self._leases.all():
             if lease.pull is not None and lease.pull.session == session and not lease.over:
                 self._count("expired", "", 1)
-                self._fail(lease, f"decode worker {reply_endpoint(session)} {silence}")
-
-    def _refuse_pull(self, session: str, pull: int) -> None:
-        reason = self._finished.get((session, pull)) or "no such lease"
-        self._send(session, Rejected(session, pull, reason))
+                self._leases.fail(lease, reason)
 
     def _send(self, session: str, message: Message, pages: Any = None) -> None:
         # Only its scheduler waits for an offer, and finds it in the mailbox of the session.

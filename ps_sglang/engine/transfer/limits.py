@@ -10,23 +10,22 @@ from dataclasses import dataclass
 class TransferLimits:
     """Defaults fit a fast local network; both sides may differ.
 
-    Attributes:
-        batch_bytes: pages are offered in batches of about this size, so that no step blocks a
-            scheduler for long, and what is damaged costs little to pull again.
-        fetches: batches that one decode worker asks of one prefill worker at a time over TCP, and
-            that a prefill worker offers ahead of their digests.
-        land_batches: batches of one room that are copied before the decode worker's requests get
-            another step.
-        retry_s: what was not answered is sent again after this, and ever later from then on.
-        beat_s: how often a decode worker asks whether a prefill worker is there.
-        lease_s: a peer not heard of for this long is dead, and its leases end.
-        stall_s: a pull whose asked-for pages do not come for this long fails.
-        linger_s: how long a decode worker goes on saying that a pull is over, or needs no page.
+    Pages are offered in batches of about `batch_bytes`, so that no step blocks a scheduler for
+    long, and what is damaged costs little to pull again. One decode worker asks one prefill worker
+    for `fetches` batches at a time over TCP, and a prefill worker offers as many ahead of their
+    digests. `batches_per_poll` batches of one room are copied before the decode worker's requests
+    get another step.
+
+    Times are in seconds. What was not answered is sent again after `retry_s`, and ever later from
+    then on. Every `beat_s` a decode worker asks whether a prefill worker is there. A peer that was
+    not heard of for `lease_s` is dead, and its leases end. A pull fails whose pages were asked for
+    and do not come for `stall_s`. For `linger_s` a decode worker repeats that a pull is over, or
+    needs no page.
     """
 
     batch_bytes: int = 4 << 20
     fetches: int = 4
-    land_batches: int = 8
+    batches_per_poll: int = 8
     retry_s: float = 2.0
     beat_s: float = 2.0
     lease_s: float = 15.0

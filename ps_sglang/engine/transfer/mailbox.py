@@ -1,7 +1,7 @@
 """Messages from scheduler to scheduler on one host, with no other thread on their way.
 
 While pages are copied and digested every core is busy, and each thread that a message has to
-wake waits up to milliseconds for its turn; zmq takes a message through three of them. A message
+wake waits up to milliseconds to be run; zmq takes a message through three of them. A message
 that is posted lies in the receiver's queue at once, and its scheduler looks there between two
 batches of pages.
 """
@@ -35,8 +35,7 @@ class Mailbox:
     def __init__(self, name: str) -> None:
         """Open it under a name that no other process will ever use.
 
-        Raises:
-            OSError: there is one of this name.
+        Raises OSError if there is one of this name.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
@@ -54,9 +53,8 @@ class Mailbox:
     def post(self, name: str, message: bytes) -> bool:
         """Put a message into another mailbox, from any thread; never blocks.
 
-        Returns:
-            False if it has to go another way: this host has no such mailbox, it is full, or the
-            message is too long for it.
+        Returns False if it has to go another way: this host has no such mailbox, it is full, or the
+        message is too long for it.
         """
         if len(message) > _LONGEST:
             return False
@@ -80,7 +78,7 @@ class Mailbox:
                     receive([message])
                 except MalformedMessageError as error:
                     logger.warning("Dropped a message from the KV transfer mailbox: %s", error)
-                except Exception:  # the scheduler's loop: it must not end of what others say
+                except Exception:  # the scheduler's loop: no message may end it
                     logger.exception("Failed on a message from the KV transfer mailbox")
 
     def close(self) -> None:

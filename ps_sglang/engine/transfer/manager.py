@@ -1,8 +1,8 @@
 """The KV manager of backend `zmq`: one per scheduler process, prefill or decode.
 
-It gives a `lender.Lender` (prefill) or a `reader.Reader` (decode) what they
-need of SGLang: sockets, a thread that receives, a mailbox for the scheduler, and the status of
-each request. Pages are written by the scheduler thread alone, in `poll()`.
+It gives a `lender.Lender` (prefill) or a `reader.Reader` (decode) what they need of SGLang:
+sockets, a thread that receives, a mailbox for the scheduler, and the status of each request. Pages
+are written by the scheduler thread alone, in `poll()`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
     ) -> None:
         """Register with the bootstrap server (prefill) and start listening.
 
-        Raises:
-            ValueError: the KV pool is not in host memory, or the parallelism is not supported.
+        Raises ValueError if the KV pool is not in host memory, or holds more than attention KV.
         """
         _require_supported(args, server_args)
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
@@ -81,7 +80,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
                 send=self._outbox.send,
                 clock=time.monotonic,
                 open_pool=AttachedPool,
-                news=waiting.ring,
+                wake=waiting.ring,
                 collect=self._mailbox.collect,
                 count=metrics.transferred,
             )  # fmt: skip
@@ -126,7 +125,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
 
 
 class _RoomStatus:
-    """Turns what a lender hears into the states that SGLang polls."""
+    """Turns a lender's events into the states that SGLang polls."""
 
     def __init__(self, manager: ZmqKVManager) -> None:
         self._manager = manager

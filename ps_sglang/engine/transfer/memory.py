@@ -38,10 +38,8 @@ class HostRows:
     ) -> None:
         """Work on memory that someone else owns and keeps.
 
-        Args:
-            addresses: start of each buffer.
-            lengths: bytes of each buffer.
-            row_bytes: bytes of one row in each buffer.
+        `addresses` are the starts of the buffers, `lengths` their bytes, and `row_bytes` the bytes
+        of one row in each.
         """
         self.row_bytes = list(row_bytes)
         self.row_total = sum(row_bytes)  # bytes of one row over all buffers
@@ -55,7 +53,7 @@ class HostRows:
         self._write = row_kernels.stream if aligned else row_kernels.copy
         self._at = _address(self._bases)
         self._widths_at = _address(self._widths)
-        self._before = np.cumsum(self._widths) - self._widths  # bytes of a row in earlier buffers
+        self._offsets = np.cumsum(self._widths) - self._widths  # bytes of a row in earlier buffers
 
     def gather(self, rows: Indices) -> Packed:
         """A packed copy of the rows, `[len(rows) * row_total]` bytes."""
@@ -66,13 +64,9 @@ class HostRows:
         return packed
 
     def scatter(self, rows: Indices, packed: Any) -> bytes:
-        """Write a packed copy (any buffer of bytes) into the rows.
+        """Write a packed copy (any buffer of bytes) into the rows; returns its digest, 16 bytes.
 
-        Returns:
-            The digest of what was written, 16 bytes.
-
-        Raises:
-            ValueError: also if the copy is not as long as the rows need.
+        Raises ValueError also if the copy is not as long as the rows need.
         """
         numbers = self._checked(rows)
         bytes_ = np.frombuffer(packed, dtype=np.uint8)
@@ -87,13 +81,9 @@ class HostRows:
         return self._run(row_kernels.digest, self._at, numbers, self._at, numbers)
 
     def copy_from(self, source: HostRows, source_rows: Indices, rows: Indices) -> bytes:
-        """Copy rows of another pool of the same layout into the rows.
+        """Copy rows of another pool of the same layout; returns their digest, 16 bytes.
 
-        Returns:
-            The digest of what was written, 16 bytes.
-
-        Raises:
-            ValueError: also if the layouts or the numbers of rows differ.
+        Raises ValueError also if the layouts or the numbers of rows differ.
         """
         numbers, source_numbers = self._checked(rows), source._checked(source_rows)
         if len(numbers) != len(source_numbers):
@@ -123,7 +113,7 @@ class HostRows:
 
     def _packed(self, packed: Packed, count: int) -> tuple[_Int64s, _Int64s]:
         """A packed copy as buffers of `count` rows: their addresses, and their row numbers."""
-        return _address(packed) + self._before * count, np.arange(count, dtype=np.int64)
+        return _address(packed) + self._offsets * count, np.arange(count, dtype=np.int64)
 
 
 def _address(array: npt.NDArray[Any]) -> int:

@@ -1,7 +1,7 @@
 """Messages between the KV managers of a decode worker and a prefill worker.
 
-A message is one frame: `TAG`, a seal, and msgpack. The seal is a digest of what follows
-it, so a message that was damaged or cut off is refused and the timers send it again. Pages
+A message is one frame: `TAG`, a checksum of what follows it, and msgpack. A message that was
+damaged or cut off is dropped, and the timers send it again. Pages
 follow in a frame of their own, which the digest of their batch covers.
 
 A *session* is one decode worker process, named `<zmq endpoint for answers>#<random>`. A *pull*
@@ -71,7 +71,7 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
     pages: Count  # how many the decode worker lacks
     prefix_tokens: Count  # tokens of the prompt it holds already
     token_count: Count  # tokens of the base prefix
-    token_digest: bytes  # as BasePrefix.of() computes it
+    token_digest: bytes  # as PrefixDigest.of() computes it
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):
@@ -124,7 +124,7 @@ class Cancelled(msgspec.Struct, frozen=True, tag=True):
     session: str
     peer: str
     pull: Count
-    room: Count | None  # None if the decode worker does not remember the pull
+    room: Count | None  # None if the decode worker has forgotten the pull
     reason: str
 
 
@@ -159,14 +159,13 @@ def encode(message: Message, pages: Any = None) -> Frames:
 def decode(frames: Sequence[Any]) -> tuple[Message, Any]:
     """A message, and the frame with its pages if it is one of `Pages`.
 
-    Raises:
-        MalformedMessageError: the frames are not of this protocol version, or are damaged.
+    Raises MalformedMessageError if the frames are not of this protocol version, or are damaged.
     """
     head = bytes(frames[0]) if frames else b""
     if not head.startswith(TAG):
         raise MalformedMessageError(f"{len(frames)} frames do not start with {TAG!r}")
-    seal, body = head[len(TAG) : _BODY], head[_BODY:]
-    if seal != xxhash.xxh3_64_digest(body):
+    checksum, body = head[len(TAG) : _BODY], head[_BODY:]
+    if checksum != xxhash.xxh3_64_digest(body):
         raise MalformedMessageError("a message was damaged on the way")
     try:
         message = _decoder.decode(body)

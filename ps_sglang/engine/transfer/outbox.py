@@ -35,18 +35,16 @@ class Outbox:
     def send(self, address: str, frames: Sequence[Any]) -> None:
         """Queue a message, from any thread. Pages are not copied: leave them as they are.
 
-        Args:
-            address: `<zmq endpoint>`, or `<zmq endpoint>#<mailbox>` for a message of one
-                frame that should go to that mailbox, if it can.
-            frames: of the message.
+        `address` is `<zmq endpoint>`, or `<zmq endpoint>#<mailbox>` for a message of one frame that
+        should go to that mailbox, if it can.
         """
         endpoint, _, mailbox = address.partition("#")
         if mailbox and self._mailbox is not None and self._mailbox.post(mailbox, frames[0]):
             return
         with self._lock:
             try:
-                known = self._sockets.pop(endpoint, None)
-                socket = self._connect(endpoint) if known is None else known[0]
+                entry = self._sockets.pop(endpoint, None)
+                socket = self._connect(endpoint) if entry is None else entry[0]
                 self._sockets[endpoint] = (socket, time.monotonic())  # the last: used last
                 if len(frames) == 1:
                     socket.send(frames[0], zmq.NOBLOCK)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class PeerPool:
-    """A prefill worker's pool, mapped for as long as somebody holds this."""
+    """A prefill worker's pool, mapped for as long as this object lives."""
 
     pool: AttachedPool
     pages: HostRows
@@ -50,7 +50,7 @@ class Peers:
         send: Callable[[str, Message], None], open_pool: Callable[[PoolDescriptor], AttachedPool],
         clock: Callable[[], float], limits: TransferLimits,
     ) -> None:  # fmt: skip
-        """Nobody is known yet. See `reader.Reader` for the arguments."""
+        """No peer yet. See `reader.Reader` for the arguments."""
         self._session = session
         self._base_fingerprint = base_fingerprint
         self._page_bytes, self._aux_bytes = page_bytes, aux_bytes
@@ -70,7 +70,7 @@ class Peers:
         return peer
 
     def get(self, endpoint: str) -> Peer | None:
-        """A peer that is known."""
+        """A peer that was found before."""
         return self._peers.get(endpoint)
 
     def forget(self, peer: Peer) -> None:
@@ -78,7 +78,7 @@ class Peers:
         del self._peers[peer.endpoint]
 
     def register(self, peer: Peer, now: float) -> None:
-        """Say who this decode worker is, unless that was said a moment ago."""
+        """Send Register, unless that was sent a moment ago."""
         if now < peer.register_at:
             return
         peer.register_at = now + self._limits.retry_s
@@ -94,11 +94,7 @@ class Peers:
         )
 
     def admit(self, peer: Peer, memory: Memory) -> bool:
-        """Take in what a peer answers to Register.
-
-        Returns:
-            Whether it is another process than the one that was known.
-        """
+        """Take in what a peer answers to Register; returns whether its process is a new one."""
         if memory.incarnation == peer.incarnation:
             return False
         restarted = peer.incarnation is not None
@@ -120,11 +116,7 @@ class Peers:
         return PeerPool(pool, pages)
 
     def tend(self) -> list[Peer]:
-        """Send what is due.
-
-        Returns:
-            Peers that must be taken for dead: as if they were unknown from then on.
-        """
+        """Send what is due; returns the dead peers, which must register anew from then on."""
         now = self._clock()
         dead = [self._peers[endpoint] for endpoint in self._failure_detector.dead(self._peers)]
         for peer in dead:

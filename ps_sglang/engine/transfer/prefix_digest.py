@@ -11,12 +11,7 @@ import xxhash
 
 @dataclass(frozen=True)
 class PrefixDigest:
-    """A base prefix by length and digest.
-
-    Attributes:
-        tokens: how many.
-        digest: xxh3-128 of the token ids as little-endian int32.
-    """
+    """A base prefix: its number of tokens, and the xxh3-128 of their ids (little-endian int32)."""
 
     tokens: int
     digest: bytes

@@ -22,13 +22,13 @@ class Outcome:
     failure: str | None = None
 
 
-class BatchStep(Enum):
-    """What is to be done with an offered batch."""
+class BatchState(Enum):
+    """How an offered batch comes into this worker's pool."""
 
-    COPY = "copied from the prefill worker's pool"
-    WANT = "fetched, once fewer are on their way"
-    FETCH = "waited for, or copied from its frame"
-    RECEIVED = "nothing more"
+    COPY = "to be copied from the prefill worker's pool"
+    QUEUED = "to be fetched, once fewer are in flight"
+    FETCHING = "in flight, or to be copied from its frame"
+    RECEIVED = "in the pool"
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class OfferedBatch:
 
     offer: Offer
     source_rows: Indices
-    step: BatchStep = BatchStep.COPY
+    state: BatchState = BatchState.COPY
     frame: Any = None  # packed pages that came over TCP
     copied: bytes | None = None  # digest of what is in the pool, once it is there
     damaged: bool = False
@@ -58,10 +58,10 @@ class PendingPull:
     prefix: PrefixDigest
     incarnation: str | None = None  # of the process that was asked first
     batches: dict[int, OfferedBatch] = field(default_factory=dict)
-    ready: deque[OfferedBatch] = field(default_factory=deque)  # for land() to copy
-    landed_batches: int = 0
-    landed_pages: int = 0
-    landed_unsaid: list[int] = field(default_factory=list)
+    ready: deque[OfferedBatch] = field(default_factory=deque)  # for Reader.poll() to copy
+    received_batches: int = 0
+    received_pages: int = 0
+    unacknowledged: list[int] = field(default_factory=list)
     attempts: int = 0
     ask_at: float = 0.0
     outcome: Outcome | None = None
@@ -77,7 +77,7 @@ class PendingPull:
         """Batches that were asked for and are not in the pool yet."""
         if self.outcome is not None:
             return []
-        return [batch for batch in self.batches.values() if batch.step is BatchStep.FETCH]
+        return [batch for batch in self.batches.values() if batch.state is BatchState.FETCHING]
 
     @property
     def awaits_pages(self) -> bool:
@@ -88,12 +88,12 @@ class PendingPull:
 
     @property
     def last_batch(self) -> OfferedBatch | None:
-        """The last batch, once all batches have landed."""
-        last = self.batches.get(self.landed_batches - 1)
+        """The last batch, once all batches are received."""
+        last = self.batches.get(self.received_batches - 1)
         return last if last is not None and last.offer.last else None
 
     def end(self, outcome: Outcome, now: float) -> None:
-        """It is over; what is still to say of it is said from the first attempt on."""
+        """It is over; the prefill worker is told, with the attempts counted anew."""
         self.outcome, self.ended_at, self.attempts = outcome, now, 0
 
     def message(self, session: str) -> Pull:
@@ -111,11 +111,7 @@ class PendingPull:
         )
 
     def accept(self, offer: Offer) -> OfferedBatch:
-        """Take in an offer.
-
-        Raises:
-            ValueError: it does not fit this pull.
-        """
+        """Take in an offer; raises ValueError if it does not fit this pull."""
         end = offer.first + offer.count
         if len(offer.rows) != 4 * offer.count or end > len(self.rows):
             raise ValueError(f"pages {offer.first}..{end} were offered for {len(self.rows)}")
@@ -124,13 +120,9 @@ class PendingPull:
         return batch
 
     def copy(self, batch: OfferedBatch, pages: HostRows) -> bytes:
-        """Write a batch into this worker's pool.
+        """Write a batch into this worker's pool; returns the digest of what was written.
 
-        Returns:
-            The digest of what was written.
-
-        Raises:
-            ValueError: what came is not what was offered.
+        Raises ValueError if what came is not what was offered.
         """
         first, count = batch.offer.first, batch.offer.count
         rows, source = self.rows[first : first + count], self.peer.source
@@ -139,12 +131,12 @@ class PendingPull:
         if count == 0:
             return pages.digest(rows)
         if source is None:
-            raise ValueError("its prefill worker has just gone")
+            raise ValueError("its prefill worker has just died")
         return pages.copy_from(source.pages, batch.source_rows, rows)
 
     def received(self, batch: OfferedBatch) -> None:
         """A batch is in the pool."""
-        batch.step = BatchStep.RECEIVED
-        self.landed_batches += 1
-        self.landed_pages += batch.offer.count
-        self.landed_unsaid.append(batch.offer.seq)
+        batch.state = BatchState.RECEIVED
+        self.received_batches += 1
+        self.received_pages += batch.offer.count
+        self.unacknowledged.append(batch.offer.seq)

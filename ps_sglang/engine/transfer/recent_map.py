@@ -12,13 +12,13 @@ _CAPACITY: Final = 4096
 
 
 class RecentMap(Generic[K, V]):
-    """The first value given for each of the last few thousand keys."""
+    """The first value of each of the last few thousand keys."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def add(self, key: K, value: V) -> None:
-        """Remember a value unless the key has one; the oldest key makes room."""
+        """Keep a value unless the key has one; the oldest key makes room."""
         self._values.setdefault(key, value)
         if len(self._values) > _CAPACITY:
             self._values.popitem(last=False)

@@ -119,8 +119,8 @@ def _add_kernel(module: ir.Module, *, write: bool, stream: bool, digest: bool) -
                     if digest:
                         digested.add(line)
                     if write:
-                        encoded = _pointer(builder, builder.add(target, offset))
-                        store = builder.store(line, encoded, align=LINE if stream else 1)
+                        pointer = _pointer(builder, builder.add(target, offset))
+                        store = builder.store(line, pointer, align=LINE if stream else 1)
                         if stream:
                             store.set_metadata("nontemporal", module.add_metadata([_INT32(1)]))
             with builder.if_then(builder.icmp_signed(">", cut, _ZERO), likely=False):
@@ -140,12 +140,12 @@ def _add_kernel(module: ir.Module, *, write: bool, stream: bool, digest: bool) -
 @contextlib.contextmanager
 def _loop(builder: Any, stop: Any, step: Any = _ONE, start: Any = _ZERO) -> Iterator[Any]:
     """Code that runs for start, start + step... below `stop`."""
-    before = builder.block
+    entry = builder.block
     body, after = builder.append_basic_block(), builder.append_basic_block()
     builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
     builder.position_at_end(body)
     index = builder.phi(_INT64)
-    index.add_incoming(start, before)
+    index.add_incoming(start, entry)
     yield index
     following = builder.add(index, step)
     index.add_incoming(following, builder.block)
@@ -157,8 +157,8 @@ def _splat(value: int) -> ir.Constant:
     return ir.Constant(_VECTOR, [value] * _WORDS)
 
 
-def _larger(builder: Any, one: Any, other: Any) -> Any:
-    return builder.select(builder.icmp_signed(">", one, other), one, other)
+def _larger(builder: Any, left: Any, right: Any) -> Any:
+    return builder.select(builder.icmp_signed(">", left, right), left, right)
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -169,31 +169,28 @@ def _prefetch(builder: Any, address: Any) -> None:
     """Start loading the line at an address, which may be any: this never faults."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTES], kind)
-    encoded = builder.inttoptr(address, _BYTES)
-    builder.call(function, [encoded, _INT32(0), _INT32(3), _INT32(1)])  # to read, keep, data
+    pointer = builder.inttoptr(address, _BYTES)
+    builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])  # to read, keep, data
 
 
 def _copy(builder: Any, target: Any, source: Any, size: Any) -> None:
     kind = ir.FunctionType(ir.VoidType(), [_BYTES, _BYTES, _INT64, ir.IntType(1)])
     function = builder.module.declare_intrinsic("llvm.memcpy", [_BYTES, _BYTES, _INT64], kind)
-    places = (builder.inttoptr(address, _BYTES) for address in (target, source))
-    builder.call(function, [*places, size, ir.IntType(1)(0)])
+    pointers = (builder.inttoptr(address, _BYTES) for address in (target, source))
+    builder.call(function, [*pointers, size, ir.IntType(1)(0)])
 
 
 def build(*, write: bool = True, stream: bool = False, digest: bool = True) -> Kernel:
-    """Compile a kernel.
+    """Compile a kernel, which goes buffer by buffer, and row by row in each.
 
-    Args:
-        write: copy the rows.
-        stream: past the caches, for what is not read again soon. Targets must be aligned to
-            lines, and rows be whole lines.
-        digest: add the rows to a digest.
+    `write` copies the rows, `stream` does so past the caches, for what is not read again soon, and
+    `digest` adds the rows to a digest. To be streamed, targets must be aligned to lines, and rows
+    be whole lines.
 
-    Returns:
-        A function of addresses of: the sources' addresses, the numbers of rows in each source, the
-        targets' addresses, the numbers of rows in each target, and bytes of a row in each buffer
-        (not zero); then how many buffers, and how many rows; then the address of a digest's state.
-        All are (arrays of) int64. It goes buffer by buffer, and row by row in each.
+    The kernel takes five addresses of int64 arrays: the sources' addresses, the row numbers in the
+    sources, the targets' addresses, the row numbers in the targets, and the bytes of a row in each
+    buffer, none of them zero. Then come how many buffers and how many rows there are, and the
+    address of a digest's state.
     """
     module = ir.Module()
     _add_kernel(module, write=write, stream=stream, digest=digest)

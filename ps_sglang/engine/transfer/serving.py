@@ -1,4 +1,4 @@
-"""The loop of the thread that hears what other workers say about handoffs."""
+"""The loop of the thread that receives other workers' messages about handoffs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Hand every message to `receive`, and call `tick` twice a second, until the end.
 
-    Args:
-        socket: a PULL socket that this thread alone reads.
-        receive: `Lender.receive` or `Reader.receive`; frames are buffers that it may keep.
-        tick: what is to be done from time to time.
-        until: asked at each tick whether to return.
+    `socket` is a PULL socket that this thread alone reads. `receive` is `Lender.receive` or
+    `Reader.receive`; frames are buffers that it may keep. At each tick `until` says whether to
+    return.
     """
     # A time limit costs nothing where a poller costs some 20 us a message.
     socket.setsockopt(zmq.RCVTIMEO, int(_TICK_S * 1000))

@@ -2,7 +2,7 @@
 
 The memory is an unnamed file (memfd): it goes with its last user, however that one ends, and
 costs nothing where nothing was written. A peer opens it through `/proc`. Whether that works
-is found by trying: another host, container or user, or a worker that is gone, all end in
+is found by trying: another host, container or user, or a worker that has exited, all end in
 `UnreachablePoolError`, and pages go over TCP instead.
 """
 
@@ -44,13 +44,12 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
 
 
 class SharedMemory:
-    """Zeroed memory of this process that peers can map. It lives while :attr:`buffer` is used."""
+    """Zeroed memory of this process that peers can map. It lives while `buffer` is used."""
 
     def __init__(self, size: int) -> None:
         """Reserve `size` bytes; pages of it exist once they are written.
 
-        Raises:
-            OSError: the kernel does not hand out such memory.
+        Raises OSError if the kernel does not hand out such memory.
         """
         total = mmap.PAGESIZE + size  # the first page identifies the memory
         fd = os.memfd_create("ps_sglang-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -81,9 +80,7 @@ _shared: Final = weakref.WeakKeyDictionary[mmap.mmap, _Identity]()  # of this pr
 def describe(addresses: Sequence[int], lengths: Sequence[int]) -> PoolDescriptor | None:
     """How peers can map these buffers of this process; None if they are not in shared memory.
 
-    Args:
-        addresses: start of each buffer.
-        lengths: bytes of each buffer.
+    `addresses` are the starts of the buffers, `lengths` their bytes.
     """
     for memory, (fd, size, nonce) in _shared.items():
         start = _address(memory)
@@ -108,8 +105,7 @@ class AttachedPool:
     def __init__(self, descriptor: PoolDescriptor) -> None:
         """Map the pool.
 
-        Raises:
-            UnreachablePoolError: it cannot be mapped, or is not the memory described.
+        Raises UnreachablePoolError if it cannot be mapped, or is not the memory described.
         """
         if descriptor.boot_id != _boot_id():
             raise UnreachablePoolError("it is on another host")

@@ -6,7 +6,7 @@ every path into it (finish, abort, retraction, chunks; invariant I2) and never o
 the base prefix of the request that asks (I1). The key is SGLang's own: token ids, the
 tenant's `extra_key` and `cache_salt`; no model name is in it (I3).
 
-It also tells the feed what it holds, and evicts as agent programs hint. Both need the nodes, so
+It also publishes what it holds, and evicts as agent programs hint. Both need the nodes, so
 SGLang's core in Python is used, not the one in Rust, as SGLang's own session cache does.
 """
 

@@ -1,4 +1,4 @@
-"""What the tree takes in and lets go, as events for the feed.
+"""What the tree takes in and lets go, as KV events.
 
 Takes the place of SGLang's recorder in the tree's core. That one makes an event of every page
 before it joins them, and compiles a C++ extension in the worker to hash them: at page size 1 it
@@ -24,7 +24,7 @@ _ID_BYTES: Final = 8
 class TreeEvents:
     """The events since they were last taken; the interface is that of SGLang's recorder.
 
-    Prefixes under an `extra_key` are left out: the gateway has no name for them (it folds the
+    Prefixes under an `extra_key` are left out: the gateway cannot name them (it folds the
     key into the salt), so it could send no request that finds them.
     """
 
@@ -63,7 +63,7 @@ class TreeEvents:
         self._events.append(AllBlocksCleared())
 
     def record_everything(self, root: Any) -> None:
-        """Tell all that the tree under `root` holds once more, from nothing, parents first."""
+        """Record all that the tree under `root` holds once more, from nothing, parents first."""
         self.record_all_cleared()
         ahead = list(root.children.values())
         while ahead:
@@ -84,17 +84,17 @@ class TreeEvents:
         """The ids of a node's blocks, kept at the node; SGLang cuts them where it splits it."""
         if node.event_hash_value is None:
             parent = node.parent.event_hash_value
-            before = parent[-1].to_bytes(_ID_BYTES, "big", signed=True) if parent else _seed(node)
-            node.event_hash_value = self._chain(before, node.key.raw_token_ids().tobytes())
+            previous = parent[-1].to_bytes(_ID_BYTES, "big", signed=True) if parent else _seed(node)
+            node.event_hash_value = self._chain(previous, node.key.raw_token_ids().tobytes())
         blocks: array[int] = node.event_hash_value
         return blocks
 
-    def _chain(self, before: bytes, tokens: bytes) -> array[int]:
+    def _chain(self, previous: bytes, tokens: bytes) -> array[int]:
         step = self._page_size * array("q").itemsize
         ids = bytearray()
         for start in range(0, len(tokens), step):
-            before = sha256(before + tokens[start : start + step]).digest()[:_ID_BYTES]
-            ids += before
+            previous = sha256(previous + tokens[start : start + step]).digest()[:_ID_BYTES]
+            ids += previous
         return array("q", unpack(f">{len(ids) // _ID_BYTES}q", ids))
 
 

@@ -43,7 +43,7 @@ class EvictionOrder:
     """SGLang's eviction strategy, with released nodes before all others and pinned ones after."""
 
     def __init__(self, usual: Any) -> None:
-        """Args: usual: the strategy of the tree's eviction policy."""
+        """Refine `usual`, the strategy of the tree's eviction policy."""
         self._usual = usual
 
     def get_priority(self, node: Any) -> tuple[int, Any]:
@@ -64,7 +64,7 @@ class EvictionOrder:
 class _Conversation:
     """The nodes, the first below the root first, that a conversation's last request put in.
 
-    `held` are those that its pin holds, `ended` is the turn at which it was released.
+    `held` are those that its pin holds. `ended` is the sequence number at which it was released.
     """
 
     path: list[int] = field(default_factory=list)
@@ -81,13 +81,13 @@ class Conversations:
     """
 
     def __init__(self, node_by_id: Callable[[int], Any], most: int = MOST_CONVERSATIONS) -> None:
-        """Args: node_by_id: the tree's node of that id; raises KeyError if there is none."""
+        """`node_by_id` finds a node of the tree, or raises KeyError; `most` are remembered."""
         self._node_by_id = node_by_id
         self._most = most
-        self._known: OrderedDict[str, _Conversation] = OrderedDict()
+        self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
 
     def reached(self, session: str, sequence_number: int, node_id: int) -> None:
-        """A request's pages are in the tree up to a node; `turn` counts requests as they begin."""
+        """A request's pages are in the tree up to a node."""
         conversation = self._conversation(session)
         conversation.path = [node.id for node in self._down_to([node_id])]
         if conversation.is_pinned:
@@ -96,7 +96,10 @@ class Conversations:
             self._release(conversation.path)  # it was under way when the conversation ended
 
     def release(self, session: str, sequence_number: int) -> None:
-        """Let the pages that only this conversation uses go first; it ended before `turn`."""
+        """Let the pages that only this conversation uses go first.
+
+        Requests with a lower sequence number began before it ended.
+        """
         self.unpin(session)
         conversation = self._conversation(session)
         conversation.ended = sequence_number
@@ -110,14 +113,14 @@ class Conversations:
 
     def unpin(self, session: str) -> None:
         """Let this conversation's pages go as usual."""
-        if session in self._known:
-            self._unpin(self._known[session])
+        if session in self._conversations:
+            self._unpin(self._conversations[session])
 
     def _conversation(self, session: str) -> _Conversation:
-        conversation = self._known.setdefault(session, _Conversation())
-        self._known.move_to_end(session)
-        if len(self._known) > self._most:
-            _, forgotten = self._known.popitem(last=False)
+        conversation = self._conversations.setdefault(session, _Conversation())
+        self._conversations.move_to_end(session)
+        if len(self._conversations) > self._most:
+            _, forgotten = self._conversations.popitem(last=False)
             self._unpin(forgotten)
         return conversation
 

@@ -74,7 +74,7 @@ class WorkerCache:
             self.estimate.forget()
         self._incarnation = incarnation
 
-    def tells(self, incarnation: str) -> None:
+    def check_incarnation(self, incarnation: str) -> None:
         """This process tells; raises EventStreamError if it is not the worker."""
         if self._incarnation not in (None, incarnation):
             raise EventStreamError(
