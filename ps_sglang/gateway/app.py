@@ -11,8 +11,8 @@ from ps_sglang.gateway import cors
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClient

@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import web
 
-from ps_sglang.gateway.descriptors import Descriptors
+from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.errors import BadRequest, GatewayError
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -34,7 +34,7 @@ _AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.05
 
 
-class Listener:
+class HttpListener:
     """Listens for the application of `runner`, which must be set up."""
 
     def __init__(self, runner: web.BaseRunner, descriptors: Descriptors) -> None:
@@ -129,7 +129,7 @@ class Listener:
 class _Client(asyncio.Protocol):
     """Between a client's connection and aiohttp: it ends a head that does not come."""
 
-    def __init__(self, inner: asyncio.Protocol, listener: Listener) -> None:
+    def __init__(self, inner: asyncio.Protocol, listener: HttpListener) -> None:
         self.connecting: asyncio.Task[None] | None = None
         self.inner = inner
         self._listener = listener
