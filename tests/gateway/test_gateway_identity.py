@@ -30,7 +30,7 @@ OTHERS: dict[str, tuple[str | None, dict[str, Any], str]] = {
         {"common": {**COMMON, "tokenizer": "tok1:x"}},
         "tokenizer: wanted None, found tok1:x",
     ),
-    "another feed": ("a", {"feed": "tcp://127.0.0.1:1"}, "feed: wanted None, found tcp://"),
+    "other events": ("a", {"events": "tcp://127.0.0.1:1"}, "events: wanted None, found tcp://"),
     "another context": ("a", {"context_length": 9}, "context length: wanted None, found 9"),
     "less room": ("a", {"capacity": 99}, "the worker holds 99"),
     "no checkpoint": ("a", {"problem": "no config.json"}, "no config.json"),

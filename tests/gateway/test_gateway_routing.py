@@ -226,7 +226,7 @@ def test_what_a_worker_tells_after_it_has_left_counts_for_nobody() -> None:
     setup = Setup()
     worker_cache = setup.cache_index.worker_cache("p0")
     setup.pool.remove("p0")
-    worker_cache.trace(Span(rid="r", role="prefill", began=0.0, computed=9))
+    worker_cache.span(Span(rid="r", role="prefill", began=0.0, computed=9))
     assert setup.recent("p1") == 0
 
 
