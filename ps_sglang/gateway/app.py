@@ -29,13 +29,14 @@ from ps_sglang.gateway.routing.sessions import Sessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
-from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, ProbeTiming
+from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
-def build_app(config: GatewayConfig, timing: ProbeTiming = USUAL) -> web.Application:
+def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
     `timing` says how often workers are asked whether they are well.
@@ -51,7 +52,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = USUAL) -> web.Applica
         async with _session() as session:
             gateway = app[GATEWAY] = _gateway(config, prompts, session, client, background, timing)
             await gateway.cache_index.start()
-            await gateway.health.first_look()
+            await gateway.health.first_probes()
             yield
             await gateway.health.close()
             await gateway.cache_index.stop()

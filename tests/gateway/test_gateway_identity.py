@@ -10,7 +10,7 @@ from gateway_setup import Setup, running, serving
 from standin_engine import COMMON, Cluster, Plan, Worker
 
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.workers.health import ProbeTiming
+from ps_sglang.gateway.workers.probe import ProbeTiming
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}

@@ -18,7 +18,7 @@ from ps_sglang.gateway.dispatch.poison import MOST, REFUSED_SECONDS, Suspect, Su
 from ps_sglang.gateway.errors import PoisonRequest
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.gateway.workers.health import ProbeTiming
+from ps_sglang.gateway.workers.probe import ProbeTiming
 
 RARELY = ProbeTiming(every=1000.0, engine_every=1000.0)
 ROUTE = "/v1/completions"

@@ -24,7 +24,7 @@ from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.dispatch import samples
 from ps_sglang.gateway.dispatch.background import Background
-from ps_sglang.gateway.dispatch.blame import Standing, at_fault, blaming, either
+from ps_sglang.gateway.dispatch.blame import RouteState, at_fault, blaming, either
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.dispatch.poison import Suspect, Suspects, Turn
@@ -218,14 +218,14 @@ class Dispatcher:
         while True:
             self._suspects.refuse_poison(suspect)
             route = self._router.choose(sample.prompt, context.decoder, tried, context.session)
-            before = Standing.of(route)
+            state = RouteState.of(route)
             try:
                 turn = await self._suspects.turn(suspect, route.prefill, route.decode)
             except BaseException:
                 route.release()
                 raise
             # The suspect before this one may have turned out to be poisonous.
-            if turn is None or Standing.of(route) == before:
+            if turn is None or RouteState.of(route) == state:
                 return route, turn
             turn.release()
             route.release()
