@@ -14,7 +14,7 @@ from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import ConfigError, GatewayConfig
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.gc_control import collect_in_pauses
-from ps_sglang.gateway.listener import Listener
+from ps_sglang.gateway.listener import HttpListener
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry import log
@@ -31,7 +31,7 @@ async def serve(config: GatewayConfig) -> None:
     await app.setup()
     pool = app.app[GATEWAY].pool
     garbage = asyncio.create_task(collect_in_pauses(pool.requests))
-    listener = Listener(app, app.app[GATEWAY].descriptors)
+    listener = HttpListener(app, app.app[GATEWAY].descriptors)
     try:
         port = await listener.start(config.host, config.port)
         print(f"ready {_url(config, port)}", flush=True)

@@ -11,8 +11,8 @@ from ps_sglang.gateway import cors
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClient
@@ -29,13 +29,14 @@ from ps_sglang.gateway.routing.sessions import Sessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
-from ps_sglang.gateway.workers.health import USUAL, HealthMonitor, ProbeTiming
+from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
-def build_app(config: GatewayConfig, timing: ProbeTiming = USUAL) -> web.Application:
+def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
     `timing` says how often workers are asked whether they are well.
@@ -51,7 +52,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = USUAL) -> web.Applica
         async with _session() as session:
             gateway = app[GATEWAY] = _gateway(config, prompts, session, client, background, timing)
             await gateway.cache_index.start()
-            await gateway.health.first_look()
+            await gateway.health.first_probes()
             yield
             await gateway.health.close()
             await gateway.cache_index.stop()

@@ -27,7 +27,6 @@ import msgspec
 
 from ps_sglang.gateway import refusals
 from ps_sglang.gateway.config import Worker
-from ps_sglang.gateway.dispatch.worker_client import Disconnected
 
 RETRY_AFTER_SECONDS: Final = 1
 
@@ -149,6 +148,17 @@ class Loss(Enum):
     NOT_TAKEN = "not taken"  # it never was there, or was taken away before anything went wrong
     TAKEN = "taken"  # it was there, but the worker is not known to be dead: it may be silent
     DIED = "died"  # the connection was lost while it was there
+
+
+class Disconnected(ConnectionError):
+    """The worker closed the connection before its answer was complete.
+
+    `sent`: after a request was sent on it, which the worker may have begun to work on.
+    """
+
+    def __init__(self, reason: str, *, sent: bool = True) -> None:
+        super().__init__(reason)
+        self.sent = sent
 
 
 class WorkerUnreachable(WorkerError):

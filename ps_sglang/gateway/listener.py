@@ -13,9 +13,10 @@ import socket
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
-from ps_sglang.gateway.descriptors import Descriptors
-from ps_sglang.gateway.errors import BadRequest, GatewayError
+from ps_sglang.gateway.dispatch.descriptors import Descriptors
+from ps_sglang.gateway.errors import BROKEN_ENCODING, BadRequest, GatewayError
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -34,7 +35,7 @@ _AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.05
 
 
-class Listener:
+class HttpListener:
     """Listens for the application of `runner`, which must be set up."""
 
     def __init__(self, runner: web.BaseRunner, descriptors: Descriptors) -> None:
@@ -129,7 +130,7 @@ class Listener:
 class _Client(asyncio.Protocol):
     """Between a client's connection and aiohttp: it ends a head that does not come."""
 
-    def __init__(self, inner: asyncio.Protocol, listener: Listener) -> None:
+    def __init__(self, inner: asyncio.Protocol, listener: HttpListener) -> None:
         self.connecting: asyncio.Task[None] | None = None
         self.inner = inner
         self._listener = listener
@@ -223,6 +224,8 @@ async def read_body(request: web.Request) -> None:
         reading.result()
     except web.RequestPayloadError as error:
         request.content.feed_eof()  # aiohttp must not wait for the rest of it
+        if isinstance(error.__cause__, ContentEncodingError):
+            raise BadRequest(BROKEN_ENCODING) from error
         reason = " ".join(str(error).split()).removeprefix("400, message:").strip()
         raise BadRequest(f"The body cannot be read: {reason.rstrip('.')}.") from error
     finally:

@@ -11,8 +11,8 @@ from aiohttp import hdrs, web
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound

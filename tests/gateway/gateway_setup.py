@@ -13,7 +13,7 @@ from aiohttp import web
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.workers.health import USUAL, ProbeTiming
+from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from tests.support.standin_engine import Cluster, Worker
 
 
@@ -45,7 +45,7 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    timing: ProbeTiming = USUAL, cors_origins: tuple[str, ...] = (), **shape: Any
+    timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = (), **shape: Any
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with (
@@ -57,7 +57,7 @@ async def running(
 
 @asynccontextmanager
 async def serving(
-    cluster: Cluster, timing: ProbeTiming = USUAL, cors_origins: tuple[str, ...] = ()
+    cluster: Cluster, timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = ()
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster."""
     app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.workers.health import ProbeTiming
+from ps_sglang.gateway.workers.probe import ProbeTiming
 from tests.gateway.gateway_setup import Setup, running, serving
 from tests.support.standin_engine import COMMON, Cluster, Plan, Worker
 
@@ -30,7 +30,7 @@ OTHERS: dict[str, tuple[str | None, dict[str, Any], str]] = {
         {"common": {**COMMON, "tokenizer": "tok1:x"}},
         "tokenizer: wanted None, found tok1:x",
     ),
-    "another stream": ("a", {"events": "tcp://127.0.0.1:1"}, "events: wanted None, found tcp://"),
+    "other events": ("a", {"events": "tcp://127.0.0.1:1"}, "events: wanted None, found tcp://"),
     "another context": ("a", {"context_length": 9}, "context length: wanted None, found 9"),
     "less room": ("a", {"capacity": 99}, "the worker holds 99"),
     "no checkpoint": ("a", {"problem": "no config.json"}, "no config.json"),

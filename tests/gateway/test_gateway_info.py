@@ -291,6 +291,9 @@ async def test_readiness(gateway: Setup) -> None:
     gateway.app[GATEWAY].pool.prefill[0].draining = True
     assert (await ready())[0] == 503
     gateway.app[GATEWAY].pool.prefill[0].draining = False
+    gateway.app[GATEWAY].pool.prefill[0].refused = "another worker"
+    assert (await ready())[0] == 503
+    gateway.app[GATEWAY].pool.prefill[0].refused = None
     await gateway.prefill.stop()
     await gateway.post("/generate", {"model": "a", "text": "x"})
     assert await ready() == (

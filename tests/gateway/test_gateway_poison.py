@@ -15,7 +15,7 @@ from ps_sglang.gateway.dispatch.poison import MOST, REFUSED_SECONDS, Suspect, Su
 from ps_sglang.gateway.errors import PoisonRequest
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.gateway.workers.health import ProbeTiming
+from ps_sglang.gateway.workers.probe import ProbeTiming
 from tests.gateway.gateway_setup import running
 from tests.gateway.hand_clock import Clock
 from tests.support.standin_engine import Cluster, Plan, Worker

@@ -368,7 +368,7 @@ def test_a_conversation_leaves_a_broken_or_draining_worker() -> None:
     session = Session("s")
     first = setup.choose(prompt(8), session=session)
     first.release()
-    first.prefill.health = BreakerState.OPEN
+    first.prefill.breaker = BreakerState.OPEN
     first.decode.draining = True
     second = setup.choose(prompt(9), session=session)
     assert second.prefill is not first.prefill

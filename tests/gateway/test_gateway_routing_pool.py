@@ -80,8 +80,8 @@ def test_candidates_are_those_that_take_requests() -> None:
     workers = pool(*(prefill(f"p{number}") for number in range(4)))
     good, draining, broken, trial = workers.prefill
     draining.draining = True
-    broken.health = BreakerState.OPEN
-    trial.health = BreakerState.HALF_OPEN
+    broken.breaker = BreakerState.OPEN
+    trial.breaker = BreakerState.HALF_OPEN
     assert workers.prefill_candidates() == [good, trial]
     trial.begin()
     assert workers.prefill_candidates() == [good], "a trial is one request at a time"
@@ -92,10 +92,10 @@ def test_candidates_are_those_that_take_requests() -> None:
 def test_broken_workers_are_tried_when_there_is_no_other_but_draining_ones_never() -> None:
     workers = pool()
     first, second = workers.prefill
-    first.health = BreakerState.OPEN
+    first.breaker = BreakerState.OPEN
     second.draining = True
     assert workers.prefill_candidates() == [first]
-    workers.decode("a")[0].health = BreakerState.OPEN
+    workers.decode("a")[0].breaker = BreakerState.OPEN
     assert names(workers.decode_candidates("a")) == ["a0"]
 
 
@@ -116,7 +116,7 @@ def test_no_candidate_says_why() -> None:
 def test_states_by_name() -> None:
     worker_state = WorkerState(prefill("p0"))
     assert worker_state.state == "good"
-    worker_state.health = BreakerState.OPEN
+    worker_state.breaker = BreakerState.OPEN
     assert worker_state.state == "broken"
     worker_state.draining = True
     assert worker_state.state == "draining"

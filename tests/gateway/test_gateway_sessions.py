@@ -12,7 +12,7 @@ import pytest
 from ps_sglang.events.messages import Pin, Release
 from ps_sglang.gateway.bodies.requests import parse
 from ps_sglang.gateway.bodies.samples import Endpoint
-from ps_sglang.gateway.dispatch.pd_request import RequestContext
+from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.priority import decode_priority, place

@@ -96,7 +96,7 @@ async def test_a_prefill_worker_joins_and_serves(gateway: Setup) -> None:
         ("tcp://10.0.0.2:5557", "tcp://10.0.0.2:5557"),
     ],
 )
-async def test_the_feed_of_a_worker_that_joins(gateway: Setup, bound: str, seen: str) -> None:
+async def test_the_events_of_a_worker_that_joins(gateway: Setup, bound: str, seen: str) -> None:
     worker = await gateway.cluster.start("c-0", "c")
     assert worker.facts is not None
     worker.facts |= {"events": bound, "events_control": bound}
@@ -107,7 +107,7 @@ async def test_the_feed_of_a_worker_that_joins(gateway: Setup, bound: str, seen:
     assert (worker_state.worker.events, worker_state.worker.events_control) == (seen, seen)
 
 
-async def test_a_worker_without_our_feed_joins_too(gateway: Setup) -> None:
+async def test_a_worker_without_our_events_joins_too(gateway: Setup) -> None:
     worker = await gateway.cluster.start("c-0", "c")
     body = {"url": worker.url, "name": "c-0"}
     status, answer = await call(gateway, "POST", "/workers", body)

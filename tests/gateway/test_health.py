@@ -13,7 +13,7 @@ import pytest
 from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.breaker import FAILURES
-from ps_sglang.gateway.workers.health import ProbeTiming
+from ps_sglang.gateway.workers.probe import ProbeTiming
 from tests.gateway.gateway_setup import Setup, running, serving
 from tests.support.standin_engine import Cluster, Plan, Worker
 
@@ -94,7 +94,7 @@ async def test_requests_stuck_on_a_silent_worker_go_to_another(
         assert first.requests
         assert len(second.requests) == 4
         assert gateway.pending() == 0
-        assert worker_state(gateway, first).health is BreakerState.OPEN
+        assert worker_state(gateway, first).breaker is BreakerState.OPEN
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
@@ -130,7 +130,7 @@ async def test_a_decode_worker_that_notices_first_is_not_to_blame() -> None:
         lost.set()
         assert (await request)[0] == 200
         assert len(second.requests) == 1
-        assert worker_state(gateway, gateway.decode()).health is BreakerState.CLOSED
+        assert worker_state(gateway, gateway.decode()).breaker is BreakerState.CLOSED
 
 
 async def test_a_stream_that_has_begun_ends_with_an_error(quick: Setup) -> None:
@@ -172,8 +172,8 @@ async def test_only_engines_at_work_are_asked() -> None:
                 worker.engine_silent = True
             await becomes(gateway, working, BreakerState.OPEN)
             assert (
-                worker_state(gateway, idle).health
-                is worker_state(gateway, loading).health
+                worker_state(gateway, idle).breaker
+                is worker_state(gateway, loading).breaker
                 is BreakerState.CLOSED
             )
             assert loading.plan.step is not None
@@ -246,7 +246,7 @@ async def test_a_worker_that_fails_where_another_does_not_breaks() -> None:
         statuses = [(await gateway.post(ROUTE, BODY))[0] for _ in range(4 * FAILURES)]
         assert set(statuses) == {200}
         assert len(bad.requests) >= FAILURES
-        assert worker_state(gateway, bad).health is BreakerState.OPEN
+        assert worker_state(gateway, bad).breaker is BreakerState.OPEN
         assert len(good.requests) == 4 * FAILURES
 
 
@@ -266,7 +266,7 @@ async def test_what_every_worker_fails_at_breaks_none() -> None:
             ]
             for status, answer in answers:
                 assert (status, answer["error"]["message"]) == (500, problem["message"])
-            assert all(one.health is BreakerState.CLOSED for one in gateway.app[GATEWAY].pool)
+            assert all(one.breaker is BreakerState.CLOSED for one in gateway.app[GATEWAY].pool)
             # Where both legs say it, no other worker needs to be asked.
             asked = sum(len(worker.requests) for worker in gateway.cluster.prefill)
             assert asked <= len(answers) if both_legs else asked == 2 * len(answers)
@@ -349,7 +349,7 @@ async def test_workers_that_join_are_watched_and_those_that_leave_are_not(quick:
     async with quick.http.delete(quick.url + "/workers/c-0") as response:
         assert response.status == 200
     quick.app[GATEWAY].health.succeeded(joined)
-    assert joined.health is BreakerState.OPEN
+    assert joined.breaker is BreakerState.OPEN
 
 
 async def test_states_are_shown(quick: Setup) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from ps_sglang.gateway import listener
 from ps_sglang.gateway.config import PrefillWorker
-from ps_sglang.gateway.descriptors import PER_SAMPLE, Descriptors
+from ps_sglang.gateway.dispatch.descriptors import PER_SAMPLE, Descriptors
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import (
     BadRequest,
@@ -199,7 +199,7 @@ async def listening(hasty: None) -> AsyncIterator[tuple[Setup, int]]:
     """A gateway behind its own listener, and the port."""
     async with running() as gateway:
         server = gateway.runner
-        made = listener.Listener(server, gateway.app[GATEWAY].descriptors)
+        made = listener.HttpListener(server, gateway.app[GATEWAY].descriptors)
         yield gateway, await made.start("127.0.0.1", 0)
         made.stop()
 

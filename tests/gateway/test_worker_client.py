@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ps_sglang.gateway.dispatch.worker_client import UNREAD_BYTES, Disconnected, WorkerClient
+from ps_sglang.gateway.dispatch.worker_client import WorkerClient
+from ps_sglang.gateway.dispatch.worker_connection import UNREAD_BYTES
+from ps_sglang.gateway.errors import Disconnected
 
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter

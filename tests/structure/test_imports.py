@@ -31,15 +31,17 @@ FLOORS = (
 GATEWAY = (
     ("__main__",),
     ("app",),
-    ("routes", "server", "cors"),
-    ("state",),
+    ("server",),
+    ("routes",),
+    ("state", "listener", "cors"),
     ("workers",),
     ("dispatch",),
     ("telemetry",),
     ("routing",),
     ("bodies",),
     ("index",),
-    ("config", "errors", "ids", "gc_control"),
+    ("errors",),
+    ("config", "refusals", "ids", "gc_control"),
 )
 ENGINE = (
     ("plugin", "platform"),  # SGLang's two entry points

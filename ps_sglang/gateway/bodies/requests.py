@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ps_sglang.gateway import ids
-from ps_sglang.gateway.bodies import hints, validation
+from ps_sglang.gateway.bodies import hints, session_id, validation
 from ps_sglang.gateway.bodies.hints import Hints
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.samples import Endpoint, Sample, Served, split
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
-from ps_sglang.gateway.routing import sessions
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def parse(
     decoder = choose_decoder(body.pop("model", None), in_path, served.decoders)
     validation.refuse_unsupported(body)
     told = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
-    named = sessions.session_id(body.pop("session_id", None), headers.get(sessions.HEADER))
+    named = session_id.read(body.pop("session_id", None), headers.get(session_id.HEADER))
     session = _session_for_workers(named, told)
     if told.priority is not None:
         body["priority"] = told.priority

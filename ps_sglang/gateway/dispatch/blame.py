@@ -29,24 +29,25 @@ def blaming(pd_request: PrefillDecodeRequest) -> Iterator[None]:
     try:
         yield
     except EngineError as error:
-        broken = route.prefill.health is BreakerState.OPEN and not pd_request.prefill_has_told
+        broken = route.prefill.breaker is BreakerState.OPEN and not pd_request.prefill_has_told
         if broken and error.status >= 500:
             raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
         raise
 
 
-class Standing(NamedTuple):
-    """What may change about a pair while it is waited for."""
+class RouteState(NamedTuple):
+    """What may change about a route's workers while they are waited for."""
 
     prefill: tuple[bool, bool]
     decode: tuple[bool, bool]
 
     @classmethod
     def of(cls, route: Route) -> Self:
-        pd_request = (
-            (one.health is BreakerState.OPEN, one.draining) for one in (route.prefill, route.decode)
-        )
-        return cls(*pd_request)
+        return cls(_broken_or_leaving(route.prefill), _broken_or_leaving(route.decode))
+
+
+def _broken_or_leaving(worker_state: AnyWorkerState) -> tuple[bool, bool]:
+    return worker_state.breaker is BreakerState.OPEN, worker_state.draining
 
 
 def either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:

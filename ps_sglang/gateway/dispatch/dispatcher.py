@@ -3,8 +3,7 @@
 A sample whose workers cannot be reached is sent to others, each worker at most once; one that was
 on a worker when it died or fell silent goes to one more (see `poison`). One at which a prefill
 worker failed is tried on one more, too: if that can do it the first was at fault, else the request
-is. Of several samples of one prompt, the first goes ahead until its prefill leg has ended: the
-others then find the prompt in the prefill worker's cache.
+is.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Coroutine,
 )
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from ps_sglang.gateway.bodies import merge, sse
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
-from ps_sglang.gateway.descriptors import Descriptors
-from ps_sglang.gateway.dispatch.background import Background, cancel
-from ps_sglang.gateway.dispatch.blame import Standing, at_fault, blaming, either
-from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest, RequestContext
+from ps_sglang.gateway.dispatch import samples
+from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.blame import RouteState, at_fault, blaming, either
+from ps_sglang.gateway.dispatch.descriptors import Descriptors
+from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.dispatch.poison import Suspect, Suspects, Turn
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
+from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import (
     GatewayError,
     Loss,
@@ -46,9 +45,6 @@ from ps_sglang.gateway.telemetry.trace import Trace, Traces
 log = logging.getLogger("ps_sglang.gateway")
 
 _Result = TypeVar("_Result")
-_Gates = dict[int, asyncio.Event]
-_Queue = asyncio.Queue[tuple[Sample, bytes | Exception]]
-_QUEUED_EVENTS = 64
 
 
 class OutcomeListener(Protocol):
@@ -93,11 +89,7 @@ class Dispatcher:
             if request.is_single:
                 answer = await self._answer(context, suspect, request.samples[0], asyncio.Event())
             else:
-                gates = _gates(request)
-                work = [
-                    self._answer_in_turn(context, suspect, one, gates) for one in request.samples
-                ]
-                answer = merge.answers(request, await _all_or_none(work))
+                answer = await samples.answer(request, partial(self._answer, context, suspect))
         self._suspects.answered(suspect)
         return answer
 
@@ -114,7 +106,7 @@ class Dispatcher:
         if request.is_single:
             stream = self._stream(context, suspect, request.samples[0], asyncio.Event())
         else:
-            stream = self._merged_stream(request, context, suspect)
+            stream = samples.stream(request, partial(self._stream, context, suspect))
         with self._descriptors.reserve(len(request.samples)):
             async with aclosing(stream):
                 async for events in stream:
@@ -226,14 +218,14 @@ class Dispatcher:
         while True:
             self._suspects.refuse_poison(suspect)
             route = self._router.choose(sample.prompt, context.decoder, tried, context.session)
-            before = Standing.of(route)
+            state = RouteState.of(route)
             try:
                 turn = await self._suspects.turn(suspect, route.prefill, route.decode)
             except BaseException:
                 route.release()
                 raise
             # The suspect before this one may have turned out to be poisonous.
-            if turn is None or Standing.of(route) == before:
+            if turn is None or RouteState.of(route) == state:
                 return route, turn
             turn.release()
             route.release()
@@ -264,76 +256,3 @@ class Dispatcher:
         gate.set()
         if turn is not None:
             turn.prefilled()
-
-    async def _answer_in_turn(
-        self, context: RequestContext, suspect: Suspect, sample: Sample, gates: _Gates
-    ) -> bytes:
-        gate = await _wait_turn(sample, gates)
-        try:
-            return await self._answer(context, suspect, sample, gate)
-        finally:
-            gate.set()
-
-    async def _merged_stream(
-        self, request: GenerationRequest, context: RequestContext, suspect: Suspect
-    ) -> AsyncGenerator[list[bytes], None]:
-        gates = _gates(request)
-        queue: _Queue = asyncio.Queue(_QUEUED_EVENTS)
-        tasks = [
-            asyncio.create_task(self._pump(context, suspect, sample, gates, queue))
-            for sample in request.samples
-        ]
-        merger = merge.StreamMerger(request)
-        try:
-            running = len(tasks)
-            while running:
-                sample, item = await queue.get()
-                if isinstance(item, Exception):
-                    raise item
-                if item == sse.DONE:
-                    running -= 1
-                elif (event := merger.event(sample, item)) is not None:
-                    yield [event]
-            yield list(merger.end())
-        finally:
-            await cancel(*tasks)
-
-    async def _pump(
-        self,
-        context: RequestContext,
-        suspect: Suspect,
-        sample: Sample,
-        gates: _Gates,
-        queue: _Queue,
-    ) -> None:
-        gate = await _wait_turn(sample, gates)
-        try:
-            async with aclosing(self._stream(context, suspect, sample, gate)) as stream:
-                async for events in stream:
-                    for event in events:
-                        await queue.put((sample, event))
-        except Exception as error:  # the reader raises it; a lost one would leave it waiting
-            await queue.put((sample, error))
-        finally:
-            gate.set()
-
-
-def _gates(request: GenerationRequest) -> _Gates:
-    return {sample.prompt_index: asyncio.Event() for sample in request.samples}
-
-
-async def _wait_turn(sample: Sample, gates: _Gates) -> asyncio.Event:
-    gate = gates[sample.prompt_index]
-    if not sample.leads:
-        await gate.wait()
-    return gate
-
-
-async def _all_or_none(work: list[Coroutine[Any, Any, _Result]]) -> list[_Result]:
-    """Run all at once; the first failure cancels the others and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]

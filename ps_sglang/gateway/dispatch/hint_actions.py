@@ -21,7 +21,7 @@ from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Endpoint, Sample
 from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
-from ps_sglang.gateway.dispatch.pd_request import RequestContext
+from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.prompts import Prompts

@@ -11,10 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies import sse
@@ -25,33 +22,25 @@ from ps_sglang.gateway.bodies.engine_errors import (
     is_preamble,
     prefill_answer,
 )
-from ps_sglang.gateway.bodies.samples import Endpoint, Sample
-from ps_sglang.gateway.config import Worker
+from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.dispatch.background import Background, cancel
-from ps_sglang.gateway.dispatch.worker_client import WorkerClient, WorkerResponse
+from ps_sglang.gateway.dispatch.worker_client import WorkerClient
+from ps_sglang.gateway.dispatch.worker_connection import WorkerResponse
+from ps_sglang.gateway.dispatch.worker_sender import RequestContext, WorkerSender, refusal
 from ps_sglang.gateway.errors import (
     GatewayError,
     Loss,
     WorkerFailed,
     WorkerUnreachable,
-    engine_error,
     reaching,
-    require_process,
 )
-from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.routing.router import Route
-from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.telemetry.trace import Trace
 from ps_sglang.priority import place
 
-ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
 PREFILL_GRACE_SECONDS = 30.0
 # Both legs judge the same body. When one has failed the other is given so long to say why it does.
 SETTLE_SECONDS = 1.0
-
-# How SGLang begins its refusal of a request whose id it knows.
-_KNOWN_ID = "Duplicate request ID"
 
 # What a client asks about the output. The prefill leg has none: it must not fail at reporting it.
 # Neither is it streamed, so that its failure is an HTTP status.
@@ -72,18 +61,6 @@ _ABOUT_OUTPUT = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class RequestContext:
-    """What the samples of one client request have in common. `headers` go to the workers."""
-
-    endpoint: Endpoint
-    decoder: str
-    headers: dict[str, str]
-    session: Session | None = None
-    # By the samples' places in the answer, where the client wants them.
-    traces: dict[int, Trace] | None = None
-
-
 class PrefillDecodeRequest:
     """The two legs of one sample; the prefill leg starts at once. `close` must be called.
 
@@ -102,12 +79,12 @@ class PrefillDecodeRequest:
         attempt: int,
         on_prefilled: Callable[[], None],
     ) -> None:
-        self._client = client
         self._background = background
         self.context = context
         self.route = route
         # SGLang refuses an id that it still knows, from an attempt that it is just aborting.
         self.rid = f"{sample.rid}-{attempt:02d}"
+        self._sender = WorkerSender(client, context, self.rid)
         self._on_prefilled = on_prefilled
         self._body = {
             **sample.body,
@@ -199,7 +176,7 @@ class PrefillDecodeRequest:
             self._background.start(self._finish_prefill())
             return
         if not self._decode_ended:
-            self._tell_abort(self.route.decode)
+            self._background.start(self._sender.abort(self.route.decode))
         await self._end_prefill()
 
     @contextmanager
@@ -255,11 +232,11 @@ class PrefillDecodeRequest:
     async def _read_prefill(self) -> None:
         worker = self.route.prefill.worker
         body = {name: value for name, value in self._body.items() if name not in _ABOUT_OUTPUT}
-        response = await self._post(self.route.prefill, body)
+        response = await self._sender.post(self.route.prefill, body)
         with response, reaching(worker):
             content = await response.read()
         error = (
-            _refusal(worker, response, content) if response.status != 200 else answer_error(content)
+            refusal(worker, response, content) if response.status != 200 else answer_error(content)
         )
         if isinstance(error, WorkerUnreachable):
             raise error
@@ -282,7 +259,7 @@ class PrefillDecodeRequest:
         # The caller may be cancelled at the `await`: everything that must happen comes first.
         self.route.release()
         if not self._prefill.done():
-            self._tell_abort(self.route.prefill)
+            self._background.start(self._sender.abort(self.route.prefill))
         await cancel(self._prefill)
 
     async def _read_answer(self) -> bytes:
@@ -329,51 +306,9 @@ class PrefillDecodeRequest:
 
     async def _open_decode(self) -> WorkerResponse:
         worker = self.route.decode.worker
-        self._response = await self._post(self.route.decode, self._body)
+        self._response = await self._sender.post(self.route.decode, self._body)
         if self._response.status != 200:
             with reaching(worker):
                 content = await self._response.read()
-            raise _refusal(worker, self._response, content)
+            raise refusal(worker, self._response, content)
         return self._response
-
-    async def _post(self, worker_state: AnyWorkerState, body: dict[str, Any]) -> WorkerResponse:
-        worker, wanted = worker_state.worker, worker_state.incarnation
-        with reaching(worker):
-            response = await self._client.post(
-                worker.url,
-                self.context.endpoint.value,
-                msgspec.json.encode(body),
-                {**self.context.headers, **worker_state.headers},
-            )
-        try:
-            require_process(worker, wanted, response.incarnation)
-        except WorkerUnreachable:
-            response.close()
-            raise
-        return response
-
-    def _tell_abort(self, worker_state: AnyWorkerState) -> None:
-        self._background.start(self._post_abort(worker_state))
-
-    async def _post_abort(self, worker_state: AnyWorkerState) -> None:
-        # If this fails, the closed connection still ends the request, later.
-        told = msgspec.json.encode({"rid": self.rid})
-        headers = {**self.context.headers, **worker_state.headers}
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(ABORT_SECONDS):
-                with await self._client.post(
-                    worker_state.worker.url, "/abort_request", told, headers
-                ) as response:
-                    await response.read()
-
-
-def _refusal(worker: Worker, response: WorkerResponse, content: bytes) -> GatewayError:
-    """What an answer whose status is not 200 means."""
-    error = engine_error(response.status, content)
-    if response.was_resent and error.message.startswith(_KNOWN_ID):
-        # The worker took the first copy, then the connection broke. The second copy is refused, and
-        # the answer to the first is lost: another pair, with another id, may do.
-        return WorkerUnreachable(
-            worker, "it took the request and closed the connection", Loss.TAKEN
-        )
-    return error

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
 import msgspec
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ps_sglang.gateway.config import NO_CHAT_FLAGS, ChatFlags
+from ps_sglang.gateway.index.jinja_environment import chat_environment, reads_content_parts
 
 Message = dict[str, Any]
 
@@ -44,7 +40,6 @@ _FIELDS = (
     "tools",
     "prefix",
 )
-_MEDIA = ("image", "audio", "video", "vision")
 
 
 class NoChatText(ValueError):
@@ -61,12 +56,12 @@ class ChatTemplate:
         variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """`variables` are for all chats. Raises NoChatText if the template has an error."""
-        environment = _environment()
+        environment = chat_environment()
         try:
             self._template = environment.from_string(source)
             # Jinja copies them for each chat, and takes long over its own kind of dict.
             self._template.globals = dict(self._template.globals)
-            self._in_parts = _takes_parts(source, environment)
+            self._in_parts = reads_content_parts(source, environment)
         except jinja2.TemplateError as error:
             raise NoChatText(f"the chat template has an error: {error}") from error
         self._special = dict(special_tokens)
@@ -245,69 +240,3 @@ def _tool(given: Mapping[str, Any]) -> Message:
         "function": function,
         "defer_loading": deferred,
     }
-
-
-def _takes_parts(source: str, environment: jinja2.Environment) -> bool:
-    """Whether the template goes through the parts of a message's content, as the engine judges."""
-    if any(word in source for word in _MEDIA):
-        return True
-    loops = environment.parse(source).find_all(jinja2.nodes.For)
-    return any(
-        _reads(loop.iter, name, "content") for loop in loops for name in ("message", "msg", "m")
-    )
-
-
-def _reads(node: jinja2.nodes.Node | None, name: str, key: str) -> bool:
-    """Whether an expression is `name.key`, or `name['key']`, filtered, tested or sliced."""
-    while isinstance(node, jinja2.nodes.Filter | jinja2.nodes.Test) or (
-        isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice)
-    ):
-        node = node.node
-    if isinstance(node, jinja2.nodes.Getitem):
-        read: object = node.arg.value if isinstance(node.arg, jinja2.nodes.Const) else None
-    elif isinstance(node, jinja2.nodes.Getattr):
-        read = node.attr
-    else:
-        return False
-    return read == key and isinstance(node.node, jinja2.nodes.Name) and node.node.name == name
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what an assistant says, for training; here it shows its inside."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """As `transformers` sets up chat templates."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
-    return environment
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

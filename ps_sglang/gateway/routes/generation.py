@@ -12,7 +12,7 @@ from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
 from ps_sglang.gateway.bodies.samples import Endpoint
-from ps_sglang.gateway.dispatch.pd_request import RequestContext
+from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
 from ps_sglang.gateway.routes.middleware import RECORD, RequestRecord

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
-from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
+from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
 from ps_sglang.worker_info import HEADER
@@ -89,11 +89,9 @@ async def ready(request: web.Request) -> web.Response:
     decoders = [
         decoder
         for decoder in (gateway.pool.decoders if name is None else (name,))
-        if any(map(_can_serve, gateway.pool.decode(decoder)))
+        if any(worker_state.is_ready for worker_state in gateway.pool.decode(decoder))
     ]
-    prefill = [
-        worker_state.name for worker_state in gateway.pool.prefill if _can_serve(worker_state)
-    ]
+    prefill = [worker_state.name for worker_state in gateway.pool.prefill if worker_state.is_ready]
     able = bool(decoders and prefill)
     body = {
         "status": "ok" if able else "unavailable",
@@ -101,10 +99,6 @@ async def ready(request: web.Request) -> web.Response:
         "decoders": decoders,
     }
     return web.json_response(body, status=200 if able else 503)
-
-
-def _can_serve(worker_state: AnyWorkerState) -> bool:
-    return worker_state.health is not BreakerState.OPEN and not worker_state.draining
 
 
 async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:

@@ -5,9 +5,7 @@ None of these calls starts or ends a process, and each goes on to its end if its
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -22,6 +20,12 @@ from ps_sglang.gateway.errors import (
     reaching,
     require_process,
 )
+from ps_sglang.gateway.routes.operations import (
+    OPERATION_LOCKS,
+    OperationLocks,
+    conflict,
+    run_to_end,
+)
 from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
@@ -31,34 +35,6 @@ log = logging.getLogger("ps_sglang.gateway")
 
 _LEAVING = "is leaving"
 LOAD_SECONDS = 3600.0  # reading weights takes as long as it takes; this only ends a hang
-
-
-class OperationLocks:
-    """The members that a call is just changing: a second call on one is refused, not queued."""
-
-    def __init__(self) -> None:
-        self._what: dict[AnyWorkerState, str] = {}
-
-    def what(self, worker_state: AnyWorkerState) -> str | None:
-        """What a call is doing with `member` now, if one is."""
-        return self._what.get(worker_state)
-
-    def refuse_if_busy(self, worker_state: AnyWorkerState) -> None:
-        """Raise GatewayError if a call is changing `member` now."""
-        if (what := self._what.get(worker_state)) is not None:
-            raise _conflict(f"{worker_state.name!r} {what}; try again when that has ended.")
-
-    def begin(self, worker_state: AnyWorkerState, what: str) -> None:
-        """`what` says what a call is doing with `member`; raises GatewayError if one is."""
-        self.refuse_if_busy(worker_state)
-        self._what[worker_state] = what
-
-    def end(self, worker_state: AnyWorkerState) -> None:
-        """The call that began has ended."""
-        del self._what[worker_state]
-
-
-OPERATION_LOCKS = web.AppKey("changing", OperationLocks)
 
 
 def add_routes(app: web.Application) -> None:
@@ -104,13 +80,13 @@ async def add_worker(request: web.Request) -> web.Response:
     worker = admission.worker(joining, facts)
     for known in gateway.pool:
         if known.incarnation == facts.incarnation and known.refused is None:
-            raise _conflict(
+            raise conflict(
                 f"The worker at {worker.url} is in the cluster already: {known.name!r} at "
                 f"{known.worker.url}."
             )
     replaced = _at(gateway, worker.url)
     if gateway.pool.get(worker.name) not in (None, replaced):
-        raise _conflict(f"{worker.name!r} is taken; send another `name`.")
+        raise conflict(f"{worker.name!r} is taken; send another `name`.")
     if replaced is not None:  # another process was there, and is there no more
         request.app[OPERATION_LOCKS].refuse_if_busy(replaced)
         gateway.health.take_requests_from(replaced, "another worker took its address")
@@ -152,11 +128,11 @@ async def remove(request: web.Request) -> web.Response:
         and not others
         and worker_state.refused is None
     ):
-        raise _conflict(
+        raise conflict(
             f"{worker_state.name!r} is the last prefill worker that takes requests, and nothing "
             "can be answered without one: add another first."
         )
-    if not now or request.app[OPERATION_LOCKS].what(worker_state) != _LEAVING:
+    if not now or request.app[OPERATION_LOCKS].operation(worker_state) != _LEAVING:
         request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
     worker_state.draining = True
     if now:
@@ -173,7 +149,7 @@ async def remove(request: web.Request) -> web.Response:
         log.info("%s left", worker_state.worker.title)
         return left
 
-    return await _to_its_end(request, worker_state, _LEAVING, leave)
+    return await run_to_end(request, worker_state, _LEAVING, leave)
 
 
 async def swap(request: web.Request) -> web.Response:
@@ -218,35 +194,7 @@ async def swap(request: web.Request) -> web.Response:
             worker_state.draining = was_draining
         return web.json_response({**_entry(gateway, worker_state), "model_path": path})
 
-    return await _to_its_end(request, worker_state, "is being swapped", change)
-
-
-async def _to_its_end(
-    request: web.Request,
-    worker_state: AnyWorkerState,
-    what: str,
-    work: Callable[[], Awaitable[web.Response]],
-) -> web.Response:
-    """Run `work` on `member`, whether the caller waits for it or hangs up."""
-    locks = request.app[OPERATION_LOCKS]
-    locks.begin(worker_state, what)
-    done: asyncio.Future[web.Response] = asyncio.get_running_loop().create_future()
-
-    async def run() -> None:
-        try:
-            response = await work()
-        except Exception as error:
-            log.warning("%s %s: %s", worker_state.worker.title, what, error)
-            if not done.done():
-                done.set_exception(error)
-        else:
-            if not done.done():
-                done.set_result(response)
-        finally:
-            locks.end(worker_state)
-
-    request.app[GATEWAY].background.start(run())
-    return await done
+    return await run_to_end(request, worker_state, "is being swapped", change)
 
 
 async def _load(gateway: Gateway, worker_state: AnyWorkerState, path: str) -> None:
@@ -313,7 +261,3 @@ def _flag(request: web.Request, name: str) -> bool:
     if value not in ("0", "1"):
         raise BadRequest(f"`{name}` must be 0 or 1, not {value!r}.", param=name)
     return value == "1"
-
-
-def _conflict(message: str) -> GatewayError:
-    return GatewayError(message, status=409, code="worker_conflict")

@@ -64,7 +64,7 @@ class WorkerState(Generic[W]):
     incarnation: str | None = field(init=False)
     unheard: bool = False
     refused: str | None = None
-    health: BreakerState = BreakerState.CLOSED
+    breaker: BreakerState = BreakerState.CLOSED
     draining: bool = False
     problem: str | None = None
     load: Load = field(default_factory=Load)
@@ -87,7 +87,12 @@ class WorkerState(Generic[W]):
             return "draining"
         if self.refused is not None:
             return "refused"
-        return "starting" if self.unheard else self.health.value
+        return "starting" if self.unheard else self.breaker.value
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether nobody has answered as this worker yet."""
+        return self.facts is None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -100,11 +105,14 @@ class WorkerState(Generic[W]):
         return not (self.draining or self.unheard or self.refused)
 
     @property
+    def is_ready(self) -> bool:
+        """Whether requests can be served here, as far as is known."""
+        return self.can_be_asked and self.breaker is not BreakerState.OPEN
+
+    @property
     def takes_requests(self) -> bool:
         """Whether a new request may go here as long as any other may."""
-        if not self.can_be_asked or self.health is BreakerState.OPEN:
-            return False
-        return self.health is BreakerState.CLOSED or self.load.requests == 0
+        return self.is_ready and (self.breaker is BreakerState.CLOSED or self.load.requests == 0)
 
     def begin(self) -> None:
         """A request was sent here."""

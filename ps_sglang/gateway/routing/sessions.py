@@ -1,8 +1,7 @@
 """Conversations: which workers each stays with.
 
-A client may name a conversation, by the header `x-session-id` or the body's `session_id`; a
-request that sends both must send the same. Sessions are remembered until they end, until they are
-idle for IDLE_SECONDS, or until MOST newer ones have come.
+A client may name a conversation (see `bodies.session_id`). Sessions are remembered until they end,
+until they are idle for IDLE_SECONDS, or until MOST newer ones have come.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ps_sglang.gateway.errors import BadRequest, GatewayError
+from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.routing.pool import AnyWorkerState, Decode, Prefill
 
-HEADER = "x-session-id"
 IDLE_SECONDS = 3600.0
 MOST = 65_536
-_LONGEST_ID = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -97,22 +94,3 @@ class Sessions:
             if oldest.used >= before and len(self._sessions) <= self._most:
                 return
             del self._sessions[oldest.id]
-
-
-def session_id(in_body: object, in_header: str | None) -> str | None:
-    """The session that a request names; raises BadRequest."""
-    if in_body is not None and not isinstance(in_body, str):
-        raise BadRequest(f"`session_id` must be a text, not {in_body!r}.", param="session_id")
-    if in_body is not None and in_header is not None and in_body != in_header:
-        raise BadRequest(
-            f"The body's `session_id` is {in_body!r}, but the header `{HEADER}` says "
-            f"{in_header!r}: send one of them, or the same in both.",
-            param="session_id",
-        )
-    given = in_header if in_body is None else in_body
-    if given is not None and not (given and len(given) <= _LONGEST_ID and given.isprintable()):
-        raise BadRequest(
-            f"A session id must have 1 to {_LONGEST_ID} printable characters, not {given!r}.",
-            param="session_id",
-        )
-    return given

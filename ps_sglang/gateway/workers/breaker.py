@@ -12,8 +12,7 @@ SHORTEST_SECONDS to LONGEST_SECONDS, and starts again only after a request has s
 that answers every probe and fails every request is tried ever more rarely. Jitter keeps several
 gateways, or several workers of one that came back, from being probed in step.
 
-A worker that has never answered is still starting: it is as an open one, but it has not failed. It
-is probed all the time, and its first answer closes the breaker.
+A worker that has never answered is still starting, and cannot break: its breaker is told nothing.
 
 What a failure tells decides how many it takes. A refused or broken connection is certain: there is
 no server. A missed deadline may be a busy machine, a failed request may be the request's own fault.
@@ -42,24 +41,23 @@ class Breaker:
     def __init__(self, clock: Callable[[], float], random: Callable[[], float]) -> None:
         self._clock = clock
         self._random = random
-        self._health = BreakerState.CLOSED
+        self._state = BreakerState.CLOSED
         self._back_off = SHORTEST_SECONDS  # of the next opening
         self._failures = 0
         self._misses = 0
         self._probes = 0  # that succeeded since it is half-open
         self._retry_at = 0.0
-        self.has_answered = False
         self.reason = ""
 
     @property
-    def health(self) -> BreakerState:
-        """The state now, as the pool names it."""
-        return self._health
+    def state(self) -> BreakerState:
+        """The state now."""
+        return self._state
 
     @property
     def seconds_to_retry(self) -> float:
         """How long an open breaker still wants no probe; 0 if it may be probed."""
-        if self._health is not BreakerState.OPEN:
+        if self._state is not BreakerState.OPEN:
             return 0.0
         return max(0.0, self._retry_at - self._clock())
 
@@ -70,53 +68,48 @@ class Breaker:
     def request_failed(self, reason: str) -> None:
         """The worker answered a request, but with a failure of its own."""
         self._failures += 1
-        if self._health is BreakerState.HALF_OPEN or self._failures >= FAILURES:
+        if self._state is BreakerState.HALF_OPEN or self._failures >= FAILURES:
             self._open(reason)
 
     def request_succeeded(self) -> None:
         """The worker did what it was asked to. One that is open is told so by old requests only."""
-        if self._health is not BreakerState.OPEN:
-            self.has_answered = True
+        if self._state is not BreakerState.OPEN:
             self._close()
             self._back_off = SHORTEST_SECONDS
 
     def restarted(self) -> None:
         """Another process is the worker now: what is known of the one before says little."""
-        self._health = BreakerState.HALF_OPEN
+        self._state = BreakerState.HALF_OPEN
         self._back_off = SHORTEST_SECONDS
         self._failures = self._misses = self._probes = 0
 
     def probe_missed(self, reason: str) -> None:
         """A probe got no answer, or one of failure, before its deadline."""
         self._misses += 1
-        if self._health is not BreakerState.CLOSED or self._misses >= MISSES:
+        if self._state is not BreakerState.CLOSED or self._misses >= MISSES:
             self._open(reason)
 
     def probe_succeeded(self) -> None:
         """A probe got its answer."""
         self._misses = 0
-        if not self.has_answered:
-            self.has_answered = True
-            self._close()
-        elif self._health is BreakerState.OPEN and not self.seconds_to_retry:
-            self._health = BreakerState.HALF_OPEN
+        if self._state is BreakerState.OPEN and not self.seconds_to_retry:
+            self._state = BreakerState.HALF_OPEN
             self._probes = 0
-        elif self._health is BreakerState.HALF_OPEN:
+        elif self._state is BreakerState.HALF_OPEN:
             self._probes += 1
             if self._probes >= SUCCESSES:
                 self._close()
 
     def _open(self, reason: str) -> None:
         # What fails while it is open was sent before: the back-off goes on, and is not doubled.
-        if self._health is BreakerState.OPEN and self.seconds_to_retry:
+        if self._state is BreakerState.OPEN and self.seconds_to_retry:
             return
-        if self.has_answered:
-            self._retry_at = self._clock() + self._back_off * (1 + JITTER * self._random())
-            self._back_off = min(LONGEST_SECONDS, 2 * self._back_off)
-        self._health = BreakerState.OPEN
+        self._retry_at = self._clock() + self._back_off * (1 + JITTER * self._random())
+        self._back_off = min(LONGEST_SECONDS, 2 * self._back_off)
+        self._state = BreakerState.OPEN
         self.reason = reason
 
     def _close(self) -> None:
-        self._health = BreakerState.CLOSED
+        self._state = BreakerState.CLOSED
         self._failures = self._misses = 0
         self.reason = ""

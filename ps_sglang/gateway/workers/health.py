@@ -1,10 +1,10 @@
-"""Which workers can be relied on: asks them, learns from their requests, keeps their breakers.
+"""Which workers can be relied on: probes them, learns from their requests, keeps their breakers.
 
-Two questions are asked of each worker. `/ready` is cheap and asked all the time; it finds a server
-that died, hangs or was stopped. `/health` has SGLang's scheduler answer; it is asked of a worker
-that has unfinished requests, seldom, and of a broken one before it gets a request again. A broken
-worker gets no requests (see `breaker`). Those it has already are taken from it once it has been
-silent for long: a connection to a stopped process stays open for ever, and so would they.
+There are two probes. `/ready` is cheap and sent all the time; it finds a server that died, hangs or
+was stopped. `/health` has SGLang's scheduler answer; it is sent seldom to a worker that has
+unfinished requests, and to one whose breaker is open before it gets a request again. A worker whose
+breaker is open gets no requests (see `breaker`). Those it has already are taken from it once it has
+been silent for long: a connection to a stopped process stays open for ever, and so would they.
 
 Every answer names the process that gives it; whether that is the worker is asked in `recognition`.
 """
@@ -19,17 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
 
 import aiohttp
 
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
-from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable, is_own
+from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable
 from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState, WorkerPool
 from ps_sglang.gateway.workers.breaker import Breaker
+from ps_sglang.gateway.workers.probe import ProbeResult, ProbeTiming, Problem, probe
 from ps_sglang.gateway.workers.recognition import UNHEARD, Recognition
-from ps_sglang.worker_info import HEADER
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -37,55 +36,23 @@ Interrupt = Callable[[WorkerError, Callable[[PrefillDecodeRequest], bool]], int]
 """Ends the running samples that the function picks with the error; returns how many."""
 
 
-@dataclass(frozen=True)
-class ProbeTiming:
-    """How often workers are asked, and how long they may take, in seconds.
-
-    `silence` without an answer from the server, or `engine_silence` without one from the engine,
-    takes a worker's unfinished requests away. The second must be longer than any forward pass:
-    between the chunks of a long prompt the engine answers, inside one it does not.
-    """
-
-    every: float = 1.0
-    starting_every: float = 0.1  # before it has been heard for the first time
-    deadline: float = 2.0
-    silence: float = 15.0
-    engine_every: float = 15.0
-    engine_deadline: float = 25.0  # SGLang itself gives up after 20
-    engine_silence: float = 120.0
-
-
-USUAL: Final = ProbeTiming()
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Why a question was not answered well. `silent`: not at all, before the deadline."""
-
-    text: str
-    silent: bool = False
-    refused: bool = False
-    own: bool = False  # the question could not be asked: it says nothing of the worker
-
-
 @dataclass
 class _Record:
-    """What is known of one member."""
+    """What is known of one worker."""
 
     breaker: Breaker
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     silent_since: float | None = None
     engine_silent_since: float | None = None
-    seen: str | None = None  # the incarnation that answered last
-    looked: asyncio.Event = field(default_factory=asyncio.Event)  # it was asked once
+    was_probed: asyncio.Event = field(default_factory=asyncio.Event)  # it was probed once
 
 
 class HealthMonitor:
-    """Watches every member of a pool and sets its `health` and `problem`."""
+    """Probes every worker of a pool and sets its `breaker` and `problem`."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        http: aiohttp.ClientSession,
         pool: WorkerPool,
         timing: ProbeTiming,
         capacity: int,
@@ -94,11 +61,11 @@ class HealthMonitor:
     ) -> None:
         """A worker that comes back must hold requests of `capacity` tokens, as one that joins."""
         self.recognition = Recognition(
-            session, timing.engine_deadline, capacity, self._suspect, self._restarted
+            http, timing.engine_deadline, capacity, self._suspect, self._restarted
         )
         self.broken: Counter[str] = Counter()
         """How often each worker was found broken."""
-        self._session = session
+        self._http = http
         self._pool = pool
         self._timing = timing
         self._clock = clock
@@ -108,21 +75,21 @@ class HealthMonitor:
         self._interrupt: Interrupt | None = None
 
     def start(self, interrupt: Interrupt) -> None:
-        """Watch all members, and those that join, from now on. `close` must be called."""
+        """Probe all workers, and those that join, from now on. `close` must be called."""
         self._interrupt = interrupt
         for worker_state in self._pool:
             self._watch(worker_state)
         self._pool.joined.append(self._watch)
         self._pool.left.append(self._forget)
 
-    async def first_look(self) -> None:
-        """Wait until those workers that are there already are known."""
-        looks = [record.looked.wait() for record in self._records.values()]
+    async def first_probes(self) -> None:
+        """Wait until every worker was probed once, or for one deadline."""
+        probed = [record.was_probed.wait() for record in self._records.values()]
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*looks), self._timing.deadline)
+            await asyncio.wait_for(asyncio.gather(*probed), self._timing.deadline)
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Stop probing."""
         self._pool.joined.remove(self._watch)
         self._pool.left.remove(self._forget)
         await cancel(*(task for record in self._records.values() for task in record.tasks))
@@ -168,8 +135,8 @@ class HealthMonitor:
         record = self._records[worker_state] = _Record(Breaker(self._clock, self._random))
         self.recognition.meet(worker_state)
         for work in (
-            self._ask_server(worker_state, record),
-            self._ask_engine(worker_state, record),
+            self._probe_server(worker_state, record),
+            self._probe_engine(worker_state, record),
         ):
             record.tasks.append(asyncio.create_task(work))
 
@@ -178,29 +145,34 @@ class HealthMonitor:
         for task in self._records.pop(worker_state).tasks:
             task.cancel()
 
-    async def _ask_server(self, worker_state: AnyWorkerState, record: _Record) -> None:
+    async def _probe_server(self, worker_state: AnyWorkerState, record: _Record) -> None:
         # Not all at once: a start, or a spell of load, would keep them in step for ever.
-        if worker_state.facts is not None:
+        if not worker_state.is_starting:
             await asyncio.sleep(self._timing.every * self._random())
         while True:
             began = self._clock()
-            problem = await self._ask(worker_state, "/ready", self._timing.deadline, record)
+            problem, incarnation = await self._probe(worker_state, "/ready", self._timing.deadline)
             silent = problem is not None and problem.silent
-            if problem is None and not await self.recognition.is_known(worker_state, record.seen):
-                problem = _Problem(worker_state.refused or UNHEARD)
-            # One that was refused its connections is asked all the time, to see who comes back;
-            # whether it gets a request again is for its breaker to say.
-            elif problem is not None or not record.breaker.seconds_to_retry:
-                known = record.breaker.has_answered
-                if problem is None and known and record.breaker.health is BreakerState.OPEN:
-                    problem = await self._ask(worker_state, "/health", self._timing.engine_deadline)
+            if problem is None and not await self.recognition.is_known(worker_state, incarnation):
+                problem = Problem(worker_state.refused or UNHEARD)
+            # One that refuses connections is probed all the time, to see who comes back; whether
+            # it gets a request again is for its breaker to say. One that starts cannot break.
+            elif not worker_state.is_starting and (
+                problem is not None or not record.breaker.seconds_to_retry
+            ):
+                if problem is None and record.breaker.state is BreakerState.OPEN:
+                    problem, _ = await self._probe(
+                        worker_state, "/health", self._timing.engine_deadline
+                    )
                 self._note(record, problem)
             self._show(worker_state, record)
+            if worker_state.is_starting and problem is not None:
+                worker_state.problem = worker_state.refused or problem.text
             record.silent_since = _since(record.silent_since, began, silent)
             if problem is not None and self._too_long(record.silent_since, self._timing.silence):
                 self._take_requests(worker_state, problem)
-            record.looked.set()
-            starting = worker_state.unheard and worker_state.facts is None
+            record.was_probed.set()
+            starting = worker_state.is_starting and worker_state.refused is None
             await asyncio.sleep(self._timing.starting_every if starting else self._timing.every)
 
     def _suspect(self, worker_state: AnyWorkerState) -> None:
@@ -214,21 +186,19 @@ class HealthMonitor:
     def _restarted(self, worker_state: AnyWorkerState) -> None:
         self._records[worker_state].breaker.restarted()
 
-    async def _ask_engine(self, worker_state: AnyWorkerState, record: _Record) -> None:
+    async def _probe_engine(self, worker_state: AnyWorkerState, record: _Record) -> None:
         while True:
             await asyncio.sleep(self._timing.engine_every)
-            broken = record.breaker.health is BreakerState.OPEN
-            if broken or worker_state in self._busy or worker_state.load.requests == 0:
+            is_open = record.breaker.state is BreakerState.OPEN
+            if is_open or worker_state in self._busy or worker_state.load.requests == 0:
                 record.engine_silent_since = None
                 continue
             began = self._clock()
-            problem = await self._ask(worker_state, "/health", self._timing.engine_deadline)
-            if (
-                worker_state in self._busy
-            ):  # it fell silent for a good reason, with the question under way
+            problem, _ = await self._probe(worker_state, "/health", self._timing.engine_deadline)
+            if worker_state in self._busy:  # it fell silent for a good reason, during the probe
                 record.engine_silent_since = None
                 continue
-            silent = problem is not None and not (problem.refused or problem.own)
+            silent = problem is not None and not (problem.refused or problem.is_own)
             record.engine_silent_since = _since(record.engine_silent_since, began, silent)
             limit = self._timing.engine_silence
             if problem is not None and self._too_long(record.engine_silent_since, limit):
@@ -236,33 +206,11 @@ class HealthMonitor:
                 self._show(worker_state, record)
                 self._take_requests(worker_state, problem)
 
-    async def _ask(
-        self,
-        worker_state: AnyWorkerState,
-        path: str,
-        deadline: float,
-        record: _Record | None = None,
-    ) -> _Problem | None:
-        """Ask; notes in `record` who answered."""
-        timeout = aiohttp.ClientTimeout(total=deadline)
-        try:
-            async with self._session.get(
-                worker_state.worker.url + path, timeout=timeout
-            ) as response:
-                if record is not None:
-                    record.seen = response.headers.get(HEADER)
-                if response.status == 200:
-                    return None
-                return _Problem(f"it answers {path} with status {response.status}")
-        except TimeoutError:
-            return _Problem(f"it did not answer {path} within {deadline:g} s", silent=True)
-        except (aiohttp.ClientError, OSError) as error:
-            if is_own(error):
-                return _Problem(str(error), own=True)
-            return _Problem(str(error) or type(error).__name__, refused=True)
+    async def _probe(self, worker_state: AnyWorkerState, path: str, deadline: float) -> ProbeResult:
+        return await probe(self._http, worker_state.worker, path, deadline)
 
-    def _note(self, record: _Record, problem: _Problem | None) -> None:
-        if problem is not None and problem.own:
+    def _note(self, record: _Record, problem: Problem | None) -> None:
+        if problem is not None and problem.is_own:
             return
         if problem is None:
             record.breaker.probe_succeeded()
@@ -272,39 +220,30 @@ class HealthMonitor:
             record.breaker.probe_missed(problem.text)
 
     def _show(self, worker_state: AnyWorkerState, record: _Record) -> None:
-        """Bring what the breaker says to the pool, and to people."""
-        before, now = worker_state.health, record.breaker.health
-        worker_state.health = now
+        """Bring the breaker's state to the pool and to the log."""
+        previous, worker_state.breaker = worker_state.breaker, record.breaker.state
         worker_state.problem = worker_state.refused or record.breaker.reason or None
-        if worker_state.facts is None:  # a worker that is starting cannot break
-            worker_state.problem = worker_state.problem or UNHEARD
+        if worker_state.breaker is previous:
             return
-        if now is before:
-            return
-        if not record.breaker.has_answered:
-            log.info("%s does not answer yet: %s", worker_state.worker.title, worker_state.problem)
-        elif now is BreakerState.OPEN:
+        title = worker_state.worker.title
+        if worker_state.breaker is BreakerState.OPEN:
             self.broken[worker_state.name] += 1
-            log.warning("%s is broken: %s", worker_state.worker.title, worker_state.problem)
+            log.warning("%s is broken: %s", title, worker_state.problem)
+        elif worker_state.breaker is BreakerState.HALF_OPEN:
+            log.info("%s is on trial: it gets one request at a time", title)
         else:
-            log.info("%s is %s", worker_state.worker.title, _SAID[now])
+            log.info("%s is good again", title)
 
     def _too_long(self, since: float | None, limit: float) -> bool:
         return since is not None and self._clock() - since >= limit
 
-    def _take_requests(self, worker_state: AnyWorkerState, problem: _Problem) -> None:
+    def _take_requests(self, worker_state: AnyWorkerState, problem: Problem) -> None:
         if count := self.take_requests_from(worker_state, problem.text, Loss.TAKEN):
             log.warning("%s is silent; took %d requests from it", worker_state.worker.title, count)
 
 
-_SAID = {
-    BreakerState.HALF_OPEN: "on trial: it gets one request at a time",
-    BreakerState.CLOSED: "good again",
-}
-
-
-def _since(before: float | None, began: float, silent: bool) -> float | None:
-    """Since when a worker has been silent, given the outcome of a question asked at `began`."""
+def _since(silent_since: float | None, began: float, silent: bool) -> float | None:
+    """Since when a worker has been silent, after a probe that was sent at `began`."""
     if not silent:
         return None
-    return began if before is None else before
+    return began if silent_since is None else silent_since

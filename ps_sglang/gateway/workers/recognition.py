@@ -71,7 +71,7 @@ class Recognition:
             return True
         if self._refused.get(worker_state) == (seen or ""):
             return False
-        if worker_state.can_be_asked or worker_state.draining:
+        if not worker_state.is_starting and (worker_state.can_be_asked or worker_state.draining):
             worker_state.unheard = True
             self._suspected(worker_state)
         try:
@@ -110,8 +110,9 @@ class Recognition:
     def _admit(self, worker_state: AnyWorkerState, facts: WorkerInfo) -> None:
         self._clear(worker_state)
         worker_state.incarnation = facts.incarnation
-        if worker_state.facts is None:
+        if worker_state.is_starting:
             worker_state.facts = facts
+            log.info("%s answers", worker_state.worker.title)
         else:
             self._restarted(worker_state)
             log.info("%s has restarted, and is the same", worker_state.worker.title)
