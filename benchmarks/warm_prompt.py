@@ -58,8 +58,8 @@ def _measure(args: argparse.Namespace) -> int:
             f"{name:<8} median {values['median'] * 1e3:.0f} ms "
             f"({values['min'] * 1e3:.0f} to {values['max'] * 1e3:.0f}, {repeats} requests)"
         )
-    found = {"seconds": figures, "ratio_of_medians": ratio}
-    save("warm_prompt", found, quick=args.quick, publish=args.publish)
+    result = {"seconds": figures, "ratio_of_medians": ratio}
+    save("warm_prompt", result, quick=args.quick, publish=args.publish)
     print(f"warm prompt: {ratio:.2f}x one plain server")
     return 0
 

@@ -1,4 +1,4 @@
-"""From a fresh fork of the fork server to a worker: what must differ from the parent is reset here."""
+"""From a fresh fork to a worker: what must differ from the fork server is reset here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def detach(start: Start, fork_server: int) -> None:
-    """Leave the fork server's session, pipes and signal handlers; output goes to the worker's log."""
+    """Leave the parent's session, pipes and signal handlers; output goes to the worker's log."""
     os.setsid()
     raise_limit()  # a worker has a connection for each of its requests
     die_with_parent(fork_server)

@@ -15,7 +15,7 @@ class StartMethod(StrEnum):
     """What a new process becomes."""
 
     FORK = "fork"
-    """A Python module run inside a fork of the fork server, with everything that it has imported."""
+    """A Python module run inside a fork of the fork server, with all that it has imported."""
     EXEC = "exec"
     """A fresh Python interpreter running the module."""
 

@@ -62,11 +62,11 @@ class Study:
 
     def starts(self) -> list[tuple[int, str]]:
         """The systems as they are started, by repeats; each comes first in its turn."""
-        found = []
+        starts = []
         for repeat in range(self.repeats):
             turn = repeat % len(self.systems)
-            found += [(repeat, name) for name in (*self.systems[turn:], *self.systems[:turn])]
-        return found
+            starts += [(repeat, name) for name in (*self.systems[turn:], *self.systems[:turn])]
+        return starts
 
     def loads(self) -> list[Load]:
         """What each system gets, as far as it is known before the first run."""
@@ -146,25 +146,25 @@ def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
             while done < len(loads):
                 load = loads[done]
                 began = time.monotonic()
-                found = measure(running, study, models, load, _progress(say, name, load))
-                pace.took(name, load, time.monotonic() - began, found["sessions_per_s"])
-                runs.append({"system": name, "repeat": repeat, "load": asdict(load), **found})
-                say(line(name, load, found))
+                figures = measure(running, study, models, load, _progress(say, name, load))
+                pace.took(name, load, time.monotonic() - began, figures["sessions_per_s"])
+                runs.append({"system": name, "repeat": repeat, "load": asdict(load), **figures})
+                say(line(name, load, figures))
                 if len(runs) == 1 and study.parts:
-                    loads += study.chosen(found)
+                    loads += study.chosen(figures)
                 done += 1
                 left = pace.left(name, loads[done:], loads)
                 say(f"  about {left / 60:.1f} minutes left")
-    found = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
-    return {**found, "steps": _costs(steps)} if steps else found
+    figures = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
+    return {**figures, "steps": _costs(steps)} if steps else figures
 
 
 def _costs(steps: Sequence[Found]) -> dict[str, Any]:
     """Of all times at which they were measured."""
-    found = Found()
-    for one in steps:
-        found.add(one)
-    return costs(found)
+    together = Found()
+    for sample in steps:
+        together.add(sample)
+    return costs(together)
 
 
 def measure(
@@ -173,31 +173,31 @@ def measure(
     """One run of the trace from empty caches."""
     flush(running)
     trace = study.trace(load)
-    before = count(running)
+    counts = count(running)
     run, samples = asyncio.run(_watched(running, study, models, trace, load, say))
-    found = measures(trace, load, run, count(running).since(before))
-    return {**found, "pool": used(samples)}
+    figures = measures(trace, load, run, count(running).since(counts))
+    return {**figures, "pool": used(samples)}
 
 
-def line(name: str, load: Load, found: dict[str, Any]) -> str:
+def line(name: str, load: Load, figures: dict[str, Any]) -> str:
     """A run for people."""
-    turn = found["turn_s"]
+    turn = figures["turn_s"]
     if not turn:
-        return f"{name:<13} {load!s:>18}: nothing went through; {found['failures'][0]}"
+        return f"{name:<13} {load!s:>18}: nothing went through; {figures['failures'][0]}"
     return (
-        f"{name:<13} {load!s:>18}: {found['output_tokens_per_s']:6.1f} tokens/s out, turn p50 "
+        f"{name:<13} {load!s:>18}: {figures['output_tokens_per_s']:6.1f} tokens/s out, turn p50 "
         f"{turn['p50']:.2f} p95 {turn['p95']:.2f} p99 {turn['p99']:.2f} s, first token p50 "
-        f"{found['first_token_s']['p50']:.2f} s, hit {found['hit_ratio']:.1%}, "
-        f"{found['prefilled_tokens']} prefilled, {len(found['failures'])} failed"
-        f"{_stages(found['stages_s'])}"
+        f"{figures['first_token_s']['p50']:.2f} s, hit {figures['hit_ratio']:.1%}, "
+        f"{figures['prefilled_tokens']} prefilled, {len(figures['failures'])} failed"
+        f"{_stages(figures['stages_s'])}"
     )
 
 
-def _stages(found: dict[str, dict[str, float]]) -> str:
-    if not found:
+def _stages(stages: dict[str, dict[str, float]]) -> str:
+    if not stages:
         return ""
-    told = (f"{name} {s['mean'] * 1000:.0f}/{s['p95'] * 1000:.0f}" for name, s in found.items())
-    return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(told)
+    texts = (f"{name} {s['mean'] * 1000:.0f}/{s['p95'] * 1000:.0f}" for name, s in stages.items())
+    return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(texts)
 
 
 def _progress(say: Say, name: str, load: Load) -> Say:
