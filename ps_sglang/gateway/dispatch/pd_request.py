@@ -42,7 +42,7 @@ from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.telemetry.trace import Trace
-from ps_sglang.priority import place
+from ps_sglang.priority import encode_priority
 
 ABORT_SECONDS = 5.0
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
@@ -115,7 +115,7 @@ class PrefillDecodeRequest:
             "bootstrap_host": route.prefill.worker.bootstrap_host,
             "bootstrap_port": route.prefill.worker.bootstrap_port,
             "bootstrap_room": ids.room(),
-            "priority": place(sample.body.get("priority") or 0, route.held_tokens),
+            "priority": encode_priority(sample.body.get("priority") or 0, route.held_tokens),
         }
         self._response: WorkerResponse | None = None
         self._splitter = sse.Splitter()
