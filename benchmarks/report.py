@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import PsSglangError, UsageError
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 from ps_sglang.training.machine import environment
 
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def run(name: str, work: Callable[[], int]) -> int:
         return 130
 
 
-def timed() -> Say:
+def timed() -> OnProgress:
     """Prints lines with the seconds since this call."""
     began = time.monotonic()
     return lambda line: print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)

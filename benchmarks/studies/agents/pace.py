@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.studies.agents.drive import Load
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 _START_S: Final = 30.0
 """To start a system, before one has been: SGLang's import and its workers' on two cores."""
 _SELDOM_S: Final = 5.0
 
 
-def seldom(say: Say) -> Say:
+def seldom(on_progress: OnProgress) -> OnProgress:
     """Says a line unless less than five seconds have passed since the last, or the beginning."""
     last_told = time.monotonic()
 
@@ -23,7 +23,7 @@ def seldom(say: Say) -> Say:
         nonlocal last_told
         if time.monotonic() - last_told > _SELDOM_S:
             last_told = time.monotonic()
-            say(line)
+            on_progress(line)
 
     return tell
 

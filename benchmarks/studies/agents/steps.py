@@ -31,7 +31,7 @@ from benchmarks.studies.agents.pace import seldom
 from benchmarks.studies.agents.pools import watched
 from benchmarks.studies.agents.samplers import Grid, Prompts, decodes, moves, prefills
 from benchmarks.studies.agents.systems import Running, ask_worker, flush, ours
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 POOL: Final = 65536
 _REPEATS: Final = 3
@@ -77,7 +77,10 @@ class Found:
 
 
 def measure_apart(
-    model: str, pool: int = POOL, grid: Grid | None = None, say: Say = lambda line: None
+    model: str,
+    pool: int = POOL,
+    grid: Grid | None = None,
+    on_progress: OnProgress = lambda line: None,
 ) -> Found:
     """All samples, on a prefill and a decode worker that are started for it."""
     models = checkpoints(model, 1)
@@ -87,12 +90,14 @@ def measure_apart(
     ):
         ids = range(models.first, models.vocabulary)
         measure(running, ids, _ONCE)  # what is done only once
-        return measure(running, ids, grid or Grid(), say)
+        return measure(running, ids, grid or Grid(), on_progress)
 
 
-def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: None) -> Found:
+def measure(
+    running: Running, ids: range, grid: Grid, on_progress: OnProgress = lambda line: None
+) -> Found:
     """All samples, on a system of one decoder that nothing else asks."""
-    prompts, seldom_say = Prompts(ids), seldom(say)
+    prompts, seldom_report = Prompts(ids), seldom(on_progress)
     (prefill,) = (process.url for process in running.processes if process.role == "prefill")
     server_info = json.loads(ask_worker(f"{prefill}/server_info"))
     measured = Found(
@@ -106,7 +111,7 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
         ("move", "decode", moves),
     ):
         flush(running)
-        tell = partial(_tell, seldom_say, kind)
+        tell = partial(_tell, seldom_report, kind)
         counts, own_s, began = count(running), time.process_time(), time.monotonic()
         taken = asyncio.run(take(running, prompts, grid, tell))
         own_s = time.process_time() - own_s
@@ -120,8 +125,8 @@ def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: No
     return measured
 
 
-def _tell(say: Say, kind: str, done: int) -> None:
-    say(f"  what steps cost: {done} samples of {kind}")
+def _tell(on_progress: OnProgress, kind: str, done: int) -> None:
+    on_progress(f"  what steps cost: {done} samples of {kind}")
 
 
 def costs(measured: Found, pool_tokens: int = POOL) -> dict[str, Any]:
@@ -179,9 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run("agents.steps", lambda: _measure(args, timed()))
 
 
-def _measure(args: argparse.Namespace, say: Say) -> int:
-    say("starting a prefill and a decode worker; then some minutes of measuring")
-    result = costs(measure_apart(args.model, args.pool, Grid(repeats=_REPEATS), say), args.pool)
+def _measure(args: argparse.Namespace, on_progress: OnProgress) -> int:
+    on_progress("starting a prefill and a decode worker; then some minutes of measuring")
+    result = costs(
+        measure_apart(args.model, args.pool, Grid(repeats=_REPEATS), on_progress), args.pool
+    )
     for name, value in result["measured"].items():
         print(f"{name:>22}: {value:.6g}")
     for kind, error in result["off"].items():

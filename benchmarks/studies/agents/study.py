@@ -32,7 +32,7 @@ from benchmarks.studies.agents.workload import (
     sessions,
 )
 from ps_sglang.errors import LaunchError, UsageError
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Study:
             )
 
 
-def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
+def run_study(study: Study, on_progress: OnProgress, *, step_costs: bool) -> dict[str, Any]:
     """Measure everything; the result is plain JSON.
 
     `step_costs`: in each repeat, before its first system, also what steps cost then. A machine
@@ -128,33 +128,33 @@ def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
     models = checkpoints(study.model, study.shape.decoders)
     starts = study.starts()
     pace = Pace([name for _, name in starts], study.count, study.repeats if step_costs else 0)
-    say(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
+    on_progress(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
     loads = study.loads()
     runs: list[dict[str, Any]] = []
     steps: list[Found] = []
     for repeat, name in starts:
         if step_costs and repeat == len(steps):
-            say("measuring what steps cost")
+            on_progress("measuring what steps cost")
             began = time.monotonic()
-            steps.append(measure_apart(study.model, say=say))
+            steps.append(measure_apart(study.model, on_progress=on_progress))
             pace.step_costs_took(time.monotonic() - began)
         began = time.monotonic()
-        say(f"starting {name}")
+        on_progress(f"starting {name}")
         with _started(name, study, models) as running:
             pace.started(time.monotonic() - began)
             done = 0
             while done < len(loads):
                 load = loads[done]
                 began = time.monotonic()
-                figures = measure(running, study, models, load, _progress(say, name, load))
+                figures = measure(running, study, models, load, _progress(on_progress, name, load))
                 pace.took(name, load, time.monotonic() - began, figures["sessions_per_s"])
                 runs.append({"system": name, "repeat": repeat, "load": asdict(load), **figures})
-                say(line(name, load, figures))
+                on_progress(line(name, load, figures))
                 if len(runs) == 1 and study.parts:
                     loads += study.chosen(figures)
                 done += 1
                 left = pace.left(name, loads[done:], loads)
-                say(f"  about {left / 60:.1f} minutes left")
+                on_progress(f"  about {left / 60:.1f} minutes left")
     figures = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
     return {**figures, "steps": _costs(steps)} if steps else figures
 
@@ -168,13 +168,17 @@ def _costs(steps: Sequence[Found]) -> dict[str, Any]:
 
 
 def measure(
-    running: Running, study: Study, models: Checkpoints, load: Load, say: Say = lambda line: None
+    running: Running,
+    study: Study,
+    models: Checkpoints,
+    load: Load,
+    on_progress: OnProgress = lambda line: None,
 ) -> dict[str, Any]:
     """One run of the trace from empty caches."""
     flush(running)
     trace = study.trace(load)
     counts = count(running)
-    run, samples = asyncio.run(_watched(running, study, models, trace, load, say))
+    run, samples = asyncio.run(_watched(running, study, models, trace, load, on_progress))
     figures = measures(trace, load, run, count(running).since(counts))
     return {**figures, "pool": used(samples)}
 
@@ -200,9 +204,9 @@ def _stages(stages: dict[str, dict[str, float]]) -> str:
     return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(texts)
 
 
-def _progress(say: Say, name: str, load: Load) -> Say:
+def _progress(on_progress: OnProgress, name: str, load: Load) -> OnProgress:
     """Says how far a run is, every few seconds."""
-    tell = seldom(say)
+    tell = seldom(on_progress)
     return lambda progress: tell(f"  {name}, {load}: {progress}")
 
 
@@ -222,10 +226,10 @@ def _started(name: str, study: Study, models: Checkpoints) -> Iterator[Running]:
 
 async def _watched(
     running: Running, study: Study, models: Checkpoints, trace: Sequence[Session], load: Load,
-    say: Say,
+    on_progress: OnProgress,
 ) -> tuple[Run, list[Sample]]:  # fmt: skip
     async with watched(partial(pools, running)) as samples:
-        run = await _drive(running, study, models, trace, load, say)
+        run = await _drive(running, study, models, trace, load, on_progress)
     return run, samples
 
 
@@ -235,10 +239,10 @@ async def _drive(
     models: Checkpoints,
     trace: Sequence[Session],
     load: Load,
-    say: Say = lambda line: None,
+    on_progress: OnProgress = lambda line: None,
 ) -> Run:
     def conversation(session: Session) -> Conversation:
         return Conversation(session, study.seed, models.vocabulary, models.first)
 
     async with Client(running.endpoints) as client:
-        return await drive(trace, load, conversation, client.ask, say)
+        return await drive(trace, load, conversation, client.ask, on_progress)
