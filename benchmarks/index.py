@@ -65,11 +65,11 @@ class _Conversations:
             yield tokens, hashes, old
 
 
-def hashed(tokens: list[int], before: list[int]) -> list[int]:
+def hashed(tokens: list[int], previous: list[int]) -> list[int]:
     """Hashes of content for the tokens behind those that have one."""
-    last = before[-1] if before else 0
+    last = previous[-1] if previous else 0
     hashes = []
-    for token in tokens[len(before) :]:
+    for token in tokens[len(previous) :]:
         last = hash((last, token))
         hashes.append(last)
     return hashes
@@ -81,11 +81,11 @@ def _measure(blocks: int) -> dict[str, Any]:
     index = BaseIndex(texts)
     for number in range(WORKERS):
         index.add_worker(f"w{number}", "prefill" if number < 2 else "decode")
-    known = conversations.prompt()
+    prompt = conversations.prompt()
     for number in range(WORKERS):
-        index.stored(f"w{number}", hashed(known, []), None, known, 1)
+        index.stored(f"w{number}", hashed(prompt, []), None, prompt, 1)
     gc.collect()
-    memory, before = psutil.Process().memory_info().rss, len(index)
+    memory, blocks_at_first = psutil.Process().memory_info().rss, len(index)
     events = applied = 0
     seconds = 0.0
     while len(index) < blocks:
@@ -103,11 +103,11 @@ def _measure(blocks: int) -> dict[str, Any]:
     return {
         "blocks": len(index),
         "workers": WORKERS,
-        "bytes_per_block": round(memory / (len(index) - before), 1),
+        "bytes_per_block": round(memory / (len(index) - blocks_at_first), 1),
         "events_per_second": round(events / seconds),
         "blocks_applied_per_second": round(applied / seconds),
         "lookup_ms": {
-            "held by all workers": _lookups(index, texts, [known] * LOOKUPS),
+            "held by all workers": _lookups(index, texts, [prompt] * LOOKUPS),
             "mostly new": _lookups(index, texts, [conversations.prompt() for _ in range(LOOKUPS)]),
         },
     }

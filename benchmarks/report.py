@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import PsSglangError, UsageError
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 from ps_sglang.training.machine import environment
 
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def run(name: str, work: Callable[[], int]) -> int:
         return 130
 
 
-def timed() -> Say:
+def timed() -> OnProgress:
     """Prints lines with the seconds since this call."""
     began = time.monotonic()
     return lambda line: print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
@@ -116,14 +116,14 @@ def to_json(value: Any, indent: str = "") -> str:
     deeper = indent + "  "
     inner = value.values() if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping | list) or not any(
-        isinstance(one, Mapping | list) for one in inner
+        isinstance(child, Mapping | list) for child in inner
     ):
         return json.dumps(value) + ("" if indent else "\n")
     if isinstance(value, Mapping):
         start, end = "{}"
-        lines = [f"{json.dumps(key)}: {to_json(one, deeper)}" for key, one in value.items()]
+        lines = [f"{json.dumps(key)}: {to_json(child, deeper)}" for key, child in value.items()]
     else:
         start, end = "[]"
-        lines = [to_json(one, deeper) for one in value]
+        lines = [to_json(child, deeper) for child in value]
     body = ",\n".join(f"{deeper}{line}" for line in lines)
     return f"{start}\n{body}\n{indent}{end}" + ("" if indent else "\n")

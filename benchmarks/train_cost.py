@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(args: argparse.Namespace) -> int:
     rounds = args.rounds or (1 if args.quick else 5)
     base = resolve("base").path
-    found: dict[str, Any] = {}
+    by_lengths: dict[str, Any] = {}
     for lengths in LENGTHS:
         costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
         for number in range(1, rounds + 1):
@@ -79,12 +79,12 @@ def _measure(args: argparse.Namespace) -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-        found[str(lengths)] = figures(lengths, costs)
-    for name, one in found.items():
-        print_figures(name, one)
-    together = {"rows": ROWS, "dtype": "float32", "lengths": found}
+        by_lengths[str(lengths)] = figures(lengths, costs)
+    for name, case in by_lengths.items():
+        print_figures(name, case)
+    together = {"rows": ROWS, "dtype": "float32", "lengths": by_lengths}
     save("train_cost", together, quick=args.quick, publish=args.publish)
-    missed = misses(found)
+    missed = misses(by_lengths)
     print("\n".join(missed) or "all bars met")
     return 1 if missed else 0
 
@@ -172,9 +172,9 @@ def figures(lengths: Lengths, costs: dict[str, list[Cost]]) -> dict[str, Any]:
     }
 
 
-def misses(found: dict[str, Any]) -> list[str]:
+def misses(by_lengths: dict[str, Any]) -> list[str]:
     """A line for each bar that is missed at 4 : 1."""
-    ratios = found[str(LENGTHS[0])]["time_of_full"]
+    ratios = by_lengths[str(LENGTHS[0])]["time_of_full"]
     return [
         f"bar missed: {way} takes {ratios[way]:.2f}x a full fine-tuning step, more than {bar}x"
         for way, bar in BARS.items()
@@ -182,12 +182,12 @@ def misses(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def print_figures(name: str, found: dict[str, Any]) -> None:
+def print_figures(name: str, case: dict[str, Any]) -> None:
     """One line a way."""
-    print(f"prompt : answer {name} ({found['prompt_tokens']} and {found['answer_tokens']} tokens)")
+    print(f"prompt : answer {name} ({case['prompt_tokens']} and {case['answer_tokens']} tokens)")
     for way in WAYS:
-        seconds, peak = found["seconds"][way], found["peak_bytes"][way]
-        ratio = f", {found['time_of_full'][way]:.2f}x the time" if way in BARS else ""
+        seconds, peak = case["seconds"][way], case["peak_bytes"][way]
+        ratio = f", {case['time_of_full'][way]:.2f}x the time" if way in BARS else ""
         print(
             f"  {way:<18} {seconds['median']:.2f} s a step "
             f"({seconds['min']:.2f} to {seconds['max']:.2f}), {peak / 1e9:.2f} GB{ratio}"

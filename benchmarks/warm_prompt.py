@@ -40,7 +40,9 @@ def _measure(args: argparse.Namespace) -> int:
     prompt = [source.randrange(1000, 40000) for _ in range(PROMPT_TOKENS)]
     with (
         tempfile.TemporaryDirectory() as logs,
-        Cluster.start(ClusterSpec("base", ("a",), port=0, log_dir=Path(logs)), say=_say) as cluster,
+        Cluster.start(
+            ClusterSpec("base", ("a",), port=0, log_dir=Path(logs)), on_progress=_on_progress
+        ) as cluster,
         plain_server(resolve("a").path, Path(logs) / "plain.log") as plain,
     ):
         urls = {"cluster": f"{cluster.url}/models/a", "plain": plain.url}
@@ -58,8 +60,8 @@ def _measure(args: argparse.Namespace) -> int:
             f"{name:<8} median {values['median'] * 1e3:.0f} ms "
             f"({values['min'] * 1e3:.0f} to {values['max'] * 1e3:.0f}, {repeats} requests)"
         )
-    found = {"seconds": figures, "ratio_of_medians": ratio}
-    save("warm_prompt", found, quick=args.quick, publish=args.publish)
+    result = {"seconds": figures, "ratio_of_medians": ratio}
+    save("warm_prompt", result, quick=args.quick, publish=args.publish)
     print(f"warm prompt: {ratio:.2f}x one plain server")
     return 0
 
@@ -72,7 +74,7 @@ def ask(url: str, prompt: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def _say(line: str) -> None:
+def _on_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """ReAct with two decoders in one conversation: a planner thinks, an actor acts.
 
-    python -m ps_sglang.launch --prefill base --decoders a,b,c
+    ps-sglang launch --prefill base --decoders a,b,c
     python examples/react.py --planner a --actor b
 
 The planner writes a thought and chooses a tool, the actor writes the tool's input and the final

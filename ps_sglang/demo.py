@@ -93,7 +93,7 @@ def _run(port: int, once: bool) -> int:
     from ps_sglang.launch import Cluster, ClusterSpec
 
     spec = ClusterSpec("base", tuple(QUESTIONS), port=port)
-    with Cluster.start(spec, say=_say) as cluster:
+    with Cluster.start(spec, on_progress=_on_progress) as cluster:
         _ask(cluster.url)
         if not once:
             print(f"\nServing on {cluster.url} until Ctrl-C. Try:\n")
@@ -146,7 +146,7 @@ def _curl(url: str) -> str:
     return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 
-def _say(line: str) -> None:
+def _on_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-Say = Callable[[str], None]
+OnProgress = Callable[[str], None]
 """Takes a line for people."""
 
 

@@ -57,18 +57,16 @@ def _measure(arguments: argparse.Namespace) -> int:
     slow_s, limit_s = (0.2, 30.0) if arguments.quick else (2.0, math.inf)
     with workers(names) as worker:
         times = measure(worker, repeats, slow_s=slow_s, limit_s=limit_s)
-    cases = {str(case): figures(case, found) for case, found in times.items()}
+    cases = {str(case): figures(case, seconds) for case, seconds in times.items()}
     for name, case in cases.items():
         print(f"{name} ({case['megabytes']:.1f} MB)")
-        for way, found in case["milliseconds"].items():
-            print(
-                f"    {way:18} {found['median']:9.2f} ms  ({found['min']:.2f}..{found['max']:.2f})"
-            )
+        for way, ms in case["milliseconds"].items():
+            print(f"    {way:18} {ms['median']:9.2f} ms  ({ms['min']:.2f}..{ms['max']:.2f})")
     for line in misses(cases):
         print(line)
     compared = {name: missing.get(name) or version(package) for name, package in _PACKAGES.items()}
-    found = {"peers": compared, "cases": cases}
-    save("handoff", found, quick=arguments.quick, publish=arguments.publish)
+    result = {"peers": compared, "cases": cases}
+    save("handoff", result, quick=arguments.quick, publish=arguments.publish)
     print("The last line gives the worst case of each:")
     shm = max(case["shm_over_memcpy"] for case in cases.values())
     if "mooncake_tcp" in missing:
@@ -108,30 +106,30 @@ def measure(
 
 def figures(case: Case, times: Times) -> dict[str, Any]:
     """What is saved of a case: times with their spread, and ratios of medians."""
-    median = {way: statistics.median(found) for way, found in times.items()}
-    found = {
+    median = {way: statistics.median(seconds) for way, seconds in times.items()}
+    result = {
         "megabytes": case.size / 1e6,
         "milliseconds": {way: spread([1e3 * value for value in times[way]]) for way in times},
         "shm_over_memcpy": median["shm"] / median["memcpy"],
         "shm_over_shm_without_digest": median["shm"] / median["shm_without_digest"],
     }
     if "mooncake_tcp" in median:
-        found["mooncake_over_shm"] = median["mooncake_tcp"] / median["shm"]
-        found["tcp_over_mooncake"] = median["tcp"] / median["mooncake_tcp"]
-    return found
+        result["mooncake_over_shm"] = median["mooncake_tcp"] / median["shm"]
+        result["tcp_over_mooncake"] = median["tcp"] / median["mooncake_tcp"]
+    return result
 
 
 def misses(cases: dict[str, dict[str, Any]]) -> list[str]:
     """A line for each bar that a case does not reach."""
-    found = []
+    lines = []
     for name, case in cases.items():
         if (slower := case["shm_over_memcpy"]) > 2:
-            found.append(f"{name}: shm takes {slower:.2f}x memcpy, more than 2x")
+            lines.append(f"{name}: shm takes {slower:.2f}x memcpy, more than 2x")
         if (faster := case.get("mooncake_over_shm", 4)) < 4:
-            found.append(f"{name}: shm is {faster:.1f}x faster than mooncake_tcp, less than 4x")
+            lines.append(f"{name}: shm is {faster:.1f}x faster than mooncake_tcp, less than 4x")
         if (slower := case.get("tcp_over_mooncake", 1)) > 1:
-            found.append(f"{name}: tcp takes {slower:.2f}x mooncake_tcp, more than 1x")
-    return [f"bar missed: {line}" for line in found]
+            lines.append(f"{name}: tcp takes {slower:.2f}x mooncake_tcp, more than 1x")
+    return [f"bar missed: {line}" for line in lines]
 
 
 if __name__ == "__main__":

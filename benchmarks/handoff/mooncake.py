@@ -51,8 +51,8 @@ class Engine:
 
     def send(self, pages: Pages, targets: list[int], target_pages: Pages, page_size: int) -> None:
         """Write pages into the peer's pool: all blocks of all buffers, or as many as it takes."""
-        found = blocks(self._pool.addresses, pages, targets, target_pages, page_size)
-        sources, places, lengths = (column.tolist() for column in found)
+        to_write = blocks(self._pool.addresses, pages, targets, target_pages, page_size)
+        sources, places, lengths = (column.tolist() for column in to_write)
         for first in range(0, len(lengths), _BLOCKS_AT_A_TIME):
             some = slice(first, first + _BLOCKS_AT_A_TIME)
             if self._engine.batch_transfer_sync_write(

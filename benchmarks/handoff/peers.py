@@ -34,8 +34,8 @@ KINDS: Final[dict[str, Callable[[Pool], Peer]]] = {
 
 def missing() -> dict[str, str]:
     """Peers that are not installed, and how to get them."""
-    found = {"mooncake_tcp": mooncake.missing(), "nixl": nixl.missing()}
-    return {name: reason for name, reason in found.items() if reason is not None}
+    reasons = {"mooncake_tcp": mooncake.missing(), "nixl": nixl.missing()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def start(names: list[str], pool: Pool) -> dict[str, Peer]:

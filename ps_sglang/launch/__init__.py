@@ -1,6 +1,6 @@
 """Launcher: one base prefill worker, one decode worker per decoder, and the gateway.
 
-`python -m ps_sglang.launch --help` for the command line; `Cluster` for Python.
+`ps-sglang launch --help` for the command line; `Cluster` for Python.
 The names are imported on first use, so that the fork server and `--help` stay light.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m ps_sglang.launch`: start a cluster, serve until Ctrl-C, stop it."""
+"""`ps-sglang launch`: start a cluster, serve until Ctrl-C, stop it."""
 
 from __future__ import annotations
 

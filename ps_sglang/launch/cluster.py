@@ -26,7 +26,7 @@ from ps_sglang.launch.outlook import candidates, outlook
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.readiness import Probe, gateway_url, knows_workers, read_ahead, tail
 from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 GATEWAY: Final = "gateway"
 FORK_SERVER: Final = "fork-server"
@@ -61,11 +61,11 @@ class Cluster:
     Leaving the block ends every process and removes every temporary file, whatever happened.
     """
 
-    def __init__(self, plan: Plan, say: Say) -> None:
+    def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.plan = plan
         self.url = ""
         self.ready_s = 0.0
-        self._say = say
+        self._on_progress = on_progress
         self._began = time.monotonic()
         self._joined = (
             Membership(plan.spec.join, allow_unverified=plan.spec.allow_unverified)
@@ -88,15 +88,15 @@ class Cluster:
         )
 
     @classmethod
-    def start(cls, spec: ClusterSpec, say: Say = lambda line: None) -> Self:
+    def start(cls, spec: ClusterSpec, on_progress: OnProgress = lambda line: None) -> Self:
         """Bring up a cluster; it answers requests when this returns.
 
-        `say` takes the progress, a line at a time.
+        `on_progress` takes the progress, a line at a time.
 
         Raises UsageError before anything is started if the specification cannot work. Raises
         LaunchError if a worker ends or misses the deadline; everything is stopped then.
         """
-        cluster = cls(prepare(spec), say)
+        cluster = cls(prepare(spec), on_progress)
         try:
             cluster._bring_up()
         except BaseException:
@@ -151,7 +151,7 @@ class Cluster:
                 message = f"{name} {self._ending(name)}"
                 if name == GATEWAY:
                     raise self._failure(name, message)
-                self._say(f"{message}; {self._outlook()}. Log: {self._log(name)}")
+                self._on_progress(f"{message}; {self._outlook()}. Log: {self._log(name)}")
                 reported.add(name)
 
     def stop(self) -> None:
@@ -174,7 +174,7 @@ class Cluster:
     def _bring_up(self) -> None:
         deadline = self._began + self.plan.spec.ready_timeout_s
         for report in self.plan.reports:
-            self._say(f"decoder {report.name}: {report.description}")
+            self._on_progress(f"decoder {report.name}: {report.description}")
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
         for index, worker in enumerate(self.plan.workers):
@@ -225,7 +225,7 @@ class Cluster:
 
     def _wait_until_imported(self, deadline: float) -> None:
         if self.plan.cpu:
-            self._say("importing SGLang, once for all workers")
+            self._on_progress("importing SGLang, once for all workers")
             self._wait(lambda: () if self._link.import_s is not None else (FORK_SERVER,), deadline)
 
     def _wait_until_ready(self, deadline: float) -> None:
@@ -267,10 +267,10 @@ class Cluster:
                 raise self._failure(waiting[0], f"{waiting[0]} was not ready within {limit:g} s")
             still = list(missing())
             for name in sorted(set(waiting) - set(still)):
-                self._say(f"{name} ready, {now - self._began:.1f} s")
+                self._on_progress(f"{name} ready, {now - self._began:.1f} s")
             waiting = still
             if waiting and now - reported > _PROGRESS_S:
-                self._say(f"{', '.join(waiting)} loading ... {now - self._began:.0f} s")
+                self._on_progress(f"{', '.join(waiting)} loading ... {now - self._began:.0f} s")
                 reported = now
 
     def _fail_if_dead(self) -> None:

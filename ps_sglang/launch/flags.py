@@ -41,7 +41,7 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--disaggregation-bootstrap-port": _ROLE,
         "--disaggregation-decode-enable-radix-cache": _ROLE,
         "--radix-cache-backend": _ROLE,
-        "--kv-events-config": "the launcher connects each worker's feed with the gateway",
+        "--kv-events-config": "the launcher connects each worker's event stream with the gateway",
         "--disaggregation-transfer-backend": "it is chosen with --transfer-backend",
         "--config": "put the flags on the command line or in a --spec file",
         "--tokenizer-worker-num": "one server process answers for a worker, and says which it is",

@@ -24,7 +24,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def detach(start: Start, fork_server: int) -> None:
-    """Leave the fork server's session, pipes and signal handlers; output goes to a log."""
+    """Leave the parent's session, pipes and signal handlers; output goes to the worker's log."""
     os.setsid()
     raise_limit()  # a worker has a connection for each of its requests
     die_with_parent(fork_server)

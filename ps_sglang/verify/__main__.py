@@ -53,10 +53,12 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
     from ps_sglang.verify.run import verify, verify_demo
 
     report = (
-        verify_demo(base, decoders, _say) if args.demo else verify(args.url, base, decoders, _say)
+        verify_demo(base, decoders, _on_progress)
+        if args.demo
+        else verify(args.url, base, decoders, _on_progress)
     )
     for line in report.details():
-        _say(line)
+        _on_progress(line)
     if args.json:
         args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     print(report.conclusion, flush=True)
@@ -100,7 +102,7 @@ def _check_writable(file: Path | None) -> None:
         raise UsageError(f"--json {file}: permission denied")
 
 
-def _say(line: str) -> None:
+def _on_progress(line: str) -> None:
     print(line, flush=True)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 from ps_sglang.verify.client import GatewayAnswer, GatewayClient, Message, RequestFailed
 from ps_sglang.verify.prompts import ANSWER_LENGTH, AT_ONCE, Ask, Chat, Conversation, Script, Tokens
 
@@ -28,7 +28,9 @@ class Exchange:
     outcome: GatewayAnswer | str
 
 
-def collect(client: GatewayClient, script: Script, render: Render, say: Say) -> list[Exchange]:
+def collect(
+    client: GatewayClient, script: Script, render: Render, on_progress: OnProgress
+) -> list[Exchange]:
     """Run the whole script, one phase after the other; `render` is the reference's template."""
     phases: dict[str, Callable[[], list[Exchange]]] = {
         "cold": lambda: [_single(client, "cold", ask) for ask in script.singles],
@@ -43,7 +45,7 @@ def collect(client: GatewayClient, script: Script, render: Render, say: Say) -> 
     for phase, run in phases.items():
         began = time.monotonic()
         of_phase = run()
-        say(f"{phase}: {len(of_phase)} requests, {time.monotonic() - began:.1f} s")
+        on_progress(f"{phase}: {len(of_phase)} requests, {time.monotonic() - began:.1f} s")
         exchanges += of_phase
     return exchanges
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 from ps_sglang.verify.client import GatewayClient, Message
 from ps_sglang.verify.collect import Exchange, collect
 from ps_sglang.verify.compare import judge
@@ -20,15 +20,19 @@ from ps_sglang.verify.reference import Reference
 from ps_sglang.verify.report import VerifyReport
 
 
-def verify(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> VerifyReport:
+def verify(
+    url: str, base: NamedModel, decoders: Sequence[NamedModel], on_progress: OnProgress
+) -> VerifyReport:
     """Ask the cluster at `url`, then judge its answers.
 
     Raises UsageError if there is no such cluster, or it does not serve all `decoders`.
     """
-    return _judged(_ask(url, base, decoders, say), base, decoders, say)
+    return _judged(_ask(url, base, decoders, on_progress), base, decoders, on_progress)
 
 
-def verify_demo(base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> VerifyReport:
+def verify_demo(
+    base: NamedModel, decoders: Sequence[NamedModel], on_progress: OnProgress
+) -> VerifyReport:
     """Launch a cluster on free ports, ask it, stop it, then judge its answers.
 
     Raises LaunchError if it does not come up.
@@ -36,14 +40,16 @@ def verify_demo(base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> V
     from ps_sglang.launch import Cluster, ClusterSpec
 
     named = [f"{model.name}={model.path}" for model in (base, *decoders)]
-    with Cluster.start(ClusterSpec(named[0], tuple(named[1:]), port=0), say) as cluster:
-        say(f"cluster ready at {cluster.url} after {cluster.ready_s:.1f} s")
-        exchanges = _ask(cluster.url, base, decoders, say)
-    say("cluster stopped")
-    return _judged(exchanges, base, decoders, say)
+    with Cluster.start(ClusterSpec(named[0], tuple(named[1:]), port=0), on_progress) as cluster:
+        on_progress(f"cluster ready at {cluster.url} after {cluster.ready_s:.1f} s")
+        exchanges = _ask(cluster.url, base, decoders, on_progress)
+    on_progress("cluster stopped")
+    return _judged(exchanges, base, decoders, on_progress)
 
 
-def _ask(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -> list[Exchange]:
+def _ask(
+    url: str, base: NamedModel, decoders: Sequence[NamedModel], on_progress: OnProgress
+) -> list[Exchange]:
     client = GatewayClient(url)
     names = [decoder.name for decoder in decoders]
     longest = _context_length(client, names) // 2 - ANSWER_LENGTH
@@ -55,7 +61,7 @@ def _ask(url: str, base: NamedModel, decoders: Sequence[NamedModel], say: Say) -
     def render(messages: tuple[Message, ...]) -> Tokens:
         return _render(tokenizer, messages)
 
-    return collect(client, script(names, encode, longest), render, say)
+    return collect(client, script(names, encode, longest), render, on_progress)
 
 
 def _context_length(client: GatewayClient, decoders: Sequence[str]) -> int:
@@ -79,11 +85,11 @@ def _judged(
     exchanges: Sequence[Exchange],
     base: NamedModel,
     decoders: Sequence[NamedModel],
-    say: Say,
+    on_progress: OnProgress,
 ) -> VerifyReport:
     logging.disable_progress_bar()
     began = time.monotonic()
     reference = Reference(base.path, {decoder.name: decoder.path for decoder in decoders})
     report = VerifyReport(list(judge(reference, exchanges)))
-    say(f"reference: {len(exchanges)} answers judged, {time.monotonic() - began:.1f} s")
+    on_progress(f"reference: {len(exchanges)} answers judged, {time.monotonic() - began:.1f} s")
     return report

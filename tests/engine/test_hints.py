@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from ps_sglang.events.messages import Pin, Release
-from ps_sglang.priority import place
+from ps_sglang.priority import encode_priority
 from tests.engine.both_legs import ask
 from tests.engine.served import Launch, Models, Served
 from tests.engine.tree_mirror import TreeMirror
@@ -171,7 +171,7 @@ def test_a_higher_priority_runs_first(
     A fast worker can be done with the first before all three wait: then they come again.
     """
     here = served.cluster.plan.workers[worker]
-    places = (place(-1, 9), 0, place(5, 0))
+    places = (encode_priority(-1, 9), 0, encode_priority(5, 0))
     waiting, order = 0, [0]
     while waiting != len(places):
         flush(served.cluster)

@@ -117,14 +117,7 @@ def test_a_host_whose_launcher_is_killed_cleans_up(
     log = tmp_path / "one.log"
     os.mkfifo(log)
     launcher = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            _LAUNCHER,
-            str(runtime),
-            str(tmp_path / "fork-server.log"),
-            str(log),
-        ],
+        [sys.executable, "-c", _LAUNCHER, *map(str, (runtime, tmp_path / "fork-server.log", log))],
         env=os.environ | {"PYTHONPATH": str(PROGRAMS)},
     )
     with log.open() as lines:

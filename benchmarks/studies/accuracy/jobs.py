@@ -65,10 +65,10 @@ class Runner:
 
 def flags(**values: object) -> Sequence[str]:
     """`learning_rate=1` -> `--learning-rate 1`; a tuple is several values, None leaves one out."""
-    found = []
+    flags = []
     for name, value in values.items():
         if value is None:
             continue
         several = value if isinstance(value, tuple) else (value,)
-        found += [f"--{name.replace('_', '-')}", *(str(one) for one in several)]
-    return found
+        flags += [f"--{name.replace('_', '-')}", *(str(item) for item in several)]
+    return flags

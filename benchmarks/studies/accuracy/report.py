@@ -30,26 +30,26 @@ _SYSTEMS: Final = ("base", "base-fewshot", "full-ft", "naive-share", "cache-cond
 
 def rows(work: Path) -> list[Row]:
     """Every row of every cell that is complete, in the order of the table."""
-    found = [
+    rows = [
         _named(row)
         for cell in sorted((work / "cells").glob("*.json"))
         for row in json.loads(cell.read_text())["rows"]
     ]
-    return _in_order(found)
+    return _in_order(rows)
 
 
-def with_saved(found: Sequence[Row], saved: Sequence[Row]) -> list[Row]:
-    """`found`, and those of the saved rows that it has not measured again."""
-    measured = {_place(row) for row in found}
-    return _in_order([*found, *(row for row in saved if _place(row) not in measured)])
+def with_saved(measured_rows: Sequence[Row], saved: Sequence[Row]) -> list[Row]:
+    """`measured_rows`, and those of the saved rows that it has not measured again."""
+    measured = {_place(row) for row in measured_rows}
+    return _in_order([*measured_rows, *(row for row in saved if _place(row) not in measured)])
 
 
 def _place(row: Row) -> tuple[str, int, float, int]:
     return row["task"], _SYSTEMS.index(row["system"]), row["share"], row["seed"]
 
 
-def _in_order(found: Sequence[Row]) -> list[Row]:
-    return sorted(found, key=_place)
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=_place)
 
 
 def _named(row: Row) -> Row:
@@ -75,8 +75,8 @@ def save_results(study: Study, *, publish: bool) -> None:
     path = REFERENCE / f"{_NAME}.json"
     kept = json.loads(path.read_text()) if path.is_file() else {"learning_rates": {}, "rows": []}
     rates = {
-        found.stem: json.loads(found.read_text())
-        for found in sorted((study.work / "search").glob("*.json"))
+        file.stem: json.loads(file.read_text())
+        for file in sorted((study.work / "search").glob("*.json"))
     }
     together = with_saved(measured, kept["rows"])
     figures = {
@@ -93,18 +93,18 @@ def save_results(study: Study, *, publish: bool) -> None:
         write_table(together, PAGE)
 
 
-def write_table(found: Sequence[Row], page: Path) -> None:
+def write_table(rows: Sequence[Row], page: Path) -> None:
     """Put the table into the page, between its marks."""
-    before, _, rest = page.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    write(page, f"{before}{_BEGIN}\n{table(found)}{_END}{after}")
+    head, _, rest = page.read_text().partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    write(page, f"{head}{_BEGIN}\n{table(rows)}{_END}{tail}")
 
 
-def table(found: Iterable[Row]) -> str:
+def table(rows: Iterable[Row]) -> str:
     """A Markdown table: a line a task and system, a column a share, in per cent: the mean
     over seeds, as in the figure."""
     cells: dict[tuple[str, str], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in found:
+    for row in rows:
         cells[row["task"], row["system"]][row["share"]].append(row)
     shares = sorted({share for line in cells.values() for share in line})
     head = ["task", "system", *(f"{share:.0%}" for share in shares), "n", "seeds"]
@@ -117,5 +117,5 @@ def table(found: Iterable[Row]) -> str:
 
 
 def _score(same: Sequence[Row]) -> str:
-    one = mean(same)
-    return f"{100 * one.score:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    score = mean(same)
+    return f"{100 * score.score:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"

@@ -55,8 +55,8 @@ def _searched(
     best = min(losses, key=losses.__getitem__)
     shown = ", ".join(f"{loss:.4f} at {rate:g}" for rate, loss in losses.items())
     progress(f"{training.name}: learning rate {best:g} of dev losses {shown}")
-    found = {"rate": best, "dev_loss": {f"{rate:g}": loss for rate, loss in losses.items()}}
-    (folder / f"{training.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    chosen = {"rate": best, "dev_loss": {f"{rate:g}": loss for rate, loss in losses.items()}}
+    (folder / f"{training.name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
     return best
 
 

@@ -73,7 +73,7 @@ def _report_only(study: Study, recipe: Recipe, runner: Runner) -> Unit:
     return Unit(f"{task} (report only)", run)
 
 
-def run_all(found: Sequence[Unit], at_once: int) -> None:
+def run_all(units: Sequence[Unit], at_once: int) -> None:
     """`at_once` units at a time. After one that fails no other starts; what was done stays."""
     failed = threading.Event()
 
@@ -90,8 +90,8 @@ def run_all(found: Sequence[Unit], at_once: int) -> None:
 
     with ThreadPoolExecutor(at_once) as pool:
         done = [
-            pool.submit(run, unit, f"{number}/{len(found)}")
-            for number, unit in enumerate(found, start=1)
+            pool.submit(run, unit, f"{number}/{len(units)}")
+            for number, unit in enumerate(units, start=1)
         ]
     for future in done:
         future.result()

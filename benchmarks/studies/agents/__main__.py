@@ -41,19 +41,19 @@ def _measure(args: argparse.Namespace) -> int:
         return 0
     study = study_of(args)
     router = router_version() if STOCK_PD in study.systems else None
-    found: dict[str, Any] = run_study(study, timed(), step_costs=not args.quick)
-    found["sglang_router"] = router
-    failures = [failure for run in found["runs"] for failure in run["failures"]]
+    result: dict[str, Any] = run_study(study, timed(), step_costs=not args.quick)
+    result["sglang_router"] = router
+    failures = [failure for run in result["runs"] for failure in run["failures"]]
     if not args.quick:
-        keep(args.results, found, args.label)
+        keep(args.results, result, args.label)
     if failures:
         print(f"agents: {len(failures)} sessions failed: {failures[0]}", file=sys.stderr)
         return 1
     if OURS in study.systems:
-        rows = list(comparisons("this one", found))
+        rows = list(comparisons("this one", result))
         print("\n".join(markdown(HEAD, rows)))
     if {OURS, STOCK_PD} <= set(study.systems):
-        print(last_line(study.shape.decoders, headline(found)))
+        print(last_line(study.shape.decoders, headline(result)))
     return 0
 
 

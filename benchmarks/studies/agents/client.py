@@ -72,7 +72,7 @@ class Client:
             "stream": True,
             "sampling_params": {"max_new_tokens": output, "temperature": 0, "ignore_eos": True},
         }
-        first, done, last, told = 0.0, 0.0, b"", b""
+        first, done, last, stages_event = 0.0, 0.0, b"", b""
         asked = perf_counter()
         try:
             async with self._http.post(self._endpoints[decoder], json=body) as response:
@@ -82,13 +82,13 @@ class Client:
                 async for line in response.content:
                     event = line.removeprefix(b"data:").strip()
                     if event.startswith(_TIMELINE):
-                        told = event
+                        stages_event = event
                     elif event and event != _DONE:
                         done, last = perf_counter(), event
                         first = first or done
         except (aiohttp.ClientError, TimeoutError) as error:
             raise TurnFailed(f"{type(error).__name__}: {error}") from error
-        return Answer(_said(last, output), asked, first, done, *_timeline(told))
+        return Answer(_said(last, output), asked, first, done, *_timeline(stages_event))
 
 
 def _said(event: bytes, output: int) -> list[int]:

@@ -46,9 +46,9 @@ def count(running: Running) -> Counts:
         text = ask_worker(f"{url}/metrics")
         for name, (metric, labels) in _COUNTERS.items():
             counters[name] += round(total(text, metric, labels))
-    cpu_s = dict.fromkeys((one.role for one in running.processes), 0.0)
-    for one in running.processes:
-        cpu_s[one.role] += sum(map(_cpu_seconds, procfs.session_members(one.pid)))
+    cpu_s = dict.fromkeys((process.role for process in running.processes), 0.0)
+    for process in running.processes:
+        cpu_s[process.role] += sum(map(_cpu_seconds, procfs.session_members(process.pid)))
     return Counts(counters, cpu_s)
 
 
@@ -64,24 +64,24 @@ def pools(running: Running) -> dict[str, Pool]:
     """As they are now, by role."""
     held: Counter[str] = Counter()
     capacity: Counter[str] = Counter()
-    for one in running.processes:
-        if one.url is not None:
-            text = ask_worker(f"{one.url}/metrics")
-            held[one.role] += round(sum(total(text, metric, {}) for metric in _HELD))
-            capacity[one.role] += round(total(text, _CAPACITY, {}))
+    for process in running.processes:
+        if process.url is not None:
+            text = ask_worker(f"{process.url}/metrics")
+            held[process.role] += round(sum(total(text, metric, {}) for metric in _HELD))
+            capacity[process.role] += round(total(text, _CAPACITY, {}))
     return {role: Pool(held[role], capacity[role]) for role in capacity}
 
 
 def total(text: str, metric: str, labels: dict[str, str]) -> float:
     """Sum of a metric's samples that have these labels, in Prometheus' text format."""
-    found = 0.0
+    value = 0.0
     for line in text.splitlines():
         match = _SAMPLE.match(line)
         if match is None or match[1] != metric:
             continue
         if labels.items() <= dict(_LABEL.findall(match[2] or "")).items():
-            found += float(match[3])
-    return found
+            value += float(match[3])
+    return value
 
 
 def _cpu_seconds(pid: int) -> float:

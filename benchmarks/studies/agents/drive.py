@@ -15,7 +15,7 @@ from typing import Protocol
 
 from benchmarks.studies.agents.client import Answer, TurnFailed
 from benchmarks.studies.agents.workload import Conversation, Session
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ async def drive(
     load: Load,
     conversation: Callable[[Session], Conversation],
     ask: Asks,
-    say: Say = lambda line: None,
+    on_progress: OnProgress = lambda line: None,
 ) -> Run:
     """Run the trace to its end; a session that fails goes no further, the others go on."""
     run, began = Run(), perf_counter()
     places = asyncio.Semaphore(load.concurrent) if load.concurrent is not None else None
 
     def tell() -> None:
-        say(f"{len(run.sessions)} of {len(trace)} sessions, {len(run.turns)} turns")
+        on_progress(f"{len(run.sessions)} of {len(trace)} sessions, {len(run.turns)} turns")
 
     async def one(session: Session) -> None:
         async with AsyncExitStack() as stack:

@@ -24,11 +24,11 @@ def fit(samples: Sequence[Sample]) -> dict[str, float]:
     # With so few things every choice of those that cost something can be tried.
     for size in range(1, len(names) + 1):
         for chosen in map(list, combinations(range(len(names)), size)):
-            found, *_ = np.linalg.lstsq(rows[:, chosen], np.ones(len(rows)), rcond=None)
-            error = float(np.sum((rows[:, chosen] @ found - 1) ** 2))
-            if np.all(found >= 0) and error < least:
+            coefficients, *_ = np.linalg.lstsq(rows[:, chosen], np.ones(len(rows)), rcond=None)
+            error = float(np.sum((rows[:, chosen] @ coefficients - 1) ** 2))
+            if np.all(coefficients >= 0) and error < least:
                 best, least = np.zeros(len(names)), error
-                best[chosen] = found
+                best[chosen] = coefficients
     return dict(zip(names, best.tolist(), strict=True))
 
 

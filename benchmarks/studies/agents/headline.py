@@ -13,7 +13,7 @@ from benchmarks.studies.agents.systems import OURS, STOCK_PD
 Row = Mapping[str, Any]
 
 
-def headline(found: Mapping[str, Any], baseline: str = STOCK_PD) -> dict[str, float | None]:
+def headline(study: Mapping[str, Any], baseline: str = STOCK_PD) -> dict[str, float | None]:
     """Of a study (see `run_study`), by the medians of its repeats; None is what it cannot show.
 
     `throughput`: output tokens a second under the load that suits each best, if there is one with
@@ -23,8 +23,8 @@ def headline(found: Mapping[str, Any], baseline: str = STOCK_PD) -> dict[str, fl
     prefilled for the same sessions; `ideal_prefilled` is what their workload allows. `hit`: ours'
     hit ratio under its worst load as part of what it allows.
     """
-    ours = [run for run in found["runs"] if run["system"] == OURS]
-    theirs = [run for run in found["runs"] if run["system"] == baseline]
+    ours = [run for run in study["runs"] if run["system"] == OURS]
+    theirs = [run for run in study["runs"] if run["system"] == baseline]
     allowed = ours[0]["allowed"]
     hits = median_by_load(ours, lambda run: run["hit_ratio"])
     shown: dict[str, float | None] = {
@@ -40,10 +40,10 @@ def headline(found: Mapping[str, Any], baseline: str = STOCK_PD) -> dict[str, fl
     kept_up = sustained(theirs)
     if any(run["load"]["rate"] not in kept_up for run in theirs):
         shown["throughput"] = _best(ours)[1] / _best(theirs)[1]
-    if "steps" in found and shown["throughput"] is not None:
-        decoders = found["study"]["shape"]["decoders"]
+    if "steps" in study and shown["throughput"] is not None:
+        decoders = study["study"]["shape"]["decoders"]
         at_a_time = median_by_load(ours, lambda run: run["decoding"])[_best(ours)[0]]
-        shown["ideal_throughput"] = ideal_ratio(found["work"], found["steps"], at_a_time / decoders)
+        shown["ideal_throughput"] = ideal_ratio(study["work"], study["steps"], at_a_time / decoders)
     rates = [run["load"]["rate"] for run in theirs if run["load"]["rate"] is not None]
     if rates:
         shown["idle_p50"] = _turn(theirs, "p50", min(rates)) / _turn(ours, "p50", min(rates))
@@ -53,19 +53,21 @@ def headline(found: Mapping[str, Any], baseline: str = STOCK_PD) -> dict[str, fl
     return shown
 
 
-def last_line(decoders: int, found: Mapping[str, float | None]) -> str:
+def last_line(decoders: int, figures: Mapping[str, float | None]) -> str:
     """The line that a run ends with."""
     p95 = (
-        "not compared (no rate sustained)" if found["p95"] is None else f"{found['p95']:.1f}x lower"
+        "not compared (no rate sustained)"
+        if figures["p95"] is None
+        else f"{figures['p95']:.1f}x lower"
     )
     throughput = (
         "not compared (every rate sustained)"
-        if found["throughput"] is None
-        else f"{found['throughput']:.1f}x"
+        if figures["throughput"] is None
+        else f"{figures['throughput']:.1f}x"
     )
     return (
         f"agents: N={decoders} throughput {throughput}, p95 {p95}, "
-        f"prefill tokens {found['prefilled']:.1f}x fewer than stock PD"
+        f"prefill tokens {figures['prefilled']:.1f}x fewer than stock PD"
     )
 
 
@@ -74,13 +76,13 @@ def median_by_load(runs: Sequence[Row], value: Callable[[Row], float]) -> dict[s
     groups: dict[str, list[float]] = {}
     for run in runs:
         groups.setdefault(str(run["load"]), []).append(value(run))
-    return {load: statistics.median(found) for load, found in groups.items()}
+    return {load: statistics.median(values) for load, values in groups.items()}
 
 
 def _best(runs: Sequence[Row]) -> tuple[str, float]:
     """The load under which most output came, and how much a second."""
-    found = median_by_load(runs, lambda run: run["output_tokens_per_s"])
-    return max(found.items(), key=lambda one: one[1])
+    rates = median_by_load(runs, lambda run: run["output_tokens_per_s"])
+    return max(rates.items(), key=lambda item: item[1])
 
 
 def _total(runs: Sequence[Row]) -> float:
@@ -88,5 +90,5 @@ def _total(runs: Sequence[Row]) -> float:
 
 
 def _turn(runs: Sequence[Row], percentile: str, rate: float) -> float:
-    found = [run["turn_s"][percentile] for run in runs if run["load"]["rate"] == rate]
-    return float(statistics.median(found))
+    turns = [run["turn_s"][percentile] for run in runs if run["load"]["rate"] == rate]
+    return float(statistics.median(turns))

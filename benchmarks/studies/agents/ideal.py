@@ -17,7 +17,7 @@ def amounts(trace: Sequence[Session]) -> dict[str, dict[str, float]]:
     `shared` (one prefill for all models), `per_model` (each its own): passes, new tokens, pairs of
     query and key. `decode`: tokens, and the tokens of context that they read together.
     """
-    turns = [(turn.output, length) for one in trace for turn, length in one.prompts()]
+    turns = [(turn.output, length) for session in trace for turn, length in session.prompts()]
     return {
         "shared": _prefilled(trace, by_model=False),
         "per_model": _prefilled(trace, by_model=True),
@@ -29,17 +29,17 @@ def amounts(trace: Sequence[Session]) -> dict[str, dict[str, float]]:
 
 
 def _prefilled(trace: Sequence[Session], *, by_model: bool) -> dict[str, float]:
-    passes = [one for one in prefills(trace, by_model) if one.new]
+    passes = [prefill for prefill in prefills(trace, by_model) if prefill.new]
     return {
         "passes": len(passes),
-        "tokens": sum(one.new for one in passes),
-        "pairs": sum(pairs(one.held, one.new) for one in passes),
+        "tokens": sum(prefill.new for prefill in passes),
+        "pairs": sum(pairs(prefill.held, prefill.new) for prefill in passes),
     }
 
 
-def pairs(held: int, new: int) -> float:
-    """Of query and key, in a prefill of `new` tokens behind `held`."""
-    return new * held + new * new / 2
+def pairs(cached: int, new: int) -> float:
+    """Of query and key, in a prefill of `new` tokens behind `cached`."""
+    return new * cached + new * new / 2
 
 
 def ideal_ratio(

@@ -72,16 +72,16 @@ def stages(turns: Sequence[TurnDone]) -> dict[str, dict[str, float]]:
     `other` is what none of them saw: the gateway, HTTP, tokens to text, a client that waits for a
     core. Of a stage that a turn skipped the time is 0; of systems that tell nothing, nothing.
     """
-    told = [turn for turn in turns if turn.stages]
+    traced = [turn for turn in turns if turn.stages]
     rows = [
         {**turn.stages, "other": turn.done - turn.asked - sum(turn.stages.values())}
-        for turn in told
+        for turn in traced
     ]
-    found = {}
+    by_stage = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         of_all = percentiles([row.get(name, 0.0) for row in rows])
-        found[name] = {"mean": of_all["mean"], "p95": of_all["p95"]}
-    return found
+        by_stage[name] = {"mean": of_all["mean"], "p95": of_all["p95"]}
+    return by_stage
 
 
 def sustained(runs: Sequence[dict[str, Any]]) -> list[float]:
@@ -100,4 +100,4 @@ def sustained(runs: Sequence[dict[str, Any]]) -> list[float]:
     if not drains:
         return []
     limit = 2 * statistics.median(sessions[min(sessions)])
-    return sorted(rate for rate, found in drains.items() if statistics.median(found) <= limit)
+    return sorted(rate for rate, seconds in drains.items() if statistics.median(seconds) <= limit)

@@ -61,11 +61,13 @@ def checkpoints(name: str, decoders: int) -> Checkpoints:
     folder = home() / "models" / f"agents-{name}"
     done = folder / "base" / "model.safetensors"
     names = [f"d{number}" for number in range(decoders)]
-    missing = [one for one in names if not (folder / one / MANIFEST_FILE).exists()]
+    missing = [decoder for decoder in names if not (folder / decoder / MANIFEST_FILE).exists()]
     if not done.exists() or missing:
         _write(shape, folder, names)
     # The first ids are special tokens.
-    return Checkpoints(folder / "base", {one: folder / one for one in names}, 16, VOCAB_SIZE)
+    return Checkpoints(
+        folder / "base", {decoder: folder / decoder for decoder in names}, 16, VOCAB_SIZE
+    )
 
 
 def _write(shape: Dimensions, folder: Path, names: Sequence[str]) -> None:

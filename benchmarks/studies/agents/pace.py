@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.studies.agents.drive import Load
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 _START_S: Final = 30.0
 """To start a system, before one has been: SGLang's import and its workers' on two cores."""
 _SELDOM_S: Final = 5.0
 
 
-def seldom(say: Say) -> Say:
+def seldom(on_progress: OnProgress) -> OnProgress:
     """Says a line unless less than five seconds have passed since the last, or the beginning."""
-    told = time.monotonic()
+    last_told = time.monotonic()
 
     def tell(line: str) -> None:
-        nonlocal told
-        if time.monotonic() - told > _SELDOM_S:
-            told = time.monotonic()
-            say(line)
+        nonlocal last_told
+        if time.monotonic() - last_told > _SELDOM_S:
+            last_told = time.monotonic()
+            on_progress(line)
 
     return tell
 
@@ -64,13 +64,16 @@ class Pace:
         what is left of measuring step costs."""
         start = statistics.fmean(self._started or [_START_S])
         here = sum(self._expected(system, load) for load in rest)
-        later = [start + sum(self._expected(name, one) for one in loads) for name in self._starts]
+        later = [
+            start + sum(self._expected(name, next_load) for next_load in loads)
+            for name in self._starts
+        ]
         costs = self._step_costs * statistics.fmean(self._step_costs_s or [0.0])
         return here + sum(later) + costs
 
     def _expected(self, system: str, load: Load) -> float:
         if taken := self._took.get((system, load)):
             return statistics.fmean(taken)
-        known = self._capacity or {system: 1.0}
-        capacity = known.get(system, statistics.fmean(known.values()))
+        capacities = self._capacity or {system: 1.0}
+        capacity = capacities.get(system, statistics.fmean(capacities.values()))
         return self._sessions / min(capacity, load.rate or capacity)

@@ -31,14 +31,14 @@ def panels(runs: Sequence[Row]) -> list[Panel]:
 
     Points are medians over the repeats, their bars all of them.
     """
-    found = []
+    panels = []
     for kind, load in _LOADS.items():
         rows = [run for run in runs if run["load"][kind] is not None and run["sessions"]]
         if rows:
-            found += [
+            panels += [
                 Panel(title, load, y, _lines(rows, kind, value)) for title, y, value in _VALUES
             ]
-    return found
+    return panels
 
 
 def _lines(rows: Sequence[Row], kind: str, value: Value) -> dict[str, list[Point]]:
@@ -47,8 +47,8 @@ def _lines(rows: Sequence[Row], kind: str, value: Value) -> dict[str, list[Point
         groups.setdefault(row["system"], {}).setdefault(row["load"][kind], []).append(value(row))
     return {
         system: [
-            Point(load, statistics.median(found), min(found), max(found))
-            for load, found in sorted(points.items())
+            Point(load, statistics.median(values), min(values), max(values))
+            for load, values in sorted(points.items())
         ]
         for system, points in groups.items()
     }

@@ -38,12 +38,12 @@ async def watched(look: Callable[[], Sample]) -> AsyncIterator[list[Sample]]:
 
 def used(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
     """By role: `capacity` in tokens; parts of it that were held, at most and in the mean."""
-    found = {}
+    by_role = {}
     for role, pool in samples[0].items():
         parts = [sample[role].held / sample[role].capacity for sample in samples]
-        found[role] = {
+        by_role[role] = {
             "capacity": pool.capacity,
             "peak": max(parts),
             "mean": statistics.fmean(parts),
         }
-    return found
+    return by_role

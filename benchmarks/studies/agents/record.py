@@ -26,11 +26,11 @@ _FILE: Final = "agents.json"
 _COMMAND: Final = "python -m benchmarks.studies.agents"
 
 
-def keep(folder: Path, found: Mapping[str, Any], label: str = "") -> None:
+def keep(folder: Path, result: Mapping[str, Any], label: str = "") -> None:
     """Add a study to the results, `label` to its name, and draw them."""
     path = folder / _FILE
     studies = _studies(folder) if path.exists() else {}
-    studies[_name(found, label)] = {"environment": environment(), **found}
+    studies[_name(result, label)] = {"environment": environment(), **result}
     write(path, to_json({"studies": studies}))
     report(folder)
 
@@ -72,8 +72,8 @@ def _studies(folder: Path) -> dict[str, Any]:
     return dict(kept["studies"])
 
 
-def _name(found: Mapping[str, Any], label: str) -> str:
-    study = found["study"]
+def _name(result: Mapping[str, Any], label: str) -> str:
+    study = result["study"]
     shape = study["shape"]
     name = f"{shape['kind']}-{study['model']}-n{shape['decoders']}"
     by = "-concurrency" if study["concurrency"] else ""

@@ -66,20 +66,20 @@ async def prefills(running: Running, prompts: Prompts, grid: Grid, tell: Tell) -
     """By tokens that are held and new."""
     samples: list[Sample] = []
     async with Client(running.endpoints) as client:
-        for held, new in _grid(grid.repeats, grid.held, grid.new):
-            prompt = prompts(held + new + 1)  # its last token is the decoder's
-            asked = [prompt[: held + 1], prompt] if held else [prompt]
-            for one in asked:
+        for cached, new in _grid(grid.repeats, grid.held, grid.new):
+            prompt = prompts(cached + new + 1)  # its last token is the decoder's
+            asked = [prompt[: cached + 1], prompt] if cached else [prompt]
+            for prompt_ids in asked:
                 await asyncio.sleep(grid.pause)
-                answer = await client.ask(0, one, 1)
+                answer = await client.ask(0, prompt_ids, 1)
                 samples.append((_prefill_counts(answer), answer.stages["prefill"]))
                 tell(len(samples))
     return Taken(samples, sum(seconds for _, seconds in samples), len(samples))
 
 
 def _prefill_counts(answer: Answer) -> dict[str, float]:
-    new, held = answer.tokens["computed"], answer.tokens["tree"]
-    return {"steps": 1, "tokens": new, "pairs": pairs(held, new)}
+    new, cached = answer.tokens["computed"], answer.tokens["tree"]
+    return {"steps": 1, "tokens": new, "pairs": pairs(cached, new)}
 
 
 async def decodes(running: Running, prompts: Prompts, grid: Grid, tell: Tell) -> Taken:
@@ -94,11 +94,13 @@ async def decodes(running: Running, prompts: Prompts, grid: Grid, tell: Tell) ->
             asked = [client.ask(0, prompt, grid.output) for _ in range(batch)]
             answers = await asyncio.gather(*asked)
             sent += 1 + batch
-            step = statistics.median(one.stages["decode"] for one in answers) / (grid.output - 1)
+            step = statistics.median(answer.stages["decode"] for answer in answers) / (
+                grid.output - 1
+            )
             read = batch * (context + grid.output / 2)
             samples.append(({"steps": 1, "requests": batch, "context": read}, step))
             busy += first.stages["first_step"]
-            busy += max(one.stages["first_step"] + one.stages["decode"] for one in answers)
+            busy += max(answer.stages["first_step"] + answer.stages["decode"] for answer in answers)
             tell(len(samples))
     return Taken(samples, busy, sent)
 
@@ -106,7 +108,7 @@ async def decodes(running: Running, prompts: Prompts, grid: Grid, tell: Tell) ->
 async def moves(running: Running, prompts: Prompts, grid: Grid, tell: Tell) -> Taken:
     """By tokens; their steps are not counted."""
     samples: list[Sample] = []
-    (decode,) = (one for one in running.processes if one.role == "decode")
+    (decode,) = (process for process in running.processes if process.role == "decode")
     async with Client(running.endpoints) as client:
         for (tokens,) in _grid(grid.repeats, grid.moves):
             prompt = prompts(tokens + 1)

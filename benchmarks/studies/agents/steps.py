@@ -31,7 +31,7 @@ from benchmarks.studies.agents.pace import seldom
 from benchmarks.studies.agents.pools import watched
 from benchmarks.studies.agents.samplers import Grid, Prompts, decodes, moves, prefills
 from benchmarks.studies.agents.systems import Running, ask_worker, flush, ours
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 POOL: Final = 65536
 _REPEATS: Final = 3
@@ -77,7 +77,10 @@ class Found:
 
 
 def measure_apart(
-    model: str, pool: int = POOL, grid: Grid | None = None, say: Say = lambda line: None
+    model: str,
+    pool: int = POOL,
+    grid: Grid | None = None,
+    on_progress: OnProgress = lambda line: None,
 ) -> Found:
     """All samples, on a prefill and a decode worker that are started for it."""
     models = checkpoints(model, 1)
@@ -87,42 +90,46 @@ def measure_apart(
     ):
         ids = range(models.first, models.vocabulary)
         measure(running, ids, _ONCE)  # what is done only once
-        return measure(running, ids, grid or Grid(), say)
+        return measure(running, ids, grid or Grid(), on_progress)
 
 
-def measure(running: Running, ids: range, grid: Grid, say: Say = lambda line: None) -> Found:
+def measure(
+    running: Running, ids: range, grid: Grid, on_progress: OnProgress = lambda line: None
+) -> Found:
     """All samples, on a system of one decoder that nothing else asks."""
-    prompts, seldom_say = Prompts(ids), seldom(say)
-    (prefill,) = (one.url for one in running.processes if one.role == "prefill")
-    said = json.loads(ask_worker(f"{prefill}/server_info"))
-    found = Found(engine={"page": said["page_size"], "chunk": said["chunked_prefill_size"]})
+    prompts, seldom_report = Prompts(ids), seldom(on_progress)
+    (prefill,) = (process.url for process in running.processes if process.role == "prefill")
+    server_info = json.loads(ask_worker(f"{prefill}/server_info"))
+    measured = Found(
+        engine={"page": server_info["page_size"], "chunk": server_info["chunked_prefill_size"]}
+    )
     idle = asyncio.run(_idle(running, grid.idle))
-    found.idle.append(idle)
+    measured.idle.append(idle)
     for kind, role, take in (
         ("prefill", "prefill", prefills),
         ("decode", "decode", decodes),
         ("move", "decode", moves),
     ):
         flush(running)
-        tell = partial(_tell, seldom_say, kind)
-        before, own_s, began = count(running), time.process_time(), time.monotonic()
+        tell = partial(_tell, seldom_report, kind)
+        counts, own_s, began = count(running), time.process_time(), time.monotonic()
         taken = asyncio.run(take(running, prompts, grid, tell))
         own_s = time.process_time() - own_s
-        cpu_s, took = count(running).since(before).cpu_s, time.monotonic() - began
-        found.samples[kind] = taken.samples
+        cpu_s, took = count(running).since(counts).cpu_s, time.monotonic() - began
+        measured.samples[kind] = taken.samples
         if kind != "move":
-            found.steps_s[role] = taken.busy
-            found.cpu_s[role] = cpu_s[role] - idle * took
-        found.asked += taken.asked
-        found.others_s += cpu_s["gateway"] + own_s
-    return found
+            measured.steps_s[role] = taken.busy
+            measured.cpu_s[role] = cpu_s[role] - idle * took
+        measured.asked += taken.asked
+        measured.others_s += cpu_s["gateway"] + own_s
+    return measured
 
 
-def _tell(say: Say, kind: str, done: int) -> None:
-    say(f"  what steps cost: {done} samples of {kind}")
+def _tell(on_progress: OnProgress, kind: str, done: int) -> None:
+    on_progress(f"  what steps cost: {done} samples of {kind}")
 
 
-def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
+def costs(measured: Found, pool_tokens: int = POOL) -> dict[str, Any]:
     """`measured`: the keys of `simulate.hardware.Measured`; and what they rest on.
 
     `off`: relative errors of the fits.
@@ -132,12 +139,12 @@ def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
         "decode": ("decode_step", "decode_request", "decode_context_token"),
         "move": ("move_fixed", "move_token"),
     }
-    taken: dict[str, float] = {"pool_tokens": pool_tokens, **found.engine}
-    taken |= {f"{role}_cores": used for role, used in found.cores.items()}
-    taken |= {"cores": os.cpu_count() or 1, "request": found.others_s / found.asked}
-    taken["idle"] = statistics.fmean(found.idle)
+    taken: dict[str, float] = {"pool_tokens": pool_tokens, **measured.engine}
+    taken |= {f"{role}_cores": used for role, used in measured.cores.items()}
+    taken |= {"cores": os.cpu_count() or 1, "request": measured.others_s / measured.asked}
+    taken["idle"] = statistics.fmean(measured.idle)
     errors = {}
-    for kind, samples in found.samples.items():
+    for kind, samples in measured.samples.items():
         fitted = fit(samples)
         errors[kind] = misses(samples, fitted)
         taken |= dict(zip(names[kind], fitted.values(), strict=True))
@@ -146,17 +153,17 @@ def costs(found: Found, pool_tokens: int = POOL) -> dict[str, Any]:
         "off": errors,
         "samples": {
             kind: [{**counts, "seconds": seconds} for counts, seconds in samples]
-            for kind, samples in found.samples.items()
+            for kind, samples in measured.samples.items()
         },
     }
 
 
 async def _idle(running: Running, seconds: float) -> float:
     """CPU seconds a second of a worker that has nothing to do but to be looked at as in a study."""
-    before, began = count(running), time.monotonic()
+    counts, began = count(running), time.monotonic()
     async with watched(partial(pools, running)):
         await asyncio.sleep(seconds)  # this is what is measured
-    cpu_s, took = count(running).since(before).cpu_s, time.monotonic() - began
+    cpu_s, took = count(running).since(counts).cpu_s, time.monotonic() - began
     return (cpu_s["prefill"] + cpu_s["decode"]) / took / len(running.workers)
 
 
@@ -177,15 +184,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run("agents.steps", lambda: _measure(args, timed()))
 
 
-def _measure(args: argparse.Namespace, say: Say) -> int:
-    say("starting a prefill and a decode worker; then some minutes of measuring")
-    found = costs(measure_apart(args.model, args.pool, Grid(repeats=_REPEATS), say), args.pool)
-    for name, value in found["measured"].items():
+def _measure(args: argparse.Namespace, on_progress: OnProgress) -> int:
+    on_progress("starting a prefill and a decode worker; then some minutes of measuring")
+    result = costs(
+        measure_apart(args.model, args.pool, Grid(repeats=_REPEATS), on_progress), args.pool
+    )
+    for name, value in result["measured"].items():
         print(f"{name:>22}: {value:.6g}")
-    for kind, error in found["off"].items():
+    for kind, error in result["off"].items():
         print(f"{kind}: off by {error['median']:.1%} in the median, {error['most']:.1%} at most")
     if args.out is not None:
-        write(args.out, to_json(found["measured"]))
+        write(args.out, to_json(result["measured"]))
     return 0
 
 

@@ -130,26 +130,27 @@ def _ready(
     link: ForkServerClient, started: Sequence[_Started], deadline: float, log_dir: Path
 ) -> list[RunningServer]:
     probes = [
-        Probe(one.server.name, one.port, partial(link.pids.get, one.server.name)) for one in started
+        Probe(worker.server.name, worker.port, partial(link.pids.get, worker.server.name))
+        for worker in started
     ]
     for probe in probes:
         probe.start()
     try:
-        for one, probe in zip(started, probes, strict=True):
-            _wait(link, partial(getattr, probe, "ready"), deadline, one.server.name, log_dir)
+        for worker, probe in zip(started, probes, strict=True):
+            _wait(link, partial(getattr, probe, "ready"), deadline, worker.server.name, log_dir)
     finally:
         for probe in probes:
             probe.cancel()
     link.send(Loaded())
     return [
         RunningServer(
-            one.server.name,
-            one.server.role,
-            link.pids[one.server.name],
-            f"http://127.0.0.1:{one.port}",
-            one.bootstrap,
+            worker.server.name,
+            worker.server.role,
+            link.pids[worker.server.name],
+            f"http://127.0.0.1:{worker.port}",
+            worker.bootstrap,
         )
-        for one in started
+        for worker in started
     ]
 
 

@@ -47,8 +47,8 @@ def stock_hooks() -> tuple[Hook, ...]:
     """What of the plugin's hooks remains."""
     kept = [hook for hook in hooks.HOOKS if hook.target.endswith(_KEPT)]
     metadata = next(hook for hook in hooks.HOOKS if hook.target.endswith(_METADATA))
-    wanted = Hook(metadata.target, metadata.kind, send_kv_metadata, metadata.parameters)
-    return (*kept, wanted)
+    metadata_hook = Hook(metadata.target, metadata.kind, send_kv_metadata, metadata.parameters)
+    return (*kept, metadata_hook)
 
 
 def main() -> None:

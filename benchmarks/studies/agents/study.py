@@ -32,7 +32,7 @@ from benchmarks.studies.agents.workload import (
     sessions,
 )
 from ps_sglang.errors import LaunchError, UsageError
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Study:
 
     def starts(self) -> list[tuple[int, str]]:
         """The systems as they are started, by repeats; each comes first in its turn."""
-        found = []
+        starts = []
         for repeat in range(self.repeats):
             turn = repeat % len(self.systems)
-            found += [(repeat, name) for name in (*self.systems[turn:], *self.systems[:turn])]
-        return found
+            starts += [(repeat, name) for name in (*self.systems[turn:], *self.systems[:turn])]
+        return starts
 
     def loads(self) -> list[Load]:
         """What each system gets, as far as it is known before the first run."""
@@ -115,7 +115,7 @@ class Study:
             )
 
 
-def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
+def run_study(study: Study, on_progress: OnProgress, *, step_costs: bool) -> dict[str, Any]:
     """Measure everything; the result is plain JSON.
 
     `step_costs`: in each repeat, before its first system, also what steps cost then. A machine
@@ -128,81 +128,85 @@ def run_study(study: Study, say: Say, *, step_costs: bool) -> dict[str, Any]:
     models = checkpoints(study.model, study.shape.decoders)
     starts = study.starts()
     pace = Pace([name for _, name in starts], study.count, study.repeats if step_costs else 0)
-    say(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
+    on_progress(f"{len(starts)} starts of some 30 s; what the loads take is told after the first")
     loads = study.loads()
     runs: list[dict[str, Any]] = []
     steps: list[Found] = []
     for repeat, name in starts:
         if step_costs and repeat == len(steps):
-            say("measuring what steps cost")
+            on_progress("measuring what steps cost")
             began = time.monotonic()
-            steps.append(measure_apart(study.model, say=say))
+            steps.append(measure_apart(study.model, on_progress=on_progress))
             pace.step_costs_took(time.monotonic() - began)
         began = time.monotonic()
-        say(f"starting {name}")
+        on_progress(f"starting {name}")
         with _started(name, study, models) as running:
             pace.started(time.monotonic() - began)
             done = 0
             while done < len(loads):
                 load = loads[done]
                 began = time.monotonic()
-                found = measure(running, study, models, load, _progress(say, name, load))
-                pace.took(name, load, time.monotonic() - began, found["sessions_per_s"])
-                runs.append({"system": name, "repeat": repeat, "load": asdict(load), **found})
-                say(line(name, load, found))
+                figures = measure(running, study, models, load, _progress(on_progress, name, load))
+                pace.took(name, load, time.monotonic() - began, figures["sessions_per_s"])
+                runs.append({"system": name, "repeat": repeat, "load": asdict(load), **figures})
+                on_progress(line(name, load, figures))
                 if len(runs) == 1 and study.parts:
-                    loads += study.chosen(found)
+                    loads += study.chosen(figures)
                 done += 1
                 left = pace.left(name, loads[done:], loads)
-                say(f"  about {left / 60:.1f} minutes left")
-    found = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
-    return {**found, "steps": _costs(steps)} if steps else found
+                on_progress(f"  about {left / 60:.1f} minutes left")
+    figures = {"study": asdict(study), "work": amounts(study.trace(Load())), "runs": runs}
+    return {**figures, "steps": _costs(steps)} if steps else figures
 
 
 def _costs(steps: Sequence[Found]) -> dict[str, Any]:
     """Of all times at which they were measured."""
-    found = Found()
-    for one in steps:
-        found.add(one)
-    return costs(found)
+    together = Found()
+    for sample in steps:
+        together.add(sample)
+    return costs(together)
 
 
 def measure(
-    running: Running, study: Study, models: Checkpoints, load: Load, say: Say = lambda line: None
+    running: Running,
+    study: Study,
+    models: Checkpoints,
+    load: Load,
+    on_progress: OnProgress = lambda line: None,
 ) -> dict[str, Any]:
     """One run of the trace from empty caches."""
     flush(running)
     trace = study.trace(load)
-    before = count(running)
-    run, samples = asyncio.run(_watched(running, study, models, trace, load, say))
-    found = measures(trace, load, run, count(running).since(before))
-    return {**found, "pool": used(samples)}
+    counts = count(running)
+    run, samples = asyncio.run(_watched(running, study, models, trace, load, on_progress))
+    figures = measures(trace, load, run, count(running).since(counts))
+    return {**figures, "pool": used(samples)}
 
 
-def line(name: str, load: Load, found: dict[str, Any]) -> str:
+def line(name: str, load: Load, figures: dict[str, Any]) -> str:
     """A run for people."""
-    turn = found["turn_s"]
+    turn = figures["turn_s"]
     if not turn:
-        return f"{name:<13} {load!s:>18}: nothing went through; {found['failures'][0]}"
+        return f"{name:<13} {load!s:>18}: nothing went through; {figures['failures'][0]}"
     return (
-        f"{name:<13} {load!s:>18}: {found['output_tokens_per_s']:6.1f} tokens/s out, turn p50 "
+        f"{name:<13} {load!s:>18}: {figures['output_tokens_per_s']:6.1f} tokens/s out, turn p50 "
         f"{turn['p50']:.2f} p95 {turn['p95']:.2f} p99 {turn['p99']:.2f} s, first token p50 "
-        f"{found['first_token_s']['p50']:.2f} s, hit {found['hit_ratio']:.1%}, "
-        f"{found['prefilled_tokens']} prefilled, {len(found['failures'])} failed"
-        f"{_stages(found['stages_s'])}"
+        f"{figures['first_token_s']['p50']:.2f} s, hit {figures['hit_ratio']:.1%}, "
+        f"{figures['prefilled_tokens']} prefilled, {len(figures['failures'])} failed"
+        f"{_stages(figures['stages_s'])}"
     )
 
 
-def _stages(found: dict[str, dict[str, float]]) -> str:
-    if not found:
+def _stages(stages: dict[str, dict[str, float]]) -> str:
+    if not stages:
         return ""
-    told = (f"{name} {s['mean'] * 1000:.0f}/{s['p95'] * 1000:.0f}" for name, s in found.items())
-    return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(told)
+    texts = (f"{name} {s['mean'] * 1000:.0f}/{s['p95'] * 1000:.0f}" for name, s in stages.items())
+    return "\n" + " " * 12 + "mean/p95 ms: " + ", ".join(texts)
 
 
-def _progress(say: Say, name: str, load: Load) -> Say:
+def _progress(on_progress: OnProgress, name: str, load: Load) -> OnProgress:
     """Says how far a run is, every few seconds."""
-    tell = seldom(say)
+    tell = seldom(on_progress)
     return lambda progress: tell(f"  {name}, {load}: {progress}")
 
 
@@ -222,10 +226,10 @@ def _started(name: str, study: Study, models: Checkpoints) -> Iterator[Running]:
 
 async def _watched(
     running: Running, study: Study, models: Checkpoints, trace: Sequence[Session], load: Load,
-    say: Say,
+    on_progress: OnProgress,
 ) -> tuple[Run, list[Sample]]:  # fmt: skip
     async with watched(partial(pools, running)) as samples:
-        run = await _drive(running, study, models, trace, load, say)
+        run = await _drive(running, study, models, trace, load, on_progress)
     return run, samples
 
 
@@ -235,10 +239,10 @@ async def _drive(
     models: Checkpoints,
     trace: Sequence[Session],
     load: Load,
-    say: Say = lambda line: None,
+    on_progress: OnProgress = lambda line: None,
 ) -> Run:
     def conversation(session: Session) -> Conversation:
         return Conversation(session, study.seed, models.vocabulary, models.first)
 
     async with Client(running.endpoints) as client:
-        return await drive(trace, load, conversation, client.ask, say)
+        return await drive(trace, load, conversation, client.ask, on_progress)

@@ -56,7 +56,7 @@ class Running:
     @property
     def workers(self) -> tuple[str, ...]:
         """Addresses of all workers."""
-        return tuple(one.url for one in self.processes if one.url is not None)
+        return tuple(process.url for process in self.processes if process.url is not None)
 
 
 System = Callable[[Checkpoints, int, Path], contextlib.AbstractContextManager[Running]]
@@ -81,7 +81,7 @@ def unshared(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
         ]
         yield Running(
             tuple(cluster.endpoints[0] for cluster in clusters),
-            tuple(one for cluster in clusters for one in cluster.processes),
+            tuple(process for cluster in clusters for process in cluster.processes),
         )
 
 
@@ -98,7 +98,7 @@ def _cluster(
         decode_engine_args=("--max-total-tokens", str(decode_pool)),
     )
     with Cluster.start(spec) as cluster:
-        workers = [Process(one.role.value, one.pid, one.url) for one in cluster.workers]
+        workers = [Process(worker.role.value, worker.pid, worker.url) for worker in cluster.workers]
         yield Running(
             tuple(f"{cluster.url}/models/{name}/generate" for name in models.decoders),
             (*workers, Process("gateway", cluster._link.pids[GATEWAY])),
@@ -116,7 +116,7 @@ def stock_pd(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
     ]
     logs.mkdir(parents=True, exist_ok=True)
     with stock_servers(servers, logs, CONTEXT_LENGTH) as running, ExitStack() as routers:
-        processes = [Process(str(one.role), one.pid, one.url) for one in running]
+        processes = [Process(str(server.role), server.pid, server.url) for server in running]
         endpoints = []
         for prefill, decode in zip(running[::2], running[1::2], strict=True):
             # There is one worker of a kind, so the cheapest policy is as good as any.
@@ -138,8 +138,8 @@ def stock_unified(models: Checkpoints, pool: int, logs: Path) -> Iterator[Runnin
     logs.mkdir(parents=True, exist_ok=True)
     with stock_servers(servers, logs, CONTEXT_LENGTH) as running:
         yield Running(
-            tuple(f"{one.url}/generate" for one in running),
-            tuple(Process("unified", one.pid, one.url) for one in running),
+            tuple(f"{server.url}/generate" for server in running),
+            tuple(Process("unified", server.pid, server.url) for server in running),
         )
 
 

@@ -20,13 +20,13 @@ _BARS: Final = ("*bar*", STOCK_PD, "", "0.9", "4.5x", "1x", "", "0.95", "0.95")
 def table(kept: Mapping[str, Any]) -> str:
     """Of all studies of ours in which no session failed, by their names; see `record`."""
     studies = [
-        (name, one)
-        for name, one in kept.items()
-        if OURS in one["study"]["systems"] and not any(run["failures"] for run in one["runs"])
+        (name, study)
+        for name, study in kept.items()
+        if OURS in study["study"]["systems"] and not any(run["failures"] for run in study["runs"])
     ]
-    rows = [row for name, one in studies for row in comparisons(name, one)]
-    times = [row for name, one in studies if (row := _times(name, one)) is not None]
-    stages = list(dict.fromkeys(stage for _, _, found in times for stage in found))
+    rows = [row for name, study in studies for row in comparisons(name, study)]
+    times = [row for name, study in studies if (row := _times(name, study)) is not None]
+    stages = list(dict.fromkeys(stage for _, _, stages_s in times for stage in stages_s))
     return "\n".join(
         (
             *markdown(HEAD, [_BARS, *rows]),
@@ -36,8 +36,8 @@ def table(kept: Mapping[str, Any]) -> str:
             *markdown(
                 ("study", "load", *stages),
                 [
-                    (name, load, *(_milliseconds(found, stage) for stage in stages))
-                    for name, load, found in times
+                    (name, load, *(_milliseconds(stages_s, stage) for stage in stages))
+                    for name, load, stages_s in times
                 ],
             ),
             "",
@@ -45,11 +45,11 @@ def table(kept: Mapping[str, Any]) -> str:
     )
 
 
-def comparisons(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def comparisons(name: str, study: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """A row for each system that ours is compared with."""
-    for baseline in found["study"]["systems"]:
+    for baseline in study["study"]["systems"]:
         if baseline != OURS:
-            shown = headline(found, baseline)
+            shown = headline(study, baseline)
             at = f" at {shown['rate']:.2g}/s" if shown["rate"] is not None else ""
             yield (
                 name,
@@ -71,17 +71,17 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
             yield f"| {' | '.join(cells)} |"
 
 
-def _times(name: str, found: Mapping[str, Any]) -> tuple[str, str, dict[str, float]] | None:
+def _times(name: str, study: Mapping[str, Any]) -> tuple[str, str, dict[str, float]] | None:
     """Medians over the repeats of the first load, under which most is to be seen."""
-    runs = [run for run in found["runs"] if run["system"] == OURS and run["stages_s"]]
+    runs = [run for run in study["runs"] if run["system"] == OURS and run["stages_s"]]
     if not runs:
         return None
     rate, concurrent = runs[0]["load"]["rate"], runs[0]["load"]["concurrent"]
     load = f"{rate:.2g} sessions/s" if rate else f"{concurrent or 'all'} sessions at a time"
     same = [run["stages_s"] for run in runs if run["load"] == runs[0]["load"]]
-    stages = dict.fromkeys(stage for one in same for stage in one)
+    stages = dict.fromkeys(stage for stage_s in same for stage in stage_s)
     return name, load, {
-        stage: statistics.median(one[stage]["mean"] for one in same if stage in one)
+        stage: statistics.median(stage_s[stage]["mean"] for stage_s in same if stage in stage_s)
         for stage in stages
     }  # fmt: skip
 
@@ -94,5 +94,5 @@ def _part(value: float | None, of: float | None) -> str:
     return "-" if value is None or of is None else f"{value / of:.2f} of {of:.2f}"
 
 
-def _milliseconds(found: Mapping[str, float], stage: str) -> str:
-    return f"{found[stage] * 1000:.0f}" if stage in found else "-"
+def _milliseconds(stages: Mapping[str, float], stage: str) -> str:
+    return f"{stages[stage] * 1000:.0f}" if stage in stages else "-"

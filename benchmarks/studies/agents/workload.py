@@ -55,8 +55,8 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.kind not in (*KINDS, TEXT):
-            known = ", ".join((*KINDS, TEXT))
-            raise UsageError(f"the workload is one of {known}, not {self.kind!r}")
+            kinds = ", ".join((*KINDS, TEXT))
+            raise UsageError(f"the workload is one of {kinds}, not {self.kind!r}")
         if min(self.decoders, self.steps, self.trials) < 1:
             raise UsageError("decoders, steps and trials must be at least 1")
 
@@ -102,11 +102,11 @@ def sessions(shape: Shape, rate: float, count: int, seed: int) -> list[Session]:
 
     The rate only scales the time between arrivals: all else is the same for every rate.
     """
-    found = []
+    trace = []
     for number, start in enumerate(arrivals(rate, count, seed)):
         source = random.Random(f"session {seed} {number}")
-        found.append(Session(number, start, shape.system_tokens, tuple(_turns(shape, source))))
-    return found
+        trace.append(Session(number, start, shape.system_tokens, tuple(_turns(shape, source))))
+    return trace
 
 
 def arrivals(rate: float, count: int, seed: int) -> list[float]:
@@ -167,9 +167,9 @@ class Conversation:
 
     def answered(self, ids: Sequence[int]) -> None:
         """The turn's answer; raises ValueError if its length is another than the forced one."""
-        wanted = self._session.turns[self._next].output
-        if len(ids) != wanted:
-            raise ValueError(f"an answer has {len(ids)} tokens, not the forced {wanted}")
+        expected = self._session.turns[self._next].output
+        if len(ids) != expected:
+            raise ValueError(f"an answer has {len(ids)} tokens, not the forced {expected}")
         self.context += ids
         self._next += 1
 
@@ -205,9 +205,10 @@ class Work:
 
 def work(trace: Sequence[Session], page: int = 1) -> Work:
     """What a trace allows where trees hold whole pages of `page` tokens."""
-    turns = [(turn.output, length - 1) for one in trace for turn, length in one.prompts()]
+    turns = [(turn.output, length - 1) for session in trace for turn, length in session.prompts()]
     shared, per_model = (
-        sum(one.new for one in prefills(trace, by_model, page)) for by_model in (False, True)
+        sum(prefill.new for prefill in prefills(trace, by_model, page))
+        for by_model in (False, True)
     )
     return Work(sum(base for _, base in turns), sum(out for out, _ in turns), shared, per_model)
 
@@ -224,11 +225,11 @@ def prefills(trace: Sequence[Session], by_model: bool, page: int = 1) -> Iterato
     """What each turn's prefill must compute, with a tree for all decoders or one for each."""
     system_known: set[int] = set()
     for session in trace:
-        known: dict[int, int] = {}
+        by_tree: dict[int, int] = {}
         for turn, length in session.prompts():
             tree, base = turn.decoder if by_model else 0, length - 1
             system = session.system if tree in system_known else 0
-            held = min(max(known.get(tree, 0), system), base) // page * page
-            yield Prefill(held, base - held)
-            known[tree] = base
+            cached = min(max(by_tree.get(tree, 0), system), base) // page * page
+            yield Prefill(cached, base - cached)
+            by_tree[tree] = base
             system_known.add(tree)

@@ -81,15 +81,15 @@ def _simulate(args: argparse.Namespace) -> int:
     else:
         runs = _Runs(args.out or ("simulate" if steps is None else "simulate-measured"))
         runs.load()
-        known = STUDIES if steps is None else MEASURED
-        for study in args.study or known:
-            if study not in known:
+        studies = STUDIES if steps is None else MEASURED
+        for study in args.study or studies:
+            if study not in studies:
                 raise UsageError(f"--study {study} is of modelled GPUs, not of --measured")
             runs.replace(study)
             STUDIES[study](runs, steps)
             runs.keep()
-    for title, one in runs.headlines().items():
-        print(line(title, one))
+    for title, figures in runs.headlines().items():
+        print(line(title, figures))
     return 0
 
 

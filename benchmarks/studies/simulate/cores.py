@@ -39,7 +39,7 @@ class Cores:
         self._work = self._seen = 0.0
         self._due: list[tuple[float, int, Job]] = []
         self._numbers = count()
-        self._wanted = 0.0
+        self._demand = 0.0
         self._version = 0
 
     @property
@@ -52,7 +52,7 @@ class Cores:
     @property
     def _speed(self) -> float:
         assert self._cores is not None
-        return min(1.0, self._cores / self._wanted) if self._wanted else 1.0
+        return min(1.0, self._cores / self._demand) if self._demand else 1.0
 
     def run(self, seconds: float, act: Callable[[], None], wants: float = 1.0) -> Job:
         """Begin a job of so many seconds at full speed; `act` is called when it has ended."""
@@ -81,9 +81,9 @@ class Cores:
             job.act()
 
     def _count(self, wants: float) -> None:
-        self._wanted += wants
-        if self._wanted < 1e-9:  # what is left of adding and subtracting fractions
-            self._wanted = 0.0
+        self._demand += wants
+        if self._demand < 1e-9:  # what is left of adding and subtracting fractions
+            self._demand = 0.0
 
     def _settle(self) -> None:
         """Count the work until now, before the speed changes."""

@@ -141,8 +141,8 @@ class Domain:
         for decoder in decoders:
             for number in range(decode.count):
                 name = f"decode-{decoder}-{number}"
-                one = DecodeWorker(name, f"http://{name}:1", f"{decoder}")
-                self._join(one, self.decode, decode.pool_tokens)
+                decode_worker = DecodeWorker(name, f"http://{name}:1", f"{decoder}")
+                self._join(decode_worker, self.decode, decode.pool_tokens)
 
     def _join(
         self,

@@ -221,11 +221,13 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def measured(path: Path) -> Measured:
     """Read measurements; raises UsageError."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Measured)
+        measured = msgspec.json.decode(path.read_bytes(), type=Measured)
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"{path} has no measurements that can be used: {error}") from error
-    if 0 in (found.pool_tokens, found.page, found.chunk, found.cores):
+    if 0 in (measured.pool_tokens, measured.page, measured.chunk, measured.cores):
         raise UsageError(f"{path}: pool_tokens, page, chunk and cores must be above 0")
-    if below := [name for name, value in msgspec.structs.asdict(found).items() if (value or 0) < 0]:
+    if below := [
+        name for name, value in msgspec.structs.asdict(measured).items() if (value or 0) < 0
+    ]:
         raise UsageError(f"{path}: {below[0]} must not be below 0")
-    return found
+    return measured

@@ -12,12 +12,12 @@ _KEY: Final = ("model", "device")
 
 def groups(runs: Sequence[Row]) -> dict[str, list[Row]]:
     """The runs of Figs. 3 and 4, by workload, model and device."""
-    found: dict[str, list[Row]] = {}
+    by_title: dict[str, list[Row]] = {}
     for run in runs:
         if run["study"] in ("rates", "concurrency"):
             title = ", ".join((run["shape"]["kind"], *(run[key] for key in _KEY)))
-            found.setdefault(title, []).append(run)
-    return found
+            by_title.setdefault(title, []).append(run)
+    return by_title
 
 
 def headline(runs: Sequence[Row]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def headline(runs: Sequence[Row]) -> dict[str, Any]:
     ]
     kept = sustained(list(stock.values()))
     lost = [rate for rate in sorted(stock) if not kept or rate > kept[-1]]
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "decoders": runs[0]["decoders"],
         "throughput": best[0] / best[1],
         "same_throughput": max(
@@ -54,12 +54,14 @@ def headline(runs: Sequence[Row]) -> dict[str, Any]:
         "past_p95": None,
     }
     if kept:
-        found["p95"] = _ratio(stock[kept[-1]], ours[kept[-1]], "p95")
-        found["idle_p50"] = _ratio(stock[kept[0]], ours[kept[0]], "p50")
-        found["prefilled"] = stock[kept[-1]]["computed_tokens"] / ours[kept[-1]]["computed_tokens"]
+        figures["p95"] = _ratio(stock[kept[-1]], ours[kept[-1]], "p95")
+        figures["idle_p50"] = _ratio(stock[kept[0]], ours[kept[0]], "p50")
+        figures["prefilled"] = (
+            stock[kept[-1]]["computed_tokens"] / ours[kept[-1]]["computed_tokens"]
+        )
     if lost:
-        found["past_p95"] = _ratio(stock[lost[0]], ours[lost[0]], "p95")
-    return found
+        figures["past_p95"] = _ratio(stock[lost[0]], ours[lost[0]], "p95")
+    return figures
 
 
 def sustained(runs: Sequence[Row]) -> list[float]:
@@ -81,13 +83,13 @@ def _ratio(theirs: Row, ours: Row, percentile: str) -> float:
     return float(theirs["turn_s"][percentile] / ours["turn_s"][percentile])
 
 
-def line(title: str, found: Mapping[str, Any]) -> str:
+def line(title: str, figures: Mapping[str, Any]) -> str:
     """For people; the same words as the agents benchmark's last line."""
     p95 = "not compared (no rate sustained)"
-    if found["p95"] is not None:
-        p95 = f"{found['p95']:.1f}x lower at {found['rate']:.3g} sessions/s"
-    fewer = "" if found["prefilled"] is None else f"{found['prefilled']:.1f}x fewer "
+    if figures["p95"] is not None:
+        p95 = f"{figures['p95']:.1f}x lower at {figures['rate']:.3g} sessions/s"
+    fewer = "" if figures["prefilled"] is None else f"{figures['prefilled']:.1f}x fewer "
     return (
-        f"simulate: N={found['decoders']} throughput {found['throughput']:.1f}x, p95 {p95}, "
+        f"simulate: N={figures['decoders']} throughput {figures['throughput']:.1f}x, p95 {p95}, "
         f"prefill tokens {fewer}than stock PD ({title})"
     )

@@ -18,8 +18,8 @@ def pages(session: Session, tokens: int, page: int) -> list[int]:
     Equal content has equal names: the pages of the system prompt are those of every session.
     """
     shared = min(session.system, tokens) // page
-    own = (session.number + 1) << _MOST_PAGES
-    return [*range(shared), *range(own + shared, own + tokens // page)]
+    first_page = (session.number + 1) << _MOST_PAGES
+    return [*range(shared), *range(first_page + shared, first_page + tokens // page)]
 
 
 @dataclass(eq=False, slots=True)

@@ -101,26 +101,28 @@ class Simulator:
         return left
 
     def _build(self) -> list[Domain]:
-        one = self._cluster
-        each = one.prefill // one.decoders
-        shared, whole = one.system == "shared", one.system == "unified"
-        groups = [range(one.decoders)] if shared else [[name] for name in range(one.decoders)]
-        prefill = one.prefill if shared else each + (one.decode if whole else 0)
-        decode = 0 if whole else one.decode
+        cluster = self._cluster
+        each = cluster.prefill // cluster.decoders
+        shared, whole = cluster.system == "shared", cluster.system == "unified"
+        groups = (
+            [range(cluster.decoders)] if shared else [[name] for name in range(cluster.decoders)]
+        )
+        prefill = cluster.prefill if shared else each + (cluster.decode if whole else 0)
+        decode = 0 if whole else cluster.decode
         pool = self._steps.pool_tokens
         return [
             Domain(
                 self,
                 self._cores,
                 self._steps,
-                one.page,
+                cluster.page,
                 names,
-                Group(prefill, one.prefill_pool or pool),
-                Group(decode, one.decode_pool or pool),
+                Group(prefill, cluster.prefill_pool or pool),
+                Group(decode, cluster.decode_pool or pool),
                 self._end,
                 samples=not shared,
                 whole=whole,
-                host_pages=one.host_tokens // one.page if shared else 0,
+                host_pages=cluster.host_tokens // cluster.page if shared else 0,
             )
             for names in groups
         ]
@@ -151,7 +153,7 @@ class Simulator:
     @property
     def routing_ms(self) -> float:
         """What a decision of the gateway took on this machine, in the mean."""
-        return 1e3 * sum(one.routing_s for one in self._domains) / max(len(self.ended), 1)
+        return 1e3 * sum(domain.routing_s for domain in self._domains) / max(len(self.ended), 1)
 
     def _arrive(self, session: Session) -> None:
         if self._most is not None and len(self._places) >= self._most:
@@ -199,18 +201,18 @@ class Simulator:
             self._begin(self._waiting.popleft())
 
     def _mark(self, time: float) -> _Mark:
-        self._blocks = max(self._blocks, sum(one.blocks for one in self._domains))
+        self._blocks = max(self._blocks, sum(domain.blocks for domain in self._domains))
         workers = self._workers()
         return _Mark(
             time,
-            {role: [one.busy for one in found] for role, found in workers.items()},
-            {role: [one.link_busy for one in found] for role, found in workers.items()},
+            {role: [worker.busy for worker in members] for role, members in workers.items()},
+            {role: [worker.link_busy for worker in members] for role, members in workers.items()},
         )
 
     def _workers(self) -> dict[str, list[Worker]]:
         return {
-            "prefill": [one for domain in self._domains for one in domain.prefill.values()],
-            "decode": [one for domain in self._domains for one in domain.decode.values()],
+            "prefill": [worker for domain in self._domains for worker in domain.prefill.values()],
+            "decode": [worker for domain in self._domains for worker in domain.decode.values()],
         }
 
     def _figures(self, trace: Sequence[Session]) -> dict[str, Any]:
@@ -218,10 +220,10 @@ class Simulator:
         opened, closed = window.opened, window.closed or self._mark(self.now)
         assert opened is not None
         seconds = closed.time - opened.time
-        asked = [one for one in self.ended if opened.time <= one.asked <= closed.time]
-        ended = [one for one in self.ended if opened.time < one.ended <= closed.time]
-        output = sum(one.turn.output for one in ended)
-        prompt = sum(one.base for one in ended)
+        asked = [request for request in self.ended if opened.time <= request.asked <= closed.time]
+        ended = [request for request in self.ended if opened.time < request.ended <= closed.time]
+        output = sum(request.turn.output for request in ended)
+        prompt = sum(request.base for request in ended)
         return {
             **asdict(self._cluster),
             "sessions": len(trace),
@@ -231,20 +233,20 @@ class Simulator:
             **_work(self.ended),
             "sessions_peak": self._peak,
             "index_blocks": self._blocks,
-            **{f"{role}_pool_peak": _peak(found) for role, found in workers.items()},
+            **{f"{role}_pool_peak": _peak(members) for role, members in workers.items()},
             "window": {
                 "seconds": seconds,
                 "sessions_per_s": (window.begun - window.first) / seconds,
                 "requests": len(ended),
                 **_work(ended),
             },
-            "turn_s": percentiles([one.ended - one.asked for one in asked]),
-            "ttft_s": percentiles([one.first - one.asked for one in asked]),
+            "turn_s": percentiles([request.ended - request.asked for request in asked]),
+            "ttft_s": percentiles([request.first - request.asked for request in asked]),
             "session_s": percentiles(window.session_seconds),
             "requests_per_s": len(ended) / seconds,
             "output_tokens_per_s": output / seconds,
             "total_tokens_per_s": (output + prompt) / seconds,
-            "hit_ratio": 1 - sum(one.computed for one in ended) / max(prompt, 1),
+            "hit_ratio": 1 - sum(request.computed for request in ended) / max(prompt, 1),
             **{f"{role}_busy": _part(opened.busy, closed.busy, role, seconds) for role in workers},
             **{
                 f"{role}_link_busy": _part(opened.links, closed.links, role, seconds)
@@ -255,15 +257,15 @@ class Simulator:
 
 def _work(requests: Sequence[Request]) -> dict[str, int]:
     return {
-        "prompt_tokens": sum(one.base for one in requests),
-        "computed_tokens": sum(one.computed for one in requests),
-        "loaded_tokens": sum(one.loaded for one in requests),
-        "moved_tokens": sum(one.moved for one in requests),
+        "prompt_tokens": sum(request.base for request in requests),
+        "computed_tokens": sum(request.computed for request in requests),
+        "loaded_tokens": sum(request.loaded for request in requests),
+        "moved_tokens": sum(request.moved for request in requests),
     }
 
 
 def _peak(workers: Sequence[Worker]) -> float | None:
-    return max((one.peak / one.tree.capacity for one in workers), default=None)
+    return max((worker.peak / worker.tree.capacity for worker in workers), default=None)
 
 
 def _part(

@@ -52,11 +52,11 @@ class Case:
     @property
     def title(self) -> str:
         """In a line of progress."""
-        one = self.cluster
+        cluster = self.cluster
         load = f"{self.rate:.3g} sessions/s" if self.rate else f"{self.most} sessions at a time"
         return (
-            f"{self.study}: {self.shape.kind}, {self.model} on {self.device}, {one.system}, "
-            f"{one.decoders} decoders, {one.prefill} prefill, {load}"
+            f"{self.study}: {self.shape.kind}, {self.model} on {self.device}, {cluster.system}, "
+            f"{cluster.decoders} decoders, {cluster.prefill} prefill, {load}"
         )
 
     @property
@@ -132,8 +132,8 @@ def paper(
     capacity = {}
     for system in systems:
         cluster = Cluster(system, 4, 4)
-        found = [run(replace(base, cluster=cluster, most=most)) for most in loads]
-        best = max(found, key=lambda one: float(one["output_tokens_per_s"]))
+        runs = [run(replace(base, cluster=cluster, most=most)) for most in loads]
+        best = max(runs, key=lambda figures: float(figures["output_tokens_per_s"]))
         capacity[system] = best["output_tokens_per_s"] / best["output_tokens_per_session"]
     stock, shared = (
         [part * of for part in chosen]

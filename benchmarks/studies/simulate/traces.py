@@ -30,18 +30,18 @@ def teams(trace: Sequence[Session], decoders: int) -> list[Session]:
 
 def shuffled(trace: Sequence[Session], decoders: int) -> list[Session]:
     """The same sessions with every turn's decoder drawn by chance instead of going round."""
-    found = []
+    drawn = []
     for session in trace:
         source = random.Random(f"order {SEED} {session.number}")
         turns = (replace(turn, decoder=source.randrange(decoders)) for turn in session.turns)
-        found.append(replace(session, turns=tuple(turns)))
-    return found
+        drawn.append(replace(session, turns=tuple(turns)))
+    return drawn
 
 
 def interrupted(rate: float, count: int, pause: float, decoders: int) -> list[Session]:
     """Sessions of two turns by two decoders with a long pause (mean, exponential) between."""
     shape = Shape(steps=2, pause=pause, task_tokens=(200, 800))
-    found = []
+    trace = []
     for session in sessions(shape, rate, count, SEED):
         first, second = session.turns[0], session.turns[2]
         places = (session.number % decoders, (session.number + 1) % decoders)
@@ -49,5 +49,5 @@ def interrupted(rate: float, count: int, pause: float, decoders: int) -> list[Se
             replace(turn, decoder=place)
             for turn, place in zip((first, second), places, strict=True)
         )
-        found.append(replace(session, turns=turns))
-    return found
+        trace.append(replace(session, turns=turns))
+    return trace

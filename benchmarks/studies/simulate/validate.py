@@ -73,23 +73,23 @@ def compare(path: Path) -> list[Compared]:
     kept = saved(path, "runs of benchmarks.studies.agents", "python -m benchmarks.studies.agents")
     try:
         studies: Mapping[str, Any] = kept["studies"]
-        found = [row for name, one in studies.items() for row in _study(name, one)]
+        rows = [row for name, study in studies.items() for row in _study(name, study)]
     except (msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} has no runs of benchmarks.studies.agents: {error!r}") from error
-    if not found:
+    if not rows:
         raise UsageError(
             f"{path} has no runs of {' or '.join(_SYSTEMS)} with a workload of {' or '.join(KINDS)}"
         )
-    return found
+    return rows
 
 
-def _study(name: str, found: Mapping[str, Any]) -> list[Compared]:
-    study = found["study"]
+def _study(name: str, kept_study: Mapping[str, Any]) -> list[Compared]:
+    study = kept_study["study"]
     if study["shape"]["kind"] not in KINDS:
         return []
-    steps = msgspec.convert(found["steps"]["measured"], Measured)
+    steps = msgspec.convert(kept_study["steps"]["measured"], Measured)
     groups: dict[tuple[str, float | None, int | None], list[Mapping[str, Any]]] = {}
-    for run in found["runs"]:
+    for run in kept_study["runs"]:
         if run["system"] in _SYSTEMS and not run["failures"]:
             load = run["load"]
             groups.setdefault((run["system"], load["rate"], load["concurrent"]), []).append(run)
@@ -127,11 +127,11 @@ def _predict(
         page=steps.page,
     )
     trace = sessions(shape, rate or ALL_AT_ONCE, study["count"], study["seed"])
-    found = Simulator(cluster, steps, most).run(trace)
-    return {**found, **_as_benchmarked(trace, found)}
+    figures = Simulator(cluster, steps, most).run(trace)
+    return {**figures, **_as_benchmarked(trace, figures)}
 
 
-def _as_benchmarked(trace: Sequence[Session], found: Mapping[str, Any]) -> dict[str, float]:
+def _as_benchmarked(trace: Sequence[Session], figures: Mapping[str, Any]) -> dict[str, float]:
     """Throughput as the agents study has it, whose clock begins before the first arrival."""
     output = sum(turn.output for session in trace for turn in session.turns)
-    return {"output_tokens_per_s": output / (trace[0].start + found["seconds"])}
+    return {"output_tokens_per_s": output / (trace[0].start + figures["seconds"])}

@@ -110,31 +110,31 @@ class Worker:
         """Begin what waits, as far as there is room; returns the seconds of loading pages."""
         self._sort()
         loading, later = 0.0, []
-        budget = self._steps.chunk - sum(one.base - one.done for one in self._begun)
+        budget = self._steps.chunk - sum(begun.base - begun.done for begun in self._begun)
         while self._waiting and budget > 0 and not self._full:
             request = self._waiting[0]
             names = request.names
-            held = self.tree.match(names)
-            if held < len(names) and names[held] in self._coming:
+            cached = self.tree.match(names)
+            if cached < len(names) and names[cached] in self._coming:
                 later.append(self._waiting.popleft())  # another request is computing it
                 continue
-            self.tree.lock(names[:held])
+            self.tree.lock(names[:cached])
             output = request.turn.output if self._whole else 0
-            wanted = -(-(request.base + 1 + output) // self._page) - held
-            if not self._make_room(wanted):
-                self.tree.unlock(names[:held])
+            needed = -(-(request.base + 1 + output) // self._page) - cached
+            if not self._make_room(needed):
+                self.tree.unlock(names[:cached])
                 break
             self._waiting.popleft()
-            there = held
+            there = cached
             while there < len(names) and names[there] in self._host:
                 self._host.move_to_end(names[there])
                 there += 1
-            request.prefill_held, request.reserved = held, wanted
-            request.loaded = (there - held) * self._page
+            request.prefill_held, request.reserved = cached, needed
+            request.loaded = (there - cached) * self._page
             loading += self._steps.load(request.loaded) if request.loaded else 0.0
             request.done = there * self._page
             request.computed = request.base - request.done
-            self._coming.update(names[held:])
+            self._coming.update(names[cached:])
             self._begun.append(request)
             budget -= request.computed
         self._waiting.extendleft(reversed(later))
@@ -152,7 +152,7 @@ class Worker:
             if request.held is None or not is_long:
                 request.held = self.tree.match(request.names)
                 self.tree.touch(request.names[: request.held])
-        self._waiting = deque(sorted(self._waiting, key=lambda one: -(one.held or 0)))
+        self._waiting = deque(sorted(self._waiting, key=lambda waiting: -(waiting.held or 0)))
 
     def _prefill_batch(self) -> bool:
         loading = self._admit()
@@ -206,18 +206,20 @@ class Worker:
 
     def _give_room(self) -> None:
         if not self._samples and len(self._room_wanted) > 1 and not self._full:
-            self._room_wanted = deque(sorted(self._room_wanted, key=lambda one: -one[0].expected))
+            self._room_wanted = deque(
+                sorted(self._room_wanted, key=lambda entry: -entry[0].expected)
+            )
         while self._room_wanted and not self._full:
             request, ready = self._room_wanted[0]
-            held = self.tree.match(request.names)
-            self.tree.lock(request.names[:held])
-            wanted = -(-(request.prompt + request.turn.output) // self._page) - held
-            if not self._make_room(wanted):
-                self.tree.unlock(request.names[:held])
+            cached = self.tree.match(request.names)
+            self.tree.lock(request.names[:cached])
+            needed = -(-(request.prompt + request.turn.output) // self._page) - cached
+            if not self._make_room(needed):
+                self.tree.unlock(request.names[:cached])
                 return
             self._room_wanted.popleft()
-            request.decode_held, request.decode_reserved = held, wanted
-            request.moved = request.base - held * self._page if held < len(request.names) else 0
+            request.decode_held, request.decode_reserved = cached, needed
+            request.moved = request.base - cached * self._page if cached < len(request.names) else 0
             ready()
 
     def land(self, request: Request) -> None:
@@ -291,8 +293,10 @@ class Worker:
         self._segment = None
         for request in self._decoding:
             request.first = request.first or self._clock.now
-        ended = [one for one in self._decoding if one.last_step == self._step]
-        self._decoding = [one for one in self._decoding if one.last_step != self._step]
+        ended = [decoding for decoding in self._decoding if decoding.last_step == self._step]
+        self._decoding = [
+            decoding for decoding in self._decoding if decoding.last_step != self._step
+        ]
         self._end(ended)
         self._job = None
         self._wake()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from transformers.utils import logging
 
-from ps_sglang.progress import Say, progress
+from ps_sglang.progress import OnProgress, progress
 from ps_sglang.training.evaluate.compare import compare
 from ps_sglang.training.evaluate.figure import draw
 from ps_sglang.training.evaluate.generate import Tokens, batches
@@ -28,16 +28,16 @@ from ps_sglang.training.evaluate.subject import Subject
 from ps_sglang.training.tasks import Task, task
 
 
-def evaluate(settings: EvaluateSettings, say: Say = progress) -> Evaluation:
+def evaluate(settings: EvaluateSettings, on_progress: OnProgress = progress) -> Evaluation:
     """Answer the items of a task, offline at each share and through a cluster, and score them.
 
     Raises UsageError before any work for what cannot be run, and EvaluationError for a run that
     stopped; what was written before stays.
     """
-    return evaluate_task(task(settings.task), settings, say)
+    return evaluate_task(task(settings.task), settings, on_progress)
 
 
-def evaluate_task(chosen: Task, settings: EvaluateSettings, say: Say) -> Evaluation:
+def evaluate_task(chosen: Task, settings: EvaluateSettings, on_progress: OnProgress) -> Evaluation:
     """`evaluate` for a task that is given itself; `settings.task` is not looked at."""
     for flag in ("out", "answers", "figure"):
         check_writable(f"--{flag}", getattr(settings, flag))
@@ -49,7 +49,7 @@ def evaluate_task(chosen: Task, settings: EvaluateSettings, say: Say) -> Evaluat
     system = settings.system or subject.decoder.name
     facts = {"task": chosen.name, "system": system, "seed": subject.seed(settings)}
     log = AnswerLog(settings.answers, facts)
-    run = _Run(chosen, settings, subject, asked, prompts, log, say)
+    run = _Run(chosen, settings, subject, asked, prompts, log, on_progress)
     offline = run.offline() if settings.share else {}
     evaluation = Evaluation(tuple(run.row(answers) for answers in offline.values()))
     _finish(evaluation, settings, subject)
@@ -95,7 +95,7 @@ class _Run:
     asked: Sequence[Question]
     prompts: Sequence[Tokens]
     log: AnswerLog
-    say: Say
+    on_progress: OnProgress
 
     def offline(self) -> dict[float, list[Answered]]:
         """Share -> answers. Each batch is answered at every share, so that the base's prefill
@@ -127,7 +127,7 @@ class _Run:
 
     def _progress(self, how: str, shares: int, tokens: int) -> EvaluationProgress:
         what = f"{self.task.name}, {self.subject.decoder.name} {how}"
-        return EvaluationProgress(what, len(self.asked) * shares, tokens, self.say)
+        return EvaluationProgress(what, len(self.asked) * shares, tokens, self.on_progress)
 
     def _text(self, tokens: Tokens) -> str:
         text: str = self.subject.tokenizing.tokenizer.decode(tokens, skip_special_tokens=True)

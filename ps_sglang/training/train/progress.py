@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ps_sglang.progress import Say, duration
+from ps_sglang.progress import OnProgress, duration
 
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
@@ -18,8 +18,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]  # transformers s
     `tokens` are those of one epoch, prompts and answers, so that rates need no count of batches.
     """
 
-    def __init__(self, log: Path, tokens: int, say: Say) -> None:
-        self._log, self._tokens, self._say = log, tokens, say
+    def __init__(self, log: Path, tokens: int, on_progress: OnProgress) -> None:
+        self._log, self._tokens, self._on_progress = log, tokens, on_progress
         self._began, self._first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -38,9 +38,9 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]  # transformers s
         with self._log.open("a") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
         if "eval_loss" in logs:
-            self._say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
+            self._on_progress(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
-            self._say(self._line(state, logs))
+            self._on_progress(self._line(state, logs))
 
     def _line(self, state: Any, logs: Any) -> str:
         done = state.global_step - self._first

@@ -15,7 +15,7 @@ from ps_sglang.contract import Manifest
 from ps_sglang.contract.manifest import BaseReference, Score, Training
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel, resolve
-from ps_sglang.progress import Say
+from ps_sglang.progress import OnProgress
 from ps_sglang.training.train.arguments import training_arguments
 from ps_sglang.training.train.base import BaseReader
 from ps_sglang.training.train.batches import conditioned_batch, full_batch
@@ -40,14 +40,14 @@ class _Data:
     evaluation: Encoded | None
 
 
-def train(settings: TrainSettings, say: Say) -> None:
+def train(settings: TrainSettings, on_progress: OnProgress) -> None:
     """Train, and leave the decoder with its manifest in `settings.out`.
 
     Raises UsageError before any work for what cannot be run, and TrainingError for a run that
     stopped; its checkpoints stay.
     """
     main = os.environ.get("RANK", "0") == "0"
-    say = say if main else _silent
+    on_progress = on_progress if main else _silent
     if settings.lora_rank and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise UsageError(
             "--lora-rank under FSDP: the base shares the decoder's weights, which FSDP cuts; "
@@ -57,22 +57,22 @@ def train(settings: TrainSettings, say: Say) -> None:
     if main and not settings.resume:
         check_new(settings.out)
     base = resolve(settings.base)
-    data = _read(settings, base, say)
+    data = _read(settings, base, on_progress)
     if settings.resume:
         check_resume(settings.checkpoints, data.identity, base.path)
     elif main:
         data.identity.write(settings.checkpoints)
-    trainer, kept = _trainer(settings, base, data, say)
+    trainer, kept = _trainer(settings, base, data, on_progress)
     # Checkpoints say it themselves; this is the log and TensorBoard's.
     with saving(settings.checkpoints, (OSError,)):
-        trainer.train_from(_checkpoint(settings, say))
+        trainer.train_from(_checkpoint(settings, on_progress))
     if kept is not None:
-        say(kept.report())
+        on_progress(kept.report())
     weights = trainer.gathered_weights()
     if main:
         manifest = _manifest(settings, base, data, trainer.state)
         export(trainer.model, weights, base, settings.out, manifest)
-        say(f"done: decoder in {settings.out}")
+        on_progress(f"done: decoder in {settings.out}")
 
 
 def _require_all_processes(environ: Mapping[str, str]) -> None:
@@ -88,7 +88,7 @@ def _require_all_processes(environ: Mapping[str, str]) -> None:
         )
 
 
-def _read(settings: TrainSettings, base: NamedModel, say: Say) -> _Data:
+def _read(settings: TrainSettings, base: NamedModel, on_progress: OnProgress) -> _Data:
     tokenizing = load_tokenizer(base.path)
     limit = _limit(settings, tokenizing)
     encoder = Encoder(
@@ -102,7 +102,7 @@ def _read(settings: TrainSettings, base: NamedModel, say: Say) -> _Data:
     encoded = [encoder.encode(data) for data in sets]
     for dataset in encoded:
         for line in report(dataset, limit):
-            say(line)
+            on_progress(line)
     digests = [data.digest for data in sets]
     identity = RunFingerprint.of(base, digests[0], digests[1] if digests[1:] else None, settings)
     return _Data(identity, encoded[0], encoded[1] if encoded[1:] else None)
@@ -117,7 +117,7 @@ def _limit(settings: TrainSettings, tokenizing: Tokenizing) -> int:
 
 
 def _trainer(
-    settings: TrainSettings, base: NamedModel, data: _Data, say: Say
+    settings: TrainSettings, base: NamedModel, data: _Data, on_progress: OnProgress
 ) -> tuple[DecoderTrainer, KvStore | None]:
     arguments = training_arguments(settings, evaluate=data.evaluation is not None)
     # LoRA starts from random numbers.
@@ -127,7 +127,7 @@ def _trainer(
     conditioned = settings.method == "cache-conditioned"
     folder = settings.checkpoints
     tokens = sum(example.length for example in data.train.examples)
-    callbacks = [TrainingProgress(folder / "log.jsonl", tokens, say)]
+    callbacks = [TrainingProgress(folder / "log.jsonl", tokens, on_progress)]
     if arguments.process_index == 0:
         callbacks += tensorboard(folder / "tensorboard")
     trainer = DecoderTrainer(
@@ -143,11 +143,11 @@ def _trainer(
     return trainer, kept
 
 
-def _checkpoint(settings: TrainSettings, say: Say) -> Path | None:
+def _checkpoint(settings: TrainSettings, on_progress: OnProgress) -> Path | None:
     if not settings.resume:
         return None
     last = get_last_checkpoint(settings.checkpoints)
-    say(f"resuming from {last or 'the start: there is no checkpoint yet'}")
+    on_progress(f"resuming from {last or 'the start: there is no checkpoint yet'}")
     return last and Path(last)
 
 

@@ -252,7 +252,7 @@ def test_tokens_a_second_are_those_that_were_trained(
 ) -> None:
     """Also in a run that ends within its first epoch: 3 of an epoch's 10 steps in 2 s."""
     said: list[str] = []
-    shown = TrainingProgress(tmp_path / "log.jsonl", tokens=5_000, say=said.append)
+    shown = TrainingProgress(tmp_path / "log.jsonl", tokens=5_000, on_progress=said.append)
     state = TrainerState(max_steps=4, num_train_epochs=1)
     monkeypatch.setattr("time.monotonic", lambda: 10.0)
     shown.on_train_begin(None, state, None)
