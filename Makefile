@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: accuracy demo test verify check test-fast clean
+.PHONY: accuracy demo docs test verify check test-fast clean
 
 demo: .venv/installed  ## three decoders, one prefill; ONCE=1 stops after the questions
 	$(BIN)/python -m ps_sglang.demo $(if $(ONCE),--once)
@@ -13,11 +13,14 @@ verify: .venv/installed  ## compare the demo cluster with the Hugging Face refer
 accuracy: .venv/installed  ## the accuracy study: hours, goes on where it stopped; QUICK=1: minutes
 	$(BIN)/python -m benchmarks.studies.accuracy $(if $(QUICK),--quick)
 
-test: check  ## all there is: style, types, and every test on real engines
+test: check  ## all there is: style, types, and every test, those on real engines and of the pages too
 	$(BIN)/python -m pytest
 
-test-fast: check  ## the same without the tests that start engines
-	$(BIN)/python -m pytest -m "not engine"
+test-fast: check  ## style, types, and the tests that start and load nothing: under a minute
+	$(BIN)/python -m pytest -m "not engine and not process and not model"
+
+docs: .venv/installed  ## the pages as a site, in out/site; a dead link is an error
+	$(BIN)/mkdocs build --strict --site-dir out/site
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -36,4 +39,4 @@ check: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build out/site *.egg-info .mypy_cache .ruff_cache .pytest_cache

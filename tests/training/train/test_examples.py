@@ -67,8 +67,8 @@ def test_tools_and_calls_are_rendered_by_the_demos_template(tokenizer: Any) -> N
         {"role": "user", "content": "What will the weather be?"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    record = ChatRecord("d:1", messages, [dict(tool) for tool in TOOLS])
-    [example] = encode(tokenizer, record).examples
+    tools: list[dict[str, Any]] = [dict(tool) for tool in TOOLS]
+    [example] = encode(tokenizer, ChatRecord("d:1", messages, tools)).examples
     prompt = tokenizer.apply_chat_template(messages[:1], tools=TOOLS, add_generation_prompt=True)
     assert list(example.prompt) == prompt["input_ids"]
     assert '{"name":"convert_currency","description":' in tokenizer.decode(example.prompt)
