@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from ps_sglang.events.messages import Pin, Release
-from ps_sglang.priority import place
+from ps_sglang.priority import encode_priority
 from tests.engine.both_legs import ask
 from tests.engine.served import Launch, Models, Served
 from tests.engine.tree_mirror import TreeMirror
@@ -171,9 +171,9 @@ def test_a_higher_priority_runs_first(
     A fast worker can be done with the first before all three wait: then they come again.
     """
     here = served.cluster.plan.workers[worker]
-    places = (place(-1, 9), 0, place(5, 0))
+    priorities = (encode_priority(-1, 9), 0, encode_priority(5, 0))
     waiting, order = 0, [0]
-    while waiting != len(places):
+    while waiting != len(priorities):
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
@@ -184,7 +184,7 @@ def test_a_higher_priority_runs_first(
             leader = pool.submit(ask, served.cluster, "a", first, 1)
             tree.wait_for(first[:16])
             asked = []
-            for number, there in enumerate(places, start=1):
+            for number, there in enumerate(priorities, start=1):
                 ids = prompts(1, length + 1)[0]
                 asked.append(pool.submit(ask, served.cluster, "a", ids, 1, priority=there))
                 waiting = 0

@@ -14,7 +14,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from ps_sglang.engine.handoff import priority
 from ps_sglang.engine.request_state import begin_handoff
 from ps_sglang.engine.tree.base_token_tree import BaseTokenTree
-from ps_sglang.priority import place
+from ps_sglang.priority import encode_priority
 from tests.engine.bare_tree import bare_tree, insert
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -74,20 +74,21 @@ def test_the_longest_held_prefix_goes_first(tree: BaseTokenTree, count: int) -> 
 
 def test_priority_goes_before_a_held_prefix(tree: BaseTokenTree) -> None:
     queue = requests(LONG)
-    queue[-1].priority = place(1, 0)
+    queue[-1].priority = encode_priority(1, 0)
     assert sort(tree, queue)[:2] == [LONG - 1, 70]
 
 
 def test_what_the_gateway_knew_held_is_no_priority(tree: BaseTokenTree) -> None:
     queue = requests(LONG)
-    queue[-1].priority = place(0, 10_000)
+    queue[-1].priority = encode_priority(0, 10_000)
     assert sort(tree, queue)[:3] == [70, 100, 5]
 
 
 def test_room_goes_by_priority_and_then_by_what_is_held() -> None:
     """On a decode worker; equal ones stay in the order of arrival."""
-    places = [None, place(0, 32), place(1, 0), place(0, 64), None, place(-1, 10**9), place(0, 32)]
-    reqs = [SimpleNamespace(number=n, priority=one) for n, one in enumerate(places)]
+    encoded = [encode_priority(*pair) for pair in ((0, 32), (1, 0), (0, 64), (-1, 10**9), (0, 32))]
+    priorities = [None, *encoded[:3], None, *encoded[3:]]
+    reqs = [SimpleNamespace(number=n, priority=one) for n, one in enumerate(priorities)]
     queue = SimpleNamespace(queue=[SimpleNamespace(req=req) for req in reqs])
     popped = priority.pop_preallocated(lambda queue: [*queue.queue], queue)
     assert [waiting.req.number for waiting in popped] == [2, 3, 1, 6, 0, 4, 5]

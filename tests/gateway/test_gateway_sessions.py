@@ -15,7 +15,7 @@ from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.priority import decode_priority, place
+from ps_sglang.priority import decode_priority, encode_priority
 from tests.gateway.gateway_setup import Setup, running
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
@@ -333,7 +333,7 @@ async def test_priority_goes_to_both_workers(gateway: Setup) -> None:
     await gateway.post("/generate", body("/generate", "x"), headers=headers)
     for worker in (gateway.prefill, gateway.decode()):
         (got,) = worker.requests
-        assert got["priority"] == place(3, 0)
+        assert got["priority"] == encode_priority(3, 0)
         assert "hints" not in got
 
 

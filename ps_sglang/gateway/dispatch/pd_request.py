@@ -35,7 +35,7 @@ from ps_sglang.gateway.errors import (
     reaching,
 )
 from ps_sglang.gateway.routing.router import Route
-from ps_sglang.priority import place
+from ps_sglang.priority import encode_priority
 
 # After the decode leg's answer the prefill leg has nothing left to do but to say so.
 PREFILL_GRACE_SECONDS = 30.0
@@ -92,7 +92,7 @@ class PrefillDecodeRequest:
             "bootstrap_host": route.prefill.worker.bootstrap_host,
             "bootstrap_port": route.prefill.worker.bootstrap_port,
             "bootstrap_room": ids.room(),
-            "priority": place(sample.body.get("priority") or 0, route.held_tokens),
+            "priority": encode_priority(sample.body.get("priority") or 0, route.held_tokens),
         }
         self._response: WorkerResponse | None = None
         self._splitter = sse.Splitter()
