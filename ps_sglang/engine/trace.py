@@ -13,7 +13,6 @@ from ps_sglang.events.messages import Span
 
 
 @after(
-
     "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_disagg_prefill_inflight_queue",
     "self", "rids_to_check",
 )  # fmt: skip
@@ -25,7 +24,6 @@ def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -
 
 
 @after(
-
     "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_decode",
     "self", "batch", "result",
 )  # fmt: skip

@@ -191,7 +191,7 @@ def accept_token(original: Any, grammar: Any, token: int) -> None:
     "tokens",
 )
 def accept_grammar_tokens(result: list[int], _processor: Any, req: Any, tokens: Any) -> list[int]:
-    """After `SchedulerBatchResultProcessor._accept_grammar_tokens`: a grammar's failure is a 400."""
+    """After `SchedulerBatchResultProcessor._accept_grammar_tokens`: a failed grammar is a 400."""
     ended = req.to_finish
     if ended is not None and ended.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
         ended.status_code, ended.err_type = HTTPStatus.BAD_REQUEST, "BadRequestError"

@@ -163,7 +163,6 @@ def _account_cached_tokens(req: Any) -> None:
 
 
 @around(
-
     "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin.prepare_for_prebuilt",
     "self",
 )  # fmt: skip
@@ -175,7 +174,6 @@ def prepare_for_prebuilt(original: Any, batch: Any) -> None:
 
 
 @around(
-
     "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin.process_prebuilt",
     "self", "future_map",
 )  # fmt: skip
@@ -196,12 +194,11 @@ def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
 
 
 @around(
-
     "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_prebuilt",
     "self", "batch",
 )  # fmt: skip
 def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
-    """Around `BatchResultProcessor.process_batch_result_prebuilt`: stream nothing before the first output.
+    """Around `BatchResultProcessor.process_batch_result_prebuilt`: stream no empty chunk.
 
     Only requests that end here (aborted, or asked for no tokens) or that come back from a
     retraction take the stock path; for the others it would stream an empty first chunk.

@@ -132,7 +132,6 @@ def _send_pages(scheduler: Any, req: Any) -> None:
 
 
 @around(
-
     "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill",
     "self", "batch", "result",
 )  # fmt: skip
