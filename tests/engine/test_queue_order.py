@@ -28,14 +28,14 @@ def prompt(number: int) -> list[int]:
 
 
 def requests(count: int) -> list[Req]:
-    made = []
+    reqs = []
     for number in range(count):
         params = SamplingParams(max_new_tokens=1)
         req = Req(str(number), "", array("q", prompt(number)), params, vocab_size=5_000)
         req.session_id = None
         begin_handoff(req, LENGTH)
-        made.append(req)
-    return made
+        reqs.append(req)
+    return reqs
 
 
 @pytest.fixture
