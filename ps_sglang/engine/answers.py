@@ -12,9 +12,9 @@ from ps_sglang.engine.hooking import replace
     "entrypoints.openai.serving_completions.build_endpoint_weight_version_metadata", "meta_info"
 )
 def no_metadata(meta_info: dict[str, Any]) -> None:
-    """Instead of `build_endpoint_weight_version_metadata`: `metadata` is null.
+    """Instead of `build_endpoint_weight_version_metadata`: OpenAI's `metadata` stays null.
 
-    OpenAI's `metadata` maps text to text. SGLang puts a list there, the versions of the weights,
+    It maps text to text. SGLang puts a list there, the versions of the weights,
     which strict clients refuse. `meta_info` of /generate has it too, where SGLang's clients look.
     """
     return None

@@ -87,7 +87,7 @@ def record(span: Span) -> None:
 
 @after("managers.scheduler.Scheduler._poll_timeout_aborts", "self")
 def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any]:
-    """After `Scheduler._poll_timeout_aborts`: hints go to all ranks along with the aborts."""
+    """After `Scheduler._poll_timeout_aborts`: send hints to all ranks along with the aborts."""
     # Without a tree (--disable-radix-cache) there is nothing to publish, and no hint to apply.
     if _Process.events is None or not isinstance(scheduler.tree_cache, BaseTokenTree):
         return aborts
@@ -100,7 +100,7 @@ def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any]:
 
 @around("managers.scheduler.Scheduler.process_input_requests", "self", "recv_reqs")
 def process_input_requests(original: Any, scheduler: Any, recv_reqs: list[Any]) -> None:
-    """Around `Scheduler.process_input_requests`: take up hints, then publish what changed."""
+    """Around `Scheduler.process_input_requests`: apply hints, then publish what changed."""
     for hint in recv_reqs:
         if isinstance(hint, Hint):
             _apply(hint, scheduler.tree_cache.conversations)

@@ -34,7 +34,7 @@ def _incompatibility(hook: Hook) -> str | None:
     try:
         target = pkgutil.resolve_name(hook.target)
     except (ImportError, AttributeError) as error:
-        return f"{hook.target} is gone ({error})"
+        return f"{hook.target} does not exist ({error})"
     if isinstance(target, type):
         return None
     parameters = tuple(inspect.signature(target).parameters)

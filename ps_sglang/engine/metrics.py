@@ -46,9 +46,9 @@ def handoff_started(*, pulled: int, held: int, size: int) -> None:
 
 
 def handoff_skipped(*, tokens: int) -> None:
-    """A decode worker's own tree holds all `tokens` tokens of a base prefix."""
+    """A decode worker's tree holds all `tokens` tokens of a base prefix."""
     _handoff(pulled=0, held=tokens)
-    _counter("handoff_skipped", "Requests whose base prefix the own tree held whole").inc()
+    _counter("handoff_skipped", "Requests whose base prefix this worker's tree held whole").inc()
 
 
 def transferred(what: str, path: str, amount: int) -> None:
@@ -59,11 +59,11 @@ def transferred(what: str, path: str, amount: int) -> None:
 
 
 _TRANSFER = {
-    "batches": "Batches of KV pages that landed",
-    "bytes": "Bytes of KV pages that landed",
+    "batches": "Batches of KV pages received",
+    "bytes": "Bytes of KV pages received",
     "damaged": "Batches of KV pages whose digest did not fit",
     "pulled_again": "Batches of KV pages pulled a second time",
-    "expired": "Leases of KV pages that ended because the decode worker was gone",
+    "expired": "Leases of KV pages that ended because the decode worker was dead",
 }
 
 

@@ -46,7 +46,7 @@ class SharedTokenizer:
     """Hands out one loaded tokenizer for every folder that holds the very same files.
 
     The contract makes all models of a cluster share a tokenizer; other bytes (a decoder's
-    own `tokenizer_config.json`, say) or other options are loaded as ever.
+    own `tokenizer_config.json`, say) or other options are loaded as usual.
     """
 
     def __init__(self, folder: Path, tokenizer: object) -> None:

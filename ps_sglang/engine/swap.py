@@ -2,8 +2,8 @@
 
 A decode worker's tree holds the base's KV only (I2), so another decoder of the same base finds
 every prefix warm. SGLang loads the weights in place, after all requests of the worker have ended
-and before the next begins. What it does not do is to look at them first: it would load any tensors
-that happen to fit. So the contract is checked here, before anything is read into memory.
+and before the next begins. It does not look at them first: it would load any tensors that happen to
+fit. So the contract is checked here, before anything is read into memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ps_sglang.errors import PsSglangError
 log = logging.getLogger(__name__)
 
 Answer = tuple[bool, str, int]
-"""Whether it succeeded, what to say, and how many requests were paused for it."""
+"""Whether it succeeded, the message, and how many requests were paused for it."""
 
 _PREFILL_IS_FIXED = (
     "a prefill worker's weights are the base's, and every page in the cluster was computed with "
@@ -49,13 +49,13 @@ _NO_FINGERPRINT = (
 async def update_weights_from_disk(
     original: Callable[..., Awaitable[Answer]], manager: Any, obj: Any, request: Any = None
 ) -> Answer:
-    """Around `TokenizerManager.update_weights_from_disk`: admit a checkpoint, keep the cache."""
+    """Around `TokenizerManager.update_weights_from_disk`: check the contract, keep the cache."""
     mode = manager.config_value("disaggregation_mode")
     if mode == DisaggregationMode.NULL.value:
         return await original(manager, obj, request)
     if mode == DisaggregationMode.PREFILL.value:
         return False, _PREFILL_IS_FIXED, 0
-    # In a thread: it reads a tokenizer and every tensor's header, and others must be answered.
+    # In a thread: it reads a tokenizer and every tensor's header, which would hold the event loop.
     problem = await asyncio.to_thread(_problem, Path(manager.model_path), Path(obj.model_path))
     if problem is not None:
         return False, problem, 0

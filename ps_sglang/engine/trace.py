@@ -13,24 +13,22 @@ from ps_sglang.events.messages import Span
 
 
 @after(
-
     "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_disagg_prefill_inflight_queue",
     "self", "rids_to_check",
 )  # fmt: skip
 def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -> None:
-    """After `process_disagg_prefill_inflight_queue`: a prefill worker's part has ended."""
+    """After `process_disagg_prefill_inflight_queue`: publish the span of a prefill worker."""
     for req in done:
         if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
             events.record(_of_prefill(req))
 
 
 @after(
-
     "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_decode",
     "self", "batch", "result",
 )  # fmt: skip
 def process_batch_result_decode(_result: None, _processor: Any, batch: Any, *_: Any) -> None:
-    """After `process_batch_result_decode`: a decode worker's first and last outputs."""
+    """After `process_batch_result_decode`: publish the span of a decode worker."""
     record_decoded(batch.reqs)
 
 

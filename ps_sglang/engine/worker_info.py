@@ -43,7 +43,7 @@ class _Served:
 
 @after("managers.scheduler.Scheduler.get_init_info", "self")
 def get_init_info(info: Json, scheduler: Any) -> Json:
-    """After `Scheduler.get_init_info`: the incarnation, the same as the event stream's."""
+    """After `Scheduler.get_init_info`: add the incarnation, the same as the event stream's."""
     publisher = scheduler.kv_events_publisher.kv_event_publisher
     events = publisher if isinstance(publisher, WorkerEventPublisher) else None
     return {**info, _INCARNATION: secrets.token_hex(8) if events is None else events.incarnation}
@@ -64,7 +64,7 @@ def setup_and_run_http_server(
     server_args: Any, _tokenizer_manager: Any, _template_manager: Any, _port_args: Any,
     scheduler_infos: list[Json], *_args: Any, **_kwargs: Any,
 ) -> None:  # fmt: skip
-    """Before `http_server._setup_and_run_http_server`: every answer names the incarnation."""
+    """Before `http_server._setup_and_run_http_server`: put the incarnation into every answer."""
     # Read when the weights have just been: somebody may write others into the folder later.
     serves(Path(server_args.model_path))
     incarnation = scheduler_infos[0].setdefault(_INCARNATION, secrets.token_hex(8))
@@ -75,7 +75,7 @@ def setup_and_run_http_server(
 
 
 class IncarnationCheck:
-    """An ASGI application whose answers name this process; it refuses what is for another."""
+    """An ASGI middleware: answers name this process, and requests for another are refused."""
 
     def __init__(self, app: AsgiApp, incarnation: str) -> None:
         self._app = app
@@ -117,7 +117,7 @@ async def _refuse(send: Send, meant: bytes, here: bytes) -> None:
 
 @after("utils.common.build_server_info", "server_args", "scheduler_info")
 def build_server_info(info: Json, server_args: Any, scheduler_info: Json) -> Json:
-    """After `build_server_info`: add the worker's `WorkerInfo` under KEY."""
+    """After `build_server_info`: add the worker's `WorkerInfo`."""
     if (incarnation := scheduler_info.get(_INCARNATION)) is None:
         return info  # a server of another kind, without an incarnation
     checkpoint = _Served.info or serves(Path(server_args.model_path))

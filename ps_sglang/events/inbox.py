@@ -21,7 +21,7 @@ class Inbox:
     """What is published at an address, for one task of the running event loop."""
 
     def __init__(self, address: str, topics: Iterable[bytes]) -> None:
-        """Subscribe; raises zmq.ZMQError for an address that is none."""
+        """Subscribe; raises zmq.ZMQError for an invalid address."""
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[bool] | None = None
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
@@ -38,7 +38,7 @@ class Inbox:
         self._loop.add_reader(self._file, self._signalled)
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for a message; returns False if none has come for so long."""
+        """Wait for a message; returns False after so many seconds without one."""
         if self._has_message():
             return True
         self._waiter = self._loop.create_future()

@@ -33,7 +33,7 @@ MOST_REQUEST_BYTES: Final = 1 << 20
 MOST_BYTES: Final = 256 << 20
 """A frame with more, to a worker or from one, ends its connection."""
 NOT_UNDERSTOOD: Final = (ValueError, RecursionError)
-"""What decoding a message raises that is none; msgspec's own errors are ValueErrors."""
+"""Errors of decoding a malformed message; those of msgspec are ValueErrors."""
 
 
 class BlockStored(msgspec.Struct, tag=True, omit_defaults=True, frozen=True, gc=False):
@@ -78,7 +78,7 @@ class KvEventBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=False):
-    """Where a request's time went on one worker; durations in seconds, counts in base tokens.
+    """Where a request's time went on one worker; durations in seconds, counts in tokens.
 
     `rid` is the request's id, as the gateway sent it, and `began` the Unix time at which the
     worker took it up. Both roles: `queue` is the time until work for it could begin. Prefill

@@ -140,7 +140,7 @@ class WorkerEventPublisher:
         socket.linger = 0
         socket.set_hwm(hwm)
         socket.maxmsgsize = MOST_REQUEST_BYTES
-        socket.tcp_keepalive = 1  # a peer whose machine is gone gives its connection back
+        socket.tcp_keepalive = 1  # closes the connection to a machine that has died
         socket.bind(address)
         return socket
 
@@ -177,7 +177,7 @@ class WorkerEventPublisher:
     def _take_subscriptions(self) -> None:
         while self._out.poll(0):
             message = b"".join(self._out.recv_multipart())
-            # The first byte tells coming (1) from going (0); ZMQ reports each prefix once.
+            # The first byte is 1 for a subscription, 0 for its end; ZMQ reports each prefix once.
             prefix = message[1:]
             if message[:1] != b"\x01":
                 self._subscriptions.discard(prefix)

@@ -118,7 +118,7 @@ class EventSubscriber:
         """Take in what comes; returns after each heartbeat. Raises EventStreamError."""
         if not self._is_complete and time.monotonic() - self._snapshot_at >= self._timing.lost:
             await self._ask_snapshot()
-        # Until the whole tree has come, a subscription that was late for it is found out sooner.
+        # Until the whole tree has come, look more often: the subscription may have missed it.
         seconds = self._timing.heartbeat if self._is_complete else self._timing.heartbeat / 10
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -196,7 +196,7 @@ class EventSubscriber:
         self.counts["batches"] += 1
         try:
             for event in self._batches.decode(content).events:
-                # Without what was before, only the whole tree makes sense.
+                # After a gap only the whole tree makes sense.
                 if self._is_complete or isinstance(event, AllBlocksCleared):
                     for piece in pieces(event):
                         self._listener.kv(piece)

@@ -18,7 +18,7 @@ def ask(
 ) -> tuple[str, Any]:
     """The request's id and the decoder's answer."""
     prefill, *decode = cluster.plan.workers
-    (worker,) = [one for one in decode if one.model_name == decoder]
+    (worker,) = [spec for spec in decode if spec.model_name == decoder]
     room = next(_ROOMS)
     body = {
         "input_ids": list(ids),
@@ -29,5 +29,5 @@ def ask(
         "bootstrap_room": room,
         **options,
     }
-    _, answer = together([partial(post, f"{one.url}/generate", body) for one in (prefill, worker)])
+    _, answer = together([partial(post, f"{leg.url}/generate", body) for leg in (prefill, worker)])
     return str(body["rid"]), answer

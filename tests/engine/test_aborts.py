@@ -135,8 +135,8 @@ def test_weight_update_ends_requests_by_name(served: Served, prompts: Prompts) -
 
 
 def test_concurrent_requests_after_the_faults(served: Served, prompts: Prompts) -> None:
-    asked = [(name, ids) for ids in prompts(5, 30) for name in ("a", "b")]
-    want = [expected(served.models.base, served.models.decoders[n], ids) for n, ids in asked]
-    answers = together([partial(generate, served.cluster, n, ids) for n, ids in asked])
+    requests = [(name, ids) for ids in prompts(5, 30) for name in ("a", "b")]
+    want = [expected(served.models.base, served.models.decoders[n], ids) for n, ids in requests]
+    answers = together([partial(generate, served.cluster, n, ids) for n, ids in requests])
     assert [answer["output_ids"] for answer in answers] == [w.tokens for w in want]
     assert_conserved(served.cluster)

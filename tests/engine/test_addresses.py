@@ -107,9 +107,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 @pytest.fixture(scope="module")
 def mirror(served: Served) -> Iterator[TreeMirror]:
-    found = TreeMirror(served.cluster.plan.workers[0].events)
-    yield found
-    found.close()
+    tree = TreeMirror(served.cluster.plan.workers[0].events)
+    yield tree
+    tree.close()
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,8 @@ def test_a_chat_addresses_what_is_stored(
     name: str, served: Served, mirror: TreeMirror, prompts: Prompts
 ) -> None:
     body = CHATS[name]
-    asked = {**body, "max_tokens": 1, "cache_salt": name}
-    answer = post(f"{served.cluster.url}/models/a/v1/chat/completions", asked)
+    request = {**body, "max_tokens": 1, "cache_salt": name}
+    answer = post(f"{served.cluster.url}/models/a/v1/chat/completions", request)
     _assert_addressed(prompts.chat(body).text, _stored(mirror, name), answer, prompts)
 
 
@@ -139,8 +139,8 @@ def test_a_chat_addresses_what_is_stored(
 def test_a_text_addresses_what_is_stored(
     text: str, served: Served, mirror: TreeMirror, prompts: Prompts
 ) -> None:
-    asked = {"prompt": text, "max_tokens": 1, "cache_salt": text}
-    answer = post(f"{served.cluster.url}/models/a/v1/completions", asked)
+    request = {"prompt": text, "max_tokens": 1, "cache_salt": text}
+    answer = post(f"{served.cluster.url}/models/a/v1/completions", request)
     _assert_addressed(prompts.prompt(text).text, _stored(mirror, text), answer, prompts)
 
 
@@ -158,7 +158,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompts) -> None:
     body = {"messages": [_user("A question that nobody has asked before.")]}
-    asked = {**body, "max_tokens": 1, "cache_salt": "tenant"}
+    request = {**body, "max_tokens": 1, "cache_salt": "tenant"}
     url = f"{served.cluster.url}/models/a/v1/chat/completions"
     prompt = prompts.chat(body, "tenant")
     holdings = CacheIndex(prompts)
@@ -167,7 +167,7 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
         holdings.add(worker)
     await holdings.start()
     try:
-        answer = await asyncio.to_thread(post, url, asked)
+        answer = await asyncio.to_thread(post, url, request)
         tokens = answer["usage"]["prompt_tokens"] - 1
         ids = _tokenizer(served.models.base).encode(prompt.text.decode(), add_special_tokens=False)
         held = PrefixMatch(tokens, len(b"".join(prompts.texts.of(ids.ids[:-1]))))

@@ -46,9 +46,9 @@ def is_running(url: str) -> bool:
 
 def held(served: Served, body: dict[str, Any]) -> dict[str, int]:
     """What the gateway believes the workers hold of the prompt in `body`."""
-    told = post(f"{served.cluster.url}/debug/route", body)
-    found: dict[str, int] = told["decisions"][0]["candidates"][0]["held"]
-    return found
+    debug = post(f"{served.cluster.url}/debug/route", body)
+    held_tokens: dict[str, int] = debug["decisions"][0]["candidates"][0]["held"]
+    return held_tokens
 
 
 @pytest.mark.parametrize("form", ["ids", "text", "chat"])
@@ -81,8 +81,8 @@ def test_the_gateway_knows_what_workers_hold(served: Served, prompts: Prompts, f
 def test_next_leaves_the_next_decoder_only_what_is_new(served: Served, prompts: Prompts) -> None:
     (conversation,) = prompts(1, 90)
     before = counters(served.cluster)
-    said = generate(served.cluster, "a", conversation, 12, hints={"next": "b"})["output_ids"]
-    turn = len(conversation) + len(said) - 1
+    output = generate(served.cluster, "a", conversation, 12, hints={"next": "b"})["output_ids"]
+    turn = len(conversation) + len(output) - 1
     until(
         lambda: (
             growth(before, counters(served.cluster), "decode-b", "handoff_tokens.pulled") == turn
@@ -90,7 +90,7 @@ def test_next_leaves_the_next_decoder_only_what_is_new(served: Served, prompts: 
         "the turn was not brought to b",
     )
     before = counters(served.cluster)
-    conversation = conversation + said + prompts(1, 9)[0]
+    conversation = conversation + output + prompts(1, 9)[0]
     answer = generate(served.cluster, "b", conversation, 12)
     after = counters(served.cluster)
     assert growth(before, after, "prefill-0", "prefill_tokens.computed") == 9

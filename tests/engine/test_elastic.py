@@ -67,10 +67,10 @@ def workers(served: Served) -> dict[str, dict[str, Any]]:
         return {worker["url"]: worker for worker in json.load(response)["workers"]}
 
 
-def assert_exact(served: Served, decoder: str, asked: list[list[int]], weights: str = "") -> None:
+def assert_exact(served: Served, decoder: str, inputs: list[list[int]], weights: str = "") -> None:
     """All prompts at once, each answer compared with the reference."""
-    want = [reference(served, weights or decoder, ids) for ids in asked]
-    answers = together([partial(generate, served.cluster, decoder, ids) for ids in asked])
+    want = [reference(served, weights or decoder, ids) for ids in inputs]
+    answers = together([partial(generate, served.cluster, decoder, ids) for ids in inputs])
     assert [answer["output_ids"] for answer in answers] == want
 
 
@@ -95,7 +95,7 @@ def test_nobody_joins_where_no_gateway_is(llama: Models, tmp_path: Path) -> None
 
 def test_workers_join(served: Served, guests: Cluster, prompts: Prompts) -> None:
     assert ready_line(guests).startswith(f"joined {served.cluster.url} after ")
-    assert sorted(str(one["decoder"]) for one in workers(served).values()) == [
+    assert sorted(str(worker["decoder"]) for worker in workers(served).values()) == [
         "None", "None", "a", "a", "b",
     ]  # fmt: skip
     before = counters(guests)
@@ -113,25 +113,25 @@ def test_a_decoder_gets_new_weights_on_a_warm_cache(
     served: Served, guests: Cluster, prompts: Prompts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both workers of the decoder, one after the other; neither computes or pulls anything."""
-    asked = prompts(3, 60)
+    inputs = prompts(3, 60)
     gateway, folders = served.cluster.url, served.models.decoders
-    names = [one["name"] for one in workers(served).values() if one["decoder"] == "a"]
+    names = [worker["name"] for worker in workers(served).values() if worker["decoder"] == "a"]
     for name in names:  # each prompt on each of the two, and so in its cache
         post(f"{gateway}/workers/{name}/drain", {})
-        assert_exact(served, "a", asked)
+        assert_exact(served, "a", inputs)
         post(f"{gateway}/workers/{name}/resume", {})
     before = (counters(served.cluster), counters(guests))
     assert main(["workers", "--gateway", gateway, "swap", "a", str(folders["b"])]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{n} serves {folders['b']}" for n in names]
     for _ in range(3):
-        assert_exact(served, "a", asked, weights="b")
+        assert_exact(served, "a", inputs, weights="b")
     after = (counters(served.cluster), counters(guests))
     for old, new in zip(before, after, strict=True):
         assert growth(old, new, "prefill-0", "prefill_tokens.computed") == 0
         assert growth(old, new, "decode-a", "handoff_tokens.pulled") == 0
         assert growth(old, new, "decode-a", "handoff_tokens.tree") > 0
     assert main(["workers", "--gateway", gateway, "swap", "a", str(folders["a"])]) == 0
-    assert_exact(served, "a", asked)
+    assert_exact(served, "a", inputs)
 
 
 @contextmanager
@@ -152,11 +152,11 @@ def test_requests_on_a_stopped_worker_go_to_another(
     served: Served, guests: Cluster, prompts: Prompts, name: str
 ) -> None:
     guest = next(worker for worker in guests.workers if worker.name == name)
-    asked, later = prompts(6, 40), prompts(6, 40)
-    want = [reference(served, "a", ids) for ids in asked]
+    inputs, later = prompts(6, 40), prompts(6, 40)
+    want = [reference(served, "a", ids) for ids in inputs]
     with stopped(guest):
         # Sent at once, before anybody can know; the references of others take their time.
-        answers = together([partial(generate, served.cluster, "a", ids) for ids in asked])
+        answers = together([partial(generate, served.cluster, "a", ids) for ids in inputs])
         assert [answer["output_ids"] for answer in answers] == want
         assert workers(served)[guest.url]["state"] == "broken"
         assert_exact(served, "a", later)

@@ -52,13 +52,13 @@ def settings(cluster: Served, out: Path, **changes: Any) -> EvaluateSettings:
 
 
 def test_served_answers_are_the_offline_ones_on_every_item(cluster: Served, tmp_path: Path) -> None:
-    said: list[str] = []
-    found = evaluate(settings(cluster, tmp_path, share=(0.0, 1.0)), said.append)
-    assert found.comparison is not None
-    assert found.comparison.n == 200
-    assert found.comparison.differing == ()
-    own, shared, served = found.rows
-    assert (own.served, shared.served, served.served) == (False, False, True)
+    lines: list[str] = []
+    report = evaluate(settings(cluster, tmp_path, share=(0.0, 1.0)), lines.append)
+    assert report.comparison is not None
+    assert report.comparison.n == 200
+    assert report.comparison.differing == ()
+    own_kv, shared, served = report.rows
+    assert (own_kv.served, shared.served, served.served) == (False, False, True)
     assert shared.score == served.score
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     texts = {
@@ -79,12 +79,12 @@ def test_served_answers_are_the_offline_ones_on_every_item(cluster: Served, tmp_
 def test_another_decoder_under_the_name_is_told(cluster: Served, tmp_path: Path) -> None:
     """The comparison is one: the base offline is not the decoder that is served as `a`."""
     base = f"a={cluster.models.base}"
-    found = evaluate(settings(cluster, tmp_path, decoder=base, count=8), lambda _line: None)
-    assert found.comparison is not None
-    assert found.comparison.equal < 8
-    assert all(one.gap is not None for one in found.comparison.differing)
+    report = evaluate(settings(cluster, tmp_path, decoder=base, count=8), lambda _line: None)
+    assert report.comparison is not None
+    assert report.comparison.equal < 8
+    assert all(one.gap is not None for one in report.comparison.differing)
     written = json.loads((tmp_path / "rows.json").read_text())["served_equals_offline"]
-    assert written["differing"][0]["id"] == found.comparison.differing[0].id
+    assert written["differing"][0]["id"] == report.comparison.differing[0].id
 
 
 def test_a_name_that_is_not_served(cluster: Served, tmp_path: Path) -> None:

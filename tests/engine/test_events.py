@@ -27,8 +27,8 @@ def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Ser
 
 @pytest.fixture(scope="module")
 def mirrors(served: Served) -> Iterator[Mirrors]:
-    with mirroring(served.cluster) as found:
-        yield found
+    with mirroring(served.cluster) as caches:
+        yield caches
 
 
 def test_mirrors_equal_trees_after_random_work(
@@ -47,8 +47,8 @@ def test_mirrors_equal_trees_after_random_work(
             calls.append(partial(generate, served.cluster, decoder, ids, tokens, **salt))
         together(calls)
         for name, mirror in mirrors.items():
-            told = mirror.resynchronize()
-            assert told == mirror.prefixes(), name
+            published = mirror.resynchronize()
+            assert published == mirror.prefixes(), name
     for mirror in mirrors.values():
         assert mirror.removed
         assert mirror.salts == {None, "x", "y"}
@@ -62,8 +62,8 @@ def test_prompts_are_published_and_no_output(
     generate(served.cluster, "a", ids)
     assert_conserved(served.cluster)
     for name in ("prefill-0", "decode-a"):
-        told = mirrors[name].resynchronize()
-        of_this = [tokens for _, tokens in told if tokens[0] == ids[0]]
+        published = mirrors[name].resynchronize()
+        of_this = [tokens for _, tokens in published if tokens[0] == ids[0]]
         assert max(of_this, key=len) == tuple(ids[:96])
     assert not [t for _, t in mirrors["decode-b"].resynchronize() if t[0] == ids[0]]
 

@@ -47,9 +47,9 @@ def test_own_kv_would_be_seen(
     served: Served, prompts: Callable[[int, int], list[list[int]]]
 ) -> None:
     """The control: a decoder on its OWN prompt KV says something else on most prompts."""
-    own = served.models.decoders["a"]
+    decoder = served.models.decoders["a"]
     same = [
-        expected(own, own, ids).tokens == expected(served.models.base, own, ids).tokens
+        expected(decoder, decoder, ids).tokens == expected(served.models.base, decoder, ids).tokens
         for ids in prompts(10, 50)
     ]
     assert sum(same) <= 2
@@ -59,13 +59,13 @@ def test_concurrent_requests_of_all_decoders(
     served: Served, prompts: Callable[[int, int], list[list[int]]]
 ) -> None:
     (shared,) = prompts(1, 40)
-    asked = [
+    requests = [
         (name, shared[: 5 * size] + tail)
         for size, tail in enumerate(prompts(8, 11))
         for name in ("a", "b")
     ]
-    want = [expected(served.models.base, served.models.decoders[n], ids, 24) for n, ids in asked]
+    want = [expected(served.models.base, served.models.decoders[n], ids, 24) for n, ids in requests]
     for _ in ("cold", "warm"):
-        answers = together([partial(generate, served.cluster, n, ids, 24) for n, ids in asked])
+        answers = together([partial(generate, served.cluster, n, ids, 24) for n, ids in requests])
         assert [answer["output_ids"] for answer in answers] == [w.tokens for w in want]
     assert_conserved(served.cluster)

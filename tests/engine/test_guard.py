@@ -21,8 +21,8 @@ from ps_sglang.engine.guard import (
 
 def test_every_field_of_sglangs_request_has_its_check() -> None:
     fields = {field.name for field in dataclasses.fields(GenerateReqInput)}
-    known = {*requests.NOT_SERVED, *requests.CHECKS, *requests.OF_THE_MODEL}
-    assert fields == known
+    checked = {*requests.NOT_SERVED, *requests.CHECKS, *requests.OF_THE_MODEL}
+    assert fields == checked
 
 
 def test_every_sampling_parameter_has_its_check() -> None:
@@ -30,12 +30,12 @@ def test_every_sampling_parameter_has_its_check() -> None:
     inner = {"stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len",
              "is_normalized"}  # fmt: skip
     for name in SamplingParams.__struct_fields__:
-        known = True
+        is_parameter = True
         try:
             sampling.check({name: object()}, 512)
         except ValueError as error:
-            known = "is no sampling parameter" not in str(error)
-        assert known is (name not in inner), name
+            is_parameter = "is no sampling parameter" not in str(error)
+        assert is_parameter is (name not in inner), name
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_exception_in_the_scheduler_ends_one_request(
     mode: DisaggregationMode, queued: bool
 ) -> None:
     """The client is told once, the request is in no queue, and its peer learns of it."""
-    told: list[Any] = []
+    sent: list[Any] = []
     given_up: list[Any] = []
     peer = SimpleNamespace(abort=lambda: given_up.append("bad"))
     bad = SimpleNamespace(rid="bad", bootstrap_room=7, disagg_kv_sender=peer)
@@ -181,7 +181,7 @@ def test_an_exception_in_the_scheduler_ends_one_request(
         grammar_manager=SimpleNamespace(grammar_queue=[bad, good]),
         disagg_decode_prealloc_queue=queue(SimpleNamespace(req=bad, kv_receiver=peer)),
         disagg_prefill_bootstrap_queue=queue(bad),
-        send_abort_output=lambda output, req: told.append((output.rid, output.finished_reason)),
+        send_abort_output=lambda output, req: sent.append((output.rid, output.finished_reason)),
     )
 
     def fail(*_args: Any, **_kwargs: Any) -> NoReturn:
@@ -190,9 +190,9 @@ def test_an_exception_in_the_scheduler_ends_one_request(
     scheduling.handle_generate_request(fail, scheduler, bad)
     if queued and mode is not DisaggregationMode.NULL:
         # SGLang ends what has lost its peer, with a reason and its resources.
-        assert (told, given_up) == ([], ["bad"])
+        assert (sent, given_up) == ([], ["bad"])
         return
-    ((rid, reason),) = told
+    ((rid, reason),) = sent
     assert (rid, reason["status_code"]) == ("bad", 500)
     assert "cannot be prepared (KeyError: 'x')" in reason["message"]
     assert scheduler.waiting_queue == scheduler.grammar_manager.grammar_queue == [good]

@@ -32,7 +32,7 @@ def served(llama: Models, launch: Launch) -> Served:
 
 @pytest.fixture(scope="module", params=["prefill-0", "decode-a"])
 def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[TreeMirror]:
-    (worker,) = [one for one in served.cluster.plan.workers if one.name == request.param]
+    (worker,) = [spec for spec in served.cluster.plan.workers if spec.name == request.param]
     mirror = TreeMirror(worker.events)
     yield mirror
     mirror.close()
@@ -44,10 +44,10 @@ def conversations(
 ) -> Iterator[dict[str, list[int]]]:
     """Three conversations, the oldest first, in trees that hold nothing else."""
     flush(served.cluster)
-    found = dict(zip(("old", "middle", "new"), prompts(3, LENGTH + 1), strict=True))
-    for session, ids in found.items():
+    named = dict(zip(("old", "middle", "new"), prompts(3, LENGTH + 1), strict=True))
+    for session, ids in named.items():
         ask(served.cluster, "a", ids, session_id=session)
-    yield found
+    yield named
     assert_conserved(served.cluster)
 
 
@@ -66,9 +66,9 @@ def test_without_hints_the_oldest_goes(
     served: Served, tree: TreeMirror, conversations: dict[str, list[int]], prompts: Prompts
 ) -> None:
     crowd(served, prompts, LENGTH)
-    kept = [held(tree, ids) for ids in conversations.values()]
-    assert kept[0] < LENGTH
-    assert kept[1:] == [LENGTH, LENGTH]
+    held_tokens = [held(tree, ids) for ids in conversations.values()]
+    assert held_tokens[0] < LENGTH
+    assert held_tokens[1:] == [LENGTH, LENGTH]
 
 
 def test_a_released_conversation_goes_first(
@@ -76,9 +76,9 @@ def test_a_released_conversation_goes_first(
 ) -> None:
     tree.ask(Release("new"))
     crowd(served, prompts, LENGTH)
-    kept = [held(tree, ids) for ids in conversations.values()]
-    assert kept[:2] == [LENGTH, LENGTH]
-    assert kept[2] < LENGTH
+    held_tokens = [held(tree, ids) for ids in conversations.values()]
+    assert held_tokens[:2] == [LENGTH, LENGTH]
+    assert held_tokens[2] < LENGTH
 
 
 def test_a_release_spares_what_others_go_on_from(
@@ -91,9 +91,9 @@ def test_a_release_spares_what_others_go_on_from(
     assert held(tree, branch) == len(branch) // 16 * 16
     tree.ask(Release("branch"))
     crowd(served, prompts, POOL - 3 * LENGTH - 32)
-    kept = [held(tree, ids) for ids in (*conversations.values(), branch)]
-    assert kept[:3] == [LENGTH, LENGTH, LENGTH]
-    assert LENGTH // 2 // 16 * 16 <= kept[3] < len(branch) // 16 * 16
+    held_tokens = [held(tree, ids) for ids in (*conversations.values(), branch)]
+    assert held_tokens[:3] == [LENGTH, LENGTH, LENGTH]
+    assert LENGTH // 2 // 16 * 16 <= held_tokens[3] < len(branch) // 16 * 16
 
 
 def test_a_released_conversation_that_goes_on_stays(
@@ -171,26 +171,26 @@ def test_a_higher_priority_runs_first(
     A fast worker can be done with the first before all three wait: then they come again.
     """
     here = served.cluster.plan.workers[worker]
-    places = (encode_priority(-1, 9), 0, encode_priority(5, 0))
+    priorities = (encode_priority(-1, 9), 0, encode_priority(5, 0))
     waiting, order = 0, [0]
-    while waiting != len(places):
+    while waiting != len(priorities):
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
             closing(TreeMirror(served.cluster.plan.workers[0].events)) as tree,
-            closing(TreeMirror(here.events)) as told,
+            closing(TreeMirror(here.events)) as mirror,
             ThreadPoolExecutor(4) as pool,
         ):
             leader = pool.submit(ask, served.cluster, "a", first, 1)
             tree.wait_for(first[:16])
-            asked = []
-            for number, there in enumerate(places, start=1):
+            futures = []
+            for number, there in enumerate(priorities, start=1):
                 ids = prompts(1, length + 1)[0]
-                asked.append(pool.submit(ask, served.cluster, "a", ids, 1, priority=there))
+                futures.append(pool.submit(ask, served.cluster, "a", ids, 1, priority=there))
                 waiting = 0
                 while waiting != number and not leader.done():
                     waiting = queues(here.url)[queue]
-            records = [told.span(one.result()[0]) for one in asked]
+            records = [mirror.span(one.result()[0]) for one in futures]
         began = [one.began + one.queue for one in records]
         order = sorted(range(len(began)), key=began.__getitem__)
     assert order == [2, 1, 0]

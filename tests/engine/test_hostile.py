@@ -71,11 +71,11 @@ def limits(llama: Models) -> tuple[int, int]:
 
 def send(url: str, route: str, body: dict[str, Any]) -> tuple[int, str]:
     """The status and the text of the answer."""
-    asked = urllib.request.Request(
+    http_request = urllib.request.Request(
         url + route, json.dumps(body).encode(), {"content-type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(asked, timeout=_DEADLINE_S) as response:
+        with urllib.request.urlopen(http_request, timeout=_DEADLINE_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -134,10 +134,10 @@ def test_every_request_is_answered_or_refused(
         return status, answer, fault if untold(status, answer, bool(body.get("stream"))) else ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = list(pool.map(ask, range(FIRST, FIRST + COUNT)))
-    faults = [fault for _, _, fault in asked if fault]
+        answers = list(pool.map(ask, range(FIRST, FIRST + COUNT)))
+    faults = [fault for _, _, fault in answers if fault]
     assert not faults, f"{len(faults)} of {COUNT}:\n" + "\n".join(faults[:20])
     assert state(served) == before
-    statuses = Counter(status for status, _, _ in asked)
+    statuses = Counter(status for status, _, _ in answers)
     assert 0.1 < statuses[200] / COUNT < 0.9, statuses
     assert_exact(served, prompts)

@@ -105,14 +105,14 @@ def workers(
         )  # fmt: skip
 
     with ExitStack() as running:
-        found = Workers(
+        started = Workers(
             running.enter_context(on("prefill", PREFILL, llama.base, prefill, fingerprint)),
             running.enter_context(on("a", DECODE, llama.decoders["a"], decode, fingerprint)),
             running.enter_context(on("misled", DECODE, llama.decoders["a"], decode, "ps1:other")),
         )
-        for url in (found.prefill, found.decode, found.misled):
+        for url in (started.prefill, started.decode, started.misled):
             wait_until_healthy(url)
-        yield found
+        yield started
 
 
 def both_legs(workers: Workers, decode: str, ids: list[int], room: int) -> Any:

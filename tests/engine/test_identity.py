@@ -56,15 +56,15 @@ class Guests:
         self.kill()
         name = f"guest-{self.port}-{len(self._started)}"  # the host remembers all names
         self._started.append(name)
-        own = {"--port": self.port, "--nccl-port": free_port()}
-        own |= {f"--{flag.replace('_', '-')}": value for flag, value in changed.items()}
+        guest_flags = {"--port": self.port, "--nccl-port": free_port()}
+        guest_flags |= {f"--{flag.replace('_', '-')}": value for flag, value in changed.items()}
         folder = self._folder / name
         plan = self._served.cluster.plan
         env = worker_environment(os.environ, folder, like.role, cpu=True) | {
             BASE_FINGERPRINT: fingerprint or plan.fingerprint,
             ALLOW_UNVERIFIED: "0",
         }
-        argv = tuple(_replaced(like.argv, own))
+        argv = tuple(_replaced(like.argv, guest_flags))
         log = str(self._folder / f"{name}.log")
         self._link.send(Start(name, "sglang.launch_server", argv, env, log, StartMethod.FORK))
         wait_until_healthy(self.url)
@@ -75,31 +75,31 @@ class Guests:
             self._link.stop(self._started[-1], 0.0)
 
 
-def _replaced(argv: tuple[str, ...], own: dict[str, Any]) -> Iterator[str]:
+def _replaced(argv: tuple[str, ...], changed: dict[str, Any]) -> Iterator[str]:
     for name, words in flags.groups(argv):
-        yield from ([name, str(own[name])] if name in own else words)
+        yield from ([name, str(changed[name])] if name in changed else words)
 
 
 @pytest.fixture
 def guests(served: Served) -> Iterator[Guests]:
     # SGLang's sockets lie in it, and the path of a socket must be short.
     with TemporaryDirectory() as folder:
-        found = Guests(served, Path(folder))
+        started = Guests(served, Path(folder))
         try:
-            yield found
+            yield started
         finally:
             for worker in workers(served):
-                if worker["url"] == found.url:
+                if worker["url"] == started.url:
                     leave = f"{served.cluster.url}/workers/{worker['name']}?now=1"
                     call = urllib.request.Request(leave, method="DELETE")
                     urllib.request.urlopen(call).close()
-            found.kill()
+            started.kill()
 
 
 def workers(served: Served) -> list[dict[str, Any]]:
     with urllib.request.urlopen(f"{served.cluster.url}/workers") as response:
-        found: list[dict[str, Any]] = json.load(response)["workers"]
-    return found
+        states: list[dict[str, Any]] = json.load(response)["workers"]
+    return states
 
 
 def becomes(served: Served, url: str, state: str) -> dict[str, Any]:
@@ -173,8 +173,8 @@ def test_another_in_a_decode_workers_place(
         with asked_all_the_time(served, "c", ids) as outcomes:
             guests.start(like, **changed)
             assert reason in becomes(served, guests.url, "refused")["problem"]
-            asked = len(outcomes)
-            while len(outcomes) < asked + 3:
+            answered = len(outcomes)
+            while len(outcomes) < answered + 3:
                 time.sleep(0.01)  # the next requests end, or the test does
         assert [one for one in outcomes if one not in (right, 502, 503)] == []
         assert outcomes[-1] == 503
@@ -183,9 +183,9 @@ def test_another_in_a_decode_workers_place(
         becomes(served, guests.url, "good")
     assert [one for one in outcomes if one not in (right, 502, 503)] == []
     assert generate(served.cluster, "c", ids)["output_ids"] == right
-    while (found := becomes(served, guests.url, "good"))["cache"]["known_by"] != "events":
+    while (state := becomes(served, guests.url, "good"))["cache"]["known_by"] != "events":
         time.sleep(0.05)
-    assert 0 < found["cache"]["tokens"] < 40
+    assert 0 < state["cache"]["tokens"] < 40
     assert_exact(served, prompts)
     assert_conserved(served.cluster)
 
@@ -194,8 +194,8 @@ def test_another_in_a_prefill_workers_place(
     served: Served, guests: Guests, prompts: Prompts
 ) -> None:
     prefill = served.cluster.plan.workers[0]
-    own: dict[str, Any] = {**events_config(), "disaggregation_bootstrap_port": free_port()}
-    guests.start(prefill, **own)
+    guest_flags: dict[str, Any] = {**events_config(), "disaggregation_bootstrap_port": free_port()}
+    guests.start(prefill, **guest_flags)
     post(f"{served.cluster.url}/workers", {"url": guests.url})
     assert_exact(served, prompts)
     for changed, reason in (
@@ -205,7 +205,7 @@ def test_another_in_a_prefill_workers_place(
         (ids,) = prompts(1, 40)
         right = expected(served.models.base, served.models.decoders["a"], ids).tokens
         with asked_all_the_time(served, "a", ids) as outcomes:
-            guests.start(prefill, **{**own, **changed})
+            guests.start(prefill, **{**guest_flags, **changed})
             assert reason in becomes(served, guests.url, "refused")["problem"]
         assert [one for one in outcomes if one not in (right, 502, 503)] == []
         assert_exact(served, prompts)
@@ -281,8 +281,8 @@ def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
 
 def assert_exact(served: Served, prompts: Prompts) -> None:
     """Requests of decoder `a`, several at once, compared with the reference."""
-    asked = prompts(4, 40)
+    inputs = prompts(4, 40)
     base, weights = served.models.base, served.models.decoders["a"]
-    want = [expected(base, weights, ids).tokens for ids in asked]
-    answers = together([partial(generate, served.cluster, "a", ids) for ids in asked])
+    want = [expected(base, weights, ids).tokens for ids in inputs]
+    answers = together([partial(generate, served.cluster, "a", ids) for ids in inputs])
     assert [answer["output_ids"] for answer in answers] == want

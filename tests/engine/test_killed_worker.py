@@ -25,26 +25,26 @@ def served(llama: Models, launch: Launch) -> Served:
 
 
 def test_killed_among_requests(served: Served, prompts: Prompts) -> None:
-    asked = [(name, ids) for ids in prompts(12, 600) for name in ("a", "b")]
-    want = [expected(served.models.base, served.models.decoders[n], ids).tokens for n, ids in asked]
+    sent = [(name, ids) for ids in prompts(12, 600) for name in ("a", "b")]
+    want = [expected(served.models.base, served.models.decoders[n], ids).tokens for n, ids in sent]
     victim = served.cluster.workers[1]
     assert victim.name == "prefill-1"
 
     def ask(number: int) -> Any:
-        if number == len(asked) // 2:
+        if number == len(sent) // 2:
             os.killpg(victim.pid, signal.SIGKILL)
         try:
-            return generate(served.cluster, *asked[number])["output_ids"]
+            return generate(served.cluster, *sent[number])["output_ids"]
         except RefusedError as error:
             return error
 
-    for number, answer in enumerate(together([partial(ask, n) for n in range(len(asked))])):
+    for number, answer in enumerate(together([partial(ask, n) for n in range(len(sent))])):
         if isinstance(answer, RefusedError):
             assert answer.status in (502, 503)
             assert "prefill-1" in str(answer.body)
         else:
             assert answer == want[number]
     # Afterwards everything goes to the worker that is left, and is exact.
-    for (name, ids), tokens in zip(asked, want, strict=True):
+    for (name, ids), tokens in zip(sent, want, strict=True):
         assert generate(served.cluster, name, ids)["output_ids"] == tokens
     assert_conserved(served.cluster, "prefill-1")

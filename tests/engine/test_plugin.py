@@ -38,8 +38,8 @@ def test_inert_when_not_enabled() -> None:
 
 
 def test_active_when_enabled() -> None:
-    found = look(PS_SGLANG_ENABLE="1").stdout.split()
-    assert found == [str(len(HOOKS)), "True", "['base-token']", "PortableCpuPlatform"]
+    modules = look(PS_SGLANG_ENABLE="1").stdout.split()
+    assert modules == [str(len(HOOKS)), "True", "['base-token']", "PortableCpuPlatform"]
 
 
 def test_platform_stays_out_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +78,11 @@ def test_hooked_function_is_the_one_written_for(hook: Hook) -> None:
 def test_a_changed_function_is_named() -> None:
     def nothing() -> None: ...
 
-    gone = Hook("sglang.srt.managers.scheduler.Scheduler.gone", "after", nothing, ())
+    removed = Hook("sglang.srt.managers.scheduler.Scheduler.gone", "after", nothing, ())
     changed = Hook(
         "sglang.srt.managers.scheduler.Scheduler.on_idle", "after", nothing, ("self", "now")
     )
-    first, second = incompatibilities([gone, changed])
+    first, second = incompatibilities([removed, changed])
     assert "Scheduler.gone is gone" in first
     assert "on_idle takes ('self',), the hook was written for ('self', 'now')" in second
 

@@ -33,8 +33,8 @@ def served(llama: Models, launch: Launch) -> Served:
 
 def workers(served: Served) -> list[dict[str, Any]]:
     with urllib.request.urlopen(f"{served.cluster.url}/workers", timeout=30) as response:
-        found: list[dict[str, Any]] = json.load(response)["workers"]
-    return found
+        states: list[dict[str, Any]] = json.load(response)["workers"]
+    return states
 
 
 def kill_each_that_has_it(served: Served, ended: threading.Event) -> list[str]:

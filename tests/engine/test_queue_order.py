@@ -28,14 +28,14 @@ def prompt(number: int) -> list[int]:
 
 
 def requests(count: int) -> list[Req]:
-    made = []
+    reqs = []
     for number in range(count):
         params = SamplingParams(max_new_tokens=1)
         req = Req(str(number), "", array("q", prompt(number)), params, vocab_size=5_000)
         req.session_id = None
         begin_handoff(req, LENGTH)
-        made.append(req)
-    return made
+        reqs.append(req)
+    return reqs
 
 
 @pytest.fixture
@@ -86,16 +86,9 @@ def test_what_the_gateway_knew_held_is_no_priority(tree: BaseTokenTree) -> None:
 
 def test_room_goes_by_priority_and_then_by_what_is_held() -> None:
     """On a decode worker; equal ones stay in the order of arrival."""
-    places = [
-        None,
-        encode_priority(0, 32),
-        encode_priority(1, 0),
-        encode_priority(0, 64),
-        None,
-        encode_priority(-1, 10**9),
-        encode_priority(0, 32),
-    ]
-    reqs = [SimpleNamespace(number=n, priority=one) for n, one in enumerate(places)]
+    encoded = [encode_priority(*pair) for pair in ((0, 32), (1, 0), (0, 64), (-1, 10**9), (0, 32))]
+    priorities = [None, *encoded[:3], None, *encoded[3:]]
+    reqs = [SimpleNamespace(number=n, priority=one) for n, one in enumerate(priorities)]
     queue = SimpleNamespace(queue=[SimpleNamespace(req=req) for req in reqs])
     popped = priority.pop_preallocated(lambda queue: [*queue.queue], queue)
     assert [waiting.req.number for waiting in popped] == [2, 3, 1, 6, 0, 4, 5]

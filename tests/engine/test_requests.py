@@ -113,9 +113,9 @@ def test_penalties(served: Served, late: bool, penalty: str, length: int, prompt
     which prepares a step before it knows the last token, from the one after that."""
     (ids,) = prompts(1, length)
 
-    def penalised(logits: torch.Tensor, said: list[int]) -> torch.Tensor:
-        known = torch.tensor(said[:-1] if late else said, dtype=torch.int64)
-        counts = torch.bincount(known, minlength=logits.shape[0])
+    def penalised(logits: torch.Tensor, output: list[int]) -> torch.Tensor:
+        counted = torch.tensor(output[:-1] if late else output, dtype=torch.int64)
+        counts = torch.bincount(counted, minlength=logits.shape[0])
         return logits - 1.5 * (counts.clamp(max=1) if penalty == "presence_penalty" else counts)
 
     want = expected(served.models.base, served.models.decoders["a"], ids, 40, penalised)
@@ -126,9 +126,9 @@ def test_penalties(served: Served, late: bool, penalty: str, length: int, prompt
 def test_all_options_in_one_batch(served: Served, plain: str, late: bool, prompts: Prompts) -> None:
     """Requests with different wishes share decode steps and do not disturb each other."""
     options = [wish for name, wish in OPTIONS.items() if not (late and "penalty" in name)]
-    asked = list(zip(options, prompts(len(options), 30), strict=True))
-    want = [on_plain(plain, ids, **options) for options, ids in asked]
-    calls = [partial(generate, served.cluster, "twin", ids, **options) for options, ids in asked]
+    requests = list(zip(options, prompts(len(options), 30), strict=True))
+    want = [on_plain(plain, ids, **options) for options, ids in requests]
+    calls = [partial(generate, served.cluster, "twin", ids, **options) for options, ids in requests]
     for answer, plain_answer in zip(together(calls), want, strict=True):
         assert answer["output_ids"] == plain_answer["output_ids"]
 
@@ -257,10 +257,10 @@ def test_at_the_context_limit(
 ) -> None:
     """The tiny models' context is 2,048 tokens; what fits on a plain server fits here."""
     (ids,) = prompts(1, length)
-    found = outcome(partial(generate, served.cluster, "twin", ids, 4))
-    assert found == outcome(partial(on_plain, plain, ids, 4))
+    result = outcome(partial(generate, served.cluster, "twin", ids, 4))
+    assert result == outcome(partial(on_plain, plain, ids, 4))
     if fits is not None:
-        assert isinstance(found, list) if fits else found == 400
+        assert isinstance(result, list) if fits else result == 400
     assert_conserved(served.cluster)
 
 

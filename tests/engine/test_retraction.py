@@ -36,8 +36,8 @@ def served(request: pytest.FixtureRequest, llama: Models, qwen3: Models, launch:
         )  # fmt: skip
 
 
-def frequency_penalty(logits: torch.Tensor, said: list[int]) -> torch.Tensor:
-    counts = torch.bincount(torch.tensor(said, dtype=torch.int64), minlength=logits.shape[0])
+def frequency_penalty(logits: torch.Tensor, output: list[int]) -> torch.Tensor:
+    counts = torch.bincount(torch.tensor(output, dtype=torch.int64), minlength=logits.shape[0])
     return logits - 1.5 * counts
 
 
@@ -46,7 +46,7 @@ def test_output_is_exact_and_the_base_is_not_asked_again(served: Served, prompts
     overlaps = "--disable-overlap-schedule" not in served.cluster.plan.workers[-1].argv
     penalties = (0, 0, 0) if overlaps else (0, 0, 1)
     lengths = (1, 2, 25, 60)
-    asked = [
+    requests = [
         (name, prompts(1, length)[0], penalised)
         for name, length, penalised in zip("ab" * 6, cycle(lengths), cycle(penalties), strict=False)
     ]
@@ -55,7 +55,7 @@ def test_output_is_exact_and_the_base_is_not_asked_again(served: Served, prompts
             served.models.base, served.models.decoders[name], ids, 40,
             *([frequency_penalty] if penalised else []),
         )
-        for name, ids, penalised in asked
+        for name, ids, penalised in requests
     ]  # fmt: skip
     before = counters(served.cluster)
     answers = together(
@@ -64,15 +64,15 @@ def test_output_is_exact_and_the_base_is_not_asked_again(served: Served, prompts
                 generate, served.cluster, name, ids, 40,
                 sampling={"frequency_penalty": 1.5 if penalised else 0.0}, return_logprob=True,
             )
-            for name, ids, penalised in asked
+            for name, ids, penalised in requests
         ]
     )  # fmt: skip
     after = counters(served.cluster)
     assert [answer["output_ids"] for answer in answers] == [w.tokens for w in want]
     assert all(len(a["meta_info"]["output_token_logprobs"]) == 40 for a in answers)
     retractions = sum(answer["meta_info"]["num_retractions"] for answer in answers)
-    assert retractions > len(asked), "the test did not retract, so it showed nothing"
-    assert growth(before, after, "prefill-0", "prefill_requests") == len(asked)
+    assert retractions > len(requests), "the test did not retract, so it showed nothing"
+    assert growth(before, after, "prefill-0", "prefill_requests") == len(requests)
     assert_conserved(served.cluster)
 
 

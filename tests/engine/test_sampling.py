@@ -100,8 +100,8 @@ def test_a_filter_that_keeps_a_token_does_not_change_the_draw() -> None:
     for free, cut in zip(
         draw(probs, 50, 1.0, 0.0, range(300)), draw(probs, 40, 1.0, 0.0, range(300)), strict=True
     ):
-        kept = set(probs[0].topk(40).indices.tolist())
-        assert cut == free or free not in kept
+        top = set(probs[0].topk(40).indices.tolist())
+        assert cut == free or free not in top
 
 
 def test_penalties_count_some_rows_and_spare_the_others() -> None:

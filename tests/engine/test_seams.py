@@ -71,8 +71,8 @@ RELIED_ON: dict[tuple[Any, str], tuple[str, ...]] = {
     ("owner", "name"), RELIED_ON, ids=lambda part: getattr(part, "__name__", part)
 )
 def test_signature(owner: Any, name: str) -> None:
-    found = tuple(inspect.signature(getattr(owner, name)).parameters)
-    assert found == RELIED_ON[owner, name], f"{owner.__name__}.{name} changed"
+    parameters_now = tuple(inspect.signature(getattr(owner, name)).parameters)
+    assert parameters_now == RELIED_ON[owner, name], f"{owner.__name__}.{name} changed"
 
 
 def test_request_fields() -> None:
@@ -91,8 +91,8 @@ def test_request_fields() -> None:
 
 def annotated(kind: type) -> set[str]:
     """The fields of a request that a client can send; SGLang's private ones begin with `_`."""
-    found = {name for one in kind.__mro__ for name in vars(one).get("__annotations__", ())}
-    return {name for name in found if not name.startswith(("_", "model_"))}
+    fields = {name for one in kind.__mro__ for name in vars(one).get("__annotations__", ())}
+    return {name for name in fields if not name.startswith(("_", "model_"))}
 
 
 # Filled by SGLang itself.
@@ -116,7 +116,7 @@ def test_the_gateway_checks_every_field(
     kind: type, table: dict[str, Any], elsewhere: set[str]
 ) -> None:
     """A field that SGLang gains must get a check, or a reason to refuse it."""
-    known = annotated(kind)
-    assert not known - table.keys() - UNSUPPORTED.keys() - elsewhere
+    annotations = annotated(kind)
+    assert not annotations - table.keys() - UNSUPPORTED.keys() - elsewhere
     # `reasoning` is read before SGLang makes its request of the body.
-    assert not table.keys() - known - {"reasoning"}
+    assert not table.keys() - annotations - {"reasoning"}

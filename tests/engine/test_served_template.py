@@ -48,15 +48,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch, llama: Mode
 @pytest.mark.parametrize("name", BODIES)
 def test_the_gateway_renders_what_the_engine_does(name: str, served: Served) -> None:
     body = {"messages": ASKED, **BODIES[name]}
-    asked = {**body, "max_tokens": 2, "model": "a", "cache_salt": name}
-    answer = post(f"{served.cluster.url}/v1/chat/completions", asked)
+    request = {**body, "max_tokens": 2, "model": "a", "cache_salt": name}
+    answer = post(f"{served.cluster.url}/v1/chat/completions", request)
     config = gateway_config(served.cluster.plan)
     text = Prompts.load(config.tokenizer, config.chat).chat(body).text.decode()
     assert text.startswith("user:\nWho?\n")
     tokenizer = Tokenizer.from_file(str(served.models.base / "tokenizer.json"))
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert answer["usage"]["prompt_tokens"] == len(ids)
-    assert_known(served.cluster, asked, len(ids))
+    assert_known(served.cluster, request, len(ids))
 
 
 def test_workers_tell_which_template_they_have(served: Served) -> None:

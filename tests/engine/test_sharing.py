@@ -56,14 +56,14 @@ def test_nothing_of_a_decoder_is_kept(served: Served, page: int, prompts: Prompt
     hold more than the first prompt's base prefix, and the answer would differ from the base's.
     """
     (prompt,) = prompts(1, 70)
-    said = generate(served.cluster, "a", prompt, 60)["output_ids"]
-    follow_up = prompt + said + prompts(1, 5)[0]
+    output = generate(served.cluster, "a", prompt, 60)["output_ids"]
+    follow_up = prompt + output + prompts(1, 5)[0]
     before = counters(served.cluster)
     answer = generate(served.cluster, "a", follow_up, 12)
     after = counters(served.cluster)
     want = expected(served.models.base, served.models.decoders["a"], follow_up, 12)
-    kept = growth(before, after, "decode-a", "handoff_tokens.tree")
-    assert kept == (len(prompt) - 1) // page * page
+    cached = growth(before, after, "decode-a", "handoff_tokens.tree")
+    assert cached == (len(prompt) - 1) // page * page
     assert answer["output_ids"] == want.tokens
 
 

@@ -50,15 +50,15 @@ def swap(served: Served, folder: Path) -> Any:
 
 def test_new_weights_on_a_warm_cache(served: Served, prompts: Prompts) -> None:
     """No prefix is computed or pulled again for them, and each answer is that of its weights."""
-    asked = prompts(3, 60)
+    inputs = prompts(3, 60)
     models = served.models
-    for ids in asked:
+    for ids in inputs:
         want = expected(models.base, models.decoders["a"], ids)
         assert generate(served.cluster, "a", ids)["output_ids"] == want.tokens
     before = counters(served.cluster)
     for name in ("b", "a", "b"):
         assert swap(served, models.decoders[name])["success"]
-        for ids in asked:
+        for ids in inputs:
             want = expected(models.base, models.decoders[name], ids)
             assert generate(served.cluster, "a", ids)["output_ids"] == want.tokens
     after = counters(served.cluster)

@@ -39,10 +39,10 @@ def client(cluster: Cluster) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0)
 
 
-def asked(client: openai.OpenAI, question: str = QUESTION, **options: Any) -> Any:
+def ask(client: openai.OpenAI, question: str = QUESTION, **options: Any) -> Any:
     messages: Any = [{"role": "user", "content": question}]
-    given: Any = {"tools": TOOLS, "max_tokens": 96, "temperature": 0, **options}
-    return client.chat.completions.create(model="tools", messages=messages, **given)
+    fields: Any = {"tools": TOOLS, "max_tokens": 96, "temperature": 0, **options}
+    return client.chat.completions.create(model="tools", messages=messages, **fields)
 
 
 def calls(message: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -53,7 +53,7 @@ def calls(message: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_openai(client: openai.OpenAI) -> None:
-    (choice,) = asked(client).choices
+    (choice,) = ask(client).choices
     assert calls(choice.message) == [("get_weather_forecast", LISBON)]
     assert not choice.message.content
     assert choice.finish_reason == "tool_calls"
@@ -77,37 +77,37 @@ def test_openai_streamed(client: openai.OpenAI) -> None:
 def test_several_calls_in_one_answer(client: openai.OpenAI, stream: bool) -> None:
     if stream:
         parts: dict[int, list[str]] = {}
-        for chunk in asked(client, TWO, stream=True):
+        for chunk in ask(client, TWO, stream=True):
             for call in chunk.choices[0].delta.tool_calls or () if chunk.choices else ():
                 name, arguments = parts.setdefault(call.index, ["", ""])
                 parts[call.index] = [
                     name + (call.function.name or ""),
                     arguments + (call.function.arguments or ""),
                 ]
-        found = [(name, json.loads(arguments)) for name, arguments in parts.values()]
+        streamed = [(name, json.loads(arguments)) for name, arguments in parts.values()]
     else:
-        found = calls(asked(client, TWO).choices[0].message)
-    assert found[0] == ("get_weather_forecast", LISBON)
-    assert [name for name, _ in found] == ["get_weather_forecast"] * 2
+        streamed = calls(ask(client, TWO).choices[0].message)
+    assert streamed[0] == ("get_weather_forecast", LISBON)
+    assert [name for name, _ in streamed] == ["get_weather_forecast"] * 2
 
 
 def test_a_choice_of_none_shows_no_tools(cluster: Cluster, client: openai.OpenAI) -> None:
-    answer = asked(client, tool_choice="none")
+    answer = ask(client, tool_choice="none")
     assert not answer.choices[0].message.tool_calls
-    assert answer.usage.prompt_tokens == asked(client, tools=openai.omit).usage.prompt_tokens
+    assert answer.usage.prompt_tokens == ask(client, tools=openai.omit).usage.prompt_tokens
 
 
 @pytest.mark.parametrize("question", [QUESTION, "Hello!"])
 def test_a_call_can_be_required(client: openai.OpenAI, question: str) -> None:
-    found = calls(asked(client, question, tool_choice="required").choices[0].message)
-    assert found
-    assert {name for name, _ in found} <= {tool["function"]["name"] for tool in TOOLS}
+    called = calls(ask(client, question, tool_choice="required").choices[0].message)
+    assert called
+    assert {name for name, _ in called} <= {tool["function"]["name"] for tool in TOOLS}
 
 
 def test_a_named_function_is_called(client: openai.OpenAI) -> None:
     named = {"type": "function", "function": {"name": "convert_currency"}}
-    found = calls(asked(client, tool_choice=named).choices[0].message)
-    assert {name for name, _ in found} == {"convert_currency"}
+    called = calls(ask(client, tool_choice=named).choices[0].message)
+    assert {name for name, _ in called} == {"convert_currency"}
 
 
 def test_a_strict_function_gets_arguments_of_its_schema(client: openai.OpenAI) -> None:
@@ -116,7 +116,7 @@ def test_a_strict_function_gets_arguments_of_its_schema(client: openai.OpenAI) -
     parameters = {"type": "object", "properties": {"days": text}, "required": ["days"]}
     strict = {"name": "get_weather_forecast", "strict": True}
     strict["parameters"] = parameters | {"additionalProperties": False}
-    answer = asked(client, tools=[{"type": "function", "function": strict}])
+    answer = ask(client, tools=[{"type": "function", "function": strict}])
     ((_, arguments),) = calls(answer.choices[0].message)
     assert arguments["days"] in ("two", "five")
     assert arguments.keys() == {"days"}
@@ -165,9 +165,9 @@ CHATS: dict[str, Messages] = {
 def test_the_gateway_knows_the_prompt(cluster: Cluster, name: str, choice: str) -> None:
     body = {"model": "tools", "messages": CHATS[name], "tools": TOOLS, "tool_choice": choice}
     salt = f"{name} {choice}"
-    asked = {**body, "max_tokens": 4, "temperature": 0, "cache_salt": salt}
-    usage = post(f"{cluster.url}/v1/chat/completions", asked)["usage"]
-    assert_known(cluster, asked, usage["prompt_tokens"])
+    request = {**body, "max_tokens": 4, "temperature": 0, "cache_salt": salt}
+    usage = post(f"{cluster.url}/v1/chat/completions", request)["usage"]
+    assert_known(cluster, request, usage["prompt_tokens"])
 
 
 @agents.function_tool

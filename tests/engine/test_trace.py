@@ -33,8 +33,8 @@ def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Ser
 
 @pytest.fixture(scope="module")
 def mirrors(served: Served) -> Iterator[Mirrors]:
-    with mirroring(served.cluster) as found:
-        yield found
+    with mirroring(served.cluster) as caches:
+        yield caches
 
 
 Pair = tuple[Span, Span]
@@ -49,7 +49,7 @@ def test_counts_and_stages(served: Served, mirrors: Mirrors, prompts: Prompts) -
     """A cold prompt; the same again; on another decoder; and one page more."""
     (ids,) = prompts(1, 16 * 12 + 1)
     page_bytes = None
-    for decoder, prompt, computed, tree, own in (
+    for decoder, prompt, computed, tree, held_there in (
         ("a", ids, 192, 0, 0),
         ("a", ids, 0, 0, 192),
         ("b", ids, 0, 192, 0),
@@ -59,8 +59,8 @@ def test_counts_and_stages(served: Served, mirrors: Mirrors, prompts: Prompts) -
         rid, _ = ask(served.cluster, decoder, prompt)
         prefill, decode = told(mirrors, decoder, rid)
         assert (prefill.role, prefill.computed, prefill.held) == ("prefill", computed, tree)
-        pulled = len(prompt) - 1 - own
-        assert (decode.role, decode.held, decode.pulled) == ("decode", own, pulled)
+        pulled = len(prompt) - 1 - held_there
+        assert (decode.role, decode.held, decode.pulled) == ("decode", held_there, pulled)
         page_bytes = page_bytes or decode.pulled_bytes // 12
         assert decode.pulled_bytes == pulled // 16 * page_bytes
         assert (prefill.prefill > 0) == (computed > 0)
@@ -102,10 +102,10 @@ def test_who_waits_for_anothers_prefill_says_so(
 def test_through_the_gateway(served: Served, prompts: Prompts) -> None:
     """A second decoder's turn on one prompt: told with the answer, and counted as saved."""
     (ids,) = prompts(1, 16 * 64 + 1)
-    told = {name: ask_gateway(served, name, ids)["timeline"] for name in "ab"}
-    assert told["a"]["tokens"].items() >= {"computed": 1024, "tree": 0, "own": 0}.items()
-    assert told["b"]["tokens"].items() >= {"computed": 0, "tree": 1024, "pulled": 1024}.items()
-    for name, timeline in told.items():
+    traces = {name: ask_gateway(served, name, ids)["timeline"] for name in "ab"}
+    assert traces["a"]["tokens"].items() >= {"computed": 1024, "tree": 0, "own": 0}.items()
+    assert traces["b"]["tokens"].items() >= {"computed": 0, "tree": 1024, "pulled": 1024}.items()
+    for name, timeline in traces.items():
         assert timeline["prefill_worker"] == "prefill-0"
         assert timeline["decode_worker"] == f"decode-{name}"
         seconds = timeline["seconds"]

@@ -110,8 +110,8 @@ def test_workers_that_tokenize_differently_are_caught(served: Served2, prompts: 
 def test_lease_of_a_killed_decode_worker_expires(served: Served2, prompts: Prompts) -> None:
     cluster = served[0].cluster
     prefill, decode = cluster.workers[0], cluster.workers[2]
-    known, ids = prompts(2, 600)
-    generate(cluster, "b", known)
+    cached, ids = prompts(2, 600)
+    generate(cluster, "b", cached)
     legs = Legs(served[0], 503)
     dead = legs.send(2, ids)
     while "decode_transfer_queue_reqs" not in in_work(decode.url):

@@ -225,7 +225,7 @@ def answer(url: str, body: Body) -> tuple[int, str]:
 def legs(served: Served, decoder: str) -> list[tuple[str, Body]]:
     """The workers' addresses, and what the gateway adds to the bodies of both."""
     prefill, *decode = served.cluster.plan.workers
-    (worker,) = [one for one in decode if one.model_name == decoder]
+    (worker,) = [spec for spec in decode if spec.model_name == decoder]
     room = next(_ROOMS)
     handshake = {
         "rid": f"hostile-{room}-x",
@@ -258,12 +258,12 @@ def assert_unharmed(served: Served, processes: dict[str, set[int]], prompts: Pro
     assert_conserved(served.cluster)
 
 
-def found_wrong(answers: dict[str, list[tuple[int, str]]], wanted: dict[str, str]) -> list[str]:
+def found_wrong(answers: dict[str, list[tuple[int, str]]], expected: dict[str, str]) -> list[str]:
     """Every answer that is not a 400 with the wanted word, one line each."""
     return [
-        f"{name}: {[(status, text[:300]) for status, text in given]}"
-        for name, given in answers.items()
-        if not all(status == 400 and wanted[name] in text for status, text in given)
+        f"{name}: {[(status, text[:300]) for status, text in answer]}"
+        for name, answer in answers.items()
+        if not all(status == 400 and expected[name] in text for status, text in answer)
     ]
 
 
@@ -271,11 +271,11 @@ def test_workers_refuse_by_name(
     served: Served, processes: dict[str, set[int]], prompts: Prompts
 ) -> None:
     cases = NATIVE | TRANSPORT
-    found = {
+    differing = {
         name: ask_both(served, "/generate", body, name in OF_THE_ANSWER)
         for name, (body, _) in cases.items()
     }
-    wrong = found_wrong(found, {name: why for name, (_, why) in cases.items()})
+    wrong = found_wrong(differing, {name: why for name, (_, why) in cases.items()})
     assert not wrong, "\n".join(wrong)
     assert_unharmed(served, processes, prompts)
 
@@ -283,11 +283,11 @@ def test_workers_refuse_by_name(
 def test_workers_refuse_openai_bodies(
     served: Served, processes: dict[str, set[int]], prompts: Prompts
 ) -> None:
-    found = {
+    differing = {
         name: ask_both(served, f"/v1/{path}", body, name in OF_THE_ANSWER)
         for name, (path, body, _) in OPENAI.items()
     }
-    wrong = found_wrong(found, {name: why for name, (*_, why) in OPENAI.items()})
+    wrong = found_wrong(differing, {name: why for name, (*_, why) in OPENAI.items()})
     assert not wrong, "\n".join(wrong)
     assert_unharmed(served, processes, prompts)
 
@@ -307,8 +307,8 @@ def test_gateway_refuses_too(
             for n, (path, body, _) in OPENAI.items()
         },
     }
-    found = {name: call() for name, call in calls.items()}
-    wrong = {name: got for name, got in found.items() if not 400 <= got[0] < 500}
+    outcomes = {name: call() for name, call in calls.items()}
+    wrong = {name: got for name, got in outcomes.items() if not 400 <= got[0] < 500}
     assert not wrong, wrong
     assert_unharmed(served, processes, prompts)
 
@@ -333,8 +333,8 @@ def test_stop_patterns_still_stop(served: Served, prompts: Prompts) -> None:
     """The first pattern that is found in what was said, as SGLang has it."""
     (ids,) = prompts(1, 20)
     whole = generate(served.cluster, "a", ids, 24)
-    wanted = whole["text"][9:11]
-    pattern = "".join(f"[{character}]" if character.isalnum() else "." for character in wanted)
+    expected = whole["text"][9:11]
+    pattern = "".join(f"[{character}]" if character.isalnum() else "." for character in expected)
     stopped = generate(served.cluster, "a", ids, 24, sampling={"stop_regex": ["zzzz", pattern]})
     assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": pattern}
     assert whole["output_ids"][: len(stopped["output_ids"])] == stopped["output_ids"]
@@ -361,12 +361,12 @@ def test_a_tokenizer_with_a_token_more_than_its_model(llama: Models, tmp_path: P
     model = shutil.copytree(llama.base, tmp_path / "model")
     file = model / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
-    one = tokenizer["added_tokens"][0]
+    token = tokenizer["added_tokens"][0]
     # A tokenizer numbers what is added from its own vocabulary's end.
     first = max(tokenizer["model"]["vocab"].values()) + 1
     for token_id in range(first, VOCAB_SIZE + 1):
         text = "<|more|>" if token_id == VOCAB_SIZE else f"<|{token_id}|>"
-        tokenizer["added_tokens"].append({**one, "id": token_id, "content": text})
+        tokenizer["added_tokens"].append({**token, "id": token_id, "content": text})
     file.write_text(json.dumps(tokenizer))
     with sglang_server(model, tmp_path / "log") as url:
         wait_until_healthy(url)

@@ -58,15 +58,15 @@ async def test_what_is_for_another_process_is_refused(http: httpx.AsyncClient) -
 def test_the_scheduler_has_the_event_streams_incarnation() -> None:
     publisher = WorkerEventPublisher()
     try:
-        told = worker_info.get_init_info({"status": "ready"}, _scheduler(publisher))
-        assert told == {"status": "ready", "ps_sglang_incarnation": publisher.incarnation}
+        info = worker_info.get_init_info({"status": "ready"}, _scheduler(publisher))
+        assert info == {"status": "ready", "ps_sglang_incarnation": publisher.incarnation}
     finally:
         publisher.shutdown()
 
 
 def test_a_scheduler_without_an_event_stream_has_one_of_its_own() -> None:
-    one, other = (worker_info.get_init_info({}, _scheduler(None)) for _ in range(2))
-    assert one != other
+    first, other = (worker_info.get_init_info({}, _scheduler(None)) for _ in range(2))
+    assert first != other
 
 
 def _scheduler(publisher: Any) -> Any:
@@ -87,7 +87,7 @@ INFO = {
 SCHEDULER = {"ps_sglang_incarnation": "here", "max_total_num_tokens": 4096}
 
 
-def _told(folder: Path, **info: Any) -> WorkerInfo:
+def _published(folder: Path, **info: Any) -> WorkerInfo:
     worker_info.serves(folder)
     args = SimpleNamespace(model_path=str(folder), chat_template=None)
     answer = worker_info.build_server_info({**INFO, **info}, args, SCHEDULER)
@@ -95,30 +95,31 @@ def _told(folder: Path, **info: Any) -> WorkerInfo:
 
 
 def test_what_a_worker_says_of_itself(tiny: dict[str, Path]) -> None:
-    told = _told(tiny["a"])
-    assert (told.incarnation, told.role, told.model) == ("here", "decode", "a")
-    assert (told.events, told.events_control, told.bootstrap_port) == ("e", "r", None)
-    assert told.capacity == 4096
-    assert told.trained_on is not None
-    assert told.trained_on.startswith("ps1:")
-    assert {"base fingerprint", "tokenizer", "page_size"} <= set(told.common)
-    prefill = _told(tiny["base"], disaggregation_mode="prefill", kv_events_config=None)
+    published = _published(tiny["a"])
+    assert (published.incarnation, published.role, published.model) == ("here", "decode", "a")
+    assert (published.events, published.events_control) == ("e", "r")
+    assert published.bootstrap_port is None
+    assert published.capacity == 4096
+    assert published.trained_on is not None
+    assert published.trained_on.startswith("ps1:")
+    assert {"base fingerprint", "tokenizer", "page_size"} <= set(published.common)
+    prefill = _published(tiny["base"], disaggregation_mode="prefill", kv_events_config=None)
     assert (prefill.bootstrap_port, prefill.events, prefill.trained_on) == (8998, None, None)
-    changed = {change.partition(":")[0] for change in told.changes(prefill)}
+    changed = {change.partition(":")[0] for change in published.changes(prefill)}
     assert changed == {
         "role", "weights", "trained on", "bootstrap port", "events", "events control",
     }  # fmt: skip
 
 
 def test_other_weights_are_another_worker(tiny: dict[str, Path]) -> None:
-    (change,) = _told(tiny["a"]).changes(_told(tiny["b"]))
+    (change,) = _published(tiny["a"]).changes(_published(tiny["b"]))
     assert change.startswith("weights: wanted w1:")
-    same = _told(tiny["a"])
+    same = _published(tiny["a"])
     assert list(same.changes(msgspec.structs.replace(same, incarnation="x", capacity=1))) == []
 
 
 def test_a_checkpoint_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
-    assert "no .safetensors file" in str(_told(tmp_path).problem)
+    assert "no .safetensors file" in str(_published(tmp_path).problem)
 
 
 def test_a_server_of_another_kind_says_nothing(tiny: dict[str, Path]) -> None:

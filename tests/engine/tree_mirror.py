@@ -70,14 +70,14 @@ class TreeMirror:
         """Ask for a snapshot and take it; what the events before it had told."""
         position = self.ask(Snapshot())
         assert isinstance(position, Position)
-        told: list[set[Prefix]] = []
-        while not told:
+        snapshots: list[set[Prefix]] = []
+        while not snapshots:
             for event in self._batch():
                 # On a first subscription the news may come from before the snapshot.
                 if isinstance(event, AllBlocksCleared) and self.next > position.next:
-                    told.append(self.prefixes())
+                    snapshots.append(self.prefixes())
                 self._apply(event)
-        return told[0]
+        return snapshots[0]
 
     def wait_for(self, tokens: Sequence[int]) -> None:
         """Until the worker's tree holds these tokens."""

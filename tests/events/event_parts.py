@@ -53,7 +53,7 @@ class Tree:
     def tell_all(self) -> None:
         """Publish the whole tree."""
         events: list[KvEvent] = [AllBlocksCleared()]
-        self.publish(*events, *(stored(one, parent) for one, parent in self.parents.items()))
+        self.publish(*events, *(stored(block, parent) for block, parent in self.parents.items()))
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for the condition, which only commands can make true."""
@@ -171,8 +171,8 @@ class Relay:
     async def _down(self) -> None:
         while True:
             frames = await self._in.recv_multipart()
-            for one in self.disturb(frames):
-                await self._out.send_multipart(one)
+            for passed in self.disturb(frames):
+                await self._out.send_multipart(passed)
             self._seen = max(self._seen, number_of(frames))
             self._news.set()
 

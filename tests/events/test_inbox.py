@@ -25,12 +25,12 @@ async def test_messages_of_a_topic_are_taken_in_order(published: zmq.Socket[byte
         assert published.recv() == b"\x01kv:"
         for topic, content in ((b"kv:1", b"a"), (b"other", b"b"), (b"kv:2", b"c")):
             published.send_multipart((topic, content))
-        taken: list[list[bytes]] = []
-        while len(taken) < 2:
+        messages: list[list[bytes]] = []
+        while len(messages) < 2:
             assert await inbox.wait(10)
             while (message := inbox.take()) is not None:
-                taken.append(message)
-        assert taken == [[b"kv:1", b"a"], [b"kv:2", b"c"]]
+                messages.append(message)
+        assert messages == [[b"kv:1", b"a"], [b"kv:2", b"c"]]
     finally:
         inbox.close()
 

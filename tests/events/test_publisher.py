@@ -107,8 +107,8 @@ def test_batches_arrive_whole_and_in_order(publisher: WorkerEventPublisher, peer
     peer.subscribe()
     stored = BlockStored([1, -2], None, [5, 6], 1, medium="GPU", cache_salt="t")
     sent = [KvEventBatch(0.5, [AllBlocksCleared(), stored]), *map(batch, range(1, 20))]
-    for one in sent:
-        publisher.publish(one)
+    for item in sent:
+        publisher.publish(item)
     assert [peer.batch() for _ in sent] == list(enumerate(sent))
     publisher.record(SPAN)
     assert peer.record() == SPAN
@@ -144,8 +144,8 @@ def test_replay_has_what_is_kept_and_says_what_is_gone(
         assert reply == Replayed(mine, first, len(kept))
         decoded = [msgspec.msgpack.decode(one, type=KvEventBatch) for one in batches]
         assert decoded == [batch(number) for number in kept]
-    for gone in (Replay(mine, 1), Replay(mine, 7), Replay("another", 5)):
-        assert peer.ask(gone) == (Expired(mine, 6), [])
+    for lost in (Replay(mine, 1), Replay(mine, 7), Replay("another", 5)):
+        assert peer.ask(lost) == (Expired(mine, 6), [])
 
 
 def test_what_nobody_heard_is_not_claimed_to_be_kept(
@@ -196,12 +196,12 @@ def test_overload_is_a_gap_not_a_wait(peer: Peer, publisher: WorkerEventPublishe
 
 
 def test_commands_reach_the_owner_in_order(publisher: WorkerEventPublisher, peer: Peer) -> None:
-    taken: list[object] = []
-    publisher.on_command(taken.append)
+    received: list[object] = []
+    publisher.on_command(received.append)
     commands: list[Request] = [Release("s"), Pin("s", 2.5), Snapshot()]
     for command in commands:
         assert peer.ask(command) == (Position(publisher.incarnation, 0), [])
-    assert taken == commands
+    assert received == commands
 
 
 def test_nonsense_is_refused_by_name(publisher: WorkerEventPublisher, peer: Peer) -> None:

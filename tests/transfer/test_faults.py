@@ -179,8 +179,8 @@ class Schedule:
 
     @staticmethod
     def _lives(room: int, among: Sequence[Prefill | Decode]) -> bool:
-        found = [node.requests[room] for node in among if room in node.requests]
-        return bool(found)
+        running = [node.requests[room] for node in among if room in node.requests]
+        return bool(running)
 
     def abort(self) -> None:
         nodes = [node for node in self.nodes if not node.stopped]

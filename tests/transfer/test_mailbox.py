@@ -41,9 +41,9 @@ def there(name: str) -> Iterator[Mailbox]:
 
 
 def collected(mailbox: Mailbox) -> list[bytes]:
-    found: list[Frames] = []
-    mailbox.collect(found.append)
-    return [frame for (frame,) in found]
+    messages: list[Frames] = []
+    mailbox.collect(messages.append)
+    return [frame for (frame,) in messages]
 
 
 def test_messages_are_there_at_once_and_in_order(here: Mailbox, there: Mailbox, name: str) -> None:
@@ -64,12 +64,12 @@ def test_a_mailbox_that_this_host_does_not_have_takes_nothing(here: Mailbox, nam
 def test_a_full_mailbox_takes_nothing_and_blocks_nobody(
     here: Mailbox, there: Mailbox, name: str
 ) -> None:
-    taken = 0
-    while here.post(name, b"%d" % taken):
-        taken += 1
-        assert taken < 100_000, "it is never full"
-    assert taken > 0
-    assert collected(there) == [b"%d" % number for number in range(taken)]
+    posted = 0
+    while here.post(name, b"%d" % posted):
+        posted += 1
+        assert posted < 100_000, "it is never full"
+    assert posted > 0
+    assert collected(there) == [b"%d" % number for number in range(posted)]
     assert here.post(name, b"again")
 
 

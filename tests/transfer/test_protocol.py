@@ -83,8 +83,8 @@ class Pair:
         assert self.decode.untouched()
 
     def messages(self, kind: type[Message]) -> list[Any]:
-        found = [decode(frames)[0] for _, frames in self.world.sent]
-        return [message for message in found if isinstance(message, kind)]
+        decoded = [decode(frames)[0] for _, frames in self.world.sent]
+        return [message for message in decoded if isinstance(message, kind)]
 
     def bend(self, kind: type[Message], change: Callable[[Frames], list[Frames]], times: int = 1):  # type: ignore[no-untyped-def]
         """Change the first messages of a kind on their way."""

@@ -119,7 +119,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
     lent[:] = np.random.default_rng(1).integers(0, 256, lent.size, dtype=np.uint8)
     addresses = [lent.ctypes.data + number * PAGES * WIDTH for number in range(BUFFERS)]
     lengths = [PAGES * WIDTH] * BUFFERS
-    taken = np.zeros((BUFFERS, PAGES, WIDTH), dtype=np.uint8)
+    copied = np.zeros((BUFFERS, PAGES, WIDTH), dtype=np.uint8)
     metadata = [np.full((ROOMS, 64), value, dtype=np.uint8) for value in (7, 0)]
     aux = [HostRows([rows.ctypes.data], [rows.nbytes], [64]) for rows in metadata]
     rows = source.sample(range(PAGES), ROOMS * ROOM_PAGES)
@@ -137,7 +137,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
             events=events, clock=time.monotonic, limits=LIMITS,
         )  # fmt: skip
         reader = Reader(
-            HostRows([buffer.ctypes.data for buffer in taken], lengths, [WIDTH] * BUFFERS), aux[1],
+            HostRows([buffer.ctypes.data for buffer in copied], lengths, [WIDTH] * BUFFERS), aux[1],
             session=f"{reader_at}#{names[1]}", base_fingerprint="base", send=reader_out.send,
             clock=time.monotonic, open_pool=open_pool, wake=bell.ring,
             collect=reader_mail.collect, limits=LIMITS,
@@ -175,7 +175,7 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
                 if outcome is None and room in aborted:
                     reader.close(room)
                     outcome = Outcome("aborted")
-                    taken[:, targets[room * ROOM_PAGES : (room + 1) * ROOM_PAGES]] = 0xAB
+                    copied[:, targets[room * ROOM_PAGES : (room + 1) * ROOM_PAGES]] = 0xAB
                 if outcome is not None:
                     outcomes[room] = outcome
                     reader.close(room)
@@ -188,12 +188,12 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
     for room, outcome in outcomes.items():
         here = slice(room * ROOM_PAGES, (room + 1) * ROOM_PAGES)
         if outcome == Outcome():
-            assert (taken[:, targets[here]] == source_pages[:, rows[here]]).all()
+            assert (copied[:, targets[here]] == source_pages[:, rows[here]]).all()
             assert (metadata[1][room] == 7).all()
             assert events.outcomes[room] == Outcome()
         else:
             assert room in aborted
             assert outcome == Outcome("aborted")
-            assert (taken[:, targets[here]] == 0xAB).all(), "written after it was closed"
+            assert (copied[:, targets[here]] == 0xAB).all(), "written after it was closed"
     assert sum(outcome == Outcome() for outcome in outcomes.values()) >= ROOMS - len(aborted)
     assert lender.rooms == 0

@@ -30,7 +30,7 @@ _RESERVED: Final = frozenset(
 
 
 class _Limits:
-    """What this process knows of its tokenizer; None before it has one."""
+    """Limits of a prompt, by this process's tokenizer; None before it has one."""
 
     longest_text: int | None = None  # bytes
     context: int = 0
@@ -79,7 +79,7 @@ def of_the_request(what: str) -> Iterator[None]:
 
 @around("managers.io_struct.GenerateReqInput.normalize_batch_and_arguments", "self")
 def normalize_batch_and_arguments(original: Any, obj: Any) -> None:
-    """Around `GenerateReqInput.normalize_batch_and_arguments`: the shape of a request."""
+    """Around `GenerateReqInput.normalize_batch_and_arguments`: check the shape of a request."""
     with of_the_request("the request's fields do not fit each other"):
         requests.check_shape(obj)
         several = isinstance(obj.sampling_params, list)
@@ -98,7 +98,7 @@ def normalize_batch_and_arguments(original: Any, obj: Any) -> None:
     "managers.tokenizer_manager.TokenizerManager._validate_one_request", "self", "obj", "input_ids"
 )
 def validate_one_request(original: Any, manager: Any, obj: Any, input_ids: Any) -> None:
-    """Around `TokenizerManager._validate_one_request`: every field of one prompt."""
+    """Around `TokenizerManager._validate_one_request`: check every field of one prompt."""
     with of_the_request("the request cannot be validated"):
         if isinstance(obj, GenerateReqInput):
             requests.check_sample(obj, input_ids, int(manager.model_config.vocab_size))
@@ -141,7 +141,7 @@ def _for_the_role(mode: str, obj: Any) -> None:
     "token_type_ids",
 )
 def create_tokenized_object(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around `TokenizerManager._create_tokenized_object`: sampling parameters of any type."""
+    """Around `TokenizerManager._create_tokenized_object`: refuse parameters of a wrong type."""
     with of_the_request("the request cannot be prepared"):
         return original(*args, **kwargs)
 
@@ -155,7 +155,7 @@ def create_tokenized_object(original: Any, *args: Any, **kwargs: Any) -> Any:
 async def tokenize_texts(
     original: Any, manager: Any, texts: Any, is_cross_encoder: bool = False
 ) -> Any:
-    """Around `TokenizerManager._tokenize_texts`: only what can fit, and beside the event loop.
+    """Around `TokenizerManager._tokenize_texts`: refuse what cannot fit, leave the event loop free.
 
     SGLang tokenizes in the loop, so that one long text would hold all answers of the worker. The
     tokenizer lets go of the interpreter while it works.
@@ -189,7 +189,7 @@ def _finish(work: Coroutine[Any, Any, Any]) -> Any:
     "raw_request",
 )
 def convert_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
-    """Around `OpenAIServingChat._convert_to_internal_request`: what cannot be rendered."""
+    """Around `OpenAIServingChat._convert_to_internal_request`: refuse what cannot be rendered."""
     if reserved := sorted(_RESERVED.intersection(request.chat_template_kwargs or ())):
         raise ValueError(
             f"`chat_template_kwargs` must not hold {', '.join(reserved)}: the server gives the "
@@ -208,7 +208,7 @@ def convert_chat(original: Any, serving: Any, request: Any, raw_request: Any = N
     "raw_request",
 )
 def convert_completion(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
-    """Around `OpenAIServingCompletion._convert_to_internal_request`: what cannot be converted."""
+    """Around `OpenAIServingCompletion._convert_to_internal_request`: refuse what fails."""
     with of_the_request("the request cannot be converted"):
         return original(serving, request, raw_request)
 
@@ -220,7 +220,7 @@ def convert_completion(original: Any, serving: Any, request: Any, raw_request: A
     "encode_kwargs",
 )
 def encode_prompt(original: Any, tokenizer: Any, text: str, encode_kwargs: Any = None) -> Any:
-    """Around `parallel_prompt_encode`: a rendered chat that can fit."""
+    """Around `parallel_prompt_encode`: refuse a rendered chat that cannot fit."""
     requests.CHECKS["text"]("messages", text)
     check_length(text)
     return original(tokenizer, text, encode_kwargs)

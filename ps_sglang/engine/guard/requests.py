@@ -93,10 +93,10 @@ def check_shape(obj: Any) -> None:
             refuse(name, "left out, as this worker does not serve it", value)
     params = obj.sampling_params
     every = params if isinstance(params, list) else [params]
-    for one in every:
-        if one is not None and not isinstance(one, dict):
+    for item in every:
+        if item is not None and not isinstance(item, dict):
             refuse("sampling_params", "an object, or a list with one for each prompt", params)
-    counts = {(params or {}).get("n") or 1 for params in every} or {1}
+    counts = {(item or {}).get("n") or 1 for item in every} or {1}
     for count in counts:
         Whole(1, MOST_SAMPLES)("n", count)
     prompts = obj.text if obj.text is not None else obj.input_ids

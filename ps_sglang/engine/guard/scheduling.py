@@ -39,7 +39,7 @@ _LOW_PRIORITY: Final = 10
 def handle_generate_request(
     original: Any, scheduler: Any, recv_req: Any, *, mm_input_error: str | None = None
 ) -> None:
-    """Around `Scheduler.handle_generate_request`: an exception ends this request only."""
+    """Around `Scheduler.handle_generate_request`: let an exception end this request only."""
     try:
         original(scheduler, recv_req, mm_input_error=mm_input_error)
     except Exception as error:  # whatever it is, the other requests go on
@@ -78,7 +78,7 @@ def _end(scheduler: Any, recv_req: Any, reason: str) -> None:
 
 @around("managers.schedule_batch.Req._check_str_based_finish", "self", "new_accepted_len")
 def check_str_based_finish(original: Any, req: Any, new_accepted_len: int = 1) -> bool:
-    """Around `Req._check_str_based_finish`: stop patterns in bounded time.
+    """Around `Req._check_str_based_finish`: match stop patterns in bounded time.
 
     SGLang looks for the stop texts, and the patterns are matched here.
     """
@@ -113,7 +113,7 @@ def check_str_based_finish(original: Any, req: Any, new_accepted_len: int = 1) -
     "require_reasoning",
 )
 def compile_grammar(original: Any, backend: Any, key: Any, require_reasoning: bool) -> Any:
-    """Around `BaseGrammarBackend._init_value_dispatch` (in a thread): behind everything else.
+    """Around `BaseGrammarBackend._init_value_dispatch` (in a thread): compile at a low priority.
 
     A grammar that allows no token at all is not compiled, in effect: it has no answer.
     """
@@ -131,7 +131,7 @@ def compile_grammar(original: Any, backend: Any, key: Any, require_reasoning: bo
 
 @around("constrained.base_grammar_backend.BaseGrammarBackend.set_cache", "self", "key", "value")
 def keep_grammar(original: Any, backend: Any, key: Any, value: Any) -> None:
-    """Around `BaseGrammarBackend.set_cache`: the most recent grammars, not all there were."""
+    """Around `BaseGrammarBackend.set_cache`: keep the most recent grammars only."""
     while len(backend.cache) >= _MOST_GRAMMARS:
         del backend.cache[next(iter(backend.cache))]
     original(backend, key, value)
@@ -139,7 +139,7 @@ def keep_grammar(original: Any, backend: Any, key: Any, value: Any) -> None:
 
 @around("constrained.grammar_manager.GrammarManager.get_ready_grammar_requests", "self")
 def get_ready_grammar_requests(original: Any, manager: Any) -> list[Any]:
-    """Around `GrammarManager.get_ready_grammar_requests`: a time limit for compilation.
+    """Around `GrammarManager.get_ready_grammar_requests`: limit the time of a compilation.
 
     SGLang counts passes of the scheduler's loop, each of which may take long.
     """
@@ -191,7 +191,7 @@ def accept_token(original: Any, grammar: Any, token: int) -> None:
     "tokens",
 )
 def accept_grammar_tokens(result: list[int], _processor: Any, req: Any, tokens: Any) -> list[int]:
-    """After `SchedulerBatchResultProcessor._accept_grammar_tokens`: a grammar of the client's."""
+    """After `SchedulerBatchResultProcessor._accept_grammar_tokens`: a failed grammar is a 400."""
     ended = req.to_finish
     if ended is not None and ended.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
         ended.status_code, ended.err_type = HTTPStatus.BAD_REQUEST, "BadRequestError"

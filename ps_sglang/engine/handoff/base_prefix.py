@@ -1,9 +1,9 @@
 """Request-local state of the handoff: where the base's part of a prompt ends.
 
 A prompt x[0..n-1] has the *base prefix* x[0..n-2], whose KV the base computes, and the
-*boundary token* x[n-1], the first one a decoder reads (design: words).
+*boundary token* x[n-1], the first one a decoder reads.
 
-On the prefill worker a request's prompt IS the base prefix: the boundary token is cut off when
+On the prefill worker a request's prompt is the base prefix: the boundary token is cut off when
 the request is created, so matching, chunking, sending and caching need no special case. On the
 decode worker the prompt stays whole and `seqlen - 1` tokens are committed, which is the state
 SGLang keeps for any decoding request.
@@ -32,7 +32,7 @@ def create_generation_req(
         req = _whole_prompt(original(scheduler, recv_req, *args, **kwargs))
         if mode is DisaggregationMode.DECODE:
             begin_handoff(req, len(req.origin_input_ids) - 1)
-            req.skip_radix_cache_insert = True  # a health check's KV is no one's
+            req.skip_radix_cache_insert = True  # a health check's KV is not the base's
         return req
     if mode is DisaggregationMode.PREFILL:
         return _base_prefix_only(original, scheduler, recv_req, args, kwargs)

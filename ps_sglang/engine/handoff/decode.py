@@ -53,13 +53,13 @@ def add(
 
 @around("disaggregation.decode.DecodePreallocQueue._pre_alloc_fill_len", "req")
 def pre_alloc_fill_len(_original: Any, req: Any) -> int:
-    """Around `DecodePreallocQueue._pre_alloc_fill_len`: all but the next input token."""
+    """Around `DecodePreallocQueue._pre_alloc_fill_len`: leave out the next input token."""
     return int(req.seqlen) - 1
 
 
 @around("disaggregation.decode.DecodePreallocQueue._rebootstrap_prefill_len", "req")
 def prefill_len(_original: Any, req: Any) -> int:
-    """Around `DecodePreallocQueue._rebootstrap_prefill_len`: the tokens to hand over."""
+    """Around `DecodePreallocQueue._rebootstrap_prefill_len`: count the tokens to hand over."""
     return base_prefix_len(req)
 
 
@@ -71,7 +71,7 @@ def required_admission_tokens(
     original: Any, queue: Any, req: Any, allocated_tokens: int, prefix_len: int,
     retractable_tokens: int,
 ) -> int:  # fmt: skip
-    """Around `DecodePreallocQueue._required_admission_tokens`: no more than the pool has.
+    """Around `DecodePreallocQueue._required_admission_tokens`: ask for no more than the pool has.
 
     The stock estimate adds room to grow (`--num-reserved-decode-tokens`); where that exceeds
     an empty pool the request would wait for ever. It may have the pool to itself instead.
@@ -118,10 +118,10 @@ def _fill_metadata(buffers: Any, decode_req: Any, *, cached: int) -> None:
 
 @around("disaggregation.decode.DecodeTransferQueue._commit_transfer_to_req", "self", "decode_req")
 def commit_transfer(original: Any, queue: Any, decode_req: Any) -> None:
-    """Around `DecodeTransferQueue._commit_transfer_to_req`: drop the base's token.
+    """Around `DecodeTransferQueue._commit_transfer_to_req`: drop the base's output token.
 
     The base model never samples: its token, logprobs and reasoning state are left out. What
-    stays is the count of prompt tokens that nobody had to compute for this request.
+    stays is the count of prompt tokens that were not computed for this request.
     """
     req = decode_req.req
     with _without_first_output(req):
@@ -163,19 +163,17 @@ def _account_cached_tokens(req: Any) -> None:
 
 
 @around(
-
     "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin.prepare_for_prebuilt",
     "self",
 )  # fmt: skip
 def prepare_for_prebuilt(original: Any, batch: Any) -> None:
-    """Around `ScheduleBatch.prepare_for_prebuilt`: n-1 tokens prefilled, one to decode."""
+    """Around `ScheduleBatch.prepare_for_prebuilt`: prefilled are n-1 tokens, one is to decode."""
     with as_handed_over(batch.reqs):
         original(batch)
     recount_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
 
 
 @around(
-
     "disaggregation.decode_schedule_batch_mixin.ScheduleBatchDisaggregationDecodeMixin.process_prebuilt",
     "self", "future_map",
 )  # fmt: skip
@@ -196,12 +194,11 @@ def process_prebuilt(original: Any, batch: Any, future_map: Any) -> None:
 
 
 @around(
-
     "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor.process_batch_result_prebuilt",
     "self", "batch",
 )  # fmt: skip
 def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
-    """Around `BatchResultProcessor.process_batch_result_prebuilt`: there is no output yet.
+    """Around `BatchResultProcessor.process_batch_result_prebuilt`: stream no empty chunk.
 
     Only requests that end here (aborted, or asked for no tokens) or that come back from a
     retraction take the stock path; for the others it would stream an empty first chunk.
@@ -226,7 +223,7 @@ def _starts_decoding(req: Any) -> bool:
 
 @around("managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens", "self")
 def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
-    """Around `ScheduleBatch.cumulate_penalty_output_tokens`: outputs only, each once.
+    """Around `ScheduleBatch.cumulate_penalty_output_tokens`: count outputs only, each once.
 
     With no output yet the stock code counts the last prompt token, which is the boundary token.
     """
@@ -238,7 +235,7 @@ def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
 
 @around("mem_cache.common.release_kv_cache", "req", "tree_cache", "checkpoint")
 def release_kv_cache(original: Any, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
-    """Around `mem_cache.common.release_kv_cache`: a row that holds no token.
+    """Around `mem_cache.common.release_kv_cache`: free a row that holds no token.
 
     A prompt of one token has an empty base prefix, so its row is registered while it holds
     nothing; a prefill worker that had nothing to compute never took a row.

@@ -1,10 +1,10 @@
-"""Fan-out: requests that want one prefix at the same time cost one prefill.
+"""Fan-out: requests with a common prefix at the same time cost one prefill.
 
 Several decoders of an agent program often ask for the same prompt at once. A request whose missing
 prefix another one is about to compute, or is half way through, stays in the waiting queue and is
-passed over; as soon as the tree holds what the two share it is matched again and goes its way. It
-waits for somebody only as long as that one waits or runs, so the end of a request, whatever its
-reason, makes another one of those who wait the next to compute.
+passed over; as soon as the tree holds what the two share it is matched again and scheduled. It
+waits for another request only as long as that one waits or runs, so the end of a request, whatever
+its reason, makes one of those that wait the next to compute.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
 from ps_sglang.engine.handoff.priority import rank
 from ps_sglang.engine.request_state import FanOutWait, handoff_state
 
-_WORTH_WAITING: Final = 32
-"""Tokens; computing fewer once more costs less than waiting for a pass of somebody else's."""
+_LEAST_SHARED: Final = 32
+"""Tokens; computing fewer once more costs less than waiting for another request's forward pass."""
 
-_LOOKED_AT: Final = 128
+_MOST_COMPARED: Final = 128
 """Waiting requests that are compared in a pass, as many as SGLang itself orders by prefix."""
 
 
@@ -51,14 +51,14 @@ def who_waits(scheduler: Any) -> list[Any]:
     if not scheduler.waiting_queue or len(scheduler.waiting_queue) + len(under_way) == 1:
         return []
     page = scheduler.tree_cache.page_size
-    block = -(-_WORTH_WAITING // page) * page
+    block = -(-_LEAST_SHARED // page) * page
     computing: dict[int, Any] = {}
     for req in under_way:
         _computes(computing, req, block)
     waits = []
-    # In the order of priority, else who matters would wait for who does not.
+    # By priority, else a request of high priority would wait for one of low priority.
     ordered = sorted(scheduler.waiting_queue, key=rank)
-    for req in islice(filter(_takes_part, ordered), _LOOKED_AT):
+    for req in islice(filter(_takes_part, ordered), _MOST_COMPARED):
         if _waits(scheduler, req, computing, block, page):
             waits.append(req)
         else:
@@ -67,7 +67,7 @@ def who_waits(scheduler: Any) -> list[Any]:
 
 
 def pass_over(scheduler: Any, waits: Iterable[Any]) -> list[Any]:
-    """Note who waits; the requests that waited and can go on now."""
+    """Note which requests wait; returns those that waited and can go on now."""
     now = time.perf_counter()
     passed = set(map(id, waits))
     for req in waits:
@@ -93,7 +93,7 @@ def _waits(scheduler: Any, req: Any, computing: dict[int, Any], block: int, page
         shared += 1
     shared = shared // page * page
     lacks = shared - _held_by_tree(scheduler, req)
-    # Whoever waits already waits for all of it; who needs nothing else is spared a pass.
+    # A request that waits already waits for all of it; if it needs nothing else, it saves a pass.
     needs_nothing_else = shared == len(prompt) // page * page
     return lacks >= block or (lacks > 0 and (part.since is not None or needs_nothing_else))
 
@@ -104,7 +104,7 @@ def _computes(computing: dict[int, Any], req: Any, block: int) -> None:
 
 
 def _takes_part(req: Any) -> bool:
-    # One that awaits its handshake may never run: nobody should wait for it.
+    # One that awaits its handshake may never run: no request should wait for it.
     return not req.pending_bootstrap and req.bootstrap_host != FAKE_BOOTSTRAP_HOST
 
 

@@ -1,6 +1,6 @@
 """Hooks of the prefill worker: fill the cache, never sample, skip what the tree holds whole.
 
-Stock SGLang recomputes at least one token of every prompt to get logits. Nobody wants the
+Stock SGLang recomputes at least one token of every prompt to get logits. Nothing uses the
 base's logits, so a request whose base prefix is cached whole (or that the decode worker holds
 whole) goes from the handshake straight to sending.
 """
@@ -42,7 +42,7 @@ def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
 
 @around("managers.scheduler.Scheduler.get_new_batch_prefill", "self", "running_batch")
 def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> Any:
-    """Around `Scheduler.get_new_batch_prefill`: one prefill for all who want it now."""
+    """Around `Scheduler.get_new_batch_prefill`: compute a common prefix once."""
     if scheduler.disaggregation_mode is not DisaggregationMode.PREFILL:
         return original(scheduler, running_batch)
     waits = fan_out.who_waits(scheduler)
@@ -54,7 +54,7 @@ def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> 
     try:
         return original(scheduler, running_batch)
     finally:
-        # In the order of their arrival, as whoever comes first is to compute first.
+        # In the order of their arrival, as the first to come is to compute first.
         left = scheduler.waiting_queue
         stay, earlier = passed.union(map(id, left)), set(map(id, all_reqs))
         scheduler.waiting_queue = [req for req in all_reqs if id(req) in stay]
@@ -132,12 +132,11 @@ def _send_pages(scheduler: Any, req: Any) -> None:
 
 
 @around(
-
     "disaggregation.prefill.SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill",
     "self", "batch", "result",
 )  # fmt: skip
 def process_batch_result(original: Any, scheduler: Any, batch: Any, result: Any) -> None:
-    """Around `process_batch_result_disagg_prefill`: count what a forward pass finished."""
+    """Around `process_batch_result_disagg_prefill`: count the tokens of finished prefills."""
     finishing = [req for req in batch.reqs if req.inflight_middle_chunks <= 0]
     original(scheduler, batch, result)
     for req in finishing:

@@ -1,10 +1,10 @@
 """The order in which requests wait: the highest priority first (0 if a request has none), among
 equals the longest held prefix. A prefill worker looks into its tree; a decode worker goes by what
-the gateway knew of the prefill worker's, see `ps_sglang.priority`.
+the gateway expected of the prefill worker's, see `ps_sglang.priority`.
 
 SGLang's own priority scheduling excludes its policy for long held prefixes (lpm), so the queues
 are sorted here. And beyond 128 waiting requests that policy falls back to the order of arrival,
-just when a full pool needs it most: conversations come back in the order in which their pages go.
+just when a full pool needs it most: conversations come back in the order of their pages' eviction.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def rank(req: Any) -> int:
     "self", "waiting_queue", "running_batch", "processed_tokens",
 )  # fmt: skip
 def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any, **__: Any) -> None:
-    """After `SchedulePolicy.calc_priority`: the prefill worker's requests."""
+    """After `SchedulePolicy.calc_priority`: order the prefill worker's waiting requests."""
     if policy.policy is CacheAwarePolicy.LPM and not policy.waiting_queue_prefix_matched(
         waiting_queue
     ):
@@ -40,14 +40,17 @@ def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any,
     "self", "rids_to_check", "pp_good_rids", "pp_bad_rids",
 )  # fmt: skip
 def pop_preallocated(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around `DecodePreallocQueue.pop_preallocated`: the decode worker's, waiting for room."""
+    """Around `DecodePreallocQueue.pop_preallocated`: order the requests that wait for room."""
     queue.queue.sort(key=lambda waiting: -(waiting.req.priority or 0))
     return original(queue, *args, **kwargs)
 
 
 def _sort_long_queue(waiting_queue: list[Any], tree: Any) -> None:
-    """By what was held when each request was looked up, once: for all of them again at every
-    step it would cost too much, and what is out of date costs a place in the queue, no more."""
+    """Sort by the prefix that each request had in the tree when it was looked up, once.
+
+    Looking up all of them at every step would cost too much, and a match that is out of date only
+    changes the order.
+    """
     for req in waiting_queue:
         state = handoff_state(req)
         if not state.prefix_matched:

@@ -15,7 +15,7 @@ class TokenAwareSender(Protocol):
     """A prefill worker's end that compares token ids before pages move."""
 
     def open(self, base_prefix: Sequence[int]) -> None:
-        """Wait for a decode worker that has found these token ids."""
+        """Wait for a decode worker that has these token ids."""
         ...
 
 
@@ -26,7 +26,7 @@ class TokenAwareReceiver(Protocol):
     holds_everything: bool
 
     def expect(self, base_prefix: Sequence[int]) -> None:
-        """The prefill worker must have found these token ids."""
+        """The prefill worker must have these token ids."""
         ...
 
 
@@ -37,7 +37,7 @@ def announce(sender: Any, base_prefix: Sequence[int]) -> None:
 
 
 def expect(receiver: Any, base_prefix: Sequence[int]) -> None:
-    """Tell the decode worker's end which token ids it wants."""
+    """Tell the decode worker's end which token ids it expects."""
     if isinstance(receiver, TokenAwareReceiver):
         receiver.expect(base_prefix)
 

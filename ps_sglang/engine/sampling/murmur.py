@@ -24,10 +24,10 @@ _KEY_BYTES: Final = 16  # 8 of seed, 4 of position, 4 of token
 def murmur_hash32(
     original: Any, seed: torch.Tensor, positions: torch.Tensor, col_indices: torch.Tensor
 ) -> torch.Tensor:
-    """Around SGLang's `murmur_hash32`: one 32-bit hash per request and token.
+    """Around SGLang's `murmur_hash32`: compute the hashes without `sgl_kernel`.
 
     `seed` is `[n]` uint64, `positions` `[n]` int, and `col_indices` `[m]` int, the token ids. The
-    hashes are `[n, m]` uint32.
+    hashes, one per request and token, are `[n, m]` uint32.
     """
     if seed.device.type != "cpu":
         return original(seed, positions, col_indices)

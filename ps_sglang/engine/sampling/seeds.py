@@ -25,7 +25,7 @@ from ps_sglang.engine.hooking import after
 
 @after("sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", "batch", "vocab_size")
 def from_schedule_batch(info: Any, _cls: Any, batch: Any, vocab_size: int) -> None:
-    """After `SamplingBatchInfo.from_schedule_batch`: one seed a row, int64."""
+    """After `SamplingBatchInfo.from_schedule_batch`: give each row a seed, int64."""
     del vocab_size
     if info.sampling_seed is None and get_exec().kernel.sampling_backend == "pytorch":
         seeds = [_seed(req) for req in batch.reqs]
@@ -60,8 +60,8 @@ class SeededSampler(Sampler):  # type: ignore[misc]
 def _sample_filtered(probs: torch.Tensor, info: Any, positions: torch.Tensor) -> torch.Tensor:
     ordered, tokens = probs.sort(dim=-1, descending=True)
     ranks = torch.arange(probs.shape[-1], device=probs.device)
-    before = ordered.cumsum(dim=-1) - ordered
-    dropped = (ranks >= info.top_ks[:, None]) | (before > info.top_ps[:, None])
+    preceding = ordered.cumsum(dim=-1) - ordered
+    dropped = (ranks >= info.top_ks[:, None]) | (preceding > info.top_ps[:, None])
     if info.need_min_p_sampling:
         dropped |= ordered < ordered[:, :1] * info.min_ps[:, None]
     ordered = ordered.masked_fill(dropped, 0.0)

@@ -21,7 +21,7 @@ _TICK_S: Final = 0.5
 def get_zmq_socket_on_host(
     original: Callable[..., tuple[int, Any]], context: zmq.Context[Any], *args: Any, **kwargs: Any
 ) -> tuple[int, Any]:
-    """Around `network.get_zmq_socket_on_host`: no message may take all memory.
+    """Around `network.get_zmq_socket_on_host`: limit the size of a message.
 
     The limit must be there before the socket listens.
     """

@@ -1,4 +1,4 @@
-"""What agent programs say about a conversation, as an order of eviction.
+"""Agent programs' hints about conversations, as an order of eviction.
 
 A *released* conversation is over: the pages that only it uses go first. The pages of a *pinned*
 one go last, until it is unpinned; a full pool evicts them nonetheless when nothing else is left.
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 MOST_CONVERSATIONS: Final = 16_384
-"""Conversations remembered; beyond, the one not heard of for longest is forgotten."""
+"""Conversations remembered; beyond, the least recently used one is forgotten."""
 
 _RELEASED, _USUAL, _PINNED = range(3)
 
 
 @dataclass(slots=True)
 class NodeMarks:
-    """What hints say of a node of the tree, at its attribute `hint_marks`.
+    """Marks of hints on a node of the tree, at its attribute `hint_marks`.
 
     `pins` counts the conversations that hold it; `released_at` is its last access at its release.
     """
@@ -56,7 +56,7 @@ class EvictionOrder:
             return _USUAL
         if marks.pins:
             return _PINNED
-        # A node that was used after its release is wanted again.
+        # A node that was used after its release is in use again.
         return _RELEASED if marks.released_at == node.last_access_time else _USUAL
 
 
@@ -125,7 +125,7 @@ class Conversations:
         return conversation
 
     def _release(self, path: list[int]) -> None:
-        """Mark the end of a path, as far up as nobody else goes on from it."""
+        """Mark the end of a path, as far up as no other path branches off."""
         below = None
         for node in reversed(self._down_to(path)):
             if set(node.children.values()) - {below}:
