@@ -67,7 +67,7 @@ def late(served: Served) -> bool:
 
 
 @pytest.fixture(scope="module")
-def plain(served: Served, llama: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def plain(llama: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("plain") / "plain.log"
     with sglang_server(llama.base, log) as url:
         wait_until_healthy(url)
