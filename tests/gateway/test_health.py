@@ -251,7 +251,7 @@ async def test_a_worker_that_fails_where_another_does_not_breaks() -> None:
 
 
 async def test_what_every_worker_fails_at_breaks_none() -> None:
-    """The request is why, as the second worker shows; and so it is when both requests fail alike."""
+    """The request is why, as the second worker shows, or two requests that fail alike."""
     rarely = ProbeTiming(every=1000.0, engine_every=1000.0)
     problem = {"message": "Internal server error: 'tools'"}
     for both_legs in (False, True):

@@ -42,8 +42,8 @@ class CacheIndex:
     """The index, the events that fill it, and the estimates; for the thread of the event loop.
 
     Workers may be added before the loop runs; `start` connects to their events, `stop` ends that.
-    Register functions in `computed` to be called with how many tokens a prefill worker has computed for
-    a request: those with live events, see `is_live`.
+    Register functions in `computed` to be called with how many tokens a prefill worker has computed
+    for a request: those with live events, see `is_live`.
     """
 
     def __init__(

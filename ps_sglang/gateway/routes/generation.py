@@ -58,7 +58,7 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
 
 @contextmanager
 def _naming_prompt(parsed: GenerationRequest) -> Iterator[None]:
-    """A prompt that an engine finds too long is named by its field, as in the gateway's own checks."""
+    """Name the field of a prompt that an engine finds too long, as the gateway's own checks do."""
     try:
         yield
     except GatewayError as error:
