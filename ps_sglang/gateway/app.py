@@ -39,7 +39,7 @@ _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info"
 def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
-    `timing` says how often workers are asked whether they are well.
+    `timing` says how often workers are probed.
     """
     prompts = Prompts.load(config.tokenizer, config.chat)
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
@@ -49,8 +49,8 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
         client = WorkerClient()
-        async with _session() as session:
-            gateway = app[GATEWAY] = _gateway(config, prompts, session, client, background, timing)
+        async with _http() as http:
+            gateway = app[GATEWAY] = _gateway(config, prompts, http, client, background, timing)
             await gateway.cache_index.start()
             await gateway.health.first_probes()
             yield
@@ -71,21 +71,21 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 def _gateway(
     config: GatewayConfig,
     prompts: Prompts,
-    session: aiohttp.ClientSession,
+    http: aiohttp.ClientSession,
     client: WorkerClient,
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
     pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
     traces = Traces(metrics)
-    cache_index = CacheIndex(prompts, on_span=traces.tell)
+    cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:
         cache_index.add(worker_state.worker)
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
     pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
     router = Router(pool, cache_index)
-    health = HealthMonitor(session, pool, timing, config.context_length)
+    health = HealthMonitor(http, pool, timing, config.context_length)
     health.recognition.admitted.append(
         lambda worker_state: cache_index.admitted(worker_state.name, worker_state.incarnation)
     )
@@ -97,7 +97,7 @@ def _gateway(
     hint_actions = HintActions(dispatcher, background, sessions, cache_index, metrics)
     return Gateway(
         config=config,
-        session=session,
+        http=http,
         background=background,
         pool=pool,
         health=health,
@@ -111,7 +111,7 @@ def _gateway(
     )
 
 
-def _session() -> aiohttp.ClientSession:
+def _http() -> aiohttp.ClientSession:
     # For questions to workers; requests for text go through the WorkerClient. A connection each: a
     # kept one may be closed by the worker just when a question is sent on it.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)

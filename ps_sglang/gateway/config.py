@@ -1,4 +1,4 @@
-"""What the gateway is told by the launcher: where it listens and which workers it has."""
+"""What the launcher passes to the gateway: where it listens and which workers it has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 class PrefillWorker:
     """A prefill worker: its HTTP address and that of its bootstrap server.
 
-    `feed` and `feed_control` are as those of a DecodeWorker.
+    `events` and `events_control` are as those of a DecodeWorker.
     """
 
     name: str
@@ -41,8 +41,8 @@ class PrefillWorker:
 class DecodeWorker:
     """A decode worker; several may serve the same decoder.
 
-    `feed` is the ZMQ address on which it publishes what it holds, `feed_control` the one on which
-    it answers questions about it; both None for a worker without a feed.
+    `events` is the ZMQ address on which it publishes what its cache holds, `events_control` the one
+    on which it takes commands; both None for a worker that publishes nothing.
     """
 
     name: str

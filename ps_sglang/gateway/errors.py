@@ -96,8 +96,8 @@ class EngineError(GatewayError):
     @classmethod
     def aborted(cls, message: str, status: object) -> Self:
         """What an engine tells inside an answer; `status` counts if it is an error's."""
-        known = status if isinstance(status, int) and 400 <= status < 600 else 500
-        return cls(message, status=known, code=refusals.code_of(known, message))
+        error_status = status if isinstance(status, int) and 400 <= status < 600 else 500
+        return cls(message, status=error_status, code=refusals.code_of(error_status, message))
 
 
 class PoisonRequest(GatewayError):
@@ -220,9 +220,9 @@ def is_own(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _OWN
 
 
-def require_process(worker: Worker, wanted: str | None, found: str | None) -> None:
+def require_process(worker: Worker, expected: str | None, answering: str | None) -> None:
     """Raise OtherProcess unless the answer of a worker is of the process that was `wanted`."""
-    if wanted is not None and found != wanted:
+    if expected is not None and answering != expected:
         raise OtherProcess(worker)
 
 
@@ -270,5 +270,5 @@ def _text(value: Any) -> str:
 
 
 def _openai_type(status: int) -> str:
-    known = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    return known.get(status, "invalid_request_error" if status < 500 else "server_error")
+    types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return types.get(status, "invalid_request_error" if status < 500 else "server_error")

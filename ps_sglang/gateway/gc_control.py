@@ -30,7 +30,7 @@ async def collect_in_pauses(
 
     `requests` tells how many are unfinished and how many there have been.
     """
-    before = gc.get_threshold()
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()  # what exists now stays
     gc.set_threshold(YOUNG, _NEVER, _NEVER)
@@ -46,5 +46,5 @@ async def collect_in_pauses(
             if young_collections >= MOST or (young_collections >= LEAST and pauses):
                 gc.collect()
     finally:
-        gc.set_threshold(*before)
+        gc.set_threshold(*thresholds)
         gc.unfreeze()

@@ -14,5 +14,5 @@ def unique() -> str:
 
 
 def room() -> int:
-    """A bootstrap room, in which the two legs of a sample find each other."""
+    """A bootstrap room, in which the prefill and decode request of a sample find each other."""
     return _numbers.getrandbits(63)

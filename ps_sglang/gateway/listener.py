@@ -49,11 +49,11 @@ class HttpListener:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, on any free port if `port` is 0; returns the port. Raises OSError."""
-        found = await self._loop.getaddrinfo(
+        addresses = await self._loop.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         try:
-            for family, _, _, _, address in dict.fromkeys(found):
+            for family, _, _, _, address in dict.fromkeys(addresses):
                 self._sockets.append(_listening(family, address))
         except OSError:
             self._close()
@@ -122,9 +122,9 @@ class HttpListener:
         if self._paused is None:
             self._ignore()
             self._paused = self._loop.call_later(_PAUSE_SECONDS, self._watch)
-            before = self._loop.time() - PRESSED_SECONDS
+            idle_since = self._loop.time() - PRESSED_SECONDS
             for client in list(self._clients):
-                client.close_if_idle_since(before)
+                client.close_if_idle_since(idle_since)
 
 
 class _Client(asyncio.Protocol):
@@ -175,9 +175,9 @@ class _Client(asyncio.Protocol):
         self._requests -= 1
         self._idle_since = self._loop.time()
 
-    def close_if_idle_since(self, before: float) -> None:
+    def close_if_idle_since(self, since: float) -> None:
         """Close it if no request has been at work since then."""
-        if not self._requests and self._idle_since < before:
+        if not self._requests and self._idle_since < since:
             self._end()
 
     def _forget_head(self) -> None:

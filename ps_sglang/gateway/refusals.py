@@ -18,7 +18,7 @@ _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _ITEM = rf"(?:{_QUOTED}|\d+)"
 _PROBLEM = re.compile(
     rf"'loc': \((?P<place>(?:{_ITEM}(?:, {_ITEM})*,?)?)\), 'msg': (?P<text>{_QUOTED})"
-    # Only a short plain value is told again.
+    # Only a short plain value is repeated.
     rf"(?:, 'input': (?P<value>'[^'\\]{{0,60}}'|-?\d[\d.e+-]{{0,30}}|True|False|None)[,}}])?"
 )
 # Names of alternatives (classes, types), which stand among the names of fields.
@@ -56,16 +56,16 @@ def readable(message: str) -> tuple[str, str | None]:
     first = message.partition("\n")[0]
     if not re.fullmatch(r"\d+ validation errors?:", first):
         return message, None
-    found = dict.fromkeys(map(_problem, _PROBLEM.finditer(message)))  # in order, each once
+    distinct = dict.fromkeys(map(_problem, _PROBLEM.finditer(message)))  # in order, each once
     by_path: dict[str, list[_Problem]] = {}
-    for problem in _meant(list(found), 0):
+    for problem in _meant(list(distinct), 0):
         by_path.setdefault(problem.path, []).append(problem)
     if not by_path:
         return first.rstrip(":"), None
-    told = [_sentence(path, problems) for path, problems in by_path.items()]
-    if len(told) > _MOST:
-        told[_MOST:] = [f"and {len(told) - _MOST} more"]
-    return "; ".join(told), next(iter(by_path)) or None
+    sentences = [_sentence(path, problems) for path, problems in by_path.items()]
+    if len(sentences) > _MOST:
+        sentences[_MOST:] = [f"and {len(sentences) - _MOST} more"]
+    return "; ".join(sentences), next(iter(by_path)) or None
 
 
 def code_of(status: int, message: str) -> str | None:
@@ -95,15 +95,15 @@ def _sentence(path: str, problems: Sequence[_Problem]) -> str:
 
 def _meant(problems: Sequence[_Problem], depth: int) -> list[_Problem]:
     """The problems that concern what the client meant; all have the same place up to `depth`."""
-    found: list[_Problem] = []
+    meant: list[_Problem] = []
     alternatives: list[list[_Problem]] = []
     for part, group in _by_part(problems, depth):
         if part is None:
-            found += group
+            meant += group
         elif _is_alternative(part):
             alternatives.append(_meant(group, depth + 1))
         else:
-            found += _meant(group, depth + 1)
+            meant += _meant(group, depth + 1)
 
     def incompatibility(problems: list[_Problem]) -> tuple[bool, bool, int]:
         """A value of another kind fits worse than one with mistakes inside."""
@@ -111,7 +111,7 @@ def _meant(problems: Sequence[_Problem], depth: int) -> list[_Problem]:
         return () in inside, ("role",) in inside or ("type",) in inside, len(problems)
 
     best = min(map(incompatibility, alternatives), default=None)
-    return found + [
+    return meant + [
         one for group in alternatives if incompatibility(group) == best for one in group
     ]
 

@@ -1,4 +1,4 @@
-"""The HTTP server around the application: what it cannot even parse is told as OpenAI does.
+"""The HTTP server around the application: what it cannot parse is refused in OpenAI's format.
 
 aiohttp answers such a request in plain text, and logs a traceback for it.
 """

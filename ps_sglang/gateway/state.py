@@ -29,7 +29,7 @@ class Gateway:
     """The running gateway."""
 
     config: GatewayConfig
-    session: aiohttp.ClientSession
+    http: aiohttp.ClientSession
     background: Background
     pool: WorkerPool
     health: HealthMonitor

@@ -1,4 +1,4 @@
-"""A slow and obvious model of the base-token index, and workers that feed both."""
+"""A slow and obvious model of the base-token index, and workers that fill both."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _parent(key: Key, size: int) -> Key:
 
 
 def held(workers: Sequence[Worker], text: bytes, salt: str) -> dict[str, PrefixMatch]:
-    """What `BaseIndex.held` must answer, by looking at every block."""
+    """What `BaseIndex.match` must answer, by looking at every block."""
     found = {}
     for worker in workers:
         prefixes = list(_prefixes(worker, text, salt))

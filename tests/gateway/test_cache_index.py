@@ -111,11 +111,11 @@ def test_what_is_on_its_way_counts_until_it_will_never_come(clock: Clock) -> Non
     estimate = Estimate(clock)
     estimate.sent([1, 2, 3])
     estimate.sent([1, 2])
-    assert estimate.held([1, 2, 3, 4], SECONDS) == 3
+    assert estimate.match([1, 2, 3, 4], SECONDS) == 3
     estimate.settled([1, 2, 3], arrived=False)
-    assert estimate.held([1, 2, 3], SECONDS) == 2
+    assert estimate.match([1, 2, 3], SECONDS) == 2
     estimate.settled([1, 2], arrived=False)
-    assert estimate.held([1, 2, 3], SECONDS) == 0
+    assert estimate.match([1, 2, 3], SECONDS) == 0
     assert len(estimate) == 0
 
 
@@ -124,12 +124,12 @@ def test_what_has_arrived_counts_for_a_time_or_until_forgotten(clock: Clock) -> 
     estimate.sent([1, 2])
     estimate.settled([1, 2], arrived=True)
     clock.now += 10
-    assert (estimate.held([1, 2], 10), estimate.held([1, 2], 9)) == (2, 0)
+    assert (estimate.match([1, 2], 10), estimate.match([1, 2], 9)) == (2, 0)
     estimate.sent([1])
     estimate.settled([1], arrived=True)
-    assert estimate.held([1, 2], 9) == 1
+    assert estimate.match([1, 2], 9) == 1
     estimate.forget()
-    assert estimate.held([1, 2], 10) == 0
+    assert estimate.match([1, 2], 10) == 0
 
 
 def test_the_least_recently_used_blocks_go_first_and_prefixes_last(clock: Clock) -> None:
@@ -137,7 +137,7 @@ def test_the_least_recently_used_blocks_go_first_and_prefixes_last(clock: Clock)
     for blocks in ([1, 2], [3, 4]):
         estimate.sent(blocks)
         estimate.settled(blocks, arrived=True)
-    assert (estimate.held([1, 2], 1), estimate.held([3, 4], 1)) == (1, 2)
+    assert (estimate.match([1, 2], 1), estimate.match([3, 4], 1)) == (1, 2)
 
 
 def test_the_first_sender_of_a_block_is_remembered() -> None:
@@ -154,7 +154,7 @@ def test_the_first_sender_of_a_block_is_remembered() -> None:
 
 
 class Tree:
-    """What a worker with a feed publishes."""
+    """What a worker with events publishes."""
 
     def __init__(self) -> None:
         self.publisher = WorkerEventPublisher()
@@ -235,23 +235,23 @@ def _decode(name: str) -> DecodeWorker:
     return DecodeWorker(name, "http://h", "a")
 
 
-def test_without_a_feed_what_was_sent_is_held_for_a_time(prompts: Prompts, clock: Clock) -> None:
+def test_without_events_what_was_sent_is_held_for_a_time(prompts: Prompts, clock: Clock) -> None:
     cache_index = CacheIndex(prompts, clock=clock)
     cache_index.add(PrefillWorker("p", "http://h", "h", 1))
     cache_index.add(_decode("d"))
     prompt = prompts.prompt("x" * 2000)
     size = len(prompt.text)
-    assert cache_index.held(prompt) == {}
+    assert cache_index.match(prompt) == {}
     cache_index.sent("p", prompt)
-    assert cache_index.held(prompt) == {"p": PrefixMatch(size // 4, size)}
+    assert cache_index.match(prompt) == {"p": PrefixMatch(size // 4, size)}
     cache_index.settled("p", prompt, arrived=True)
     clock.now += SECONDS
-    assert cache_index.held(prompt)["p"].bytes == size
+    assert cache_index.match(prompt)["p"].bytes == size
     shorter = prompts.prompt("x" * 1100)
-    assert cache_index.held(shorter)["p"].bytes == 2 * BLOCK_BYTES
+    assert cache_index.match(shorter)["p"].bytes == 2 * BLOCK_BYTES
     clock.now += 1
-    assert cache_index.held(prompt) == {}
-    assert cache_index.source("p").problem == "it has no feed"
+    assert cache_index.match(prompt) == {}
+    assert cache_index.source("p").problem == "it publishes no events"
     assert cache_index.source("p").kind == "estimate"
 
 
@@ -262,7 +262,7 @@ async def test_events_and_what_is_on_its_way(
     cache_index.add(tree.decode_worker("d"))
     prompt = prompts.prompt("x" * 2000, "s")
     ids = with_bos(byte_level()).encode("x" * 2000).ids
-    assert cache_index.source("d").problem == "its feed has not been heard yet"
+    assert cache_index.source("d").problem == "its events have not been heard yet"
     await cache_index.start()
     try:
         tree.tell(_stored(ids[:100], "s"), _stored(ids, "other"), _stored(ids, "s", "CPU_PINNED"))
@@ -270,26 +270,26 @@ async def test_events_and_what_is_on_its_way(
         await told.until(lambda: cache_index.source("d").tokens == 100 + len(ids))
         # Large batches are taken in slice by slice: the worker is live after the last.
         await told.until(lambda: cache_index.source("d").kind == "events")
-        assert cache_index.held(prompt) == {"d": held}
+        assert cache_index.match(prompt) == {"d": held}
         assert cache_index.source("d").counts["snapshots"] >= 1
         # A prompt on its way is held whole, and counted by how long tokens are here.
         cache_index.sent("d", prompt)
-        coming = cache_index.held(prompt)["d"]
+        coming = cache_index.match(prompt)["d"]
         assert coming.bytes == len(prompt.text)
         assert coming.tokens == pytest.approx(len(ids), abs=5)
         # Arrived, it counts until its events must have come.
         cache_index.settled("d", prompt, arrived=True)
-        assert cache_index.held(prompt)["d"] == coming
+        assert cache_index.match(prompt)["d"] == coming
         clock.now += SETTLING_SECONDS + 0.1
-        assert cache_index.held(prompt)["d"] == held
+        assert cache_index.match(prompt)["d"] == held
         # Without exact bytes the events say nothing, and the estimate lives longer.
         vague = Prompt(prompt.text, "s", exact=False)
         cache_index.sent("d", vague)
         cache_index.settled("d", vague, arrived=True)
         clock.now += SECONDS
-        assert cache_index.held(vague)["d"].bytes == len(prompt.text)
+        assert cache_index.match(vague)["d"].bytes == len(prompt.text)
         tree.tell(BlockRemoved(_stored(ids, "s").block_hashes[50:]))
-        await told.until(lambda: cache_index.held(prompt) == {"d": _prefix(prompts, ids[:50])})
+        await told.until(lambda: cache_index.match(prompt) == {"d": _prefix(prompts, ids[:50])})
     finally:
         await cache_index.stop()
 
@@ -303,11 +303,11 @@ async def test_a_worker_that_leaves_and_comes_back(
     tree.tell(_stored([5, 6, 7]))
     for _ in range(2):
         cache_index.add(tree.decode_worker("d"))
-        await told.until(lambda: "d" in cache_index.held(prompt))
-        assert cache_index.held(prompt) == {"d": PrefixMatch(3, len(prompt.text))}
+        await told.until(lambda: "d" in cache_index.match(prompt))
+        assert cache_index.match(prompt) == {"d": PrefixMatch(3, len(prompt.text))}
         assert cache_index.blocks == 3
         cache_index.remove("d")
-        assert cache_index.held(prompt) == {}
+        assert cache_index.match(prompt) == {}
         assert cache_index.blocks == 0
         # A request that was on its way there may end later.
         cache_index.settled("d", prompt, arrived=True)
@@ -331,7 +331,7 @@ async def test_records_and_commands_go_by_the_workers_name(
         await asyncio.sleep(0)
         assert tree.commands[-2:] == [Release("session"), Pin("session", 2.0)]
         assert (cache_index.has_events("d"), cache_index.has_events("none")) == (True, False)
-        with pytest.raises(EventStreamError, match="'none' has no feed"):
+        with pytest.raises(EventStreamError, match="'none' publishes no events"):
             await cache_index.release("none", "session")
     finally:
         await cache_index.stop()
@@ -391,7 +391,7 @@ async def test_a_kind_of_prompts_that_finds_nothing_is_estimated(
         text = prompts.prompt("x" * 1200)
         ids = with_bos(byte_level()).encode("x" * 1200).ids
         tree.tell(_stored(ids))
-        await told.until(lambda: "d" in cache_index.held(text) and cache_index.is_live("d"))
+        await told.until(lambda: "d" in cache_index.match(text) and cache_index.is_live("d"))
         chat = prompts.chat({"messages": [{"role": "user", "content": "y" * 1200}]})
         for _ in range(MISSES + 1):
             assert cache_index.problem("chat") is None
@@ -403,7 +403,7 @@ async def test_a_kind_of_prompts_that_finds_nothing_is_estimated(
         assert "did not find what was stored" in (cache_index.problem("chat") or "")
         assert cache_index.problem("text") is None
         clock.now += SECONDS / 2
-        assert cache_index.held(chat)["d"].bytes == len(chat.text)
+        assert cache_index.match(chat)["d"].bytes == len(chat.text)
         # One that is found will do.
         more = with_bos(byte_level()).encode(chat.text[3:].decode()).ids
         # Those two share their first token.

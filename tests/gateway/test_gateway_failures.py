@@ -336,11 +336,11 @@ async def test_a_lost_worker_is_believed_to_hold_nothing(replicated: Setup) -> N
     prompt = inside.cache_index.prompts.prompt(text)
     await replicated.post("/v1/completions", {"model": "a", "prompt": text})
     home = next(worker for worker in replicated.cluster.prefill if worker.requests)
-    assert home.name in inside.cache_index.held(prompt)
+    assert home.name in inside.cache_index.match(prompt)
     await home.stop()
     longer = {"model": "a", "prompt": text + text}
     assert (await replicated.post("/v1/completions", longer))[0] == 200
-    assert home.name not in inside.cache_index.held(prompt)
+    assert home.name not in inside.cache_index.match(prompt)
 
 
 async def test_each_attempt_has_an_id_of_its_own() -> None:

@@ -235,8 +235,8 @@ async def test_a_start_is_no_break() -> None:
             assert (await gateway.post(ROUTE, BODY))[0] == 200
 
 
-async def test_the_feed_of_another_is_not_taken_for_the_workers() -> None:
-    async with running(QUICK, feeds=True) as gateway:
+async def test_the_events_of_another_are_not_taken_for_the_workers() -> None:
+    async with running(QUICK, events=True) as gateway:
         old = gateway.decode()
         assert old.publisher is not None
         worker_cache = gateway.app[GATEWAY].cache_index.worker_cache("a-0")

@@ -242,11 +242,11 @@ async def test_flush_cache(gateway: Setup) -> None:
     await gateway.post("/v1/completions", body)
     cache_index = gateway.app[GATEWAY].cache_index
     prompt = cache_index.prompts.prompt(body["prompt"])
-    assert "prefill-0" in cache_index.held(prompt)
+    assert "prefill-0" in cache_index.match(prompt)
     async with gateway.http.get(gateway.url + "/flush_cache") as response:
         assert response.status == 200
     assert [worker.flushed for worker in gateway.cluster.workers] == [1, 2, 1]
-    assert "prefill-0" not in cache_index.held(prompt)
+    assert "prefill-0" not in cache_index.match(prompt)
     await gateway.decode("b").stop()
     async with gateway.http.post(gateway.url + "/flush_cache") as response:
         assert response.status == 400

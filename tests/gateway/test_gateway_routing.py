@@ -52,7 +52,7 @@ class Setup:
         return route
 
     def tell(self, name: str, role: Literal["prefill", "decode"], computed: int) -> None:
-        """A worker tells over its feed that a request has ended."""
+        """A worker tells in its event stream that a request has ended."""
         record = Span(rid="r", role=role, began=0.0, computed=computed)
         self.cache_index.worker_cache(name).span(record)
 
@@ -204,7 +204,7 @@ def test_recent_work_spreads_prompts_of_which_no_queue_is_seen() -> None:
     assert sum(work.values()) == 40 * 20 * BLOCK + 2 * 10 * BLOCK, "one more copy of what is shared"
 
 
-def test_recent_work_is_what_a_worker_with_a_feed_says_that_it_was() -> None:
+def test_recent_work_is_what_a_worker_with_events_says_that_it_was() -> None:
     """A full pool may have let go what was held when the request was sent."""
     setup = Setup(replicas=1)
     for name in ("p0", "p1"):

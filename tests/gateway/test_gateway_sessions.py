@@ -266,7 +266,7 @@ async def test_release_ends_the_session_with_its_answer(gateway: Setup) -> None:
 
 
 async def test_workers_are_told_about_the_pages_of_a_conversation() -> None:
-    async with running(feeds=True) as gateway:
+    async with running(events=True) as gateway:
         for hint in ({"pin": 5}, {"next": "b", "pin": 7}, {"release": True}):
             sent = body("/generate", "x", session_id="talk", hints=hint)
             assert (await gateway.post("/generate", sent))[0] == 200
@@ -278,7 +278,7 @@ async def test_workers_are_told_about_the_pages_of_a_conversation() -> None:
 
 
 async def test_a_session_that_ended_is_released_and_not_pinned_after_that() -> None:
-    async with running(feeds=True) as gateway:
+    async with running(events=True) as gateway:
         gateway.decode("b").plan.hang = True
         sent = body("/generate", "x", session_id="talk", hints={"next": "b", "pin": 7})
         assert (await gateway.post("/generate", sent))[0] == 200
@@ -291,7 +291,7 @@ async def test_a_session_that_ended_is_released_and_not_pinned_after_that() -> N
 
 
 async def test_a_worker_that_does_not_hear_of_pages_holds_up_nothing() -> None:
-    async with running(feeds=True) as gateway:
+    async with running(events=True) as gateway:
         sent = body("/generate", "x", session_id="talk")
         await gateway.post("/generate", sent)
         silent = gateway.prefill.publisher

@@ -1,4 +1,4 @@
-"""A request's timeline, from what its workers tell over their feeds."""
+"""A request's trace, from what its workers tell over their event streams."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def decode_record(rid: str) -> Span:
 
 @pytest.fixture
 async def fed() -> AsyncIterator[Setup]:
-    """A gateway that hears its workers' feeds."""
-    async with running(feeds=True) as gateway:
+    """A gateway that hears its workers' events."""
+    async with running(events=True) as gateway:
         workers = [worker.name for worker in gateway.cluster.workers]
         heard = [
             f'ps_sglang_gateway_feed_total{{what="snapshots",worker="{name}"}} 1.0'
@@ -125,7 +125,7 @@ async def test_only_on_request(fed: Setup, headers: dict[str, str]) -> None:
     assert "timeline" not in answer
 
 
-async def test_without_feeds_there_is_the_total_only(gateway: Setup) -> None:
+async def test_without_events_there_is_the_total_only(gateway: Setup) -> None:
     _, answer = await gateway.post(COMPLETIONS, BODIES[COMPLETIONS], headers=WANTED)
     (told,) = answer["timeline"]
     assert set(told["seconds"]) == {"total"}

@@ -251,7 +251,7 @@ async def test_a_worker_that_fails_where_another_does_not_breaks() -> None:
 
 
 async def test_what_every_worker_fails_at_breaks_none() -> None:
-    """The request is why, as the second worker tells; and so it is when both legs fail alike."""
+    """The request is why, as the second worker shows, or two requests that fail alike."""
     rarely = ProbeTiming(every=1000.0, engine_every=1000.0)
     problem = {"message": "Internal server error: 'tools'"}
     for both_legs in (False, True):
@@ -267,7 +267,7 @@ async def test_what_every_worker_fails_at_breaks_none() -> None:
             for status, answer in answers:
                 assert (status, answer["error"]["message"]) == (500, problem["message"])
             assert all(one.breaker is BreakerState.CLOSED for one in gateway.app[GATEWAY].pool)
-            # Where both legs say it, no other worker needs to be asked.
+            # Where both requests say it, no other worker needs to be asked.
             asked = sum(len(worker.requests) for worker in gateway.cluster.prefill)
             assert asked <= len(answers) if both_legs else asked == 2 * len(answers)
 
@@ -299,7 +299,7 @@ async def test_a_requests_own_error_is_that_on_a_broken_worker_too() -> None:
         ),
     ],
 )
-async def test_the_error_is_the_cause_whichever_leg_fails_first(
+async def test_the_error_is_the_cause_whichever_request_fails_first(
     prefill: tuple[int, str], decode: tuple[int, str], told: tuple[int, str], prefill_first: bool
 ) -> None:
     rarely = ProbeTiming(every=1000.0, engine_every=1000.0)

@@ -25,7 +25,7 @@ def _check(index: BaseIndex, workers: list[Worker], source: random.Random) -> No
     for salt, ids in source.sample(everything, min(6, len(everything))):
         prompts.append((salt, _text(ids)[: -source.randrange(3) or None] + b"ab"))
     for salt, text in prompts:
-        assert index.held(text, salt) == held(workers, text, salt)
+        assert index.match(text, salt) == held(workers, text, salt)
     for worker in workers:
         assert index.held_tokens(worker.name) == len(worker.blocks) * worker.size
     for role in ("prefill", "decode"):
@@ -66,7 +66,7 @@ def test_it_equals_the_trees_after_any_events(
     for worker in workers:
         index.drop_worker(worker.name)
     assert len(index) == 0
-    assert index.held(_text(told[0])) == {}
+    assert index.match(_text(told[0])) == {}
     assert not index._segments  # white box: nothing else tells of a leak
     assert not index._roots
 
@@ -85,7 +85,7 @@ def test_blocks_behind_an_unknown_parent_are_refused(one: tuple[BaseIndex, Worke
     index.add_worker("other", "prefill")
     with pytest.raises(OutOfSync, match="other stored blocks behind"):
         index.stored("other", [1], block_hash(("", (0, 1))), [5], 1)
-    assert index.held(b"ab") == {"w": PrefixMatch(2, 2)}
+    assert index.match(b"ab") == {"w": PrefixMatch(2, 2)}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_storing_what_is_held_changes_nothing(one: tuple[BaseIndex, Worker]) -> 
     worker.store(index, "", [0, 1, 2])
     hashes = [block_hash(("", (0, 1, 2)[: end + 1])) for end in range(2)]
     index.stored("w", hashes, None, [0, 1], 1)
-    assert index.held(_text([0, 1, 2])) == {"w": PrefixMatch(3, 4)}
+    assert index.match(_text([0, 1, 2])) == {"w": PrefixMatch(3, 4)}
     assert index.held_tokens("w") == 3
 
 
@@ -121,8 +121,8 @@ def test_removing_an_inner_block_removes_what_follows_it(one: tuple[BaseIndex, W
     for ids in ([0, 1, 2, 3], [0, 1, 5, 6], [0, 4]):
         worker.store(index, "", ids)
     index.removed("w", [block_hash(("", (0, 1)))])
-    assert index.held(_text([0, 1, 2, 3])) == {"w": PrefixMatch(1, 1)}
-    assert index.held(_text([0, 4])) == {"w": PrefixMatch(2, 4)}
+    assert index.match(_text([0, 1, 2, 3])) == {"w": PrefixMatch(1, 1)}
+    assert index.match(_text([0, 4])) == {"w": PrefixMatch(2, 4)}
     assert len(index) == 2
     index.removed("w", [block_hash(("", (0, 1, 2))), 12345])
     assert index.held_tokens("w") == 2
@@ -150,5 +150,5 @@ def test_a_prompt_of_many_readings_costs_no_more_than_its_length(
         return matching(self, text, at)
 
     monkeypatch.setattr(segment.Segment, "matching", counted)
-    assert index.held(b"a" * 12)["w"].tokens > 8
+    assert index.match(b"a" * 12)["w"].tokens > 8
     assert looked == 12 + SPARE_STEPS

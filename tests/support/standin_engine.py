@@ -1,6 +1,6 @@
 """A small engine that speaks the PD protocol of SGLang 0.5.23 over HTTP, for the gateway's tests.
 
-`Cluster` holds workers that listen on ports of their own. A leg waits for the other leg of its
+`Cluster` holds workers that listen on ports of their own. A request waits for the other one of its
 bootstrap room, as in a real handoff. A worker's `plan` says how its next requests go; what it saw
 is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<seed>-<number>`.
 """
@@ -105,7 +105,7 @@ class Worker:
         self.url = ""
         self.dead = asyncio.Event()
         self.publisher: WorkerEventPublisher | None = None
-        self.commands: list[Command] = []  # what its feed was asked for
+        self.commands: list[Command] = []  # what it was commanded over its event stream
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int = 0) -> None:
@@ -144,7 +144,7 @@ class Worker:
         return response
 
     def publish(self, endpoint: str = ANY_PORT, control: str = ANY_PORT) -> None:
-        """Have a feed. It tells that nothing is held here, when it is asked."""
+        """Publish events. A snapshot says that nothing is cached."""
         loop = asyncio.get_running_loop()
         self.publisher = WorkerEventPublisher(endpoint=endpoint, replay_endpoint=control)
         self.incarnation = self.publisher.incarnation
@@ -162,7 +162,7 @@ class Worker:
             self.cluster.background(self._note(self.commands, command))
 
     async def was_told(self, count: int) -> list[Command]:
-        """Wait until its feed was asked for this much; returns all of it."""
+        """Wait until this many commands came; returns all."""
         async with self.arrived:
             await self.arrived.wait_for(lambda: len(self.commands) >= count)
         return self.commands
@@ -471,7 +471,7 @@ class Cluster:
         prefill: int = 1,
         decoders: Iterable[str] = ("a", "b"),
         replicas: int = 1,
-        feeds: bool = False,
+        events: bool = False,
         tokenizer: str | None = None,
     ) -> AsyncIterator[Cluster]:
         cluster = cls()
@@ -487,7 +487,7 @@ class Cluster:
         try:
             for worker in cluster.workers:
                 await worker.start()
-                if feeds:
+                if events:
                     worker.publish()
             yield cluster
         finally:
@@ -511,11 +511,11 @@ class Cluster:
             context_length=CONTEXT_LENGTH,
             vocabulary=VOCABULARY,
             prefill=tuple(
-                PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number, *_feed(worker))
+                PrefillWorker(worker.name, worker.url, "127.0.0.1", 9000 + number, *_events(worker))
                 for number, worker in enumerate(self.prefill)
             ),
             decode=tuple(
-                DecodeWorker(worker.name, worker.url, name, *_feed(worker))
+                DecodeWorker(worker.name, worker.url, name, *_events(worker))
                 for name, workers in self.decode.items()
                 for worker in workers
             ),
@@ -523,7 +523,7 @@ class Cluster:
         )
 
 
-def _feed(worker: Worker) -> tuple[str | None, str | None]:
+def _events(worker: Worker) -> tuple[str | None, str | None]:
     """Where a worker publishes, and where it can be asked."""
     if worker.publisher is None:
         return None, None

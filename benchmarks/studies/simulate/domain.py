@@ -197,7 +197,7 @@ class Domain:
             prompt, str(request.turn.decoder), session=session
         )
         self.routing_s += perf_counter() - began
-        request.expected = route.held_tokens
+        request.expected = route.cached_tokens
         self.decode[route.decode.name].reserve(request, lambda: self._reserved(request))
 
     def _whole_worker(self, request: Request) -> Worker:

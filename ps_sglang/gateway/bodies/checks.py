@@ -66,9 +66,9 @@ def shown(value: object) -> str:
     return kind(value)
 
 
-def refuse(name: str, value: object, wanted: str) -> NoReturn:
+def refuse(name: str, value: object, requirement: str) -> NoReturn:
     """Raise the BadRequest that names the field, the value and what it must be."""
-    raise BadRequest(f"`{name}` must be {wanted}, not {shown(value)}.", param=name)
+    raise BadRequest(f"`{name}` must be {requirement}, not {shown(value)}.", param=name)
 
 
 def anything(value: Any, name: str, limits: Limits) -> Any:
@@ -182,9 +182,9 @@ def object_of(table: Table) -> Check:
 
     def check(value: Any, name: str, limits: Limits) -> Any:
         mapping(value, name, limits)
-        known = checked(value, table, limits, f"{name}.")
+        fields = checked(value, table, limits, f"{name}.")
         others = {key: one for key, one in value.items() if key not in table}
-        return others | known
+        return others | fields
 
     return check
 

@@ -1,4 +1,4 @@
-"""What the model said, read from its answer: for prompts that continue it."""
+"""The generated text, read from an answer: for prompts that continue it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Completion = dict[str, Any]
 
 
 def in_answer(endpoint: Endpoint, content: bytes) -> Completion | None:
-    """What a whole JSON answer to one sample says."""
+    """The completion in a whole JSON answer to one sample."""
     try:
         answer = msgspec.json.decode(content, type=Completion)
         completion = answer if endpoint is Endpoint.GENERATE else answer["choices"][0]
@@ -25,7 +25,7 @@ def in_answer(endpoint: Endpoint, content: bytes) -> Completion | None:
 
 
 class Collector:
-    """Puts together what the events of one sample's stream say."""
+    """Puts together the completion from the events of one sample's stream."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -50,7 +50,7 @@ class Collector:
                 self._add_delta(choice.get("delta") or {})
 
     def completion(self) -> Completion:
-        """What was said, as `in_answer` gives it."""
+        """The completion, as `in_answer` gives it."""
         if self._endpoint is Endpoint.GENERATE:
             return self._last
         text = "".join(self._texts)
@@ -62,12 +62,12 @@ class Collector:
     def _add_delta(self, delta: Completion) -> None:
         self._texts.append(delta.get("content") or "")
         for part in delta.get("tool_calls") or ():
-            context = self._calls.setdefault(
+            call = self._calls.setdefault(
                 part.get("index") or 0, {"type": "function", "function": {"arguments": ""}}
             )
             if part.get("id"):
-                context["id"] = part["id"]
+                call["id"] = part["id"]
             function = part.get("function") or {}
             if function.get("name"):
-                context["function"]["name"] = function["name"]
-            context["function"]["arguments"] += function.get("arguments") or ""
+                call["function"]["name"] = function["name"]
+            call["function"]["arguments"] += function.get("arguments") or ""

@@ -15,10 +15,10 @@ from ps_sglang.gateway.errors import EngineError, streamed_error
 
 
 class PrefillAnswer(NamedTuple):
-    """Tokens of the base prefix as the prefill worker tells: all, and those its tree held."""
+    """Tokens of the base prefix by the prefill worker: all, and those it had cached."""
 
     tokens: int
-    held: int
+    cached_tokens: int
 
 
 class _Details(msgspec.Struct):
@@ -41,7 +41,7 @@ class _Answer(msgspec.Struct):
 
 
 def prefill_answer(content: bytes) -> PrefillAnswer | None:
-    """What a prefill leg's answer counts, None if it is not SGLang's."""
+    """What a prefill request's answer counts, None if it is not SGLang's."""
     try:
         answer = msgspec.json.decode(content, type=_Answer)
     except msgspec.DecodeError:

@@ -182,41 +182,41 @@ SAMPLING_PARAMS: Table = {
 
 def completions_fields(body: Body, limits: Limits) -> Body:
     """The fields of a completion, checked."""
-    found = checked(body, COMPLETIONS, limits)
-    check_lengths({"max_tokens": 16, **found}, "min_tokens", ("max_tokens",))
-    check_one_grammar(found)
-    return found
+    fields = checked(body, COMPLETIONS, limits)
+    check_lengths({"max_tokens": 16, **fields}, "min_tokens", ("max_tokens",))
+    check_one_grammar(fields)
+    return fields
 
 
 def chat_fields(body: Body, limits: Limits) -> Body:
     """The fields of a chat completion, checked."""
-    found = checked(body, CHAT, limits)
-    check_lengths(found, "min_tokens", ("max_completion_tokens", "max_tokens"))
-    check_one_grammar(found)
-    return found
+    fields = checked(body, CHAT, limits)
+    check_lengths(fields, "min_tokens", ("max_completion_tokens", "max_tokens"))
+    check_one_grammar(fields)
+    return fields
 
 
 def generate_fields(body: Body, limits: Limits) -> Body:
     """The fields of /generate for one prompt, checked, with its sampling parameters."""
-    found = checked(body, GENERATE, limits)
+    fields = checked(body, GENERATE, limits)
     # Only -1 asks for what there is, and that is the default.
-    found.pop("logprob_start_len", None)
-    if found.get("return_flat_raw_output_top_logprobs") and found.get("stream"):
+    fields.pop("logprob_start_len", None)
+    if fields.get("return_flat_raw_output_top_logprobs") and fields.get("stream"):
         raise BadRequest(
             "`return_flat_raw_output_top_logprobs` is for whole answers: leave `stream` out.",
             param="return_flat_raw_output_top_logprobs",
         )
     prefix = "sampling_params."
-    params = found.get("sampling_params") or {}
+    params = fields.get("sampling_params") or {}
     if unknown := sorted(params.keys() - SAMPLING_PARAMS.keys()):
-        known = ", ".join(sorted(SAMPLING_PARAMS))
+        names = ", ".join(sorted(SAMPLING_PARAMS))
         raise BadRequest(
-            f"`{prefix}{unknown[0]}` is no sampling parameter; these are: {known}.",
+            f"`{prefix}{unknown[0]}` is no sampling parameter; these are: {names}.",
             param=prefix + unknown[0],
         )
     params = checked(params, SAMPLING_PARAMS, limits, prefix)
     check_lengths({"max_new_tokens": 128, **params}, "min_new_tokens", ("max_new_tokens",), prefix)
     check_one_grammar(params, prefix)
-    if found.get("watermark") is not None and params.get("watermark") is not None:
-        refuse("watermark", found["watermark"], "in `sampling_params` or beside it, not in both")
-    return {**found, "sampling_params": params}
+    if fields.get("watermark") is not None and params.get("watermark") is not None:
+        refuse("watermark", fields["watermark"], "in `sampling_params` or beside it, not in both")
+    return {**fields, "sampling_params": params}

@@ -32,7 +32,7 @@ LONGEST_REGEX = 2**12
 _MOST_STOP_REGEX_BYTES = 256  # SGLang's own bound
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
-# What the chat template is filled by the engine, and what the engine's own call of it is told.
+# What the chat template is filled by the engine, and what the engine passes to it itself.
 _TEMPLATES_OWN = frozenset(
     (
         *("self", "conversation", "conversations", "messages", "tools", "documents"),
@@ -170,9 +170,9 @@ def _json_schema(value: Body, name: str, limits: Limits) -> None:
     # A chat may have the schema itself beside the type.
     if value.get("json_schema") is None and isinstance(value.get("schema"), dict):
         return
-    given = object_of(_JSON_SCHEMA)(value.get("json_schema"), f"{name}.json_schema", limits)
+    schema = object_of(_JSON_SCHEMA)(value.get("json_schema"), f"{name}.json_schema", limits)
     for key in ("name", "schema"):
-        if given.get(key) is None:
+        if schema.get(key) is None:
             raise BadRequest(f"`{name}.json_schema.{key}` is missing.", param=name)
 
 
@@ -197,13 +197,13 @@ def _structural_tag(value: Any, name: str, limits: Limits) -> None:
 
 def check_one_grammar(params: Body, prefix: str = "") -> None:
     """Refuse two things that an answer would have to obey at once."""
-    given = [name for name in _GRAMMARS if params.get(name)]
+    grammars = [name for name in _GRAMMARS if params.get(name)]
     if (params.get("response_format") or {}).get("type") not in (None, "text"):
-        given.append("response_format")
-    if len(given) > 1:
-        names = " and ".join(f"`{prefix}{name}`" for name in given)
+        grammars.append("response_format")
+    if len(grammars) > 1:
+        names = " and ".join(f"`{prefix}{name}`" for name in grammars)
         raise BadRequest(
-            f"{names} cannot be obeyed at once: send one of them.", param=prefix + given[0]
+            f"{names} cannot be obeyed at once: send one of them.", param=prefix + grammars[0]
         )
 
 
@@ -241,17 +241,17 @@ def plain_params(value: Any, name: str, limits: Limits) -> Any:
 def watermark(value: Any, name: str, limits: Limits) -> Any:
     """Settings of SGLang's watermark."""
     mapping(value, name, limits)
-    known: dict[str, Check] = {
+    fields: dict[str, Check] = {
         "enabled": boolean,
         "key": text(256),
         "context_window": anything,
     }
-    if unknown := sorted(value.keys() - known):
+    if unknown := sorted(value.keys() - fields):
         raise BadRequest(f"`{name}` has no field {unknown[0]!r}.", param=name)
     window = value.get("context_window")
     if window is not None and (type(window) is not int or not 1 <= window < 2**31):
         refuse(f"{name}.context_window", window, f"from 1 to {2**31 - 1}")
-    return object_of(known)(value, name, limits)
+    return object_of(fields)(value, name, limits)
 
 
 def stop_regex(value: Any, name: str, limits: Limits) -> Any:

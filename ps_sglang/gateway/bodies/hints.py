@@ -57,9 +57,9 @@ def _convert(content: Any, place: str, param: str | None) -> Hints:
             content = {name: value for name, value in content.items() if value is not None}
         hints = msgspec.convert(content, Hints)
     except msgspec.ValidationError as error:
-        known = ", ".join(f"`{name}`" for name in Hints.__struct_fields__)
+        names = ", ".join(f"`{name}`" for name in Hints.__struct_fields__)
         raise BadRequest(
-            f"{place} cannot be used: {error}. Known hints: {known}.", param=param
+            f"{place} cannot be used: {error}. Known hints: {names}.", param=param
         ) from error
     if problem := _problem(hints):
         raise BadRequest(f"{place}: {problem}.", param=param)

@@ -17,19 +17,19 @@ Json = dict[str, Any]
 
 def answers(request: GenerationRequest, contents: Iterable[bytes]) -> bytes:
     """Merge whole JSON answers, given in the order of the request's samples."""
-    found = [_decode(content) for content in contents]
+    decoded = [_decode(content) for content in contents]
     if request.endpoint is Endpoint.GENERATE:
-        return msgspec.json.encode(found)
+        return msgspec.json.encode(decoded)
     choices = [
         {**choice, "index": sample.index}
-        for sample, answer in zip(request.samples, found, strict=True)
+        for sample, answer in zip(request.samples, decoded, strict=True)
         for choice in answer.get("choices", ())
     ]
     usage = merge_usage(
         (sample, answer.get("usage") or {})
-        for sample, answer in zip(request.samples, found, strict=True)
+        for sample, answer in zip(request.samples, decoded, strict=True)
     )
-    return msgspec.json.encode({**found[0], "choices": choices, "usage": usage})
+    return msgspec.json.encode({**decoded[0], "choices": choices, "usage": usage})
 
 
 def merge_usage(parts: Iterable[tuple[Sample, Json]]) -> Json:

@@ -86,18 +86,20 @@ def _is_spoiled(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _places(value: Any, wanted: Callable[[Any], bool], name: str = "") -> Iterator[tuple[str, Any]]:
+def _places(
+    value: Any, matches: Callable[[Any], bool], name: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Where in a JSON value the wanted texts and numbers are; a key counts for its object."""
     if isinstance(value, dict):
         for key, inner in value.items():
             # A key that is spoiled itself is shown by its escapes.
-            shown = key.encode("ascii", "backslashreplace").decode() if wanted(key) else key
+            shown = key.encode("ascii", "backslashreplace").decode() if matches(key) else key
             place = f"{name}.{shown}" if name else shown
-            if wanted(key):
+            if matches(key):
                 yield place, key
-            yield from _places(inner, wanted, place)
+            yield from _places(inner, matches, place)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _places(inner, wanted, f"{name}[{number}]")
-    elif wanted(value):
+            yield from _places(inner, matches, f"{name}[{number}]")
+    elif matches(value):
         yield name, value

@@ -71,36 +71,36 @@ def parse(
     body = decode_body(content)
     decoder = choose_decoder(body.pop("model", None), in_path, served.decoders)
     validation.refuse_unsupported(body)
-    told = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
+    request_hints = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
     named = session_id.read(body.pop("session_id", None), headers.get(session_id.HEADER))
-    session = _session_for_workers(named, told)
-    if told.priority is not None:
-        body["priority"] = told.priority
+    session = _session_for_workers(named, request_hints)
+    if request_hints.priority is not None:
+        body["priority"] = request_hints.priority
     samples, listed = split(endpoint, body, served)
     ours = {} if session is None else {"session_id": session}
     if endpoint is not Endpoint.GENERATE:
         ours["model"] = decoder
     samples = tuple(replace(one, body={**one.body, **ours}) for one in samples)
-    _check_next(told, samples, served)
+    _check_next(request_hints, samples, served)
     stream = bool(samples[0].body.get("stream"))
     return GenerationRequest(
-        endpoint, decoder, stream, samples, listed, told, session, named is not None
+        endpoint, decoder, stream, samples, listed, request_hints, session, named is not None
     )
 
 
-def _session_for_workers(named: str | None, told: Hints) -> str | None:
+def _session_for_workers(named: str | None, hints: Hints) -> str | None:
     """Workers pin and release what belongs to a session, so hints about pages need one."""
-    if named is None and (told.pin is not None or told.release):
+    if named is None and (hints.pin is not None or hints.release):
         return f"once-{ids.unique()}"
     return named
 
 
-def _check_next(told: Hints, samples: Sequence[Sample], served: Served) -> None:
-    if told.next is None:
+def _check_next(hints: Hints, samples: Sequence[Sample], served: Served) -> None:
+    if hints.next is None:
         return
-    if told.next not in served.decoders:
+    if hints.next not in served.decoders:
         raise BadRequest(
-            f"`hints.next` names the model {told.next!r}, which does not exist; served models: "
+            f"`hints.next` names the model {hints.next!r}, which does not exist; served models: "
             f"{', '.join(served.decoders)}.",
             param="hints",
         )

@@ -77,11 +77,11 @@ def _split_chat(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
 
 
 def _split_completions(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
-    found, _ = validation.prompts(body, "prompt", served.limits)
+    texts, _ = validation.prompts(body, "prompt", served.limits)
     body = fields.completions_fields(body, served.limits)
     validation.refuse_echoed_logprobs(body)
-    bodies = [{**body, "prompt": prompt} for prompt in found]
-    prompts = [partial(served.prompts.prompt, prompt) for prompt in found]
+    bodies = [{**body, "prompt": prompt} for prompt in texts]
+    prompts = [partial(served.prompts.prompt, prompt) for prompt in texts]
     return _openai_samples(body, bodies, prompts, served, "prompt"), False
 
 
@@ -91,10 +91,10 @@ def _openai_samples(
     seed = body.get("seed")
 
     def for_sample(one: Body, number: int) -> Body:
-        own = {**one, "n": 1}
+        sample_body = {**one, "n": 1}
         if seed is not None:
-            own["seed"] = _nth_seed(seed, number)
-        return own
+            sample_body["seed"] = _nth_seed(seed, number)
+        return sample_body
 
     return _samples(body, bodies, prompts, body.get("n", 1), for_sample, served, name)
 
@@ -114,23 +114,23 @@ _PER_PROMPT = (
 def _split_generate(body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
     validation.refuse_prompt_logprobs(body)
     name = _generate_prompt_field(body)
-    found, listed = validation.prompts(body, name, served.limits)
+    texts, listed = validation.prompts(body, name, served.limits)
     body = {**body, "sampling_params": validation.objects(body, "sampling_params")}
-    batch = len(found) if listed else None
+    batch = len(texts) if listed else None
     bodies = [
         fields.generate_fields({**_pick(body, number, batch), name: prompt}, served.limits)
-        for number, prompt in enumerate(found)
+        for number, prompt in enumerate(texts)
     ]
     n = _generate_n(bodies)
-    prompts = [partial(served.prompts.prompt, prompt) for prompt in found]
+    prompts = [partial(served.prompts.prompt, prompt) for prompt in texts]
     return _samples(body, bodies, prompts, n, _generate_body, served, name), listed or n > 1
 
 
 def _generate_prompt_field(body: Body) -> str:
-    given = [name for name in ("text", "input_ids") if body.get(name) is not None]
-    if len(given) != 1:
+    names = [name for name in ("text", "input_ids") if body.get(name) is not None]
+    if len(names) != 1:
         raise BadRequest(
-            f"Send either `text` or `input_ids`, not {'both' if given else 'neither'}.",
+            f"Send either `text` or `input_ids`, not {'both' if names else 'neither'}.",
             param="text",
         )
     text = body.get("text")
@@ -143,7 +143,7 @@ def _generate_prompt_field(body: Body) -> str:
     among = tokens if isinstance(tokens, list) else [tokens]
     if any(isinstance(one, str) for one in among):
         raise BadRequest("`input_ids` must be a list of token ids.", param="input_ids")
-    return given[0]
+    return names[0]
 
 
 def _generate_n(bodies: Sequence[Body]) -> int:
@@ -192,19 +192,21 @@ def _samples(
         )
     rids = _rids(body, len(bodies), n)
     batch = None if len(bodies) == 1 else len(bodies)
-    found = []
+    samples = []
     for number, (one, prompt_of) in enumerate(zip(bodies, prompts, strict=True)):
         salt = _salt(body, number, batch)
         prompt = prompt_of(salt)
         size.check_fits(prompt, served.prompts.longest_token, served.limits.context_length, name)
         for turn in range(n):
-            own = for_sample(one, turn)
-            own.pop("extra_key", None)
-            own.pop("cache_salt", None)
+            sample_body = for_sample(one, turn)
+            sample_body.pop("extra_key", None)
+            sample_body.pop("cache_salt", None)
             if salt:
-                own["cache_salt"] = salt
-            found.append(Sample(number * n + turn, number, turn == 0, next(rids), own, prompt))
-    return tuple(found)
+                sample_body["cache_salt"] = salt
+            samples.append(
+                Sample(number * n + turn, number, turn == 0, next(rids), sample_body, prompt)
+            )
+    return tuple(samples)
 
 
 def _salt(body: Body, number: int, batch: int | None) -> str:

@@ -165,16 +165,16 @@ def _check_calls(message: Body, number: int) -> None:
             continue
         name = f"messages[{number}].tool_calls[{place}].function.arguments"
         try:
-            given = msgspec.json.decode(arguments)
+            value = msgspec.json.decode(arguments)
         except (msgspec.DecodeError, RecursionError) as error:
             raise BadRequest(
                 f"`{name}` must be a JSON object: {error}.", param="messages"
             ) from error
-        if not isinstance(given, dict):
+        if not isinstance(value, dict):
             raise BadRequest(
-                f"`{name}` must be a JSON object, not {kind(given)}.", param="messages"
+                f"`{name}` must be a JSON object, not {kind(value)}.", param="messages"
             )
-        if deeper_than(given, MOST_LEVELS):
+        if deeper_than(value, MOST_LEVELS):
             raise BadRequest(
                 f"`{name}` is nested in more than {MOST_LEVELS} levels.", param="messages"
             )
@@ -206,21 +206,21 @@ def prompts(body: Body, name: str, limits: Limits) -> tuple[list[Any], bool]:
         # Too many for token ids, and for prompts: there is no need to look at each.
         _refuse_many(value, name, limits)
     listed = isinstance(value, list) and not _is_token_ids(value)
-    found: list[Any] = value if isinstance(value, list) and listed else [value]
-    if not (all(isinstance(one, str) for one in found) or all(map(_may_be_token_ids, found))):
+    prompts_: list[Any] = value if isinstance(value, list) and listed else [value]
+    if not (all(isinstance(one, str) for one in prompts_) or all(map(_may_be_token_ids, prompts_))):
         raise BadRequest(
             f"`{name}` must be a text, a list of texts, a list of token ids or a list of lists of "
             f"token ids, not {kind(value)}.",
             param=name,
         )
-    if not found or not all(found):
+    if not prompts_ or not all(prompts_):
         raise BadRequest(f"`{name}` must not be empty.", param=name)
-    if len(found) > MAX_SAMPLES:
-        _refuse_many(found, name, limits)
-    for one in found:
+    if len(prompts_) > MAX_SAMPLES:
+        _refuse_many(prompts_, name, limits)
+    for one in prompts_:
         if isinstance(one, list):
             _check_tokens(one, name, limits)
-    return found, listed
+    return prompts_, listed
 
 
 def chat_ids(body: Body, limits: Limits) -> None:

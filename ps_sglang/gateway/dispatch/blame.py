@@ -29,7 +29,7 @@ def blaming(pd_request: PrefillDecodeRequest) -> Iterator[None]:
     try:
         yield
     except EngineError as error:
-        broken = route.prefill.breaker is BreakerState.OPEN and not pd_request.prefill_has_told
+        broken = route.prefill.breaker is BreakerState.OPEN and not pd_request.prefill_has_ended
         if broken and error.status >= 500:
             raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
         raise

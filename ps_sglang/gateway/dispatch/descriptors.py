@@ -1,7 +1,7 @@
 """Counts the connections that requests need, and refuses before the system would.
 
 Each client's connection takes a descriptor, and each sample up to two more, one to each of its
-workers. Without a count the first to find none left is whatever comes next: a leg of a request
+workers. Without a count the first to find none left is whatever comes next: a request
 that is half done, a probe of a healthy worker, or the log.
 """
 
@@ -18,7 +18,7 @@ from ps_sglang.open_files import limit
 
 PER_SAMPLE: Final = 2
 PER_WORKER: Final = 8
-"""Questions to a worker, and the sockets of its feed."""
+"""Probes of a worker, and the sockets of its events."""
 SPARE: Final = 24
 """Files, a look-up of a name, whatever a library opens for a moment."""
 

@@ -48,7 +48,7 @@ _Result = TypeVar("_Result")
 
 
 class OutcomeListener(Protocol):
-    """Is told how requests went on each worker."""
+    """Called with the outcome of requests on each worker."""
 
     def succeeded(self, worker_state: AnyWorkerState) -> None:
         """The worker did its part of a request, or began to answer."""
@@ -60,7 +60,7 @@ class OutcomeListener(Protocol):
 
 
 class Dispatcher:
-    """Runs generation requests. Cancelling a caller ends all legs of its request."""
+    """Runs generation requests. Cancelling a caller aborts its request on all workers."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Dispatcher:
 
         Raises GatewayError, before the first event where it can.
 
-        The iterator must be closed (`aclosing`), which ends the legs that still run.
+        The iterator must be closed (`aclosing`), which aborts what still runs.
         """
         suspect = Suspect(request)
         if request.is_single:

@@ -1,7 +1,7 @@
 """What follows a turn of a conversation: the hints that came with its request.
 
 `next` brings the prompt and the answer to a worker of the decoder that speaks next: a request of
-its own, whose output nobody reads. `pin` and `release` are told to all workers that the
+its own, whose output nobody reads. `pin` and `release` are sent to all workers that the
 conversation has been on. All of it happens in the background, after the client has its answer.
 """
 
@@ -67,9 +67,9 @@ class HintActions:
     def ended(
         self, request: GenerationRequest, context: RequestContext, completion: Completion | None
     ) -> None:
-        """A request got its whole answer; `said` is needed only for the hint `next`."""
-        told = request.hints
-        if told.next is not None or told.pin is not None or told.release:
+        """A request got its whole answer; `completion` is needed only for the hint `next`."""
+        hints = request.hints
+        if hints.next is not None or hints.pin is not None or hints.release:
             self._background.start(self._follow(request, context, completion))
 
     async def end_session(self, session: Session) -> int:
@@ -85,21 +85,21 @@ class HintActions:
     async def _follow(
         self, request: GenerationRequest, context: RequestContext, completion: Completion | None
     ) -> None:
-        told, session = request.hints, context.session
-        if told.next is not None:
-            await self._prefetch(request, replace(context, decoder=told.next), completion or {})
+        hints, session = request.hints, context.session
+        if hints.next is not None:
+            await self._prefetch(request, replace(context, decoder=hints.next), completion or {})
         if session is None or session.ended is not None:
             return
-        if told.release:
+        if hints.release:
             self._sessions.end(session, session_ended(session))
             await self._tell(session, self._cache_index.release)
-        elif (seconds := told.pin) is not None:
+        elif (seconds := hints.pin) is not None:
             await self._tell(session, lambda worker, id: self._cache_index.pin(worker, id, seconds))
 
-    async def _tell(self, session: Session, what: Callable[[str, str], Awaitable[None]]) -> None:
+    async def _tell(self, session: Session, command: Callable[[str, str], Awaitable[None]]) -> None:
         workers = [one.name for one in session.visited if self._cache_index.has_events(one.name)]
         outcomes = await asyncio.gather(
-            *(what(worker, session.id) for worker in workers), return_exceptions=True
+            *(command(worker, session.id) for worker in workers), return_exceptions=True
         )
         for worker, outcome in zip(workers, outcomes, strict=True):
             # It is advice: a worker that does not hear it evicts in its usual order.

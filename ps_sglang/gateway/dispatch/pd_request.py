@@ -1,9 +1,9 @@
-"""One sample on its two workers: the prefill leg and the decode leg of SGLang's PD protocol.
+"""One sample on its two workers: the prefill and the decode request of SGLang's PD protocol.
 
-Both legs get the client's body plus the bootstrap fields that let them find each other. The decode
-leg's answer is the client's; the prefill leg's answer is read only for errors. A leg that is no
-longer wanted is ended twice: its connection is closed, and SGLang is told by request id, because
-SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
+Both get the client's body plus the bootstrap fields that let them find each other. The decode
+request's answer is the client's; the prefill request's answer is read only for errors. A request
+that is no longer wanted is ended twice: its connection is closed, and it is aborted by its id,
+because SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from ps_sglang.gateway.errors import (
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.priority import encode_priority
 
-# After the decode leg's answer the prefill leg has nothing left to do but to say so.
+# After the decode request's answer the prefill request has nothing left to do but to end.
 PREFILL_GRACE_SECONDS = 30.0
-# Both legs judge the same body. When one has failed the other is given so long to say why it does.
+# Both workers judge the same body. When one request has failed, the other has so long to fail too.
 SETTLE_SECONDS = 1.0
 
-# What a client asks about the output. The prefill leg has none: it must not fail at reporting it.
+# What a client asks about the output. The prefill request has none, and must not fail at it.
 # Neither is it streamed, so that its failure is an HTTP status.
 _ABOUT_OUTPUT = frozenset(
     (
@@ -62,11 +62,11 @@ _ABOUT_OUTPUT = frozenset(
 
 
 class PrefillDecodeRequest:
-    """The two legs of one sample; the prefill leg starts at once. `close` must be called.
+    """Both requests of one sample; the prefill request starts at once. `close` must be called.
 
-    Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (another
-    pair may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both legs
-    fail, the error is the cause, whichever fails first: see `_settled`.
+    Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (other
+    workers may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both
+    requests fail, the error is the cause, whichever fails first: see `_settled`.
     """
 
     def __init__(
@@ -92,24 +92,24 @@ class PrefillDecodeRequest:
             "bootstrap_host": route.prefill.worker.bootstrap_host,
             "bootstrap_port": route.prefill.worker.bootstrap_port,
             "bootstrap_room": ids.room(),
-            "priority": encode_priority(sample.body.get("priority") or 0, route.held_tokens),
+            "priority": encode_priority(sample.body.get("priority") or 0, route.cached_tokens),
         }
         self._response: WorkerResponse | None = None
         self._splitter = sse.Splitter()
-        self._error: GatewayError | None = None  # told by the stream behind the last events
+        self._error: GatewayError | None = None  # that the stream reported behind the last events
         self._answering = False
         self._decode_ended = False
         self._closed = False
         self._failure: GatewayError | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._prefilled: PrefillAnswer | None = None
-        self._tell_served: Callable[[PrefillAnswer], None] | None = None
+        self._on_served: Callable[[PrefillAnswer], None] | None = None
         self._prefill_error: GatewayError | None = None
-        self._prefill_told = asyncio.Event()
+        self._prefill_ended = asyncio.Event()
         self._prefill = asyncio.create_task(self._run_prefill())
 
     async def answer(self) -> bytes:
-        """The decode leg's whole JSON answer."""
+        """The decode request's whole JSON answer."""
         with self._interruptible():
             try:
                 return await self._read_answer()
@@ -117,10 +117,10 @@ class PrefillDecodeRequest:
                 raise await self._settled(error) from None
 
     async def open_stream(self) -> list[bytes]:
-        """Start the decode leg's stream; returns its first events.
+        """Start the decode request's stream; returns its first events.
 
-        The last of them says something, see `is_preamble`: until then a failure can still be told
-        by an HTTP status.
+        The last of them is no preamble, see `is_preamble`: until then a failure can still be an
+        HTTP status.
         """
         with self._interruptible():
             try:
@@ -147,26 +147,26 @@ class PrefillDecodeRequest:
             self._background.start(self.close())
 
     @property
-    def prefill_has_told(self) -> bool:
-        """Whether the prefill leg has answered, well or not."""
-        return self._prefill_told.is_set()
+    def prefill_has_ended(self) -> bool:
+        """Whether the prefill request has answered, well or not."""
+        return self._prefill_ended.is_set()
 
-    def when_served(self, tell: Callable[[PrefillAnswer], None]) -> None:
-        """Tell once what the prefill leg answered, if the decode leg has given its whole answer.
+    def when_served(self, listener: Callable[[PrefillAnswer], None]) -> None:
+        """Call `listener` once both requests were answered, with the prefill request's answer.
 
-        The prefill leg may answer later than the decode leg.
+        It may come later than the decode request's.
         """
-        self._tell_served = tell
-        self._tell_if_served()
+        self._on_served = listener
+        self._notify_if_served()
 
-    def _tell_if_served(self) -> None:
-        tell, told = self._tell_served, self._prefilled
-        if self._decode_ended and tell is not None and told is not None:
-            self._tell_served = None
-            tell(told)
+    def _notify_if_served(self) -> None:
+        listener, answer = self._on_served, self._prefilled
+        if self._decode_ended and listener is not None and answer is not None:
+            self._on_served = None
+            listener(answer)
 
     async def close(self) -> None:
-        """End both legs; one that has not given its whole answer is aborted."""
+        """End both requests; one that has not given its whole answer is aborted."""
         if self._closed:
             return
         self._closed = True
@@ -185,7 +185,7 @@ class PrefillDecodeRequest:
         if self._failure is not None:
             raise self._failure
         task = asyncio.current_task()
-        assert task is not None, "a pair is read inside a task"
+        assert task is not None, "an answer is read inside a task"
         cancelled_before = task.cancelling()
         self._reader = task
         try:
@@ -203,27 +203,27 @@ class PrefillDecodeRequest:
             await self._read_prefill()
         except GatewayError as error:
             self._prefill_error = error
-            self._prefill_told.set()
+            self._prefill_ended.set()
             if not isinstance(error, WorkerUnreachable):
                 await asyncio.sleep(SETTLE_SECONDS)
-            # Once the answer has begun, the prefill leg has done its part.
+            # Once the answer has begun, the prefill request has done its part.
             if not self._answering:
                 self.fail(error)
         else:
-            self._prefill_told.set()
+            self._prefill_ended.set()
 
     async def _settled(self, error: GatewayError) -> GatewayError:
-        """The cause of a failure of which the decode leg says `error`.
+        """The cause of a failure of which the decode request says `error`.
 
         A refusal is the client's, and a lost connection speaks for itself. Any other failure may
-        only follow from one of the prefill leg. If both legs fail in the same words, before they
+        only follow from one of the prefill request. If both fail in the same words, before they
         had to do with each other, then the request is why.
         """
         if isinstance(error, WorkerUnreachable) or error.status < 500:
             return error
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
-                await self._prefill_told.wait()
+                await self._prefill_ended.wait()
         cause = self._prefill_error
         if cause is None or (isinstance(cause, WorkerFailed) and cause.reason == error.message):
             return error
@@ -245,7 +245,7 @@ class PrefillDecodeRequest:
         if error is not None:
             raise error
         self._prefilled = prefill_answer(content)
-        self._tell_if_served()
+        self._notify_if_served()
         self.route.handed_over()
         self._on_prefilled()
 

@@ -35,7 +35,7 @@ SAME_DEATH_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 30.0
 """A suspect waits this long for its turn; a slow one before it must not hold up the others."""
 PROBATION_SECONDS: Final = 1.0
-"""A decode worker that works on a suspect for so long has survived it, as far as can be told."""
+"""A decode worker that works on a suspect for so long has survived it, as far as can be seen."""
 
 _KEY: Final = os.urandom(32)
 """So that nobody can find out a prompt by its digest in a log."""
@@ -127,7 +127,7 @@ class Suspects:
             raise self.error(suspect, record)
 
     def error(self, suspect: Suspect, record: _Record | None = None) -> PoisonRequest:
-        """What a poisonous request's client is told."""
+        """The error for a poisonous request's client."""
         record = record or self._records[suspect.digest]
         left = record.deaths[-1][1] + REFUSED_SECONDS - self._clock()
         first, *_, last = (title for title, _ in record.deaths)
@@ -168,13 +168,13 @@ class Turn:
     def __init__(self, locks: dict[str, asyncio.Lock], worker_state: AnyWorkerState) -> None:
         self.worker_state = worker_state
         self._lock = locks.setdefault(worker_state.name, asyncio.Lock())
-        self._held = False
+        self._is_acquired = False
 
     async def wait(self) -> None:
         """Until the suspects before have gone, or for PATIENCE_SECONDS."""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                self._held = await self._lock.acquire()
+                self._is_acquired = await self._lock.acquire()
         except TimeoutError:
             return
 
@@ -187,6 +187,6 @@ class Turn:
 
     def release(self) -> None:
         """The next suspect may come. May be called more than once."""
-        if self._held:
-            self._held = False
+        if self._is_acquired:
+            self._is_acquired = False
             self._lock.release()

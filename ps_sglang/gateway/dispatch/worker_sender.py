@@ -85,7 +85,7 @@ def refusal(worker: Worker, response: WorkerResponse, content: bytes) -> Gateway
     error = engine_error(response.status, content)
     if response.was_resent and error.message.startswith(_DUPLICATE_ID):
         # The worker took the first copy, then the connection broke. The second copy is refused, and
-        # the answer to the first is lost: another pair, with another id, may do.
+        # the answer to the first is lost: another pair of workers, with another id, may do.
         return WorkerUnreachable(
             worker, "it took the request and closed the connection", Loss.TAKEN
         )

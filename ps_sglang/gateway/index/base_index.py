@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
-from ps_sglang.gateway.index.lookup import PrefixMatch, held_by_all
+from ps_sglang.gateway.index.lookup import PrefixMatch, match_prefix
 from ps_sglang.gateway.index.segment import LONGEST, Root, Segment
 
 BYTES_PER_TOKEN = 4.0
@@ -84,14 +84,14 @@ class BaseIndex:
         copies = sum(self._tokens[one] for one, its in self._roles.items() if its == role)
         return copies - self._distinct.get(role, 0)
 
-    def held(self, text: bytes, salt: str = "") -> Mapping[str, PrefixMatch]:
+    def match(self, text: bytes, salt: str = "") -> Mapping[str, PrefixMatch]:
         """The longest prefix of `text` that each worker holds, in whole blocks.
 
         Workers that hold nothing of it are left out. One walk serves all workers; it costs by the
         length of the prompt, not by what the index holds.
         """
         root = self._roots.get(salt)
-        return {} if root is None else held_by_all(root, text)
+        return {} if root is None else match_prefix(root, text)
 
     def stored(
         self,
@@ -111,52 +111,56 @@ class BaseIndex:
                 f"{len(hashes)} blocks of {block_size} tokens came with {len(token_ids)} tokens"
             )
         try:
-            given = array("q", hashes)
+            new_hashes = array("q", hashes)
         except OverflowError as error:
             raise OutOfSync(f"a block's hash has more than 64 bits: {error}") from error
         segment, position = self._parent(worker, parent, salt)
-        known = self._known(hashes)
+        already_stored = self._known(hashes)
         done = 0
-        while done < known:
-            found = self._segments[self._numbers[hashes[done]]]
-            start = found.hashes.index(hashes[done])
-            if found is segment:
+        while done < already_stored:
+            block_segment = self._segments[self._numbers[hashes[done]]]
+            start = block_segment.hashes.index(hashes[done])
+            if block_segment is segment:
                 follows = start == position
             else:
-                follows = found.parent is segment and start == len(segment.hashes) - position == 0
-            end = min(len(found.hashes), start + known - done)
+                follows = (
+                    block_segment.parent is segment and start == len(segment.hashes) - position == 0
+                )
+            end = min(len(block_segment.hashes), start + already_stored - done)
             after = done + end - start
-            same = found.hashes[start:end].tobytes() == given[done:after].tobytes()
+            same = block_segment.hashes[start:end].tobytes() == new_hashes[done:after].tobytes()
             if not (follows and same):
                 raise OutOfSync(
                     f"{worker} stored block {hashes[done]} in another place than before"
                 )
-            segment, position = found, end
-            if segment.held.get(worker, 0) < position:
+            segment, position = block_segment, end
+            if segment.holders.get(worker, 0) < position:
                 self._set(segment, worker, position)
             done = after
-        if known < len(hashes):
-            texts = self._texts.of(token_ids[known * block_size :], block_size)
+        if already_stored < len(hashes):
+            texts = self._texts.of(token_ids[already_stored * block_size :], block_size)
             if position < len(segment.hashes):
                 segment = self._split(segment, position)
             tokens, length = self._seen
             self._seen = PrefixMatch(
                 tokens + len(texts) * block_size, length + sum(map(len, texts))
             )
-            self._grow(worker, segment, given[known:], texts, block_size)
+            self._grow(worker, segment, new_hashes[already_stored:], texts, block_size)
 
     def removed(self, worker: str, hashes: list[int]) -> None:
         """A worker dropped blocks. Blocks that it does not hold are skipped."""
         done = 0
         while done < len(hashes):
             segment = self._find(hashes[done])
-            held = segment.held.get(worker, 0) if segment is not None else 0
-            position = segment.hashes.index(hashes[done]) if segment is not None and held else held
-            if segment is None or position >= held:
+            cached = segment.holders.get(worker, 0) if segment is not None else 0
+            position = (
+                segment.hashes.index(hashes[done]) if segment is not None and cached else cached
+            )
+            if segment is None or position >= cached:
                 done += 1
                 continue
             # The rest of an evicted run needs no look of its own, in whichever order it comes.
-            run = segment.hashes[position:held].tolist()
+            run = segment.hashes[position:cached].tolist()
             length = len(run)
             if length == 1 or run != hashes[done : done + length]:
                 length = _run_back(segment.hashes, position, hashes, done)
@@ -168,7 +172,7 @@ class BaseIndex:
         """A worker holds nothing any more."""
         for root in list(self._roots.values()):
             for child in root.all_children():
-                if worker in child.held:
+                if worker in child.holders:
                     self._lower(child, worker, 0)
 
     # -- storing ---------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ class BaseIndex:
         segment = self._find(parent)
         if segment is not None:
             position = segment.hashes.index(parent) + 1
-            if segment.held.get(worker, 0) >= position:
+            if segment.holders.get(worker, 0) >= position:
                 return segment, position
         raise OutOfSync(f"{worker} stored blocks behind block {parent}, which it does not hold")
 
@@ -231,11 +235,11 @@ class BaseIndex:
         """The worker holds `blocks` blocks of this segment at most, and nothing behind them."""
         subtree = [segment]
         for one in subtree:
-            subtree += [child for child in one.all_children() if worker in child.held]
+            subtree += [child for child in one.all_children() if worker in child.holders]
         lost_a_child = []
         for one in reversed(subtree):
             self._set(one, worker, blocks if one is segment else 0)
-            most = max(one.held.values(), default=0)
+            most = max(one.holders.values(), default=0)
             if not most and one.parent is not None:
                 one.parent.remove_child(one)
                 lost_a_child.append(one.parent)
@@ -254,7 +258,7 @@ class BaseIndex:
                 self._roots.pop(segment.salt, None)
             return
         child = segment.only_child()
-        gone = not segment.held
+        gone = not segment.holders
         if gone or child is None or child.size != segment.size:
             return
         if len(child.hashes) + len(segment.hashes) <= LONGEST:
@@ -267,17 +271,17 @@ class BaseIndex:
     def _set(self, segment: Segment, worker: str, blocks: int) -> None:
         """Set how many blocks of a segment the worker holds, and keep the counters."""
         role = self._roles[worker]
-        before = segment.held.get(worker, 0)
+        previous = segment.holders.get(worker, 0)
         others = max(
-            (n for one, n in segment.held.items() if one != worker and self._roles[one] == role),
+            (n for one, n in segment.holders.items() if one != worker and self._roles[one] == role),
             default=0,
         )
         if blocks:
-            segment.held[worker] = blocks
+            segment.holders[worker] = blocks
         else:
-            segment.held.pop(worker, None)
-        self._tokens[worker] += (blocks - before) * segment.size
-        distinct = max(blocks, others) - max(before, others)
+            segment.holders.pop(worker, None)
+        self._tokens[worker] += (blocks - previous) * segment.size
+        distinct = max(blocks, others) - max(previous, others)
         self._distinct[role] += distinct * segment.size
 
 

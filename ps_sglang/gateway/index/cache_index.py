@@ -28,7 +28,8 @@ class CacheSource:
     """Where the knowledge about one worker comes from, and how much it holds.
 
     `problem` says why it is an estimate, None if it is none. `tokens` are those held by its
-    events, 0 where there are none. `counts` are the feed's batches, replays, snapshots and losses.
+    events, 0 where there are none. `counts` are the event stream's batches, replays,
+    snapshots and losses.
     """
 
     kind: Literal["events", "estimate"]
@@ -38,11 +39,11 @@ class CacheSource:
 
 
 class CacheIndex:
-    """The index, the feeds that fill it, and the estimates; for the thread of the event loop.
+    """The index, the events that fill it, and the estimates; for the thread of the event loop.
 
-    Workers may be added before the loop runs; `start` connects to their feeds, `stop` ends that.
-    Register functions in `computed` to be told how many tokens a prefill worker has computed for a
-    request, by its own word: those with a live feed, see `is_live`.
+    Workers may be added before the loop runs; `start` connects to their events, `stop` ends that.
+    Register functions in `computed` to be called with how many tokens a prefill worker has computed
+    for a request: those with live events, see `is_live`.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class CacheIndex:
     def add(self, worker: Worker) -> None:
         """A worker joins."""
         self._index.add_worker(worker.name, worker.role)
-        known = WorkerCache(worker, self._index, self._told, self._clock, self._timing)
-        self._workers[worker.name] = known
+        worker_cache = WorkerCache(
+            worker, self._index, self._on_worker_span, self._clock, self._timing
+        )
+        self._workers[worker.name] = worker_cache
         if self._running:
-            known.start()
+            worker_cache.start()
 
     def admitted(self, name: str, incarnation: str | None) -> None:
         """From now on this process is the worker; another before it took its cache with it."""
@@ -85,42 +88,46 @@ class CacheIndex:
         self._index.drop_worker(name)
 
     async def start(self) -> None:
-        """Connect to the feeds of all workers, those that join later included."""
+        """Subscribe to the events of all workers, those that join later included."""
         self._running = True
-        for known in self._workers.values():
-            known.start()
+        for worker_cache in self._workers.values():
+            worker_cache.start()
 
     async def stop(self) -> None:
-        """Leave all feeds."""
+        """Unsubscribe from all."""
         self._running = False
-        tasks = [task for known in self._workers.values() if (task := known.stop()) is not None]
+        tasks = [
+            task
+            for worker_cache in self._workers.values()
+            if (task := worker_cache.stop()) is not None
+        ]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- what they hold --------------------------------------------------------------------------
 
-    def held(self, prompt: Prompt) -> Mapping[str, PrefixMatch]:
+    def match(self, prompt: Prompt) -> Mapping[str, PrefixMatch]:
         """The prefix that each worker holds or is about to hold, by worker's name.
 
         Workers that hold nothing of it are left out.
         """
-        addressed = prompt.exact and self._monitor.found(prompt.kind)
-        found = dict(self._index.held(prompt.text, prompt.salt)) if prompt.exact else {}
-        for name, known in self._workers.items():
-            told = addressed and known.is_live
-            seconds = estimate.SETTLING_SECONDS if told else estimate.SECONDS
-            blocks = known.estimate.held(prompt.blocks, seconds)
+        addressed = prompt.exact and self._monitor.finds(prompt.kind)
+        matches = dict(self._index.match(prompt.text, prompt.salt)) if prompt.exact else {}
+        for name, worker_cache in self._workers.items():
+            is_live = addressed and worker_cache.is_live
+            seconds = estimate.SETTLING_SECONDS if is_live else estimate.SECONDS
+            blocks = worker_cache.estimate.match(prompt.blocks, seconds)
             believed = prompt.blocks_bytes(blocks)
-            sure = found.get(name, NO_MATCH)
+            sure = matches.get(name, NO_MATCH)
             if believed > sure.bytes:
                 more = (believed - sure.bytes) / self._index.bytes_per_token
-                found[name] = PrefixMatch(sure.tokens + int(more), believed)
-        return found
+                matches[name] = PrefixMatch(sure.tokens + int(more), believed)
+        return matches
 
-    def tokens(self, prompt: Prompt, held: Mapping[str, PrefixMatch]) -> float:
+    def tokens(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """A prompt's length: what is held is known, the rest is taken to be like other prompts."""
         if prompt.tokens is not None:
             return prompt.tokens
-        best = max(held.values(), key=lambda one: one.bytes, default=NO_MATCH)
+        best = max(matches.values(), key=lambda one: one.bytes, default=NO_MATCH)
         return best.tokens + (len(prompt.text) - best.bytes) / self._index.bytes_per_token
 
     def sent(self, worker: str, prompt: Prompt) -> None:
@@ -130,60 +137,60 @@ class CacheIndex:
 
     def settled(self, worker: str, prompt: Prompt, arrived: bool) -> None:
         """What was `sent` has arrived, or never will."""
-        known = self._workers.get(worker)
-        if known is not None:
-            known.estimate.settled(prompt.blocks, arrived)
+        worker_cache = self._workers.get(worker)
+        if worker_cache is not None:
+            worker_cache.estimate.settled(prompt.blocks, arrived)
             if arrived:
-                self._stored(worker, known, prompt)
+                self._stored(worker, worker_cache, prompt)
 
     def arrived(self, worker: str, prompt: Prompt) -> None:
         """A worker holds the whole prompt, which was never `sent` to it."""
-        known = self._workers.get(worker)
-        if known is not None:
-            known.estimate.arrived(prompt.blocks)
-            self._stored(worker, known, prompt)
+        worker_cache = self._workers.get(worker)
+        if worker_cache is not None:
+            worker_cache.estimate.arrived(prompt.blocks)
+            self._stored(worker, worker_cache, prompt)
 
-    def _stored(self, worker: str, known: WorkerCache, prompt: Prompt) -> None:
-        if prompt.exact and known.is_live:
+    def _stored(self, worker: str, worker_cache: WorkerCache, prompt: Prompt) -> None:
+        if prompt.exact and worker_cache.is_live:
             self._monitor.stored(worker, prompt)
 
     def is_live(self, worker: str) -> bool:
-        """Whether a worker tells of what it does, and has told all that it holds."""
-        known = self._workers.get(worker)
-        return known is not None and known.is_live
+        """Whether the index has what a worker holds, by its events."""
+        worker_cache = self._workers.get(worker)
+        return worker_cache is not None and worker_cache.is_live
 
     def forget(self, worker: str) -> None:
         """A worker's cache is known to be empty; its events, if any, say so themselves."""
         if worker in self._workers:
             self._workers[worker].estimate.forget()
 
-    def turn(self, prompt: Prompt, decoder: str, held: PrefixMatch) -> int:
+    def turn(self, prompt: Prompt, decoder: str, match: PrefixMatch) -> int:
         """A decoder's turn sends `prompt`, of which its prefill worker holds `held`.
 
         Returns how many of these tokens another decoder's turn brought in.
         """
         others = self._first.turn(prompt.blocks, decoder)
-        blocks = others[: -(-held.bytes // BLOCK_BYTES)]
-        return round(sum(blocks) / len(blocks) * held.tokens) if blocks else 0
+        blocks = others[: -(-match.bytes // BLOCK_BYTES)]
+        return round(sum(blocks) / len(blocks) * match.tokens) if blocks else 0
 
-    # -- what is told and asked ------------------------------------------------------------------
+    # -- events and commands ---------------------------------------------------------------------
 
     async def release(self, worker: str, session: str) -> None:
         """Let the pages that only this conversation uses go first; raises EventStreamError."""
-        await self._feed(worker).ask(Release(session))
+        await self._events(worker).ask(Release(session))
 
     async def pin(self, worker: str, session: str, seconds: float) -> None:
         """Let a conversation's pages go last for a while; raises EventStreamError."""
-        await self._feed(worker).ask(Pin(session, seconds))
+        await self._events(worker).ask(Pin(session, seconds))
 
     def worker_cache(self, worker: str) -> WorkerCache:
-        """What is told of a worker goes there; raises KeyError if there is none such."""
+        """Where a worker's events go; raises KeyError if there is none such."""
         return self._workers[worker]
 
     def has_events(self, worker: str) -> bool:
         """Whether `release` and `pin` can be asked of a worker."""
-        known = self._workers.get(worker)
-        return known is not None and known.events is not None
+        worker_cache = self._workers.get(worker)
+        return worker_cache is not None and worker_cache.events is not None
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -192,16 +199,16 @@ class CacheIndex:
 
     def problem(self, kind: Kind) -> str | None:
         """Why prompts of a kind do not address what workers hold; None if they do."""
-        known = self.prompts.chat_problem if kind == "chat" else self.prompts.problem
-        if known is None and not self._monitor.found(kind):
+        problem = self.prompts.chat_problem if kind == "chat" else self.prompts.problem
+        if problem is None and not self._monitor.finds(kind):
             return f"the last {MISSES} did not find what was stored for them"
-        return known
+        return problem
 
     def source(self, worker: str) -> CacheSource:
         """Where the knowledge about a worker comes from; raises KeyError if there is none such."""
-        known = self._workers[worker]
-        problem = self.prompts.problem or known.problem
-        counts = known.events.counts if known.events is not None else Counter[str]()
+        worker_cache = self._workers[worker]
+        problem = self.prompts.problem or worker_cache.problem
+        counts = worker_cache.events.counts if worker_cache.events is not None else Counter[str]()
         return CacheSource(
             "events" if problem is None else "estimate",
             problem,
@@ -218,14 +225,14 @@ class CacheIndex:
         """Blocks that the events of any worker say are held."""
         return len(self._index)
 
-    def _told(self, worker: str, record: Span) -> None:
+    def _on_worker_span(self, worker: str, record: Span) -> None:
         if record.role == "prefill":
-            for tell in self.computed:
-                tell(worker, record.computed)
+            for listener in self.computed:
+                listener(worker, record.computed)
         self._on_span(worker, record)
 
-    def _feed(self, worker: str) -> EventSubscriber:
-        known = self._workers.get(worker)
-        if known is None or known.events is None:
-            raise EventStreamError(f"worker {worker!r} has no feed")
-        return known.events
+    def _events(self, worker: str) -> EventSubscriber:
+        worker_cache = self._workers.get(worker)
+        if worker_cache is None or worker_cache.events is None:
+            raise EventStreamError(f"worker {worker!r} publishes no events")
+        return worker_cache.events

@@ -157,8 +157,8 @@ def _content(token: Any) -> str:
 
 def _variables(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What a request adds to the template's variables."""
-    given = body.get("chat_template_kwargs")
-    variables = dict(given) if isinstance(given, dict) else {}
+    kwargs = body.get("chat_template_kwargs")
+    variables = dict(kwargs) if isinstance(kwargs, dict) else {}
     reasoning = body.get("reasoning")
     effort, thinking = body.get("reasoning_effort"), None
     if isinstance(reasoning, dict):
@@ -177,10 +177,10 @@ def _variables(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return variables
 
 
-def _message(given: Mapping[str, Any], in_parts: bool) -> Message:
-    role = str(given["role"]).lower()
+def _message(source: Mapping[str, Any], in_parts: bool) -> Message:
+    role = str(source["role"]).lower()
     fields = _FIELDS[:2] if role == "user" else _FIELDS
-    message = {name: given[name] for name in fields if given.get(name) is not None}
+    message = {name: source[name] for name in fields if source.get(name) is not None}
     message["role"] = role
     content = message.get("content", "")
     if isinstance(content, list):
@@ -200,14 +200,14 @@ def _parts(content: Sequence[Any], in_parts: bool) -> list[Message] | str:
     return [{"type": "text", "text": text} for text in texts] if in_parts else " ".join(texts)
 
 
-def _tool_call(given: Mapping[str, Any]) -> Message:
-    function = given["function"]
+def _tool_call(call: Mapping[str, Any]) -> Message:
+    function = call["function"]
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = msgspec.json.decode(arguments)
     return {
-        "id": given.get("id"),
-        "index": given.get("index"),
+        "id": call.get("id"),
+        "index": call.get("index"),
         "type": "function",
         "function": {"name": function.get("name"), "arguments": arguments},
     }
@@ -218,16 +218,16 @@ def _tools(body: Mapping[str, Any]) -> list[Message] | None:
     if not tools or choice == "none":
         return None
     if isinstance(choice, dict):
-        wanted = choice["function"].get("name")
-        tools = [tool for tool in tools if tool["function"]["name"] == wanted]
+        name = choice["function"].get("name")
+        tools = [tool for tool in tools if tool["function"]["name"] == name]
     return [_tool(tool) for tool in tools] or None
 
 
-def _tool(given: Mapping[str, Any]) -> Message:
-    deferred = given.get("defer_loading")
+def _tool(tool: Mapping[str, Any]) -> Message:
+    deferred = tool.get("defer_loading")
     function = {
         name: value
-        for name, value in given["function"].items()
+        for name, value in tool["function"].items()
         if name in ("description", "name", "parameters")
         or (name in ("strict", "defer_loading") and value is not None)
     }
@@ -236,7 +236,7 @@ def _tool(given: Mapping[str, Any]) -> Message:
     if deferred is not None:
         function.setdefault("defer_loading", deferred)
     return {
-        "type": given.get("type", "function"),
+        "type": tool.get("type", "function"),
         "function": function,
         "defer_loading": deferred,
     }

@@ -31,7 +31,7 @@ class IndexMetrics(Collector):
         )
         events = CounterMetricFamily(
             "ps_sglang_gateway_feed",
-            "What became of a worker's feed: batches, replays, snapshots, losses.",
+            "A worker's event stream: batches, replays, snapshots, losses.",
             labels=("worker", "what"),
         )
         for name in self._cache_index.workers:

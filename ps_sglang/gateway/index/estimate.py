@@ -1,7 +1,7 @@
 """What a worker is believed to hold, from what was sent to it.
 
 Used where a worker's events cannot tell: for prompts in flight, whose events are yet to come, for
-workers without a live feed, and for prompts whose bytes are not those of their tokens.
+workers without live events, and for prompts whose bytes are not those of their tokens.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Estimate:
 
     def arrived(self, blocks: Sequence[int]) -> None:
         """The worker holds these blocks now."""
-        now, known = self._clock(), self._arrived
+        now, arrivals = self._clock(), self._arrived
         # Last block first: a prefix must outlive what continues it.
         for block in reversed(blocks):
-            known[block] = now
-            known.move_to_end(block)
-        while len(known) > self._capacity:
-            known.popitem(last=False)
+            arrivals[block] = now
+            arrivals.move_to_end(block)
+        while len(arrivals) > self._capacity:
+            arrivals.popitem(last=False)
 
-    def held(self, blocks: Sequence[int], seconds: float) -> int:
+    def match(self, blocks: Sequence[int], seconds: float) -> int:
         """How many leading blocks are held: on their way, or arrived within `seconds`."""
         oldest = self._clock() - seconds
         never = float("-inf")

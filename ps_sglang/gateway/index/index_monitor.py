@@ -34,18 +34,18 @@ class IndexMonitor:
         self._misses: Counter[Kind] = Counter()
 
     def stored(self, worker: str, prompt: Prompt) -> None:
-        """A worker with a live feed has prefilled a prompt; looks up those of a while ago."""
+        """A worker with live events has prefilled a prompt; looks up those of a while ago."""
         now = self._clock()
         while self._waiting and self._waiting[0][0] <= now:
-            _, name, before = self._waiting.popleft()
-            held = self._index.held(before.text, before.salt).get(name, NO_MATCH)
+            _, name, earlier = self._waiting.popleft()
+            match = self._index.match(earlier.text, earlier.salt).get(name, NO_MATCH)
             # Half will do: other prompts share the beginning, a full pool may have let the end go.
-            found = 2 * held.bytes >= len(before.text)
-            self._misses[before.kind] = 0 if found else self._misses[before.kind] + 1
+            is_match = 2 * match.bytes >= len(earlier.text)
+            self._misses[earlier.kind] = 0 if is_match else self._misses[earlier.kind] + 1
         if len(self._waiting) < _WAITING and len(prompt.text) >= _LEAST_BYTES:
             self._waiting.append((now + self._seconds, worker, prompt))
 
-    def found(self, kind: Kind) -> bool:
+    def finds(self, kind: Kind) -> bool:
         """Whether prompts of a kind find what is stored, as far as is known."""
         return self._misses[kind] < MISSES
 

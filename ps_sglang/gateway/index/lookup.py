@@ -20,49 +20,49 @@ class PrefixMatch(NamedTuple):
 NO_MATCH = PrefixMatch(0, 0)
 
 
-def held_by_all(root: Segment, text: bytes) -> dict[str, PrefixMatch]:
+def match_prefix(root: Segment, text: bytes) -> dict[str, PrefixMatch]:
     """The longest prefix of `text` that each worker holds below `root`."""
     best: dict[str, PrefixMatch] = {}
     # Equal text in other tokens branches the walk; the budget keeps hostile prompts linear.
     budget = len(text) + SPARE_STEPS
     ahead: list[tuple[Segment, PrefixMatch]] = [(root, NO_MATCH)]
     while ahead and budget:
-        segment, before = ahead.pop()
+        segment, start = ahead.pop()
         budget -= 1
-        blocks = segment.matching(text, before.bytes)
+        blocks = segment.matching(text, start.bytes)
         if blocks == len(segment.hashes) and segment.children is not None:
-            at = before.bytes + len(segment.text)
-            after = PrefixMatch(before.tokens + blocks * segment.size, at)
+            at = start.bytes + len(segment.text)
+            after = PrefixMatch(start.tokens + blocks * segment.size, at)
             children = segment.children
-            found = [
+            next_segments = [
                 (child, after)
                 for length in segment.lengths
                 for child in children.get(text[at : at + length], ())
             ]
-            if found:
-                ahead += found
+            if next_segments:
+                ahead += next_segments
                 continue
-        _credit(best, segment, blocks, before)
+        _credit(best, segment, blocks, start)
     return best
 
 
 def _credit(
-    best: dict[str, PrefixMatch], segment: Segment, blocks: int, before: PrefixMatch
+    best: dict[str, PrefixMatch], segment: Segment, blocks: int, path_start: PrefixMatch
 ) -> None:
     """Note what each worker holds of the path that ends after `blocks` blocks of `segment`."""
     done: set[str] = set()
-    tokens, start = before
+    tokens, start = path_start
     while True:
         # Whoever holds a block holds all before it, so more holders mean new ones.
-        for worker, held in segment.held.items() if len(segment.held) > len(done) else ():
+        for worker, cached in segment.holders.items() if len(segment.holders) > len(done) else ():
             if worker not in done:
                 done.add(worker)
-                common = min(held, blocks)
-                found = PrefixMatch(
+                common = min(cached, blocks)
+                match = PrefixMatch(
                     tokens + common * segment.size, start + segment.text_end(common)
                 )
-                if found > best.get(worker, NO_MATCH):
-                    best[worker] = found
+                if match > best.get(worker, NO_MATCH):
+                    best[worker] = match
         parent = segment.parent
         if parent is None or parent.parent is None:
             return

@@ -78,9 +78,9 @@ class Prompts:
             except NoChatText:
                 pass  # the worker will say why
             else:
-                own = self._vocabulary.encode(text, special=False)
+                rendered = self._vocabulary.encode(text, special=False)
                 more = self._vocabulary.encode(continued, special=False)
-                return Prompt(own + more, salt, kind="chat")
+                return Prompt(rendered + more, salt, kind="chat")
         return Prompt(_as_json(body), salt, kind="chat", exact=False)
 
 

@@ -29,7 +29,7 @@ class Segment:
         "children",
         "ends",
         "hashes",
-        "held",
+        "holders",
         "lengths",
         "number",
         "parent",
@@ -49,7 +49,7 @@ class Segment:
         self.hashes = array("q")
         self.text = b""
         self.ends = array("I")
-        self.held: dict[str, int] = {}
+        self.holders: dict[str, int] = {}
         self.children: dict[bytes, list[Segment]] | None = None
         self.lengths: tuple[int, ...] = ()
 
@@ -87,8 +87,8 @@ class Segment:
         head.hashes, self.hashes = self.hashes[:at], self.hashes[at:]
         head.text, self.text = self.text[:end], self.text[end:]
         head.ends, self.ends = self.ends[:at], array("I", [one - end for one in self.ends[at:]])
-        head.held = {worker: min(count, at) for worker, count in self.held.items()}
-        self.held = {worker: count - at for worker, count in self.held.items() if count > at}
+        head.holders = {worker: min(count, at) for worker, count in self.holders.items()}
+        self.holders = {worker: count - at for worker, count in self.holders.items() if count > at}
         self.parent.replace_child(self, head)
         self.parent = head
         head.add_child(self)
@@ -104,10 +104,12 @@ class Segment:
         end = len(head.text)
         self.hashes, self.text = moved + self.hashes, head.text + self.text
         self.ends = head.ends + array("I", [one + end for one in self.ends])
-        self.held = {worker: n + self.held.get(worker, 0) for worker, n in head.held.items()}
+        self.holders = {
+            worker: n + self.holders.get(worker, 0) for worker, n in head.holders.items()
+        }
         head.parent.replace_child(head, self)
         self.parent = head.parent
-        head.held = {}
+        head.holders = {}
         return moved
 
     def matching(self, text: bytes, at: int) -> int:

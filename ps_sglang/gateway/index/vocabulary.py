@@ -71,8 +71,8 @@ class Vocabulary:
     def encode(self, text: str, *, special: bool) -> bytes:
         """The bytes that the tokens of `text` stand for."""
         # JSON may hold half a surrogate pair, which has no bytes.
-        own = self._rule(text).encode("utf-8", "replace")
-        return self._prefix + own if special else own
+        encoded = self._rule(text).encode("utf-8", "replace")
+        return self._prefix + encoded if special else encoded
 
 
 def _joined(table: Sequence[bytes], ids: Sequence[int]) -> bytes:
@@ -133,13 +133,15 @@ def _from_metaspace(token: str) -> bytes:
 def _find_rule(content: dict[str, Any], tokenizer: Tokenizer, table: Sequence[bytes]) -> Rule:
     """The cheapest rule that gives the texts of all probes."""
     probes = [*_PROBES, *_with_added_tokens(content)]
-    wanted = [_joined(table, tokenizer.encode(one, add_special_tokens=False).ids) for one in probes]
+    expected = [
+        _joined(table, tokenizer.encode(one, add_special_tokens=False).ids) for one in probes
+    ]
     failed: list[str] = []
     for rule in _rules(content, tokenizer):
-        found = [rule(one).encode() for one in probes]
-        if found == wanted:
+        actual = [rule(one).encode() for one in probes]
+        if actual == expected:
             return rule
-        failed = failed or [p for p, f, w in zip(probes, found, wanted, strict=True) if f != w]
+        failed = failed or [p for p, f, w in zip(probes, actual, expected, strict=True) if f != w]
     raise NotAddressable(f"it changes texts, such as {failed[0]!r}, in a way that is not known")
 
 

@@ -1,4 +1,4 @@
-"""One worker as the gateway knows it: its feed told to the index, and an estimate."""
+"""What one worker's cache holds: by its events, which go to the index, and by an estimate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ps_sglang.gateway.index.estimate import Estimate
 log = logging.getLogger("ps_sglang.gateway")
 
 OnSpan = Callable[[str, Span], None]
-"""Takes a worker's name and what it tells of a request."""
+"""Takes a worker's name and its part of a request's trace."""
 
 
 class WorkerCache:
-    """One worker's part of the index, kept by its feed if it has one, and its estimate.
+    """One worker's part of the index, kept by its events if it publishes any, and its estimate.
 
     `problem` says why the index does not have what the worker holds, None if it has.
     """
@@ -40,10 +40,10 @@ class WorkerCache:
         self._incarnation: str | None = None
         self.estimate = Estimate(clock)
         self.events: EventSubscriber | None = None
-        self.problem: str | None = "it has no feed"
+        self.problem: str | None = "it publishes no events"
         if worker.events is not None and worker.events_control is not None:
             self.events = EventSubscriber(worker.events, worker.events_control, self, timing)
-            self.problem = "its feed has not been heard yet"
+            self.problem = "its events have not been heard yet"
 
     @property
     def is_live(self) -> bool:
@@ -51,13 +51,13 @@ class WorkerCache:
         return self.problem is None
 
     def start(self) -> None:
-        """Follow the feed."""
+        """Subscribe to the events."""
         if self.events is not None and self._task is None:
-            self._task = asyncio.create_task(self.events.run(), name=f"feed of {self._name}")
+            self._task = asyncio.create_task(self.events.run(), name=f"events of {self._name}")
             self._task.add_done_callback(self._ended)
 
     def stop(self) -> asyncio.Task[None] | None:
-        """Leave the feed; the task that ends, if there is one."""
+        """Unsubscribe; returns the task that ends, if there is one."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -65,11 +65,11 @@ class WorkerCache:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task is self._task and not task.cancelled():
-            self.lost(f"its feed failed: {task.exception()}")
-            log.error("worker %s: the feed failed", self._name, exc_info=task.exception())
+            self.lost(f"its events failed: {task.exception()}")
+            log.error("worker %s: its events failed", self._name, exc_info=task.exception())
 
     def admitted(self, incarnation: str | None) -> None:
-        """Whose feed it must be; what was believed of the process before is forgotten."""
+        """Whose events they must be; the estimate for another process is forgotten."""
         if self._incarnation not in (None, incarnation):
             self.estimate.forget()
         self._incarnation = incarnation
@@ -78,7 +78,7 @@ class WorkerCache:
         """This process tells; raises EventStreamError if it is not the worker."""
         if self._incarnation not in (None, incarnation):
             raise EventStreamError(
-                f"the feed at its address is of another process ({incarnation}, not "
+                f"the events at its address are of another process ({incarnation}, not "
                 f"{self._incarnation})"
             )
 
@@ -101,7 +101,7 @@ class WorkerCache:
             )
 
     def span(self, record: Span) -> None:
-        """The worker told where a request's time went."""
+        """The worker's part of a request's trace."""
         self._on_span(self._name, record)
 
     def live(self) -> None:

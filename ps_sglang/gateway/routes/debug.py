@@ -15,7 +15,7 @@ from ps_sglang.gateway.state import GATEWAY
 async def route(request: web.Request) -> web.Response:
     """Take the body of a generation request; answer with candidates, terms and the choice.
 
-    The route that the body is meant for is told by its prompt: `messages`, `prompt`, or else
+    The route that the body is meant for follows from its prompt: `messages`, `prompt`, or else
     /generate. Of several prompts each is explained.
     """
     gateway = request.app[GATEWAY]
@@ -40,11 +40,11 @@ async def route(request: web.Request) -> web.Response:
 
 
 def _endpoint(body: Body) -> Endpoint:
-    given = [
+    fields = [
         name for name in ("messages", "prompt", "text", "input_ids") if body.get(name) is not None
     ]
-    if not given:
+    if not fields:
         raise BadRequest("Send the body of a generation request: `messages`, `prompt` or `text`.")
     return {"messages": Endpoint.CHAT, "prompt": Endpoint.COMPLETIONS}.get(
-        given[0], Endpoint.GENERATE
+        fields[0], Endpoint.GENERATE
     )

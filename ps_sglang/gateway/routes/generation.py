@@ -41,8 +41,8 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
         parsed = parse(endpoint, content, model, request.headers, gateway.served)
         record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
         session = _session(gateway, parsed)
-        wanted: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
-        context = RequestContext(endpoint, parsed.decoder, worker_headers(request), session, wanted)
+        traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
+        context = RequestContext(endpoint, parsed.decoder, worker_headers(request), session, traces)
         with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
             if not parsed.stream:
                 answer = await gateway.dispatcher.complete(parsed, context)
@@ -58,7 +58,7 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
 
 @contextmanager
 def _naming_prompt(parsed: GenerationRequest) -> Iterator[None]:
-    """A prompt that an engine finds too long is told by its field, as the gateway's own finding."""
+    """Name the field of a prompt that an engine finds too long, as the gateway's own checks do."""
     try:
         yield
     except GatewayError as error:

@@ -58,9 +58,7 @@ async def health(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     decoder = model_in_path(request)
     worker_states = gateway.workers(decoder)
-    healthy = await asyncio.gather(
-        *(_is_ready(gateway.session, one.worker) for one in worker_states)
-    )
+    healthy = await asyncio.gather(*(_is_ready(gateway.http, one.worker) for one in worker_states))
     able = {
         worker_state.worker.decoder
         for worker_state, ready in zip(worker_states, healthy, strict=True)
@@ -101,11 +99,11 @@ async def ready(request: web.Request) -> web.Response:
     return web.json_response(body, status=200 if able else 503)
 
 
-async def _is_ready(session: aiohttp.ClientSession, worker: Worker) -> bool:
+async def _is_ready(http: aiohttp.ClientSession, worker: Worker) -> bool:
     # Not the worker's /health: that one generates a token, and takes a second at least.
     deadline = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
     try:
-        async with session.get(worker.url + "/ready", timeout=deadline) as response:
+        async with http.get(worker.url + "/ready", timeout=deadline) as response:
             return response.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
@@ -124,7 +122,7 @@ async def metrics(request: web.Request) -> web.Response:
     """GET /metrics: the gateway's own and all workers'."""
     gateway = request.app[GATEWAY]
     worker_states = gateway.workers(model_in_path(request))
-    workers = await scrape_workers(gateway.session, worker_states)
+    workers = await scrape_workers(gateway.http, worker_states)
     return web.Response(
         body=gateway.metrics.render() + workers, headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -137,11 +135,11 @@ async def from_decoder(request: web.Request) -> web.Response:
     assert resource is not None, "this handler is registered by path"
     path = resource.canonical.removeprefix("/models/{model}")
     workers = gateway.pool.decode(one_model(request))
-    return await _first_answer(gateway.session, workers, path, request)
+    return await _first_answer(gateway.http, workers, path, request)
 
 
 async def _first_answer(
-    session: aiohttp.ClientSession,
+    http: aiohttp.ClientSession,
     worker_states: Sequence[AnyWorkerState],
     path: str,
     request: web.Request,
@@ -149,14 +147,14 @@ async def _first_answer(
     deadline = aiohttp.ClientTimeout(total=INFO_SECONDS)
     failures: list[WorkerUnreachable] = []
     for worker_state in worker_states:
-        worker, wanted = worker_state.worker, worker_state.incarnation
+        worker, incarnation = worker_state.worker, worker_state.incarnation
         headers = {**worker_headers(request), **worker_state.headers}
         try:
             with reaching(worker):
-                async with session.get(
+                async with http.get(
                     worker.url + path, headers=headers, timeout=deadline
                 ) as response:
-                    require_process(worker, wanted, response.headers.get(HEADER))
+                    require_process(worker, incarnation, response.headers.get(HEADER))
                     body, kind = await response.read(), response.content_type
                     return web.Response(body=body, status=response.status, content_type=kind)
         except WorkerUnreachable as error:
@@ -184,15 +182,15 @@ async def flush_cache(request: web.Request) -> web.Response:
 async def _flush(
     gateway: Gateway, worker_state: AnyWorkerState, request: web.Request
 ) -> str | None:
-    worker, wanted = worker_state.worker, worker_state.incarnation
+    worker, incarnation = worker_state.worker, worker_state.incarnation
     deadline = aiohttp.ClientTimeout(total=FLUSH_SECONDS)
     headers = {**worker_headers(request), **worker_state.headers}
     try:
         with reaching(worker):
-            async with gateway.session.post(
+            async with gateway.http.post(
                 worker.url + "/flush_cache", headers=headers, timeout=deadline
             ) as response:
-                require_process(worker, wanted, response.headers.get(HEADER))
+                require_process(worker, incarnation, response.headers.get(HEADER))
                 text = (await response.text()).strip()
                 if response.status != 200:
                     return f"{worker.title}: {text}"

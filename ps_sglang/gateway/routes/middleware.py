@@ -39,7 +39,7 @@ class RequestRecord:
     route: str
     started: float = field(default_factory=time.monotonic)
     decoder: str = ""
-    rid: str = ""  # of its first sample: that one's timeline, and workers' logs, begin with it
+    rid: str = ""  # of its first sample: that one's trace, and workers' logs, begin with it
     error: GatewayError | None = None
 
     @property
@@ -135,9 +135,14 @@ def _http_problem(request: web.Request, error: web.HTTPException) -> str:
 
 
 def _request_id(request: web.Request) -> str:
-    given = request.headers.get(REQUEST_ID, "")
-    if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
-        return given
+    request_id = request.headers.get(REQUEST_ID, "")
+    if (
+        request_id
+        and len(request_id) <= _LONGEST_ID
+        and request_id.isascii()
+        and request_id.isprintable()
+    ):
+        return request_id
     return ids.unique()
 
 

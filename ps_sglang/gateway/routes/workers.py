@@ -64,25 +64,25 @@ async def add_worker(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     joining = admission.check_request(await request.read())
     url = joining.url.rstrip("/")
-    facts = await admission.ask(gateway.session, url)
-    found = admission.incompatibilities(
+    facts = await admission.ask(gateway.http, url)
+    problems = admission.incompatibilities(
         facts,
         admission.reference(gateway.pool),
         gateway.config.context_length,
         allow_unverified=joining.allow_unverified,
     )
-    if found or facts is None:
+    if problems or facts is None:
         raise GatewayError(
-            f"The worker at {joining.url} does not fit this cluster: " + "; ".join(found) + ".",
+            f"The worker at {joining.url} does not fit this cluster: " + "; ".join(problems) + ".",
             status=409,
             code="worker_misfit",
         )
     worker = admission.worker(joining, facts)
-    for known in gateway.pool:
-        if known.incarnation == facts.incarnation and known.refused is None:
+    for other in gateway.pool:
+        if other.incarnation == facts.incarnation and other.refused is None:
             raise conflict(
-                f"The worker at {worker.url} is in the cluster already: {known.name!r} at "
-                f"{known.worker.url}."
+                f"The worker at {worker.url} is in the cluster already: {other.name!r} at "
+                f"{other.worker.url}."
             )
     replaced = _at(gateway, worker.url)
     if gateway.pool.get(worker.name) not in (None, replaced):
@@ -199,15 +199,15 @@ async def swap(request: web.Request) -> web.Response:
 
 async def _load(gateway: Gateway, worker_state: AnyWorkerState, path: str) -> None:
     deadline = aiohttp.ClientTimeout(total=LOAD_SECONDS)
-    wanted = worker_state.incarnation
+    incarnation = worker_state.incarnation
     with reaching(worker_state.worker):
-        async with gateway.session.post(
+        async with gateway.http.post(
             worker_state.worker.url + "/update_weights_from_disk",
             json={"model_path": path, "flush_cache": False},
             headers=worker_state.headers,
             timeout=deadline,
         ) as response:
-            require_process(worker_state.worker, wanted, response.headers.get(HEADER))
+            require_process(worker_state.worker, incarnation, response.headers.get(HEADER))
             content = await response.read()
     if response.status != 200:
         problem = engine_error(response.status, content)

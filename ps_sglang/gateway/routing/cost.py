@@ -22,7 +22,7 @@ Why these weights:
   it while its queue is at most 2 S longer than another's. What saves nothing goes by load alone.
 - REQUEST_TOKENS is what a prefill costs whatever its length: scheduling, handshake, first pages.
 - Recent work, computed tokens that halve in RECENT_HALF_LIFE seconds, spreads prompts although no
-  queue is seen, as when conversations come slowly but long. A worker with a feed says itself what
+  queue is seen, as when conversations come slowly but long. A worker with events says itself what
   it computed: where its pool is full, that may be many times what was expected, since pages go
   while a request waits for its turn, and such a worker must not look idle. Within the tolerance
   recent work only settles near ties. Above it, it is worth a second copy of a shared prompt: the
@@ -33,7 +33,7 @@ Why these weights:
 - An unfinished request makes each decode step a little longer. DECODE_REQUEST_TOKENS weighs that
   against pages: a conversation of 4,000 tokens stays while its decode worker has at most three
   requests more than another on the same host.
-- A conversation that goes on saves what neither events nor estimates have told yet, and what its
+- A conversation that goes on saves what neither events nor estimates show yet, and what its
   next turns will share: LEAVE_TOKENS widens its load window to 2 * (S + LEAVE_TOKENS).
 """
 
@@ -59,10 +59,10 @@ LEAVE_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class PrefillTerms:
-    """A prefill worker's part of the cost; `held` is how much of the prompt it holds already."""
+    """A prefill worker's part of the cost; `cached_tokens` of the prompt it holds."""
 
     worker_state: Prefill
-    held: float
+    cached_tokens: float
     new: float
     queue: float
     balance: float
@@ -79,7 +79,7 @@ class DecodeTerms:
     """A decode worker's part of the cost; `moved` is how many tokens' pages it lacks."""
 
     worker_state: Decode
-    held: float
+    cached_tokens: float
     moved: float
     load: float
     leaves: float
@@ -164,7 +164,7 @@ def _explain(prefill: PrefillTerms, decode: DecodeTerms) -> dict[str, Any]:
     return {
         "prefill": prefill.worker_state.name,
         "decode": decode.worker_state.name,
-        "held": {"prefill": round(prefill.held), "decode": round(decode.held)},
+        "held": {"prefill": round(prefill.cached_tokens), "decode": round(decode.cached_tokens)},
         "terms": {name: round(value, 1) for name, value in terms.items()},
         "cost": round(sum(terms.values()), 1),
     }

@@ -1,8 +1,8 @@
 """The workers that the gateway knows now: their state and their unfinished work.
 
 The configuration gives the first ones; others join and leave at run time. Everything here belongs
-to the thread of the event loop. A member is a worker from its joining to its leaving: one that
-comes back under its old name is another member, so nothing can be counted on the wrong one.
+to the thread of the event loop. A WorkerState lasts from a worker's joining to its leaving: one
+that comes back under its old name has another, so nothing can be counted on the wrong one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Load:
     `requests` have not ended. `queued_tokens` are new tokens of prompts that a prefill worker has
     not yet prefilled. `moving_tokens` are the tokens of pages that are yet to arrive at a decode
     worker. `recent_tokens` is what a prefill worker has computed of late, by its own word if
-    it has a live feed, as it stood at `recent_at`, a monotonic time.
+    its events are live, as it stood at `recent_at`, a monotonic time.
     """
 
     requests: int = 0
@@ -52,8 +52,8 @@ W = TypeVar("W", bound=Worker)
 class WorkerState(Generic[W]):
     """A worker in the pool.
 
-    `facts` are what it said of itself when it was admitted, and `incarnation` is the process that
-    requests are for. `unheard`: the process at its address has not said yet who it is. `refused`
+    `facts` are the WorkerInfo with which it was admitted, and `incarnation` is the process that
+    requests are for. `unheard`: the process at its address is not identified yet. `refused`
     says why that one is not this worker, if it is not.
     `draining`: it finishes what it has and gets nothing new (it leaves, or is being swapped).
     `problem` says why it is not good, for people. `host` is where it runs, as its URL says.
@@ -144,7 +144,7 @@ AnyWorkerState = Prefill | Decode
 class WorkerPool:
     """The workers by name and by role, in the order in which they joined.
 
-    Register functions in `joined` and `left` to be told about members that come and go.
+    Register functions in `joined` and `left` to be called with workers that come and go.
     """
 
     def __init__(self, workers: Iterable[Worker] = ()) -> None:
@@ -163,12 +163,12 @@ class WorkerPool:
         return len(self._worker_states)
 
     def requests(self) -> tuple[int, int]:
-        """Legs of requests that have not ended, and those that began on the workers here now."""
+        """Workers' unfinished requests, and all that the workers here now have had."""
         loads = [worker_state.load for worker_state in self._worker_states.values()]
         return sum(load.requests for load in loads), sum(load.chosen for load in loads)
 
     def get(self, name: str) -> AnyWorkerState | None:
-        """The member of that name, if there is one."""
+        """The worker of that name, if there is one."""
         return self._worker_states.get(name)
 
     @property
@@ -199,8 +199,8 @@ class WorkerPool:
             worker_state = WorkerState(worker, facts)
             self._decode[worker.decoder] = (*self.decode(worker.decoder), worker_state)
         self._worker_states[worker.name] = worker_state
-        for tell in self.joined:
-            tell(worker_state)
+        for listener in self.joined:
+            listener(worker_state)
         return worker_state
 
     def remove(self, name: str) -> AnyWorkerState:
@@ -211,8 +211,8 @@ class WorkerPool:
             self._decode[decoder] = tuple(one for one in group if one is not worker_state)
             if not self._decode[decoder]:
                 del self._decode[decoder]
-        for tell in self.left:
-            tell(worker_state)
+        for listener in self.left:
+            listener(worker_state)
         return worker_state
 
     def prefill_candidates(self, tried: Collection[str] = ()) -> Sequence[Prefill]:
@@ -225,7 +225,7 @@ class WorkerPool:
 
 
 def _candidates(
-    worker_states: Sequence[WorkerState[W]], tried: Collection[str], wanted: str
+    worker_states: Sequence[WorkerState[W]], tried: Collection[str], title: str
 ) -> Sequence[WorkerState[W]]:
     """Those that take requests, else broken ones; never one that was tried or cannot be asked."""
     good = [one for one in worker_states if one.takes_requests and one.name not in tried]
@@ -239,4 +239,4 @@ def _candidates(
         + (f" ({one.refused})" if one.refused else "")
         for one in worker_states
     )
-    raise NoWorker(f"No {wanted} is available: {states or 'there is none'}.")
+    raise NoWorker(f"No {title} is available: {states or 'there is none'}.")

@@ -23,7 +23,7 @@ from ps_sglang.gateway.routing.sessions import Session
 class Route:
     """A chosen pair. Its holder calls `release` exactly when the request has ended.
 
-    `held_tokens`: how much of the prompt the prefill worker holds, `shared_tokens`: how much of
+    `cached_tokens`: how much of the prompt the prefill worker holds, `shared_tokens`: how much of
     that another decoder's turn brought in.
     """
 
@@ -37,7 +37,7 @@ class Route:
         # Whole numbers, which leave nothing behind when they are subtracted again.
         self.new_tokens = round(decision.new)
         self.moved_tokens = round(decision.moved)
-        self.held_tokens = int(prefill.held)
+        self.cached_tokens = int(prefill.cached_tokens)
         self.shared_tokens = shared_tokens
         self._router = router
         self._prompt = prompt
@@ -93,9 +93,9 @@ class Router:
 
         Raises NoWorker if no worker of a role is left.
         """
-        held = self._cache_index.held(prompt)
-        decision = self._decide(prompt, held, decoder, tried, session)
-        by_prefill = held.get(decision.chosen[0].worker_state.name, NO_MATCH)
+        matches = self._cache_index.match(prompt)
+        decision = self._decide(prompt, matches, decoder, tried, session)
+        by_prefill = matches.get(decision.chosen[0].worker_state.name, NO_MATCH)
         shared = self._cache_index.turn(prompt, decoder, by_prefill)
         route = Route(self, prompt, decision, min(shared, int(decision.tokens)))
         route.prefill.begin()
@@ -116,53 +116,53 @@ class Router:
         session: Session | None = None,
     ) -> Decision:
         """The decision that `choose` would make; changes nothing. Raises NoWorker."""
-        return self._decide(prompt, self._cache_index.held(prompt), decoder, tried, session)
+        return self._decide(prompt, self._cache_index.match(prompt), decoder, tried, session)
 
     def _decide(
         self,
         prompt: Prompt,
-        held: Mapping[str, PrefixMatch],
+        matches: Mapping[str, PrefixMatch],
         decoder: str,
         tried: Collection[str],
         session: Session | None,
     ) -> Decision:
         prefill = self._pool.prefill_candidates(tried)
         decode = self._pool.decode_candidates(decoder, tried)
-        tokens = self._base_prefix(prompt, held)
+        tokens = self._base_prefix(prompt, matches)
         now = self._clock()
         recent = [_recent(worker_state.load, now) for worker_state in prefill]
         bearable = cost.TOLERANCE * sum(recent) / len(recent)
-        own_prefill = session.prefill if session is not None else None
-        own_decode = session.decode.get(decoder) if session is not None else None
+        session_prefill = session.prefill if session is not None else None
+        session_decode = session.decode.get(decoder) if session is not None else None
         return cost.decide(
             tokens,
             [
                 _prefill_terms(
                     worker_state,
-                    min(held.get(worker_state.name, NO_MATCH).tokens, tokens),
+                    min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
                     tokens,
                     cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
-                    own_prefill,
+                    session_prefill,
                 )
                 for worker_state, work in zip(prefill, recent, strict=True)
             ],
             [
                 _decode_terms(
                     worker_state,
-                    min(held.get(worker_state.name, NO_MATCH).tokens, tokens),
+                    min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
                     tokens,
-                    own_decode,
+                    session_decode,
                 )
                 for worker_state in decode
             ],
         )
 
-    def _base_prefix(self, prompt: Prompt, held: Mapping[str, PrefixMatch]) -> float:
+    def _base_prefix(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
-        tokens = max(self._cache_index.tokens(prompt, held) - 1, 0.0)
+        tokens = max(self._cache_index.tokens(prompt, matches) - 1, 0.0)
         if prompt.tokens is not None:
             return tokens
-        best = max(held.values(), default=NO_MATCH)
+        best = max(matches.values(), default=NO_MATCH)
         # Of a text whose length is estimated, what is held and does not reach its end is sure.
         return max(tokens, best.tokens) if best.bytes < len(prompt.text) else tokens
 
@@ -200,32 +200,38 @@ class Router:
 
 
 def _prefill_terms(
-    worker_state: Prefill, held: float, tokens: float, balance: float, own: Prefill | None
+    worker_state: Prefill,
+    cached_tokens: float,
+    tokens: float,
+    balance: float,
+    session_worker: Prefill | None,
 ) -> PrefillTerms:
     load = worker_state.load
     queued = load.queued_tokens + cost.REQUEST_TOKENS * load.requests
     return PrefillTerms(
         worker_state,
-        held=held,
-        new=tokens - held,
+        cached_tokens=cached_tokens,
+        new=tokens - cached_tokens,
         queue=cost.QUEUE_WEIGHT * queued,
         balance=balance,
-        leaves=0.0 if own is None or own is worker_state else cost.LEAVE_TOKENS,
+        leaves=0.0
+        if session_worker is None or session_worker is worker_state
+        else cost.LEAVE_TOKENS,
     )
 
 
 def _decode_terms(
-    worker_state: Decode, held: float, tokens: float, own: Decode | None
+    worker_state: Decode, cached_tokens: float, tokens: float, session_worker: Decode | None
 ) -> DecodeTerms:
     load = worker_state.load
     waiting = cost.MOVE_SAME_HOST * load.moving_tokens
     return DecodeTerms(
         worker_state,
-        held=held,
-        moved=tokens - held,
+        cached_tokens=cached_tokens,
+        moved=tokens - cached_tokens,
         load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
         leaves=0.0
-        if own is None or own is worker_state
+        if session_worker is None or session_worker is worker_state
         else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
     )
 

@@ -88,9 +88,9 @@ class Sessions:
                 k: one for k, one in session.decode.items() if one is not worker_state
             }
 
-    def _forget_idle(self, before: float) -> None:
+    def _forget_idle(self, oldest_allowed: float) -> None:
         while True:
             oldest = next(iter(self._sessions.values()))
-            if oldest.used >= before and len(self._sessions) <= self._most:
+            if oldest.used >= oldest_allowed and len(self._sessions) <= self._most:
                 return
             del self._sessions[oldest.id]

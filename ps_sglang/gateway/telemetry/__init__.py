@@ -1,1 +1,1 @@
-"""What the gateway tells about its work: metrics, timelines, log lines."""
+"""What the gateway reports of its work: metrics, traces, log lines."""

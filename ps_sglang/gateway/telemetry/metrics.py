@@ -57,8 +57,8 @@ class GatewayMetrics:
         self._tokens = cache(
             Counter(
                 "ps_sglang_gateway_prompt_tokens",
-                "Tokens of the base prefixes of answered prompts, as the prefill worker told them; "
-                "held: it had them in its tree.",
+                "Tokens of the base prefixes of answered prompts, by the prefill worker; "
+                "held: it had them cached.",
                 ("worker", "held"),
                 registry=self._registry,
             ).labels
@@ -75,7 +75,7 @@ class GatewayMetrics:
         self._stages = cache(
             Histogram(
                 "ps_sglang_gateway_stage_seconds",
-                "Where requests' time went, as their workers told.",
+                "Where requests' time went, by their workers' spans.",
                 ("stage",),
                 buckets=_SECONDS,
                 registry=self._registry,
@@ -84,7 +84,7 @@ class GatewayMetrics:
         self._base_tokens = cache(
             Counter(
                 "ps_sglang_gateway_base_tokens",
-                "Prompt tokens as the workers told: computed by the base or held by the prefill "
+                "Prompt tokens by the workers' spans: computed by the base or held by the prefill "
                 "worker's tree; held by the decode worker's own tree or pulled by it.",
                 ("decoder", "source"),
                 registry=self._registry,
@@ -121,15 +121,15 @@ class GatewayMetrics:
         """Count a request as pending inside the block."""
         return self._pending(decoder).track_inprogress()
 
-    def served(self, worker: str, told: PrefillAnswer) -> None:
-        """A prompt was answered; `told` is what the prefill `worker` said of it."""
-        self._tokens(worker, "yes").inc(told.held)
-        self._tokens(worker, "no").inc(max(told.tokens - told.held, 0))
+    def served(self, worker: str, answer: PrefillAnswer) -> None:
+        """A prompt was answered; `answer` is that of the prefill `worker`."""
+        self._tokens(worker, "yes").inc(answer.cached_tokens)
+        self._tokens(worker, "no").inc(max(answer.tokens - answer.cached_tokens, 0))
 
     def trace(
         self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int
     ) -> None:
-        """What a request's workers told, see `Timeline`.
+        """A request's trace, see `trace.Trace`.
 
         `shared`: how much of what the prefill worker held another decoder's turn had brought in.
         """

@@ -23,29 +23,27 @@ log = logging.getLogger("ps_sglang.gateway")
 
 
 async def scrape_workers(
-    session: aiohttp.ClientSession, worker_states: Sequence[AnyWorkerState]
+    http: aiohttp.ClientSession, worker_states: Sequence[AnyWorkerState]
 ) -> bytes:
     """The metrics of all workers in Prometheus' text format.
 
     Workers are asked at the same time; one that does not answer in SCRAPE_SECONDS only shows as
     `ps_sglang_worker_up` 0.
     """
-    texts = await asyncio.gather(
-        *(_scrape(session, worker_state) for worker_state in worker_states)
-    )
+    texts = await asyncio.gather(*(_scrape(http, worker_state) for worker_state in worker_states))
     workers = [worker_state.worker for worker_state in worker_states]
     # In a thread: parsing takes tens of milliseconds, and streams must not wait for it.
     return await asyncio.to_thread(_render, list(zip(workers, texts, strict=True)))
 
 
-async def _scrape(session: aiohttp.ClientSession, worker_state: AnyWorkerState) -> str | None:
-    worker, wanted = worker_state.worker, worker_state.incarnation
+async def _scrape(http: aiohttp.ClientSession, worker_state: AnyWorkerState) -> str | None:
+    worker, incarnation = worker_state.worker, worker_state.incarnation
     deadline = aiohttp.ClientTimeout(total=SCRAPE_SECONDS)
     try:
-        async with session.get(
+        async with http.get(
             worker.url + "/metrics", headers=worker_state.headers, timeout=deadline
         ) as response:
-            require_process(worker, wanted, response.headers.get(HEADER))
+            require_process(worker, incarnation, response.headers.get(HEADER))
             response.raise_for_status()
             return await response.text()
     except (
@@ -69,9 +67,9 @@ def _render(scraped: Sequence[tuple[Worker, str | None]]) -> bytes:
     )
     merged: dict[str, Metric] = {}
     for worker, text in scraped:
-        found = None if text is None else _parse(worker, text)
-        up.add_metric(_identity(worker), float(found is not None))
-        for family in found or ():
+        families = None if text is None else _parse(worker, text)
+        up.add_metric(_identity(worker), float(families is not None))
+        for family in families or ():
             _add(merged, family, worker)
     return generate_latest(_Families([up, *merged.values()]))
 

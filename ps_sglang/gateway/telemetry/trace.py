@@ -1,7 +1,7 @@
-"""Where each request's time went, put together from what both of its workers tell.
+"""Where each request's time went, put together from the spans of both of its workers.
 
-Workers tell over their feeds when their part has ended (see Span). A request's timeline
-is written to the log and counted when all has been told, or a while after its end with what has.
+Workers publish a Span when their part has ended. A request's trace is written to the log and
+counted when both spans are there, or a while after its end with what is there.
 A client that sends the header `x-timeline: 1` gets it with the answer.
 """
 
@@ -26,19 +26,19 @@ log = logging.getLogger("ps_sglang.timeline")
 
 HEADER: Final = "x-timeline"
 LATE_SECONDS: Final = 2.0
-"""How long after its end a request's workers may still tell of it."""
+"""How long after its end a request's spans may still come."""
 
 
 @dataclass(eq=False, slots=True)
 class Trace:
-    """One attempt at a sample: its workers, and what they have told so far."""
+    """One attempt at a sample: its workers, and their spans so far."""
 
     rid: str
     decoder: str
     route: Route
     started: float
     awaited: set[str]
-    told: dict[str, Span] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
     late: asyncio.TimerHandle | None = None
@@ -49,17 +49,17 @@ class Trace:
         `queue`, `wait` (for another request's prefill of the same prefix) and `prefill` on the
         prefill worker; `pull` is what the decode worker waits for pages after that.
         """
-        found: dict[str, float] = {}
+        seconds_of: dict[str, float] = {}
         prefilled = 0.0
-        if (prefill := self.told.get("prefill")) is not None:
-            found |= {"queue": prefill.queue, "wait": prefill.wait, "prefill": prefill.prefill}
-            prefilled = prefill.began + sum(found.values())
-        if (decode := self.told.get("decode")) is not None:
+        if (prefill := self.spans.get("prefill")) is not None:
+            seconds_of |= {"queue": prefill.queue, "wait": prefill.wait, "prefill": prefill.prefill}
+            prefilled = prefill.began + sum(seconds_of.values())
+        if (decode := self.spans.get("decode")) is not None:
             asked = decode.began + decode.queue
             # Two hosts' clocks may differ by more than a pull takes.
-            found["pull"] = max(asked + decode.pull - max(asked, prefilled), 0.0)
-            found |= {"first_step": decode.first_step, "decode": decode.decode}
-        return {name: round(seconds, 6) for name, seconds in found.items()}
+            seconds_of["pull"] = max(asked + decode.pull - max(asked, prefilled), 0.0)
+            seconds_of |= {"first_step": decode.first_step, "decode": decode.decode}
+        return {name: round(seconds, 6) for name, seconds in seconds_of.items()}
 
     def tokens(self) -> dict[str, int]:
         """Tokens of the base prefix by where they came from, and the bytes that were moved.
@@ -67,16 +67,16 @@ class Trace:
         `computed` by the base, held by the prefill worker's `tree`, held by the decode worker's
         `own` tree, `pulled` by it.
         """
-        found: dict[str, int] = {}
-        if (prefill := self.told.get("prefill")) is not None:
-            found |= {"computed": prefill.computed, "tree": prefill.held}
-        if (decode := self.told.get("decode")) is not None:
-            found |= {"own": decode.held, "pulled": decode.pulled}
-            found["pulled_bytes"] = decode.pulled_bytes
-        return found
+        counts: dict[str, int] = {}
+        if (prefill := self.spans.get("prefill")) is not None:
+            counts |= {"computed": prefill.computed, "tree": prefill.held}
+        if (decode := self.spans.get("decode")) is not None:
+            counts |= {"own": decode.held, "pulled": decode.pulled}
+            counts["pulled_bytes"] = decode.pulled_bytes
+        return counts
 
     def payload(self) -> dict[str, Any]:
-        """The timeline as clients get it."""
+        """The trace as clients get it."""
         total = time.monotonic() - self.started if self.total is None else self.total
         return {
             "rid": self.rid,
@@ -88,7 +88,7 @@ class Trace:
 
 
 class Traces:
-    """The timelines of the requests that run or have just ended; for the event loop's thread."""
+    """The traces of the requests that run or have just ended; for the event loop's thread."""
 
     def __init__(self, metrics: GatewayMetrics, late_seconds: float = LATE_SECONDS) -> None:
         self._metrics = metrics
@@ -108,12 +108,12 @@ class Traces:
         self._check(trace)
         return trace
 
-    def tell(self, worker: str, record: Span) -> None:
-        """A worker tells of a request; of one that is not known it is dropped."""
-        trace = self._open.get(record.rid)
+    def add(self, worker: str, span: Span) -> None:
+        """A worker's span; that of an unknown request is dropped."""
+        trace = self._open.get(span.rid)
         if trace is not None and worker in trace.awaited:
             trace.awaited.discard(worker)
-            trace.told[record.role] = record
+            trace.spans[span.role] = span
             self._check(trace)
 
     def ended(self, trace: Trace) -> None:
@@ -137,7 +137,7 @@ class Traces:
         trace.complete.set()
         if trace.late is not None:
             trace.late.cancel()  # it would keep all of this alive
-        if not trace.told:
+        if not trace.spans:
             return
         stages, tokens = trace.stages(), trace.tokens()
         self._metrics.trace(trace.decoder, stages, tokens, trace.route.shared_tokens)
@@ -146,29 +146,29 @@ class Traces:
 
 
 async def in_answer(endpoint: Endpoint, answer: bytes, traces: Mapping[int, Trace]) -> bytes:
-    """A whole answer with the timelines of its samples, given by their places in it.
+    """A whole answer with the traces of its samples, given by their places in it.
 
     OpenAI's answers get a list `timeline`, each of SGLang's own results its `timeline`.
     """
-    told = await _payloads(traces)
+    payloads = await _payloads(traces)
     content = msgspec.json.decode(answer)
     if endpoint is not Endpoint.GENERATE:
-        content["timeline"] = told
+        content["timeline"] = payloads
     else:
         results = content if isinstance(content, list) else [content]
-        for result, one in zip(results, told, strict=True):
-            result["timeline"] = one
+        for result, payload in zip(results, payloads, strict=True):
+            result["timeline"] = payload
     return msgspec.json.encode(content)
 
 
 async def last_chunk(endpoint: Endpoint, traces: Mapping[int, Trace]) -> dict[str, Any]:
-    """A stream's chunk with the timelines of its samples; it has no choices."""
-    told: dict[str, Any] = {"timeline": await _payloads(traces)}
-    return told if endpoint is Endpoint.GENERATE else {"choices": [], **told}
+    """A stream's chunk with the traces of its samples; it has no choices."""
+    chunk: dict[str, Any] = {"timeline": await _payloads(traces)}
+    return chunk if endpoint is Endpoint.GENERATE else {"choices": [], **chunk}
 
 
 async def _payloads(traces: Mapping[int, Trace]) -> list[dict[str, Any]]:
-    # What has not been told by then is left out.
+    # What has not come by then is left out.
     try:
         async with asyncio.timeout(LATE_SECONDS):
             for trace in traces.values():

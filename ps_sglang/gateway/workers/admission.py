@@ -44,7 +44,7 @@ class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def ask(
-    session: aiohttp.ClientSession, url: str, seconds: float = ANSWER_SECONDS
+    http: aiohttp.ClientSession, url: str, seconds: float = ANSWER_SECONDS
 ) -> WorkerInfo | None:
     """What the worker at `url` says of itself, None for a server without the plugin.
 
@@ -52,7 +52,7 @@ async def ask(
     """
     deadline = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with session.get(url + "/server_info", timeout=deadline) as response:
+        async with http.get(url + "/server_info", timeout=deadline) as response:
             content = await response.read()
             if response.status != 200:
                 raise _no_worker(url, f"it answers /server_info with status {response.status}")
@@ -69,11 +69,11 @@ async def ask(
 
 def reference(pool: WorkerPool) -> WorkerInfo:
     """What a cluster's workers have in common, as its first prefill worker said; GatewayError."""
-    known = (one.facts for one in pool if one.facts is not None and one.refused is None)
-    if (facts := next(known, None)) is not None:
+    infos = (one.facts for one in pool if one.facts is not None and one.refused is None)
+    if (facts := next(infos, None)) is not None:
         return facts
     raise GatewayError(
-        "No worker of the cluster has told yet what a new one must have in common with it; try "
+        "No worker of the cluster has reported yet what a new one must have in common with it; try "
         "again when one answers.",
         status=503,
         code="no_worker",
@@ -94,15 +94,15 @@ def incompatibilities(
         return [f"it cannot tell what it serves: {facts.problem}"]
     if facts.role == "null":
         return ["it is a plain server: start it with --disaggregation-mode prefill or decode"]
-    found: list[str] = []
+    problems: list[str] = []
     if reference is not None:
-        found += _differences(facts, reference, allow_unverified)
+        problems += _differences(facts, reference, allow_unverified)
     if facts.capacity < capacity:
-        found.append(
+        problems.append(
             f"KV pool: the cluster takes requests of {capacity} tokens, the worker holds "
             f"{facts.capacity}"
         )
-    return found
+    return problems
 
 
 def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool)
 
 
 def changes(
-    worker: Worker, before: WorkerInfo | None, now: WorkerInfo | None, capacity: int
+    worker: Worker, admitted: WorkerInfo | None, current: WorkerInfo | None, capacity: int
 ) -> list[str]:
     """Everything in which the process at a worker's address is not that worker, one line each.
 
@@ -131,15 +131,18 @@ def changes(
     first time: then it must be what the configuration says. It must have room for `capacity`
     tokens. Whether a decoder has a manifest was asked before it was admitted.
     """
-    if now is None or now.problem is not None or now.role == "null":
-        return incompatibilities(now, None, capacity, allow_unverified=True)
-    if before is None:
-        before = msgspec.structs.replace(now, role=worker.role)
+    if current is None or current.problem is not None or current.role == "null":
+        return incompatibilities(current, None, capacity, allow_unverified=True)
+    if admitted is None:
+        admitted = msgspec.structs.replace(current, role=worker.role)
         if isinstance(worker, PrefillWorker):
-            before = msgspec.structs.replace(before, bootstrap_port=worker.bootstrap_port)
+            admitted = msgspec.structs.replace(admitted, bootstrap_port=worker.bootstrap_port)
         else:
-            before = msgspec.structs.replace(before, model=worker.decoder)
-    return [*before.changes(now), *incompatibilities(now, None, capacity, allow_unverified=True)]
+            admitted = msgspec.structs.replace(admitted, model=worker.decoder)
+    return [
+        *admitted.changes(current),
+        *incompatibilities(current, None, capacity, allow_unverified=True),
+    ]
 
 
 def worker(joining: Joining, facts: WorkerInfo) -> Worker:

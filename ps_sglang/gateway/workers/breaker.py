@@ -5,14 +5,14 @@
     half-open --(a request succeeds | SUCCESSES probes succeed)--> closed
     half-open --(any failure)--> open, for twice as long
 
-The pool calls the three states good, broken and trial. An open worker gets probes only, so that no
+Users see the states as good, broken and trial. An open worker gets probes only, so that no
 request is spent on one that does not even answer a probe; a half-open one gets one request at a
 time. The back-off doubles with each opening from
 SHORTEST_SECONDS to LONGEST_SECONDS, and starts again only after a request has succeeded: a worker
 that answers every probe and fails every request is tried ever more rarely. Jitter keeps several
 gateways, or several workers of one that came back, from being probed in step.
 
-A worker that has never answered is still starting, and cannot break: its breaker is told nothing.
+A worker that has never answered is still starting, and cannot break: its breaker gets no outcomes.
 
 What a failure tells decides how many it takes. A refused or broken connection is certain: there is
 no server. A missed deadline may be a busy machine, a failed request may be the request's own fault.
@@ -33,7 +33,7 @@ JITTER = 0.25  # a back-off is this part longer at most
 
 
 class Breaker:
-    """The breaker of one worker. It does nothing by itself: it is told, and asked.
+    """The breaker of one worker. It does nothing by itself: it gets outcomes, and is asked.
 
     `clock` gives seconds and `random` numbers from 0 to 1.
     """
@@ -72,7 +72,7 @@ class Breaker:
             self._open(reason)
 
     def request_succeeded(self) -> None:
-        """The worker did what it was asked to. One that is open is told so by old requests only."""
+        """The worker did what it was asked to. For an open breaker such requests are old ones."""
         if self._state is not BreakerState.OPEN:
             self._close()
             self._back_off = SHORTEST_SECONDS

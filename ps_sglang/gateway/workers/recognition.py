@@ -24,15 +24,15 @@ UNHEARD: Final = "it has not said who it is"
 
 
 class Recognition:
-    """Sets `facts`, `incarnation`, `unheard` and `refused` of each member.
+    """Sets `facts`, `incarnation`, `unheard` and `refused` of each worker.
 
-    Register functions in `admitted` to be told of each process that was found to be its worker,
+    Register functions in `admitted` to be called with each process that was found to be its worker,
     also of a worker's first.
     """
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        http: aiohttp.ClientSession,
         seconds: float,
         capacity: int,
         suspected: Callable[[AnyWorkerState], None],
@@ -40,16 +40,16 @@ class Recognition:
     ) -> None:
         """A process has `seconds` to answer, and must hold requests of `capacity` tokens.
 
-        `suspected` is told of a worker when another process is found in its place, `restarted`
+        `suspected` is called with a worker when another process is found in its place, `restarted`
         when that turns out to be the worker.
         """
         self.admitted: list[Callable[[AnyWorkerState], None]] = []
-        self._session = session
+        self._http = http
         self._seconds = seconds
         self._capacity = capacity
         self._suspected = suspected
         self._restarted = restarted
-        # The incarnation that was refused in a member's place; empty for one that names itself not.
+        # The incarnation that was refused in a worker's place; empty for one that names itself not.
         self._refused: dict[AnyWorkerState, str] = {}
 
     def meet(self, worker_state: AnyWorkerState) -> None:
@@ -75,14 +75,14 @@ class Recognition:
             worker_state.unheard = True
             self._suspected(worker_state)
         try:
-            facts = await admission.ask(self._session, worker_state.worker.url, self._seconds)
+            facts = await admission.ask(self._http, worker_state.worker.url, self._seconds)
         except GatewayError as error:
             if seen is None:  # it is not even SGLang's
                 self._refuse(worker_state, "", [error.message])
             return False
-        found = admission.changes(worker_state.worker, worker_state.facts, facts, self._capacity)
-        if found:
-            self._refuse(worker_state, seen or "", found)
+        problems = admission.changes(worker_state.worker, worker_state.facts, facts, self._capacity)
+        if problems:
+            self._refuse(worker_state, seen or "", problems)
         elif facts is not None and facts.incarnation == seen:
             self._admit(worker_state, facts)
             return True
@@ -90,7 +90,7 @@ class Recognition:
 
     async def admit_swapped(self, worker_state: AnyWorkerState) -> None:
         """The worker has other weights now, by the gateway's own wish; raises GatewayError."""
-        facts = await admission.ask(self._session, worker_state.worker.url)
+        facts = await admission.ask(self._http, worker_state.worker.url)
         if facts is not None and facts.incarnation == worker_state.incarnation:
             worker_state.facts = facts
 
@@ -119,5 +119,5 @@ class Recognition:
         self._tell_admitted(worker_state)
 
     def _tell_admitted(self, worker_state: AnyWorkerState) -> None:
-        for tell in self.admitted:
-            tell(worker_state)
+        for listener in self.admitted:
+            listener(worker_state)
