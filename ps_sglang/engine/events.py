@@ -1,9 +1,8 @@
 """The event stream in a worker's scheduler: what it publishes, and what it is asked for.
 
 SGLang publishes KV events when it reports statistics, which a busy decode worker does every 40
-steps; here each pass of the scheduler's loop does. Hints about conversations come in at one
-rank and go to all ranks the way that SGLang's own time-outs do, as every rank must evict
-the same pages.
+steps; here each pass of the scheduler's loop does. Hints about conversations come in at one rank
+and go to all ranks the way that SGLang's own time-outs do, as every rank must evict the same pages.
 """
 
 from __future__ import annotations

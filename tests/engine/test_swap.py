@@ -1,4 +1,4 @@
-"""A running decode worker gets other weights: exact answers, a warm cache, and no misfit (I5)."""
+"""A running decode worker gets other weights: exact answers, a warm cache, a kept contract (I5)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_decoder_keeps_its_name(served: Served) -> None:
     assert info["model_path"] == str(served.models.decoders["b"])
 
 
-def test_a_misfit_is_refused_before_it_is_loaded(
+def test_an_incompatible_checkpoint_is_refused_before_it_is_loaded(
     served: Served, qwen3: Models, prompts: Prompts, tmp_path: Path
 ) -> None:
     (ids,) = prompts(1, 30)

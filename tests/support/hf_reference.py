@@ -22,12 +22,10 @@ def model(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a decoder must say.
+    """The output that a decoder must give.
 
-    Attributes:
-        tokens: the output.
-        first_logprob: log-probability of the first output token.
-        gaps: difference of the two best logits at each step.
+    `first_logprob` is the log-probability of the first output token, and `gaps` are the differences
+    of the two best logits at each step.
     """
 
     tokens: list[int]

@@ -40,12 +40,10 @@ class RefusedError(Exception):
 class StandInGateway:
     """The gateway's routes.
 
-    Attributes:
-        calls: method, path and body of all requests, in order.
-        asked: decoder and body of all that ask for generation, in order.
-        refuse: the message by which a path is refused.
-        names: those of workers that join without one.
-        model_info: what every decoder says of its model.
+    `calls` has the method, path and body of all requests, in order, and `asked` the decoder and
+    body of those that ask for generation. `refuse` has the message by which a path is refused,
+    `names` those of workers that join without one, and `model_info` what every decoder answers
+    about its model.
     """
 
     def __init__(self, decoders: tuple[str, ...] = (), max_model_len: int = 2048) -> None:

@@ -257,12 +257,12 @@ def test_every_request_ends_exactly_or_by_name(group: int) -> None:
                 assert request.outcome is not None
                 received += request.outcome.failure is None
                 named += bool(request.outcome.failure)
-                landed_there = [
+                received_there = [
                     prefill.requests[room].outcome
                     for prefill in schedule.prefills
                     if room in prefill.requests
                 ]
-                if len(request.rows) and Outcome() in landed_there:
+                if len(request.rows) and Outcome() in received_there:
                     assert request.outcome == Outcome(), f"seed {seed}: room {room}"
         # What is remembered of rooms goes as well.
         schedule.world.run(2 * LIMITS.lease_s + LIMITS.linger_s)

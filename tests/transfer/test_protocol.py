@@ -119,7 +119,7 @@ def damage(frames: Frames) -> list[Frames]:
 
 @pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
 @pytest.mark.parametrize("held", [0, 5, 8, 14])
-def test_pages_land_in_batches_as_chunks_finish(same_host: bool, held: int) -> None:
+def test_pages_arrive_in_batches_as_chunks_finish(same_host: bool, held: int) -> None:
     pair = Pair(same_host=same_host)
     pair.start(held=held)
     pair.assert_handed_over()
@@ -281,7 +281,7 @@ def test_other_token_ids_are_named_on_both_sides() -> None:
         ({"buffers": 2}, "lays out a KV page as 2 buffers of [64] bytes, this prefill worker as 3"),
     ],
 )
-def test_a_misfit_is_refused_by_name(decode_worker: dict[str, Any], reason: str) -> None:
+def test_an_incompatible_worker_is_refused_by_name(decode_worker: dict[str, Any], reason: str) -> None:
     pair = Pair(**decode_worker)
     pair.start()
     pair.run()
@@ -353,7 +353,7 @@ def test_restarted_prefill_worker_with_an_empty_tree() -> None:
     pair.prefill.requests[ROOM].pace_s = 1000.0
     pair.world.run(1.0)
     reborn = Prefill(pair.world, "tcp://p", "second", random.Random(5))
-    reborn.start(ROOM, TOKENS, CONTENT, METADATA)  # what had landed is not mixed with this
+    reborn.start(ROOM, TOKENS, CONTENT, METADATA)  # what was received is not mixed with this
     pair.world.run(5.0)
     assert reborn.requests[ROOM].outcome == pair.decode.requests[ROOM].outcome
     outcome = pair.decode.requests[ROOM].outcome

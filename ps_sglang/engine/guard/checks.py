@@ -24,7 +24,7 @@ def refuse(field: str, expected: str, value: Any) -> NoReturn:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Integer:
     """An integer from `least` to `most`, both included."""
 
     least: int
@@ -37,7 +37,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Real:
+class Number:
     """A finite number from `least` to `most`; without `least` itself if `above`."""
 
     least: float
@@ -92,7 +92,7 @@ class Optional:
 
 
 @dataclass(frozen=True)
-class Several:
+class ListOf:
     """A list of up to `most` items; one item by itself if `bare` is allowed."""
 
     check: Check
@@ -109,7 +109,7 @@ class Several:
             self.check(field, item)
 
 
-YES_OR_NO: Final = OneOf((True, False))
+BOOLEAN: Final = OneOf((True, False))
 
 
 def require_utf8(field: str, value: str) -> None:

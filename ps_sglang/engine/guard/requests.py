@@ -9,21 +9,21 @@ from typing import Any, Final
 
 from ps_sglang.engine.guard import sampling
 from ps_sglang.engine.guard.checks import (
+    BOOLEAN,
     INT64,
-    YES_OR_NO,
     Check,
+    Integer,
+    ListOf,
+    Number,
     OneOf,
     Optional,
-    Real,
-    Several,
     Text,
-    Whole,
     refuse,
 )
 
 _NAME: Final = Optional(Text(512))
 _SALT: Final = Optional(Text(4096))
-_FLAG: Final = Optional(YES_OR_NO)
+_FLAG: Final = Optional(BOOLEAN)
 MOST_SAMPLES: Final = 1024
 """Prompts times `n` of one request to a worker."""
 
@@ -48,7 +48,7 @@ CHECKS: Final[dict[str, Check]] = {
     "session_id": _NAME,
     "text": Optional(lambda field, value: Text(INT64)(field, value)),
     "return_logprob": _FLAG,
-    "logprob_start_len": Optional(Whole(-1, INT64)),
+    "logprob_start_len": Optional(Integer(-1, INT64)),
     # A decode worker refuses it in its scheduler, where the prefill worker does not hear of it.
     "return_sampling_mask": Optional(OneOf((False,))),
     "sampling_logprobs_mode": Optional(OneOf(("selected", "support"))),
@@ -59,22 +59,22 @@ CHECKS: Final[dict[str, Check]] = {
     "lora_path": _NAME,
     "custom_logit_processor": Optional(Text(65_536)),
     "bootstrap_host": Optional(Text(255, 1)),
-    "bootstrap_port": Optional(Whole(1, 65_535)),
-    "bootstrap_room": Optional(Whole(0, INT64)),
-    "routed_dp_rank": Optional(Whole(0, INT64)),
-    "data_parallel_rank": Optional(Whole(0, INT64)),
+    "bootstrap_port": Optional(Integer(1, 65_535)),
+    "bootstrap_room": Optional(Integer(0, INT64)),
+    "routed_dp_rank": Optional(Integer(0, INT64)),
+    "data_parallel_rank": Optional(Integer(0, INT64)),
     "routing_key": _NAME,
     "conversation_id": _NAME,
     "background": _FLAG,
     "require_reasoning": _FLAG,
-    "max_thinking_tokens": Optional(Whole(0, INT64)),
-    "priority": Optional(Whole(-INT64 - 1, INT64)),
+    "max_thinking_tokens": Optional(Integer(0, INT64)),
+    "priority": Optional(Integer(-INT64 - 1, INT64)),
     "extra_key": _SALT,
     "cache_salt": _SALT,
     "no_logs": _FLAG,
     "custom_labels": Optional(lambda field, value: None),  # see check_labels
     "return_prompt_token_ids": _FLAG,
-    "received_time": Optional(Real(0, INT64)),
+    "received_time": Optional(Number(0, INT64)),
 }
 # Whose range is the model's.
 OF_THE_MODEL: Final = ("input_ids", "sampling_params", "top_logprobs_num", "token_ids_logprob")
@@ -98,7 +98,7 @@ def check_shape(obj: Any) -> None:
             refuse("sampling_params", "an object, or a list with one for each prompt", params)
     counts = {(item or {}).get("n") or 1 for item in every} or {1}
     for count in counts:
-        Whole(1, MOST_SAMPLES)("n", count)
+        Integer(1, MOST_SAMPLES)("n", count)
     prompts = obj.text if obj.text is not None else obj.input_ids
     if obj.text == []:
         refuse("text", "a text, or a list with one at least", prompts)
@@ -121,9 +121,9 @@ def check_sample(obj: Any, input_ids: Any, vocabulary: int) -> None:
     for name, check in CHECKS.items():
         check(name, getattr(obj, name))
     check_ids("input_ids", input_ids, vocabulary)
-    Optional(Whole(0, vocabulary))("top_logprobs_num", obj.top_logprobs_num)
-    token = Whole(0, vocabulary - 1)
-    Optional(Several(token, vocabulary))("token_ids_logprob", obj.token_ids_logprob)
+    Optional(Integer(0, vocabulary))("top_logprobs_num", obj.top_logprobs_num)
+    token = Integer(0, vocabulary - 1)
+    Optional(ListOf(token, vocabulary))("token_ids_logprob", obj.token_ids_logprob)
     if not isinstance(obj.sampling_params, dict):
         refuse("sampling_params", "an object", obj.sampling_params)
     sampling.check(obj.sampling_params, vocabulary)

@@ -7,16 +7,16 @@ from typing import Any, Final
 
 from ps_sglang.engine.guard import grammars, patterns
 from ps_sglang.engine.guard.checks import (
+    BOOLEAN,
     FLOAT32,
     INT32,
     INT64,
-    YES_OR_NO,
     Check,
+    Integer,
+    ListOf,
+    Number,
     OneOf,
-    Real,
-    Several,
     Text,
-    Whole,
     refuse,
 )
 
@@ -26,28 +26,28 @@ _ALL_TOKENS: Final = 2**30
 """SGLang's `top_k` for the whole vocabulary; it stands in an int32 tensor."""
 
 _CHECKS: Final[dict[str, Check]] = {
-    "max_new_tokens": Whole(0, INT32),
-    "min_new_tokens": Whole(0, INT32),
-    "n": Whole(1, INT32),
-    "temperature": Real(0, FLOAT32),
-    "top_p": Real(0, 1, above=True),
-    "min_p": Real(0, 1),
-    "frequency_penalty": Real(-2, 2),
-    "presence_penalty": Real(-2, 2),
-    "repetition_penalty": Real(0, 2, above=True),
-    "sampling_seed": Whole(-INT64 - 1, INT64),
-    "stream_interval": Whole(1, INT32),
-    "stop": Several(Text(_STOP_LENGTH), _STOPS, bare=True),
-    "stop_regex": Several(patterns.check, _STOPS, bare=True),
+    "max_new_tokens": Integer(0, INT32),
+    "min_new_tokens": Integer(0, INT32),
+    "n": Integer(1, INT32),
+    "temperature": Number(0, FLOAT32),
+    "top_p": Number(0, 1, above=True),
+    "min_p": Number(0, 1),
+    "frequency_penalty": Number(-2, 2),
+    "presence_penalty": Number(-2, 2),
+    "repetition_penalty": Number(0, 2, above=True),
+    "sampling_seed": Integer(-INT64 - 1, INT64),
+    "stream_interval": Integer(1, INT32),
+    "stop": ListOf(Text(_STOP_LENGTH), _STOPS, bare=True),
+    "stop_regex": ListOf(patterns.check, _STOPS, bare=True),
     "json_schema": grammars.json_schema,
     "regex": grammars.regex,
     "ebnf": grammars.ebnf,
     "structural_tag": grammars.json_schema,
-    "ignore_eos": YES_OR_NO,
-    "skip_special_tokens": YES_OR_NO,
-    "spaces_between_special_tokens": YES_OR_NO,
-    "no_stop_trim": YES_OR_NO,
-    "ebnf_full_assistant": YES_OR_NO,
+    "ignore_eos": BOOLEAN,
+    "skip_special_tokens": BOOLEAN,
+    "spaces_between_special_tokens": BOOLEAN,
+    "no_stop_trim": BOOLEAN,
+    "ebnf_full_assistant": BOOLEAN,
 }
 # Beams share pages in a way that a handoff does not know; watermarks are the prompt's business too.
 _NOT_SERVED: Final = ("beam_width", "watermark")
@@ -60,14 +60,14 @@ def check(params: Mapping[str, Any], vocabulary: int) -> None:
 
     Raises ValueError, which names the parameter, its range and the value.
     """
-    token = Whole(0, vocabulary - 1)
-    checks: dict[str, Check] = {**_CHECKS, "stop_token_ids": Several(token, vocabulary)}
+    token = Integer(0, vocabulary - 1)
+    checks: dict[str, Check] = {**_CHECKS, "stop_token_ids": ListOf(token, vocabulary)}
     for name, value in params.items():
         if value is None:
             continue
         if name == "top_k":
             if value != -1 or type(value) is not int:
-                Whole(1, _ALL_TOKENS)("top_k", value)
+                Integer(1, _ALL_TOKENS)("top_k", value)
         elif name == "logit_bias":
             _logit_bias(value, token)
         elif name == "custom_params":
@@ -81,13 +81,13 @@ def check(params: Mapping[str, Any], vocabulary: int) -> None:
             raise ValueError(f"`{name[:100]}` is no sampling parameter.")
 
 
-def _logit_bias(value: Any, token: Whole) -> None:
+def _logit_bias(value: Any, token: Integer) -> None:
     if not isinstance(value, dict):
         refuse("logit_bias", "an object from token id to number", value)
     for key, bias in value.items():
         ascii_digits = isinstance(key, str) and key.isascii() and key.isdigit()
         token("logit_bias", int(key) if ascii_digits and len(key) < 20 else key)
-        Real(-FLOAT32, FLOAT32)(f"logit_bias[{key}]", bias)
+        Number(-FLOAT32, FLOAT32)(f"logit_bias[{key}]", bias)
 
 
 def _custom_params(value: Any) -> None:
@@ -102,6 +102,6 @@ def _custom_params(value: Any) -> None:
             if isinstance(part, str):
                 Text(_STOP_LENGTH)("custom_params", part)
             elif type(part) in (int, float):
-                Real(-FLOAT32, FLOAT32)("custom_params", part)
+                Number(-FLOAT32, FLOAT32)("custom_params", part)
             else:
                 _CUSTOM_VALUE(f"custom_params[{name[:50]!r}]", part)

@@ -49,8 +49,10 @@ class Fetches:
                 self._fetch(pull, batch)
 
     def tend(self, pull: PendingPull, now: float) -> str | None:
-        """Ask again for what did not come; returns why the pull must fail, if nothing came for
-        too long."""
+        """Ask again for what did not come; returns why the pull must fail, if it must.
+
+        It must if nothing came for too long.
+        """
         peer = pull.peer
         for batch in pull.fetching:
             if batch.frame is not None or batch.copied is not None:
@@ -64,7 +66,7 @@ class Fetches:
         return None
 
     def forget(self, endpoint: str) -> None:
-        """A prefill worker is dead."""
+        """Drop the queue of a dead prefill worker."""
         self._queues.pop(endpoint, None)
 
     def _fetch(self, pull: PendingPull, batch: OfferedBatch) -> None:

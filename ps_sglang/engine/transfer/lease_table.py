@@ -26,7 +26,7 @@ class LenderEvents(Protocol):
         """Every page is in the decode worker's pool."""
 
     def failed(self, room: int, reason: str) -> None:
-        """The handoff is over; nobody reads the room's pages any more."""
+        """The handoff is over; the room's pages are not read any more."""
 
 
 class LeaseTable:

@@ -1,9 +1,9 @@
 """Messages from scheduler to scheduler on one host, with no other thread on their way.
 
-While pages are copied and digested every core is busy, and each thread that a message has to
-wake waits up to milliseconds to be run; zmq takes a message through three of them. A message
-that is posted lies in the receiver's queue at once, and its scheduler looks there between two
-batches of pages.
+A *mailbox* is a datagram socket of a process, into which other processes put messages. While pages
+are copied and digested every core is busy, and each thread that a message has to wake waits up to
+milliseconds to be run; zmq takes a message through three of them. A message that is posted lies in
+the receiver's queue at once, and its scheduler looks there between two batches of pages.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Received(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):
-    """Decode -> prefill: nobody waits for this pull (any more)."""
+    """Decode -> prefill: this pull is over, or is not known."""
 
     session: str
     peer: str

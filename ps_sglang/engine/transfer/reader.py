@@ -1,6 +1,7 @@
 """The decode side of a handoff: asks for the delta, takes the pages, and acknowledges them.
 
-`Reader` does no IO of its own: `Reader.receive` takes the frames of a message that a
+The `Reader` pulls the pages of each room from a prefill worker into this worker's pool. It does no
+IO of its own: `Reader.receive` takes the frames of a message that a
 `ps_sglang.engine.transfer.lender.Lender` sent, `send(endpoint, frames)` delivers requests, `clock`
 tells the time, and `Reader.tick` is to be called about twice a second. It needs neither torch nor
 SGLang::
