@@ -100,7 +100,7 @@ class _Rows:
         prefix: list[LayerKv],
         device: torch.device,
     ) -> None:
-        """Of each prompt the KV of the first `taken` tokens is in `prefix`."""
+        """The KV of the first `prefix_lengths` tokens of each prompt is in `prefix`."""
         self._model, self._cache = model, DynamicCache()
         self._prefix_tokens = max(prefix_lengths)
         if self._prefix_tokens:
