@@ -60,7 +60,7 @@ def checked(words: Sequence[str], source: str) -> tuple[str, ...]:
     Raises UsageError if SGLang has no such flag or cannot take its value; names both and `source`.
     """
     full: list[str] = []
-    taken: list[str] = []
+    accepted: list[str] = []
     for name, group in groups(words):
         if not name:
             raise UsageError(f"{source}: {group[0]!r} belongs to no flag")
@@ -72,10 +72,10 @@ def checked(words: Sequence[str], source: str) -> tuple[str, ...]:
         full_name = _full_name(name, source)
         group = [full_name + group[0].removeprefix(name), *group[1:]]
         full += group
-        taken += group
+        accepted += group
     parser = _parser()
     parser.source = source
-    parser.parse_args(taken)
+    parser.parse_args(accepted)
     return tuple(full)
 
 

@@ -165,13 +165,13 @@ def merge(default: Flags, user: Sequence[str]) -> tuple[str, ...]:
     `--no-FLAG` takes a default away and is not passed on.
     """
     removed = {name for name, _ in groups(user) if _negated(name) in default}
-    kept = [(name, values) for name, values in groups(user) if name not in removed]
-    replaced = {name for name, _ in kept} | {_negated(name) for name in removed}
+    user_groups = [(name, values) for name, values in groups(user) if name not in removed]
+    replaced = {name for name, _ in user_groups} | {_negated(name) for name in removed}
     merged: list[str] = []
     for name, value in default.items():
         if name not in replaced:
             merged += [name] if value is None else [name, value]
-    for _, words in kept:
+    for _, words in user_groups:
         merged += words
     return tuple(merged)
 

@@ -78,7 +78,7 @@ def _problems(spec: ClusterSpec) -> list[str]:
 
 @dataclass(frozen=True)
 class EventPorts:
-    """ZMQ addresses at which a worker publishes its news and answers the gateway's questions."""
+    """ZMQ addresses at which a worker publishes its events and answers the gateway's requests."""
 
     publishes: str
     control: str

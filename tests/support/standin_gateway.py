@@ -97,9 +97,6 @@ class StandInGateway:
         with self._lock:
             self.asked.append((decoder, body))
 
-    def _next_name(self) -> str:
-        return self.names.pop(0) if self.names else "new"
-
     def _worker(self, name: str, state: str = "good") -> Json:
         return {"name": name, "role": "decode", "state": state, "load": {"requests": 2}}
 

@@ -19,7 +19,7 @@ from ps_sglang.errors import UsageError
 # SGLang's managers/schedule_policy.py, WAITING_QUEUE_PREFIX_MATCH_MAX.
 _MOST_SORTED: Final = 128
 
-Told = Callable[[Sequence[int], Sequence[int], int | None], None]
+OnChange = Callable[[Sequence[int], Sequence[int], int | None], None]
 """Takes the pages that went, those that came, and the page before these."""
 
 
@@ -38,7 +38,7 @@ class Worker:
         steps: Steps,
         pool_tokens: int,
         page: int,
-        told: Told,
+        on_change: OnChange,
         prefilled: Callable[[Request], None],
         decoded: Callable[[Request], None],
         *,
@@ -49,7 +49,7 @@ class Worker:
         self.tree = PageTree(pool_tokens // page)
         self.busy = self.link_free = self.link_busy = 0.0
         self.peak = 0
-        self._clock, self._cores, self._steps, self._told = clock, cores, steps, told
+        self._clock, self._cores, self._steps, self._on_change = clock, cores, steps, on_change
         self._page = page
         self._prefilled, self._decoded = prefilled, decoded
         self._whole, self._samples = whole, samples
@@ -82,7 +82,7 @@ class Worker:
         self._reserved += count
         self.peak = max(self.peak, len(self.tree) + self._reserved)
         if gone:
-            self._told(gone, (), None)
+            self._on_change(gone, (), None)
             if self._host_pages:
                 for page in gone:
                     self._host[page] = None
@@ -97,7 +97,7 @@ class Worker:
         self.tree.lock(names[locked:there])
         self.tree.add(names[there:])
         if there < len(names):
-            self._told((), names[there:], names[there - 1] if there else None)
+            self._on_change((), names[there:], names[there - 1] if there else None)
 
     # -- prefill ---------------------------------------------------------------------------------
 

@@ -47,20 +47,22 @@ class Generator:
 
         The base prefills once, for the largest of the shares.
         """
-        taken = [[shared_tokens(len(prompt), share) for prompt in prompts] for share in shares]
+        prefix_lengths = [
+            [shared_tokens(len(prompt), share) for prompt in prompts] for share in shares
+        ]
         prefix: list[LayerKv] = []
-        if longest := max(max(counts) for counts in taken):
+        if longest := max(max(counts) for counts in prefix_lengths):
             prefix = self._base.prefill(
                 self._padded([prompt[:longest][: len(prompt) - 1] for prompt in prompts])
             )
-        for share, counts in zip(shares, taken, strict=True):
+        for share, counts in zip(shares, prefix_lengths, strict=True):
             yield share, self._greedy(prompts, counts, prefix)
 
     def _greedy(
-        self, prompts: Sequence[Tokens], taken: Sequence[int], prefix: list[LayerKv]
+        self, prompts: Sequence[Tokens], prefix_lengths: Sequence[int], prefix: list[LayerKv]
     ) -> list[Tokens]:
         with torch.inference_mode():
-            rows = _Rows(self._decoder, prompts, taken, prefix, self._device)
+            rows = _Rows(self._decoder, prompts, prefix_lengths, prefix, self._device)
             logits = rows.read_prompts()
             answers: list[list[int]] = [[] for _ in prompts]
             going = list(range(len(prompts)))
@@ -94,19 +96,19 @@ class _Rows:
         self,
         model: Any,
         prompts: Sequence[Tokens],
-        taken: Sequence[int],
+        prefix_lengths: Sequence[int],
         prefix: list[LayerKv],
         device: torch.device,
     ) -> None:
-        """Of each prompt the KV of the first `taken` tokens is in `prefix`."""
+        """The KV of the first `prefix_lengths` tokens of each prompt is in `prefix`."""
         self._model, self._cache = model, DynamicCache()
-        self._prefix_tokens = max(taken)
+        self._prefix_tokens = max(prefix_lengths)
         if self._prefix_tokens:
             for index, (keys, values) in enumerate(prefix):
                 self._cache.update(
                     keys[:, :, : self._prefix_tokens], values[:, :, : self._prefix_tokens], index
                 )
-        rest = [prompt[count:] for prompt, count in zip(prompts, taken, strict=True)]
+        rest = [prompt[count:] for prompt, count in zip(prompts, prefix_lengths, strict=True)]
         width = max(len(row) for row in rest)
         self._rest = torch.tensor([(0,) * (width - len(row)) + row for row in rest], device=device)
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from ps_sglang.errors import UsageError
+from ps_sglang.training.settings import Ranges, refuse, unfit_values
 
 Split = Literal["dev", "test"]
 Dtype = Literal["float32", "bfloat16"]
@@ -47,15 +46,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         """Raises UsageError naming every value that cannot be."""
-        wrong = [
-            f"--{name.replace('_', '-')} {getattr(self, name)}: must be {requirement}"
-            for names, requirement, holds in _RANGES
-            for name in names
-            if not holds(getattr(self, name))
-        ]
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                wrong.append(f"--{name} {getattr(self, name)}: one of {', '.join(choices)}")
+        wrong = unfit_values(self, _RANGES, _CHOICES)
         wrong += [f"--share {s:g}: must be 0 to 1" for s in self.share if not 0 <= s <= 1]
         if len(set(self.share)) < len(self.share):
             wrong.append(f"--share {' '.join(f'{s:g}' for s in self.share)}: one of them twice")
@@ -65,12 +56,11 @@ class EvaluateSettings:
             wrong.append("--record: needs --share 1, which is what a cluster serves")
         if self.figure and not self.share:
             wrong.append(f"--figure {self.figure}: needs a value of --share")
-        if wrong:
-            raise UsageError("\n  ".join(["wrong settings:", *wrong] if wrong[1:] else wrong))
+        refuse(wrong)
 
 
 _CHOICES: Final = {"split": get_args(Split), "dtype": get_args(Dtype)}
-_RANGES: Final[tuple[tuple[tuple[str, ...], str, Callable[[int], bool]], ...]] = (
+_RANGES: Final[Ranges] = (
     (("count", "few_shot"), "at least 0", lambda value: value >= 0),
     (("batch_tokens", "at_once"), "at least 1", lambda value: value >= 1),
 )

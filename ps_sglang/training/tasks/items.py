@@ -60,11 +60,11 @@ class Task(Protocol):
 T = TypeVar("T")
 
 
-def first(whole: Sequence[T], count: int | None, what: str) -> list[T]:
-    """The first `count` of `whole`, or all for None; `what` names them in the UsageError."""
-    if count is not None and not 1 <= count <= len(whole):
-        raise UsageError(f"{what} has {len(whole)} items; {count} cannot be had of them")
-    return list(whole[:count])
+def first(items: Sequence[T], count: int | None, what: str) -> list[T]:
+    """The first `count` of `items`, or all for None; `what` names them in the UsageError."""
+    if count is not None and not 1 <= count <= len(items):
+        raise UsageError(f"{what} has {len(items)} items; {count} cannot be had of them")
+    return list(items[:count])
 
 
 def test_only(name: str, split: Split) -> None:

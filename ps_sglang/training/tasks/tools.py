@@ -63,15 +63,15 @@ def _live_simple() -> list[Item]:
 @functools.cache
 def _splits() -> dict[Split, list[Item]]:
     source = random.Random(_SEED)
-    whole = [item for category in _TRAINED_ON for item in bfcl.read(category)]
-    held_out = [item for item in whole if item.check["category"] in _HELD_OUT_FROM]
+    every_item = [item for category in _TRAINED_ON for item in bfcl.read(category)]
+    held_out = [item for item in every_item if item.check["category"] in _HELD_OUT_FROM]
     names = sorted(set().union(*map(bfcl.called, held_out)))
     source.shuffle(names)
     test, names = _take(held_out, names, _TEST)
     unseen = set().union(*map(bfcl.called, test))
     dev, _ = _take([item for item in held_out if not bfcl.offered(item) & unseen], names, _DEV)
     unseen |= set().union(*map(bfcl.called, dev))
-    train = [item for item in whole if not bfcl.offered(item) & unseen and not _is_long(item)]
+    train = [item for item in every_item if not bfcl.offered(item) & unseen and not _is_long(item)]
     for items in (test, dev, train):
         source.shuffle(items)
     return {"train": train, "dev": dev, "test": test}
@@ -98,9 +98,9 @@ def _is_long(item: Item) -> bool:
 
 def _take(items: list[Item], names: list[str], count: int) -> tuple[list[Item], list[str]]:
     """`count` items that call the first of `names`, and the names that are left."""
-    taken: list[Item] = []
+    chosen: list[Item] = []
     for used, name in enumerate(names):
-        if len(taken) >= count:
-            return taken[:count], names[used:]
-        taken += [item for item in items if bfcl.called(item) == {name}]
-    raise AssertionError(f"{len(taken)} items, not {count}")
+        if len(chosen) >= count:
+            return chosen[:count], names[used:]
+        chosen += [item for item in items if bfcl.called(item) == {name}]
+    raise AssertionError(f"{len(chosen)} items, not {count}")

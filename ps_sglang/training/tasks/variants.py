@@ -22,10 +22,10 @@ Calls = Sequence[Mapping[str, Any]]
 class Words:
     """What arguments of a name are called in the questions of some items."""
 
-    def __init__(self, asked: Sequence[tuple[str, Calls]]) -> None:
-        """Args: asked: questions, each with its right calls."""
+    def __init__(self, questions: Sequence[tuple[str, Calls]]) -> None:
+        """`questions` each come with their right calls."""
         self._words: dict[str, list[str]] = {}
-        for question, calls in asked:
+        for question, calls in questions:
             for name, value in _values(calls):
                 if _is_name(value) and re.search(_exactly(value), question):
                     words = self._words.setdefault(name, [])

@@ -61,25 +61,27 @@ def _prefill(model: Any, ids: torch.Tensor) -> list[LayerKv]:
 class BaseReader:
     """The base's KV of batches of prefixes, from what was kept where it was."""
 
-    def __init__(self, base: Base, kept: KvStore | None = None) -> None:
-        self._base, self._kept = base, kept
+    def __init__(self, base: Base, kv_store: KvStore | None = None) -> None:
+        self._base, self._kv_store = base, kv_store
 
     def read(self, ids: torch.Tensor, lengths: torch.Tensor) -> BasePrefix:
         """`ids` [rows, tokens], padded on the right; `lengths` [rows]."""
-        if self._kept is None:
+        if self._kv_store is None:
             return BasePrefix(self._base.prefill(ids))
-        return self._read_kept(self._kept, ids, lengths.tolist())
+        return self._read_stored(self._kv_store, ids, lengths.tolist())
 
-    def _read_kept(self, kept: KvStore, ids: torch.Tensor, lengths: list[int]) -> BasePrefix:
+    def _read_stored(self, kv_store: KvStore, ids: torch.Tensor, lengths: list[int]) -> BasePrefix:
         keys = [_key(row[:n]) for row, n in zip(ids.cpu(), lengths, strict=True)]
-        kv_by_row = {row: kv for row, key in enumerate(keys) if (kv := kept.get(key)) is not None}
+        kv_by_row = {
+            row: kv for row, key in enumerate(keys) if (kv := kv_store.get(key)) is not None
+        }
         missing = [row for row in range(len(keys)) if row not in kv_by_row]
         if missing:
             longest = max(1, *(lengths[row] for row in missing))
             layers = self._base.prefill(ids[missing, :longest])
             fresh = {row: _row(layers, i, lengths[row]) for i, row in enumerate(missing)}
             for row, kv in fresh.items():
-                kept.put(keys[row], kv)
+                kv_store.put(keys[row], kv)
             if not kv_by_row:
                 return BasePrefix(layers)
             kv_by_row |= fresh

@@ -62,12 +62,12 @@ def train(settings: TrainSettings, on_progress: OnProgress) -> None:
         check_resume(settings.checkpoints, data.identity, base.path)
     elif main:
         data.identity.write(settings.checkpoints)
-    trainer, kept = _trainer(settings, base, data, on_progress)
+    trainer, kv_store = _trainer(settings, base, data, on_progress)
     # Checkpoints say it themselves; this is the log and TensorBoard's.
     with saving(settings.checkpoints, (OSError,)):
         trainer.train_from(_checkpoint(settings, on_progress))
-    if kept is not None:
-        on_progress(kept.report())
+    if kv_store is not None:
+        on_progress(kv_store.report())
     weights = trainer.gathered_weights()
     if main:
         manifest = _manifest(settings, base, data, trainer.state)
@@ -123,7 +123,7 @@ def _trainer(
     # LoRA starts from random numbers.
     set_seed(settings.seed)
     decoder, frozen = load_pair(base.path, settings, arguments.device)
-    kept = open_kv_store(settings, data.identity.base_fingerprint)
+    kv_store = open_kv_store(settings, data.identity.base_fingerprint)
     conditioned = settings.method == "cache-conditioned"
     folder = settings.checkpoints
     tokens = sum(example.length for example in data.train.examples)
@@ -132,7 +132,7 @@ def _trainer(
         callbacks += tensorboard(folder / "tensorboard")
     trainer = DecoderTrainer(
         decoder,
-        CacheConditioned(BaseReader(frozen, kept)) if conditioned else Full(),
+        CacheConditioned(BaseReader(frozen, kv_store)) if conditioned else Full(),
         conditioned_batch if conditioned else full_batch,
         arguments,
         data.train.examples,
@@ -140,7 +140,7 @@ def _trainer(
         callbacks,
         settings.keep_checkpoints,
     )
-    return trainer, kept
+    return trainer, kv_store
 
 
 def _checkpoint(settings: TrainSettings, on_progress: OnProgress) -> Path | None:

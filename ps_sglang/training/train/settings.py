@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from ps_sglang.contract.manifest import parser_problem
-from ps_sglang.errors import UsageError
+from ps_sglang.training.settings import Ranges, refuse, unfit_values
 
 Method = Literal["cache-conditioned", "full"]
 Dtype = Literal["float32", "bfloat16"]
@@ -56,17 +55,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Raises UsageError naming every value that cannot be."""
-        wrong = [
-            f"--{name.replace('_', '-')} {getattr(self, name)}: must be {requirement}"
-            for names, requirement, holds in _RANGES
-            for name in names
-            if not holds(getattr(self, name))
-        ]
-        for field in fields(self):
-            choices = _CHOICES.get(field.name)
-            if choices and getattr(self, field.name) not in choices:
-                flag = field.name.replace("_", "-")
-                wrong.append(f"--{flag} {getattr(self, field.name)}: one of {', '.join(choices)}")
+        wrong = unfit_values(self, _RANGES, _CHOICES)
         if self.lora_alpha and not self.lora_rank:
             wrong.append(f"--lora-alpha {self.lora_alpha}: needs --lora-rank")
         if self.keep_kv_dir and not self.keep_kv_gb:
@@ -76,8 +65,7 @@ class TrainSettings:
         parsers = self.tool_call_parser or None, self.reasoning_parser or None
         if problem := parser_problem(*parsers):
             wrong.append(problem)
-        if wrong:
-            raise UsageError("\n  ".join(["wrong settings:", *wrong] if wrong[1:] else wrong))
+        refuse(wrong)
 
     @property
     def checkpoints(self) -> Path:
@@ -111,7 +99,7 @@ _CHOICES: Final = {
 }
 _COUNTS = ("batch_size", "accumulation", "keep_checkpoints", "log_steps")
 _MAY_BE_ZERO = ("lora_rank", "lora_alpha", "max_length", "steps", "checkpoint_steps", "seed")
-_RANGES: Final[tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...]] = (
+_RANGES: Final[Ranges] = (
     (_COUNTS, "at least 1", lambda value: value >= 1),
     (_MAY_BE_ZERO, "at least 0", lambda value: value >= 0),
     (("epochs", "learning_rate", "max_grad_norm"), "above 0", lambda value: value > 0),
