@@ -23,7 +23,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -99,9 +99,14 @@ class ForkServer:
         sockets. Its children are the fork server's from then on.
         """
         pids = descendants(os.getpid())
-        self._note_shared_memory(pids)
-        _kill(pids, signal.SIGKILL)
+        self._kill(pids)
         return bool(pids)
+
+    def _kill(self, pids: Sequence[int]) -> None:
+        """SIGKILL, after noting their shared memory; stopped, they cannot map more meanwhile."""
+        _signal(pids, signal.SIGSTOP)
+        self._note_shared_memory(pids)
+        _signal(pids, signal.SIGKILL)
 
     def _lines(self, data: bytes) -> list[bytes]:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -146,7 +151,7 @@ class ForkServer:
         for pid, name in self._pids.items():
             if not stop.names or name in stop.names:
                 self._note_shared_memory(session_members(pid))
-                _kill([pid], signal.SIGTERM)
+                _signal([pid], signal.SIGTERM)
                 self._kill_at[pid] = deadline
 
     def _next_tick(self) -> float | None:
@@ -159,7 +164,7 @@ class ForkServer:
     def _tick(self) -> None:
         for pid, deadline in self._kill_at.items():
             if time.monotonic() >= deadline:
-                _kill(session_members(pid), signal.SIGKILL)
+                self._kill(session_members(pid))
         if self._loading:
             self._note_shared_memory(descendants(os.getpid()))
         self._reap_all()
@@ -179,7 +184,7 @@ class ForkServer:
         if name is None:  # a worker's own child, re-parented to this subreaper
             return
         self._kill_at.pop(pid, None)
-        _kill(session_members(pid), signal.SIGKILL)
+        self._kill(session_members(pid))
         tell(Exited(name, status))
 
     def _note_shared_memory(self, pids: Iterable[int]) -> None:
@@ -187,7 +192,7 @@ class ForkServer:
             self._shared_memory.update(shared_memory_files(pid))
 
 
-def _kill(pids: Iterable[int], number: signal.Signals) -> None:
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         try:
             os.kill(pid, number)

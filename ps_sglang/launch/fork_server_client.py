@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -85,7 +86,8 @@ class ForkServerClient:
             self.send(Stop(running, grace_s))
             self.wait_for(lambda: self.gone or set(running) <= set(self.exits), grace_s + 1.0)
         assert self._process.stdin is not None
-        self._process.stdin.close()  # the fork server kills what is left and removes its folder
+        with suppress(BrokenPipeError):  # one that was killed leaves a command in the buffer
+            self._process.stdin.close()  # it kills what is left and removes its folder
         if self.import_s is None:
             self._process.kill()  # still importing: it has started nothing and cannot listen
         try:

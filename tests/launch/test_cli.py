@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,25 @@ def test_launch_refuses_what_does_not_exist(capsys: pytest.CaptureFixture[str]) 
 def test_models_lists_the_demo_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert "base   smollm2-135m" in capsys.readouterr().out.splitlines()
+
+
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(argv: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "models", (interrupted, ""))
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "ps-sglang: stopped\n"
+
+
+@pytest.mark.parametrize("command", ["launch", "check"])
+def test_help_is_of_the_command_that_was_named(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert f"\n  ps-sglang {command} --prefill base" in shown
+    assert ("start nothing" in shown) is (command == "check")

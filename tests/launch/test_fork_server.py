@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from ps_sglang.launch import fork_server
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.messages import Start, StartMethod
 from tests.support.processes import STOP_S, Marked
@@ -109,6 +111,30 @@ def test_a_killed_host_takes_its_processes_along(
     os.kill(link.pid, signal.SIGKILL)
     assert link.wait_for(lambda: link.gone, STOP_S)
     assert psutil.wait_procs(workers, STOP_S)[1] == []
+    link.stop("one", 0.0)
+    link.close(0.0)  # what it could not be told is no error
+
+
+def test_a_process_is_killed_at_a_standstill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could map shared memory after its own has been noted, and nobody would remove it."""
+    standing: list[bool] = []
+
+    def shared_memory_files(pid: int) -> set[Path]:
+        deadline = time.monotonic() + STOP_S
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline, "it still runs"
+        standing.append(True)
+        return set()
+
+    monkeypatch.setattr(fork_server, "shared_memory_files", shared_memory_files)
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            fork_server.ForkServer(tmp_path)._kill([process.pid])
+        finally:
+            process.kill()
+    assert standing == [True]
 
 
 def test_a_host_whose_launcher_is_killed_cleans_up(
