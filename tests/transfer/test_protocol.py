@@ -281,7 +281,9 @@ def test_other_token_ids_are_named_on_both_sides() -> None:
         ({"buffers": 2}, "lays out a KV page as 2 buffers of [64] bytes, this prefill worker as 3"),
     ],
 )
-def test_an_incompatible_worker_is_refused_by_name(decode_worker: dict[str, Any], reason: str) -> None:
+def test_an_incompatible_worker_is_refused_by_name(
+    decode_worker: dict[str, Any], reason: str
+) -> None:
     pair = Pair(**decode_worker)
     pair.start()
     pair.run()
