@@ -161,11 +161,11 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
     request = {**body, "max_tokens": 1, "cache_salt": "tenant"}
     url = f"{served.cluster.url}/models/a/v1/chat/completions"
     prompt = prompts.chat(body, "tenant")
-    holdings = CacheIndex(prompts)
+    cache_index = CacheIndex(prompts)
     config = gateway_config(served.cluster.plan)
     for worker in config.workers:
-        holdings.add(worker)
-    await holdings.start()
+        cache_index.add(worker)
+    await cache_index.start()
     try:
         answer = await asyncio.to_thread(post, url, request)
         tokens = answer["usage"]["prompt_tokens"] - 1
@@ -173,13 +173,13 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
         held = PrefixMatch(tokens, len(b"".join(prompts.texts.of(ids.ids[:-1]))))
         want = {worker.name: held for worker in config.workers}
         for _ in range(600):
-            if holdings.held(prompt) == want:
+            if cache_index.match(prompt) == want:
                 break
             await asyncio.sleep(0.1)
-        assert holdings.held(prompt) == want
-        assert all(holdings.source(name).kind == "events" for name in want)
+        assert cache_index.match(prompt) == want
+        assert all(cache_index.source(name).kind == "events" for name in want)
     finally:
-        await holdings.stop()
+        await cache_index.stop()
 
 
 def test_the_gateway_says_that_it_knows(served: Served) -> None:

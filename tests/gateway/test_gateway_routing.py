@@ -1,4 +1,4 @@
-"""Choice of workers, without HTTP: real pool, holdings and router, a clock that stands still."""
+"""Choice of workers, without HTTP: real pool, cache index and router, a clock that stands still."""
 
 from __future__ import annotations
 
