@@ -80,7 +80,7 @@ def parse(
     ours = {} if session is None else {"session_id": session}
     if endpoint is not Endpoint.GENERATE:
         ours["model"] = decoder
-    samples = tuple(replace(one, body={**one.body, **ours}) for one in samples)
+    samples = tuple(replace(sample, body={**sample.body, **ours}) for sample in samples)
     _check_next(request_hints, samples, served)
     stream = bool(samples[0].body.get("stream"))
     return GenerationRequest(

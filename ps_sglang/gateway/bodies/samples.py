@@ -90,8 +90,8 @@ def _openai_samples(
 ) -> tuple[Sample, ...]:
     seed = body.get("seed")
 
-    def for_sample(one: Body, number: int) -> Body:
-        sample_body = {**one, "n": 1}
+    def for_sample(body: Body, number: int) -> Body:
+        sample_body = {**body, "n": 1}
         if seed is not None:
             sample_body["seed"] = _nth_seed(seed, number)
         return sample_body
@@ -248,11 +248,11 @@ def _rids(body: Body, batch: int, n: int) -> Iterator[str]:
     SGLang aborts every request whose id starts with a given one, so no id may start another's:
     a client that hangs up must not end the requests of others.
     """
-    given = body.get("rid")
-    if given is None or _is_rid(given):
-        names = [given or "ps"] * batch
-    elif isinstance(given, list) and len(given) == batch and all(map(_is_rid, given)):
-        names = given
+    rid = body.get("rid")
+    if rid is None or _is_rid(rid):
+        names = [rid or "ps"] * batch
+    elif isinstance(rid, list) and len(rid) == batch and all(map(_is_rid, rid)):
+        names = rid
     else:
         raise BadRequest(
             f"`rid` must be a text of 1 to {_LONGEST_ID} printable characters, or a list with one "

@@ -119,9 +119,9 @@ def refuse_prompt_logprobs(body: Body) -> None:
     """SGLang's way to ask for the prompt's logprobs."""
     starts = body.get("logprob_start_len")
     starts = starts if isinstance(starts, list) else [starts]
-    wanted = body.get("return_logprob")
-    wanted = any(wanted) if isinstance(wanted, list) else wanted
-    if wanted and any(isinstance(start, int) and start >= 0 for start in starts):
+    asks = body.get("return_logprob")
+    asks = any(asks) if isinstance(asks, list) else asks
+    if asks and any(isinstance(start, int) and start >= 0 for start in starts):
         raise BadRequest(
             f"`logprob_start_len` >= 0 {_NO_PROMPT_LOGPROBS}: leave it out or send -1. A program's "
             "select and gen(choices=...) run on ps_sglang.frontend.PrefillShareBackend.",

@@ -132,7 +132,7 @@ def session_ended(session: Session) -> GatewayError:
 def _continuation(
     sample: Sample, context: RequestContext, completion: Completion, prompts: Prompts
 ) -> Sample:
-    """A sample whose prompt is that of `sample` and what was said, and whose answer is short."""
+    """A sample whose prompt is that of `sample` and its completion, and whose answer is short."""
     body = {name: sample.body[name] for name in _ABOUT_PROMPT if name in sample.body}
     salt = sample.prompt.salt
     if context.endpoint is Endpoint.CHAT:
@@ -158,7 +158,7 @@ def _extend_chat(body: Body, completion: Completion) -> None:
 
 
 def _extend(body: Body, completion: Completion) -> str | list[int]:
-    """Add what was said to the body's prompt, and return that."""
+    """Add the completion to the body's prompt, and return that."""
     name = next(name for name in ("text", "prompt", "input_ids") if name in body)
     if isinstance(body[name], str):
         body[name] += completion.get("text") or ""

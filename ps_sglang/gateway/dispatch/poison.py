@@ -107,7 +107,9 @@ class Suspects:
         record = self._record(suspect) or _Record(worker_state.worker.role)
         record.role = worker_state.worker.role
         title = worker_state.worker.title
-        if not any(one == title and now - at < SAME_DEATH_SECONDS for one, at in record.deaths):
+        if not any(
+            victim == title and now - at < SAME_DEATH_SECONDS for victim, at in record.deaths
+        ):
             record.deaths.append((title, now))
         self._records[suspect.digest] = record
         self._records.move_to_end(suspect.digest)

@@ -81,7 +81,7 @@ class BaseIndex:
 
     def duplicated(self, role: str) -> int:
         """Tokens that workers of a role hold beyond the first copy among them."""
-        copies = sum(self._tokens[one] for one, its in self._roles.items() if its == role)
+        copies = sum(self._tokens[name] for name, its in self._roles.items() if its == role)
         return copies - self._distinct.get(role, 0)
 
     def match(self, text: bytes, salt: str = "") -> Mapping[str, PrefixMatch]:
@@ -234,22 +234,22 @@ class BaseIndex:
     def _lower(self, segment: Segment, worker: str, blocks: int) -> None:
         """The worker holds `blocks` blocks of this segment at most, and nothing behind them."""
         subtree = [segment]
-        for one in subtree:
-            subtree += [child for child in one.all_children() if worker in child.holders]
+        for child_segment in subtree:
+            subtree += [child for child in child_segment.all_children() if worker in child.holders]
         lost_a_child = []
-        for one in reversed(subtree):
-            self._set(one, worker, blocks if one is segment else 0)
-            most = max(one.holders.values(), default=0)
-            if not most and one.parent is not None:
-                one.parent.remove_child(one)
-                lost_a_child.append(one.parent)
-                del self._segments[one.number]
-            if most < len(one.hashes):
-                for forgotten in one.cut(most):
+        for child_segment in reversed(subtree):
+            self._set(child_segment, worker, blocks if child_segment is segment else 0)
+            most = max(child_segment.holders.values(), default=0)
+            if not most and child_segment.parent is not None:
+                child_segment.parent.remove_child(child_segment)
+                lost_a_child.append(child_segment.parent)
+                del self._segments[child_segment.number]
+            if most < len(child_segment.hashes):
+                for forgotten in child_segment.cut(most):
                     del self._numbers[forgotten]
         # Only now, as joining segments takes away some of those above.
-        for one in lost_a_child:
-            self._tidy(one)
+        for child_segment in lost_a_child:
+            self._tidy(child_segment)
 
     def _tidy(self, segment: Segment) -> None:
         """A child left: a root without children goes, a branch that is none any more is joined."""
@@ -273,7 +273,11 @@ class BaseIndex:
         role = self._roles[worker]
         previous = segment.holders.get(worker, 0)
         others = max(
-            (n for one, n in segment.holders.items() if one != worker and self._roles[one] == role),
+            (
+                n
+                for name, n in segment.holders.items()
+                if name != worker and self._roles[name] == role
+            ),
             default=0,
         )
         if blocks:

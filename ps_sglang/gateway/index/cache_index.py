@@ -127,7 +127,7 @@ class CacheIndex:
         """A prompt's length: what is held is known, the rest is taken to be like other prompts."""
         if prompt.tokens is not None:
             return prompt.tokens
-        best = max(matches.values(), key=lambda one: one.bytes, default=NO_MATCH)
+        best = max(matches.values(), key=lambda match: match.bytes, default=NO_MATCH)
         return best.tokens + (len(prompt.text) - best.bytes) / self._index.bytes_per_token
 
     def sent(self, worker: str, prompt: Prompt) -> None:

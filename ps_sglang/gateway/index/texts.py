@@ -22,7 +22,7 @@ class TokenTexts:
             if token_ids and min(token_ids) < 0:
                 raise IndexError
         except IndexError:
-            texts = [self._one(one) for one in token_ids]
+            texts = [self._one(token_id) for token_id in token_ids]
         if block == 1:
             return texts
         return [b"".join(texts[start : start + block]) for start in range(0, len(texts), block)]

@@ -63,8 +63,8 @@ class Vocabulary:
         table = _table(content, tokenizer.get_vocab_size(with_added_tokens=True), tokenizer)
         rule = _find_rule(content, tokenizer, table)
         prefix = _joined(table, tokenizer.encode("").ids)
-        one = _joined(table, tokenizer.encode("x").ids)
-        if one != prefix + rule("x").encode():
+        encoded = _joined(table, tokenizer.encode("x").ids)
+        if encoded != prefix + rule("x").encode():
             raise NotAddressable("the tokenizer puts tokens behind a text, not only before it")
         return cls(table, rule, prefix)
 
@@ -76,7 +76,7 @@ class Vocabulary:
 
 
 def _joined(table: Sequence[bytes], ids: Sequence[int]) -> bytes:
-    return b"".join([table[one] for one in ids])
+    return b"".join([table[token_id] for token_id in ids])
 
 
 def _table(content: dict[str, Any], size: int, tokenizer: Tokenizer) -> list[bytes]:
@@ -134,11 +134,11 @@ def _find_rule(content: dict[str, Any], tokenizer: Tokenizer, table: Sequence[by
     """The cheapest rule that gives the texts of all probes."""
     probes = [*_PROBES, *_with_added_tokens(content)]
     expected = [
-        _joined(table, tokenizer.encode(one, add_special_tokens=False).ids) for one in probes
+        _joined(table, tokenizer.encode(probe, add_special_tokens=False).ids) for probe in probes
     ]
     failed: list[str] = []
     for rule in _rules(content, tokenizer):
-        actual = [rule(one).encode() for one in probes]
+        actual = [rule(probe).encode() for probe in probes]
         if actual == expected:
             return rule
         failed = failed or [p for p, f, w in zip(probes, actual, expected, strict=True) if f != w]
@@ -203,9 +203,11 @@ class _Pieces:
     """Rules for what lies between added tokens, which are taken out before all else."""
 
     def __init__(self, added: Sequence[dict[str, Any]]) -> None:
-        tokens = sorted((one["content"] for one in added if one["content"]), key=len, reverse=True)
-        self._strips_left = {one["content"] for one in added if one["lstrip"]}
-        self._strips_right = {one["content"] for one in added if one["rstrip"]}
+        tokens = sorted(
+            (token["content"] for token in added if token["content"]), key=len, reverse=True
+        )
+        self._strips_left = {token["content"] for token in added if token["lstrip"]}
+        self._strips_right = {token["content"] for token in added if token["rstrip"]}
         self._split = re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
 
     def rule(self, normalize: Rule, lead: Rule, *, first_only: bool) -> Rule:

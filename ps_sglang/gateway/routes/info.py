@@ -27,7 +27,9 @@ async def list_models(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
     names = gateway.pool.decoders if name is None else (name,)
-    return web.json_response({"object": "list", "data": [_card(gateway, one) for one in names]})
+    return web.json_response(
+        {"object": "list", "data": [_card(gateway, decoder) for decoder in names]}
+    )
 
 
 async def get_model(request: web.Request) -> web.Response:

@@ -99,19 +99,19 @@ async def add_worker(request: web.Request) -> web.Response:
 
 async def drain(request: web.Request) -> web.Response:
     """POST /workers/<name>/drain: it finishes what it has and gets nothing new."""
-    gateway, worker_state = request.app[GATEWAY], _worker_state(request)
-    request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
-    worker_state.draining = True
-    log.info("%s gets nothing new", worker_state.worker.title)
-    return web.json_response(_entry(gateway, worker_state))
+    return _set_draining(request, True, "gets nothing new")
 
 
 async def resume(request: web.Request) -> web.Response:
     """POST /workers/<name>/resume: it gets requests again."""
+    return _set_draining(request, False, "gets requests again")
+
+
+def _set_draining(request: web.Request, draining: bool, effect: str) -> web.Response:
     gateway, worker_state = request.app[GATEWAY], _worker_state(request)
     request.app[OPERATION_LOCKS].refuse_if_busy(worker_state)
-    worker_state.draining = False
-    log.info("%s gets requests again", worker_state.worker.title)
+    worker_state.draining = draining
+    log.info("%s %s", worker_state.worker.title, effect)
     return web.json_response(_entry(gateway, worker_state))
 
 
@@ -122,7 +122,9 @@ async def remove(request: web.Request) -> web.Response:
     """
     gateway, worker_state = request.app[GATEWAY], _worker_state(request)
     now = _flag(request, "now")
-    others = [one for one in gateway.pool.prefill if one is not worker_state and one.can_be_asked]
+    others = [
+        other for other in gateway.pool.prefill if other is not worker_state and other.can_be_asked
+    ]
     if (
         isinstance(worker_state.worker, PrefillWorker)
         and not others

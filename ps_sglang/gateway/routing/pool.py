@@ -124,9 +124,9 @@ class WorkerState(Generic[W]):
         self.load.requests -= 1
         if self.load.requests == 0:
             waiting, self._idle = self._idle, []
-            for one in waiting:
-                if not one.done():
-                    one.set_result(None)
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def wait_idle(self) -> None:
         """Wait until no request is unfinished here; at once if none is."""
@@ -188,7 +188,7 @@ class WorkerPool:
         return tuple(one for group in self._decode.values() for one in group)
 
     def add(self, worker: Worker, facts: WorkerInfo | None = None) -> AnyWorkerState:
-        """A worker joins, with what it said of itself; raises ValueError if its name is taken."""
+        """A worker joins, with its WorkerInfo; raises ValueError if its name is taken."""
         if worker.name in self._worker_states:
             raise ValueError(f"there is a worker {worker.name!r} already")
         worker_state: AnyWorkerState

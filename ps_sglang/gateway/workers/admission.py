@@ -2,7 +2,7 @@
 
 A worker says what it is in its `/server_info`, see `ps_sglang.worker_info`. Two that differ in any
 item that a cluster has in common would exchange KV that means something else to each of them, and
-SGLang's own handshake compares only two. Once admitted, a worker is the one that it said it was:
+SGLang's own handshake compares only two. Once admitted, a worker must stay the same:
 one that comes back as another is refused until somebody joins it anew.
 """
 
@@ -69,7 +69,11 @@ async def ask(
 
 def reference(pool: WorkerPool) -> WorkerInfo:
     """What a cluster's workers have in common, as its first prefill worker said; GatewayError."""
-    infos = (one.facts for one in pool if one.facts is not None and one.refused is None)
+    infos = (
+        worker_state.facts
+        for worker_state in pool
+        if worker_state.facts is not None and worker_state.refused is None
+    )
     if (facts := next(infos, None)) is not None:
         return facts
     raise GatewayError(
@@ -127,7 +131,7 @@ def changes(
 ) -> list[str]:
     """Everything in which the process at a worker's address is not that worker, one line each.
 
-    `before` is what the worker said of itself when it was admitted, None if it is heard for the
+    `admitted` is the worker's WorkerInfo when it was admitted, None if it is heard for the
     first time: then it must be what the configuration says. It must have room for `capacity`
     tokens. Whether a decoder has a manifest was asked before it was admitted.
     """

@@ -1,7 +1,7 @@
 """Whether the process at a worker's address is that worker.
 
 Every answer names the process that gives it (`ps_sglang.worker_info`). Another than the one before
-is asked who it is, and gets no request until it has said that it is the same worker, restarted. If
+is asked who it is, and gets no request until it is known to be the same worker, restarted. If
 it is not, it is refused until the right one is back, or joins anew (POST /workers).
 """
 
