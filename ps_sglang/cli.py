@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(argv: Sequence[str]) -> int:
     from ps_sglang.launch.__main__ import main as launch
 
-    return launch(argv, prog="ps-sglang launch")
+    return launch(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
@@ -62,19 +62,19 @@ def _workers(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     from ps_sglang.training.train.__main__ import main as train
 
-    return train(argv, prog="ps-sglang train")
+    return train(argv)
 
 
 def _tasks(argv: Sequence[str]) -> int:
     from ps_sglang.training.tasks.__main__ import main as tasks
 
-    return tasks(argv, prog="ps-sglang tasks")
+    return tasks(argv)
 
 
 def _evaluate(argv: Sequence[str]) -> int:
     from ps_sglang.training.evaluate.__main__ import main as evaluate
 
-    return evaluate(argv, prog="ps-sglang evaluate")
+    return evaluate(argv)
 
 
 def _check(argv: Sequence[str]) -> int:

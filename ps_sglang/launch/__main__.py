@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ps_sglang.launch.cluster import Cluster
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m ps_sglang.launch") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 stopped on request, 1 a worker failed, 2 refused before any start."""
     try:
-        spec = parse_args(sys.argv[1:] if argv is None else argv, prog)
+        spec = parse_args(sys.argv[1:] if argv is None else argv)
         from ps_sglang.launch.cluster import Cluster
 
         _interrupt_on_signals()

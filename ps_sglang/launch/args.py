@@ -53,7 +53,7 @@ _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
 
 def parse_args(
     argv: Sequence[str],
-    prog: str = "python -m ps_sglang.launch",
+    prog: str = "ps-sglang launch",
     description: str = _DESCRIPTION,
 ) -> ClusterSpec:
     """The cluster that a command line asks for; `--help` shows `description`.

@@ -32,17 +32,17 @@ examples:
 _DEMO: Final = ("base", ("a", "b", "c"))
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang verify") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     try:
-        return _run(argv, prog)
+        return _run(argv)
     except PsSglangError as error:
         progress(f"error: {error}")
         return 2
 
 
-def _run(argv: Sequence[str] | None, prog: str) -> int:
-    args = _parser(prog).parse_args(argv)
+def _run(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_args(argv)
     options = (args.url, args.base, args.decoder)
     if any(options) if args.demo else not all(options):
         raise UsageError("give --url, --base and at least one --decoder, or --demo alone")
@@ -65,9 +65,9 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
     return 0 if report.passed else 1
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog="ps-sglang verify",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -107,4 +107,4 @@ def _on_progress(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(prog="ps-sglang verify"))
+    sys.exit(main())

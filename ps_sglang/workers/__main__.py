@@ -33,9 +33,9 @@ _GATEWAY: Final = "http://127.0.0.1:8000"
 _COLUMNS: Final = ("NAME", "ROLE", "DECODER", "STATE", "REQUESTS", "URL")
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang workers") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the gateway refused it, 2 wrong arguments."""
-    args = _parser(prog).parse_args(argv)
+    args = _parser().parse_args(argv)
     run: Callable[[WorkersClient, argparse.Namespace], None] = args.run
     try:
         run(WorkersClient(args.gateway), args)
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang workers") -> 
     return 0
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog="ps-sglang workers",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -167,4 +167,4 @@ def _swap(client: WorkersClient, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(prog="ps-sglang workers"))
+    sys.exit(main())

@@ -69,7 +69,7 @@ def test_no_gateway_is_refused_before_any_start() -> None:
         Membership("http://127.0.0.1:1", allow_unverified=False).require_gateway()
 
 
-def test_guests_bring_no_prefill_worker_unless_asked() -> None:
+def test_joining_workers_bring_no_prefill_worker_unless_asked() -> None:
     join = ["--prefill", "base", "--join", "http://h:1"]
     assert parse_args([*join, "--decoders", "c"]) == ClusterSpec(
         "base", ("c",), join="http://h:1", prefill_replicas=0
@@ -89,6 +89,6 @@ def test_guests_bring_no_prefill_worker_unless_asked() -> None:
         (["--decoders", "c", "--prefill-replicas", "-1"], "must be at least 0"),
     ],
 )
-def test_what_guests_cannot_ask_for(words: list[str], said: str) -> None:
+def test_what_joining_workers_cannot_ask_for(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_args(["--prefill", "base", "--join", "http://h:1", *words])

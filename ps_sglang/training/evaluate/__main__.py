@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ps_sglang.training.evaluate.results import Evaluation
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang evaluate") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 evaluated, 1 stopped, 2 refused before any work, 3 served is not offline,
     130 Ctrl-C."""
     try:
-        settings = parse_args(argv, prog)
+        settings = parse_args(argv)
         # Imported late: torch and transformers take seconds, and `--help` needs neither.
         from ps_sglang.training.evaluate.run import evaluate
 

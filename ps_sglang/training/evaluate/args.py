@@ -54,16 +54,16 @@ _SWITCHES: Final = {
 }
 
 
-def parse_args(argv: Sequence[str] | None, prog: str) -> EvaluateSettings:
+def parse_args(argv: Sequence[str] | None) -> EvaluateSettings:
     """Raises UsageError that says what is wrong with which argument."""
-    options = vars(_parser(prog).parse_args(argv))
+    options = vars(_parser().parse_args(argv))
     if "share" in options:
         options["share"] = tuple(options["share"])
     return EvaluateSettings(**options)
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
+def _parser() -> argparse.ArgumentParser:
+    parser = SettingsParser("ps-sglang evaluate", description=_DESCRIPTION, epilog=_EPILOG)
     text = "share ratios, 0 to 1 (default 1); no value: only what --through answers"
     parser.add_argument("--share", type=float, metavar="R", nargs="*", help=text)
     parser.add_settings(EvaluateSettings, _FLAGS, _CHOICES, _SWITCHES)

@@ -14,10 +14,10 @@ from ps_sglang.training.tasks.items import Item, Split
 from ps_sglang.training.tasks.registry import task
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang tasks") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 written, 2 refused."""
     try:
-        for line in write(parse_args(argv, prog)):
+        for line in write(parse_args(argv)):
             print(line)
     except PsSglangError as error:
         progress(f"error: {error}")

@@ -41,9 +41,9 @@ class Arguments:
     train_items: int | None = None
 
 
-def parse_args(argv: Sequence[str] | None, prog: str) -> Arguments:
+def parse_args(argv: Sequence[str] | None) -> Arguments:
     """Raises UsageError that says what is wrong with which argument."""
-    parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
+    parser = SettingsParser("ps-sglang tasks", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("task", choices=TASK_NAMES, metavar="TASK", help="one of the tasks below")
     parser.add_argument(
         "--out", type=user_path, metavar="DIR", required=True, help="folder for the files"

@@ -11,10 +11,10 @@ from ps_sglang.progress import progress
 from ps_sglang.training.train.args import parse_args
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "ps-sglang train") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 trained, 1 the run stopped, 2 refused before any work, 130 Ctrl-C."""
     try:
-        settings = parse_args(argv, prog)
+        settings = parse_args(argv)
         require_extra("train", "training")
         # Imported late: torch and transformers take seconds, and `--help` needs neither.
         from transformers.utils import logging

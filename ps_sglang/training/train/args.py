@@ -89,12 +89,12 @@ _SWITCHES: Final = {
 }
 
 
-def parse_args(argv: Sequence[str] | None, prog: str) -> TrainSettings:
+def parse_args(argv: Sequence[str] | None) -> TrainSettings:
     """Raises UsageError that says what is wrong with which argument."""
-    return TrainSettings(**vars(_parser(prog).parse_args(argv)))
+    return TrainSettings(**vars(_parser().parse_args(argv)))
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = SettingsParser(prog, description=_DESCRIPTION, epilog=_EPILOG)
+def _parser() -> argparse.ArgumentParser:
+    parser = SettingsParser("ps-sglang train", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_settings(TrainSettings, _FLAGS, _CHOICES, _SWITCHES)
     return parser

@@ -19,7 +19,7 @@ NEEDED = ["--base", "b", "--data", "d", "--out", "o"]
 
 
 def test_defaults_are_those_of_the_settings() -> None:
-    assert parse_args(NEEDED, "p") == TrainSettings(base="b", data="d", out=Path("o"))
+    assert parse_args(NEEDED) == TrainSettings(base="b", data="d", out=Path("o"))
 
 
 def test_every_setting_has_a_flag() -> None:
@@ -39,7 +39,7 @@ def test_every_setting_has_a_flag() -> None:
         if value is not None:
             argv += [f"--{field.name.replace('_', '-')}"]
             argv += [] if field.name in switches else [value]
-    settings = parse_args(argv, "p")
+    settings = parse_args(argv)
     for field in fields(TrainSettings):
         if field.name not in {"keep_kv_gb", "keep_kv_dir"}:
             assert getattr(settings, field.name) != field.default, field.name
@@ -66,12 +66,12 @@ def test_every_setting_has_a_flag() -> None:
 )
 def test_wrong_values(flags: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        parse_args([*NEEDED, *flags], "p")
+        parse_args([*NEEDED, *flags])
 
 
 def test_missing_flag() -> None:
     with pytest.raises(UsageError, match="the following arguments are required: --data, --out"):
-        parse_args(["--base", "b"], "p")
+        parse_args(["--base", "b"])
 
 
 def test_errors_have_no_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
