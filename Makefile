@@ -20,7 +20,7 @@ test-fast: check  ## style, types, and the tests that start and load nothing: un
 	$(BIN)/python -m pytest -m "not engine and not process and not model"
 
 docs: .venv/installed  ## the pages as a site, in out/site; a dead link is an error
-	$(BIN)/mkdocs build --strict --site-dir out/site
+	$(BIN)/mkdocs build --strict
 
 check: .venv/installed
 	$(BIN)/ruff check .

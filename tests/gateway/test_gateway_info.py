@@ -253,6 +253,7 @@ async def test_flush_cache(gateway: Setup) -> None:
         assert "decode worker 'b-0'" in await response.text()
 
 
+@pytest.mark.model
 async def test_sglangs_own_client(gateway: Setup) -> None:
     def program() -> list[str]:
         # Imported here, because it takes seconds.
