@@ -75,7 +75,11 @@ QUESTIONS: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Launch, ask, show, serve."""
-    parser = argparse.ArgumentParser(prog="python -m ps_sglang.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ps_sglang.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--once", action="store_true", help="stop after the questions")
     parser.add_argument("--port", type=int, default=8000, help="gateway port (default 8000)")
     args = parser.parse_args(argv)

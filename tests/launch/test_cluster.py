@@ -102,7 +102,9 @@ def test_a_missed_deadline_names_who_was_late(
         ready_timeout_s=0.5,
         engine_args=("--device", "cpu"),
     )
-    with pytest.raises(LaunchError, match=r"host was not ready within 0\.5 s; log: .*host\.log"):
+    with pytest.raises(
+        LaunchError, match=r"fork-server was not ready within 0\.5 s; log: .*fork-server\.log"
+    ):
         Cluster.start(spec)
     assert marked.pids() == []
 
@@ -152,7 +154,7 @@ def test_ctrl_c_twice_while_loading_leaves_nothing(
     tiny: dict[str, Path], tmp_path: Path, marked: Marked
 ) -> None:
     launcher = Launcher(*arguments(tiny), temporary=tmp_path / "tmp")
-    launcher.wait_for("host ready")
+    launcher.wait_for("fork-server ready")
     launcher.process.send_signal(signal.SIGINT)
     launcher.wait_for("stopping")
     launcher.process.send_signal(signal.SIGINT)
