@@ -182,6 +182,7 @@ class Connection(asyncio.Protocol):
         self.is_closed = True
         self._transport = None
         self._fail(str(exc) if exc else "the worker closed the connection")
+        del self._parser  # it holds this connection: a cycle, which nobody collects for long
 
     def eof_received(self) -> bool | None:
         if self._response is not None and not self._framed:
