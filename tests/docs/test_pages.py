@@ -60,7 +60,7 @@ class Reader:
     def _call(self, command: list[str]) -> None:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         process = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, timeout=280,
+            command, cwd=self.folder, capture_output=True, text=True, timeout=540,
             env={**os.environ, "PATH": path},
         )  # fmt: skip
         assert process.returncode == 0, f"{command[-1]}\n{process.stdout}\n{process.stderr}"
@@ -83,7 +83,7 @@ def _port_is_free() -> bool:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_a_pages_commands_run(page: Path, reader: Reader) -> None:
     if reader._serving is None and not _port_is_free():
