@@ -8,7 +8,7 @@ from typing import Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.spec import Role, WorkerSpec
-from ps_sglang.workers.client import WorkersClient
+from ps_sglang.workers.client import READY_STATES, WorkersClient
 
 _ANSWER_S: Final = 5.0
 
@@ -46,6 +46,6 @@ def candidates(url: str, workers: Iterable[WorkerSpec]) -> list[Candidate]:
             for worker in workers
         ]
     return [
-        Candidate(worker["url"], worker["decoder"], worker["state"] in ("good", "trial"))
+        Candidate(worker["url"], worker["decoder"], worker["state"] in READY_STATES)
         for worker in listed
     ]

@@ -11,7 +11,7 @@ from typing import Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.launch import procfs
-from ps_sglang.workers.client import WorkersClient
+from ps_sglang.workers.client import READY_STATES, WorkersClient
 
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 1 << 16
@@ -85,7 +85,7 @@ def knows_workers(gateway: str) -> bool:
         workers = WorkersClient(gateway, _PROBE_TIMEOUT_S).list()
     except UsageError:
         return False
-    return all(worker["state"] in ("good", "trial") for worker in workers)
+    return all(worker["state"] in READY_STATES for worker in workers)
 
 
 def tail(log: Path) -> str:

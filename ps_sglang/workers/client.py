@@ -8,6 +8,9 @@ from urllib.parse import quote
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway_http import GatewayRefused, GatewayUnreachable, Json, call, no_gateway
 
+READY_STATES: Final = ("good", "trial")
+"""States of a worker in `/workers` in which it gets requests."""
+
 # A drained worker finishes its requests first, and a swap reads a whole checkpoint.
 _TIMEOUT_S: Final = 3600.0
 

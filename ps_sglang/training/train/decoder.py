@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ps_sglang.contract.files import read_object
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.vocabulary import require_vocabulary
-from ps_sglang.errors import CheckpointError, MissingPackageError
+from ps_sglang.errors import CheckpointError
+from ps_sglang.extras import require_extra
 from ps_sglang.training.train.attention import ATTENTION
 from ps_sglang.training.train.base import AdaptedBase, Base, FrozenBase
 from ps_sglang.training.train.settings import TrainSettings
@@ -77,10 +78,9 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _with_lora(model: Any, settings: TrainSettings) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingPackageError("--lora-rank needs the package peft: pip install peft") from error
+    require_extra("train", "--lora-rank")
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.alpha,
