@@ -20,7 +20,7 @@ HEADER: Final = "x-ps-sglang-incarnation"
 OTHER_PROCESS: Final = 421
 """HTTP's "Misdirected Request"."""
 
-_MAY_CHANGE: Final = frozenset(("incarnation", "common", "capacity", "problem"))
+_MAY_CHANGE: Final = frozenset(("incarnation", "common", "capacity", "problem", "adapters"))
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     have in common, item by item. `bootstrap_port` is a prefill worker's. `events` and
     `events_control` are the addresses of its event stream, None without one.
     `context_length` is the one that it was started with, if any, and `capacity` what its KV pool
-    holds, both in tokens. `problem` says why the rest is missing.
+    holds, both in tokens. `adapters` are what a worker of LoRA decoders has, by the name that
+    `adapter_name` makes: the digest of each one's weights; None for a worker that takes none.
+    `problem` says why the rest is missing.
     """
 
     incarnation: str
@@ -46,6 +48,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     events: str | None = None
     events_control: str | None = None
     context_length: int | None = None
+    adapters: dict[str, str] | None = None
     problem: str | None = None
 
     def changes(self, now: WorkerInfo) -> Iterator[str]:
@@ -63,3 +66,16 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 def _change(item: str, expected: object, actual: object) -> Iterator[str]:
     if expected != actual:
         yield f"{item}: wanted {expected}, found {actual}"
+
+
+def adapter_name(decoder: str, version: int) -> str:
+    """What SGLang calls a decoder's adapter: a replaced one is another, with a higher version."""
+    return f"{decoder}@{version}"
+
+
+def split_adapter_name(name: str) -> tuple[str, int]:
+    """The decoder and the version in a name that `adapter_name` made; raises ValueError."""
+    decoder, at, version = name.rpartition("@")
+    if not (decoder and at and version.isdecimal()):
+        raise ValueError(f"{name!r} is not like DECODER@VERSION")
+    return decoder, int(version)

@@ -8,6 +8,8 @@ from typing import Final
 ENABLE: Final = "PS_SGLANG_ENABLE"
 BASE_FINGERPRINT: Final = "PS_SGLANG_BASE_FINGERPRINT"
 ALLOW_UNVERIFIED: Final = "PS_SGLANG_ALLOW_UNVERIFIED"
+ADAPTERS: Final = "PS_SGLANG_ADAPTERS"
+"""The LoRA decoders that a worker begins with: a JSON object, `DECODER@VERSION` to folder."""
 
 
 def is_enabled(environ: Mapping[str, str]) -> bool:

@@ -38,9 +38,20 @@ class PrefillWorker:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA decoder of a worker: its name for clients, its folder and its version there."""
+
+    decoder: str
+    path: str
+    version: int = 1
+
+
+@dataclass(frozen=True)
 class DecodeWorker:
     """A decode worker; several may serve the same decoder.
 
+    `decoder` is what it serves without an adapter: the base, where it serves `adapters`; those are
+    None for a worker that takes none. `aggregated`: it also computes the base prefix itself.
     `events` is the ZMQ address on which it publishes what its cache holds, `events_control` the one
     on which it takes commands; both None for a worker that publishes nothing.
     """
@@ -50,6 +61,8 @@ class DecodeWorker:
     decoder: str
     events: str | None = None
     events_control: str | None = None
+    adapters: tuple[Adapter, ...] | None = None
+    aggregated: bool = False
     role: ClassVar[str] = "decode"
 
     @property
