@@ -11,6 +11,8 @@ BASE_FINGERPRINT: Final = "PS_SGLANG_BASE_FINGERPRINT"
 ALLOW_UNVERIFIED: Final = "PS_SGLANG_ALLOW_UNVERIFIED"
 ADAPTERS: Final = "PS_SGLANG_ADAPTERS"
 """The LoRA decoders that a worker begins with: a JSON object, `DECODER@VERSION` to folder."""
+SHARE_WEIGHTS: Final = "PS_SGLANG_SHARE_WEIGHTS"
+"""`1` for a forked worker whose model another worker of the cluster loads as well."""
 
 
 def is_enabled(environ: Mapping[str, str]) -> bool:

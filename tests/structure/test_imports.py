@@ -50,7 +50,7 @@ ENGINE = (
     ("trace", "worker_info", "kv_pool"),
     ("events",),
     ("tree", "transfer"),
-    ("sampling", "attention", "waiting", "metrics"),
+    ("sampling", "attention", "waiting", "metrics", "shared_weights"),
     ("request_state", "hooking", "settings"),
     ("compat",),
 )
