@@ -18,7 +18,7 @@ for _module in (
     "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
     "handoff.base_prefix", "handoff.prefill", "handoff.priority", "handoff.decode",
     "sampling.seeds", "sampling.murmur", "events", "trace", "worker_info", "swap", "answers",
-    "waiting",
+    "waiting", "lora.pool",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")
 

@@ -50,7 +50,7 @@ ENGINE = (
     ("trace", "worker_info", "kv_pool"),
     ("events",),
     ("tree", "transfer"),
-    ("sampling", "attention", "waiting", "metrics"),
+    ("sampling", "attention", "lora", "waiting", "metrics"),
     ("request_state", "hooking", "settings"),
     ("compat",),
 )
