@@ -26,7 +26,8 @@ from sglang.srt.disaggregation.utils import (
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.sampler import Sampler, multinomial_with_seed, register_sampler_backend
-from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
+from sglang.srt.lora.lora_registry import LoRARef
+from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput, LoRAUpdateOutput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISHED_MATCHED_REGEX, Req
 from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -42,7 +43,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, get_lora
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
 from sglang.srt.utils.network import NetworkAddress
@@ -69,6 +70,8 @@ __all__ = [
     "KVArgs",
     "KVClassType",
     "KVPoll",
+    "LoRARef",
+    "LoRAUpdateOutput",
     "MatchPrefixParams",
     "MatchResult",
     "NetworkAddress",
@@ -83,6 +86,7 @@ __all__ = [
     "add_disagg_transfer_backend_choices",
     "create_unified_radix_cache",
     "get_exec",
+    "get_lora",
     "match_kv_cache",
     "multinomial_with_seed",
     "prepare_abort",
