@@ -48,6 +48,11 @@ def resolve(spec: str) -> NamedModel:
     return NamedModel(name, _folder(source))
 
 
+def model_name(spec: str) -> str:
+    """The name that clients use for what `spec` means; raises UsageError for a bad one."""
+    return _split(spec)[0]
+
+
 def resolve_all(specs: Sequence[str]) -> list[NamedModel]:
     """`resolve` each; two specifications of one name are refused before anything is prepared."""
     by_name: dict[str, str] = {}
