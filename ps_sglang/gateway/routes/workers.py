@@ -238,12 +238,13 @@ async def _load(gateway: Gateway, worker_state: AnyWorkerState, path: str) -> No
 def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
     worker, load = worker_state.worker, worker_state.load
     served = gateway.pool.decoders.values()
-    problems = "; ".join(
+    problems = [] if worker_state.problem is None else [worker_state.problem]
+    problems += [
         f"decoder {one.name!r}: {text}"
         for one in served
         for state, text in one.problems.items()
         if state is worker_state
-    )
+    ]
     cache = gateway.cache_index.source(worker.name)
     return {
         "name": worker.name,
@@ -252,7 +253,7 @@ def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
         "decoders": [one.name for one in served if worker_state in one.workers],
         "url": worker.url,
         "state": worker_state.state,
-        "problem": worker_state.problem or problems or None,
+        "problem": "; ".join(problems) or None,
         "times_broken": gateway.health.broken[worker.name],
         "load": {
             "requests": load.requests,

@@ -11,7 +11,10 @@ import aiohttp
 
 from ps_sglang.gateway.errors import (
     DecoderRefused,
+    GatewayBusy,
+    GatewayError,
     OtherProcess,
+    WorkerUnreachable,
     engine_error,
     reaching,
     require_process,
@@ -59,7 +62,12 @@ async def unload(
 async def _digests(
     http: aiohttp.ClientSession, worker_state: Decode, incarnation: str | None
 ) -> dict[str, str]:
-    facts = await admission.ask(http, worker_state.worker.url)
+    try:
+        facts = await admission.ask(http, worker_state.worker.url)
+    except GatewayBusy:
+        raise
+    except GatewayError as error:
+        raise WorkerUnreachable(worker_state.worker, error.message) from error
     if facts is None or facts.incarnation != incarnation:
         raise OtherProcess(worker_state.worker)
     return facts.adapters or {}
