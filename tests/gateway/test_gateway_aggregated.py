@@ -17,6 +17,7 @@ from tests.gateway.test_gateway_adapter_workers import is_back, worker_entry
 from tests.gateway.test_gateway_decoders import adapters, ask, call, lora, refused
 from tests.gateway.test_gateway_identity import QUICK
 from tests.gateway.test_gateway_poison import RARELY
+from tests.gateway.test_gateway_trace import metrics_of
 from tests.support.standin_engine import CHAT, COMPLETIONS, GENERATE, Plan
 
 ADAPTERS = {"math": "/math", "code": "/code"}
@@ -249,10 +250,8 @@ async def test_it_joins_only_its_like() -> None:
 
 async def test_a_timeline() -> None:
     async with running(**SHAPE, events=True) as gateway:
-        while (await worker_entry(gateway))["cache"]["problem"] != (
-            "the gateway was given no tokenizer"
-        ):
-            pass
+        while not gateway.app[GATEWAY].cache_index.is_live("lora-0"):
+            await metrics_of(gateway)
         body = {**BODIES[COMPLETIONS]}
         asked = asyncio.create_task(gateway.post(COMPLETIONS, body, headers={trace.HEADER: "1"}))
         await lora(gateway).saw(1)
@@ -272,8 +271,7 @@ async def test_a_timeline() -> None:
         assert timeline["tokens"] == {"computed": 30, "tree": 69}
         assert timeline["prefill_worker"] is None
         assert timeline["decode_worker"] == "lora-0"
-        async with gateway.http.get(gateway.url + "/metrics") as response:
-            text = await response.text()
+        text = await metrics_of(gateway)
         for source, count in (("computed", 30.0), ("tree", 69.0)):
             labels = f'decoder="math",source="{source}"'
             assert f"ps_sglang_gateway_base_tokens_total{{{labels}}} {count}" in text

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from ps_sglang.events.messages import Span
-from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
+from ps_sglang.gateway.config import Adapter, DecodeWorker, PrefillWorker
 from ps_sglang.gateway.errors import NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.estimate import SECONDS
@@ -398,3 +398,74 @@ def test_a_decision_is_explained_and_changes_nothing() -> None:
     assert best["cost"] <= second["cost"]
     again = setup.router.decide(prompt(20), setup.pool.served("a"), session=session).explain()
     assert again == told, "deterministic"
+
+
+# Decoders that share a worker, and workers that prefill for themselves.
+
+
+def sharing(*, aggregated: bool = False, replicas: int = 1) -> Setup:
+    """A router before adapter workers of `x` and `y`."""
+    setup = Setup(prefill=0 if aggregated else 1, replicas=0)
+    adapters = (Adapter("x", "/x"), Adapter("y", "/y"))
+    for number in range(replicas):
+        worker = DecodeWorker(
+            f"lora{number}", "http://host0:2", "base", adapters=adapters, aggregated=aggregated
+        )
+        setup.cache_index.add(setup.pool.add(worker).worker)
+    setup.router = Router(
+        setup.pool, setup.cache_index, is_aggregated=aggregated, clock=lambda: setup.now
+    )
+    return setup
+
+
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_what_one_decoder_brought_in_is_the_others_too(aggregated: bool) -> None:
+    setup = sharing(aggregated=aggregated)
+    first = setup.run(prompt(8), "x")
+    assert (first.new_tokens, first.shared_tokens) == (8 * BLOCK, 0)
+    second = setup.run(prompt(10), "y")
+    assert (second.new_tokens, second.shared_tokens) == (2 * BLOCK, 8 * BLOCK)
+    assert second.moved_tokens == (0 if aggregated else 2 * BLOCK)
+    third = setup.run(prompt(10), "x")
+    assert (third.new_tokens, third.moved_tokens) == (0, 0)
+    assert 2 * BLOCK <= third.shared_tokens < 3 * BLOCK, "the last block is not whole"
+    assert (first.lora_name, second.lora_name) == ("x@1", "y@1")
+
+
+def test_what_the_decode_worker_alone_holds_is_shared_too() -> None:
+    setup = sharing()
+    setup.run(prompt(8), "x")
+    setup.cache_index.forget("p0")
+    second = setup.run(prompt(8), "y")
+    assert (second.cached_tokens, second.new_tokens, second.shared_tokens) == (0, 0, 8 * BLOCK)
+
+
+def test_an_aggregated_worker_is_loaded_until_its_request_has_ended() -> None:
+    setup = sharing(aggregated=True)
+    (state,) = setup.pool.decode("x")
+    route = setup.choose(prompt(8), "x")
+    assert (route.prefill, route.prefills, route.decode) == (None, state, state)
+    assert (state.load.requests, state.load.queued_tokens) == (1, 8 * BLOCK)
+    assert setup.choose(prompt(8), "x").new_tokens == 0, "it is on its way"
+    route.handed_over()
+    assert (state.load.requests, state.load.queued_tokens) == (2, 0)
+    assert route.needs(state)
+    route.release()
+    assert (state.load.requests, route.needs(state)) == (1, False)
+
+
+def test_an_aggregated_worker_is_left_when_its_queue_is_too_long() -> None:
+    setup = sharing(aggregated=True, replicas=2)
+    home = setup.run(prompt(10), "x").decode
+    for queue, stays in ((19 * BLOCK, True), (21 * BLOCK, False)):
+        home.load.queued_tokens = queue
+        assert (setup.choose(prompt(10), "y").decode is home) == stays, queue
+        home.load.requests = 0
+
+
+def test_a_conversation_stays_on_its_aggregated_worker() -> None:
+    setup = sharing(aggregated=True, replicas=2)
+    session = Session("s")
+    home = setup.choose(prompt(1), "x", session=session).decode
+    home.load.queued_tokens = int(cost.LEAVE_TOKENS)
+    assert setup.choose(prompt(1, "z"), "y", session=session).decode is home
