@@ -150,7 +150,12 @@ async def test_a_restart_while_a_decoder_is_replaced() -> None:
             await lora(gateway, 1).arrived.wait_for(lambda: adapters(gateway, 1).asked)
         async with lora(gateway, 0).arrived:  # it has told the digest, too
             await lora(gateway, 0).arrived.wait_for(lambda: len(lora(gateway, 0).told) > told)
+        told = len(lora(gateway, 0).told)
         await lora(gateway, 0).restart()
+        async with lora(gateway, 0).arrived:
+            await lora(gateway, 0).arrived.wait_for(lambda: len(lora(gateway, 0).told) > told)
+        for _ in range(20):  # time in which a worker that waits for nothing would be back
+            assert (await worker_entry(gateway, "lora-0"))["state"] == "starting"
         gate = adapters(gateway, 1).gate
         assert gate is not None
         gate.release()
@@ -175,7 +180,7 @@ async def test_an_adapter_worker_joins_with_what_it_has(quick: Setup) -> None:
     worker, (status, answer) = await join(quick, {"math@7": "/math", "new@2": "/new"})
     assert (status, answer["decoders"]) == (201, ["base", "math", "new"])
     assert await ask(quick, "new") == (200, "new@2")
-    seen = set()
+    seen: set[str] = set()
     while len(seen) < 2:
         seen.add((await ask(quick, "math"))[1])
     assert seen == {"math@1", "math@7"}

@@ -76,7 +76,10 @@ async def was_asked(worker_adapters: Adapters, worker: Worker, count: int) -> No
 async def test_the_decode_request_alone_names_the_adapter(
     gateway: Setup, path: str, stream: bool
 ) -> None:
-    prompts = {CHAT: {"messages": [{"role": "user", "content": "x"}]}, COMPLETIONS: {"prompt": "x"}}
+    prompts: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": [{"role": "user", "content": "x"}]},
+        COMPLETIONS: {"prompt": "x"},
+    }
     body = {"stream": stream, **prompts.get(path, {"text": "x"})}
     model = {} if path == GENERATE else {"model": "math"}
     prefix = "/models/math" if path == GENERATE else ""
@@ -262,7 +265,7 @@ async def test_a_wrong_body(gateway: Setup, body: Any, said: str) -> None:
 async def test_a_removed_decoder_is_gone_at_once_and_unloaded_with_its_last_request(
     gateway: Setup,
 ) -> None:
-    lora(gateway).plan.step = asyncio.Semaphore(0)
+    step = lora(gateway).plan.step = asyncio.Semaphore(0)
     request = asyncio.create_task(ask(gateway, "math"))
     await lora(gateway).saw(1)
     removing = asyncio.create_task(call(gateway, "DELETE", "/decoders/math"))
@@ -274,7 +277,7 @@ async def test_a_removed_decoder_is_gone_at_once_and_unloaded_with_its_last_requ
     assert (status, "'math' is being removed" in message) == (409, True)
     assert not adapters(gateway).asked
     for _ in range(3):
-        lora(gateway).plan.step.release()
+        step.release()
     assert await request == (200, "math@1")
     assert await removing == (200, {"name": "math", "removed": True})
     assert (adapters(gateway).asked, adapters(gateway).at_unload) == (["unload math@1"], [0])
@@ -300,7 +303,7 @@ async def test_all_samples_of_a_request_outlive_a_removal(gateway: Setup) -> Non
 
 
 async def test_a_caller_that_hangs_up_does_not_stop_a_removal(gateway: Setup) -> None:
-    lora(gateway).plan.step = asyncio.Semaphore(0)
+    step = lora(gateway).plan.step = asyncio.Semaphore(0)
     request = asyncio.create_task(ask(gateway, "math"))
     await lora(gateway).saw(1)
     removing = asyncio.create_task(call(gateway, "DELETE", "/decoders/math"))
@@ -309,7 +312,7 @@ async def test_a_caller_that_hangs_up_does_not_stop_a_removal(gateway: Setup) ->
     removing.cancel()
     await asyncio.wait({removing})
     for _ in range(3):
-        lora(gateway).plan.step.release()
+        step.release()
     await request
     await was_asked(adapters(gateway), lora(gateway), 1)
     assert adapters(gateway).at_unload == [0]
@@ -353,7 +356,7 @@ async def test_a_replaced_decoder(gateway: Setup) -> None:
 
 
 async def test_what_runs_ends_with_what_it_began_with(gateway: Setup) -> None:
-    lora(gateway).plan.step = asyncio.Semaphore(0)
+    step = lora(gateway).plan.step = asyncio.Semaphore(0)
     request = asyncio.create_task(ask(gateway, "math"))
     await lora(gateway).saw(1)
     replacing = asyncio.create_task(call(gateway, "PUT", "/decoders/math", {"path": "/v2"}))
@@ -366,7 +369,7 @@ async def test_what_runs_ends_with_what_it_began_with(gateway: Setup) -> None:
     assert (await refused(gateway, "DELETE", "/decoders/math"))[0] == 409
     assert (await listed(gateway))["math"]["requests"] == 1
     for _ in range(6):
-        lora(gateway).plan.step.release()
+        step.release()
     assert await request == (200, "math@1")
     assert await later == (200, "math@2")
     assert (await replacing)[0] == 200
@@ -410,14 +413,14 @@ async def test_replacing_under_load_loses_nothing(replicas: Setup) -> None:
 
 
 async def test_other_decoders_change_at_the_same_time(gateway: Setup) -> None:
-    lora(gateway).plan.step = asyncio.Semaphore(0)
+    step = lora(gateway).plan.step = asyncio.Semaphore(0)
     request = asyncio.create_task(ask(gateway, "math"))
     await lora(gateway).saw(1)
     removing = asyncio.create_task(call(gateway, "DELETE", "/decoders/math"))
     assert (await call(gateway, "PUT", "/decoders/code", {"path": "/v2"}))[0] == 200
     assert not removing.done()
     for _ in range(3):
-        lora(gateway).plan.step.release()
+        step.release()
     await request
     assert (await removing)[0] == 200
 

@@ -24,8 +24,8 @@ from ps_sglang.gateway.routing.worker_state import Decode
 from ps_sglang.gateway.workers import admission
 from ps_sglang.worker_info import ALLOW_UNVERIFIED, HEADER
 
-LOAD_SECONDS: Final = 3600.0
-"""Reading weights takes as long as it takes; this only ends a hang."""
+LOAD_SECONDS: Final = 300.0
+"""Ends a hang: an adapter is read in a second, and other changes of the worker wait for it."""
 
 
 async def load(
