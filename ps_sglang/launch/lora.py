@@ -16,6 +16,7 @@ _RANK: Final = "--max-lora-rank"
 _MODULES: Final = "--lora-target-modules"
 _PER_BATCH: Final = "--max-loras-per-batch"
 _LOADED: Final = "--max-loaded-loras"
+_DRAIN: Final = "--lora-drain-wait-threshold"
 
 LEAST_RANK: Final = 16
 """Slots are made for this rank where all given adapters have less.
@@ -27,6 +28,8 @@ SLOTS: Final = 9
 """Eight adapters in one batch, and the base without one, which takes a slot as well."""
 LOADED: Final = 32
 """Adapters kept in the host's memory; one that was evicted is read from disk again."""
+PATIENCE_S: Final = 1
+"""An adapter that waits longer for a slot is made one: another gets no new requests until then."""
 CPU_BACKEND: Final = "grouped"
 
 
@@ -55,6 +58,7 @@ def defaults(
         _MODULES: projections(base),
         _PER_BATCH: str(SLOTS),
         _LOADED: str(max(LOADED, slots)),
+        _DRAIN: str(PATIENCE_S),
     }
     if cpu:
         chosen["--lora-backend"] = CPU_BACKEND
