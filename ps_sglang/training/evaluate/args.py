@@ -35,7 +35,7 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "decoder": (
         str,
         "NAME=MODEL",
-        "the decoder, an adapter or a whole model; the base itself for a base alone",
+        "the decoder, adapter or whole model; the base for a base alone",
     ),
     "count": (int, "N", "only the first N items; 0: all of the split"),
     "few_shot": (int, "K", "put K training items with their answers in front of each question"),
