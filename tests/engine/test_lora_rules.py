@@ -22,8 +22,8 @@ def loaded(*modules: str, **items: Any) -> LoRAAdapter:
         "x",
         LoRAConfig.from_dict(config | items),
         LlamaConfig(num_hidden_layers=1),
-        None,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
+        None,
+        None,
     )
     adapter.initialize_weights_from_tensors(
         {
