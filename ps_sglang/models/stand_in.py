@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ps_sglang.contract.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ps_sglang.contract.adapter_files import ADAPTER_WEIGHTS
+from ps_sglang.contract.files import ADAPTER_CONFIG
 from ps_sglang.contract.fingerprint import base_fingerprint
 from ps_sglang.contract.manifest import BaseReference, Manifest, Training, write_manifest
 from ps_sglang.contract.tokenizer import chat_template_digest, tokenizer_digest

@@ -25,11 +25,11 @@ _EPILOG: Final = """\
 exit status: 0 all exact, 1 something differs (or the check cannot tell), 2 wrong arguments.
 
 examples:
-  ps-sglang verify --url http://127.0.0.1:8000 --base base --decoder a --decoder b --decoder c
-  ps-sglang verify --url http://127.0.0.1:8000 --base ./qwen3 --decoder math=./m1
+  ps-sglang verify --url http://127.0.0.1:8000 --base base --decoder code --decoder math
+  ps-sglang verify --url http://127.0.0.1:8000 --base ./qwen3 --decoder math=./adapter
   ps-sglang verify --demo"""
 
-_DEMO: Final = ("base", ("a", "b", "c"))
+_DEMO: Final = ("base", ("code", "tools", "math"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=MODEL",
         action="append",
         default=[],
-        help="a decoder that the cluster serves; may be given again",
+        help="a decoder that the cluster serves, an adapter or a whole model; may be given again",
     )
     parser.add_argument(
         "--demo", action="store_true", help="launch the demo cluster, verify it, stop it"

@@ -32,7 +32,11 @@ examples:
 _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "task": (str, "TASK", f"one of {', '.join(TASK_NAMES)}"),
     "base": (str, "MODEL", "the base: a checkpoint folder, a demo model or a hub id"),
-    "decoder": (str, "NAME=MODEL", "the decoder; the base itself for a base alone"),
+    "decoder": (
+        str,
+        "NAME=MODEL",
+        "the decoder, adapter or whole model; the base for a base alone",
+    ),
     "count": (int, "N", "only the first N items; 0: all of the split"),
     "few_shot": (int, "K", "put K training items with their answers in front of each question"),
     "system": (str, "NAME", "what the rows call the decoder (default its name)"),
