@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from getpass import getuser
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
 
 from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, SHARE_WEIGHTS
+from ps_sglang.errors import UsageError
+from ps_sglang.gateway.config import Adapter
 from ps_sglang.launch.architectures import (
     DISABLED,
     sglang_models_folder,
@@ -19,6 +21,8 @@ from ps_sglang.launch.architectures import (
 from ps_sglang.launch.spec import Role, WorkerSpec
 from ps_sglang.worker_info import adapter_name
 
+_VARIABLE_BYTES: Final = 1 << 17
+"""Linux takes no environment variable of this size (MAX_ARG_STRLEN)."""
 CLUSTER: Final = "PS_SGLANG_CLUSTER"
 """Set in every process of a cluster to the cluster's id; nothing reads it but people and tests."""
 
@@ -96,10 +100,22 @@ def plugin_environment(
     if shares_weights:
         variables[SHARE_WEIGHTS] = "1"
     if worker.adapters is not None:
-        variables[ADAPTERS] = json.dumps(
-            {adapter_name(one.decoder, one.version): one.path for one in worker.adapters}
-        )
+        variables[ADAPTERS] = encode_adapters(worker.adapters)
     return variables
+
+
+def encode_adapters(adapters: Collection[Adapter]) -> str:
+    """Adapters as a worker is told them.
+
+    Raises UsageError if they are more than a variable can hold, which is about a thousand.
+    """
+    text = json.dumps({adapter_name(one.decoder, one.version): one.path for one in adapters})
+    if len(ADAPTERS) + 1 + len(text) >= _VARIABLE_BYTES:
+        raise UsageError(
+            f"{len(adapters)} adapters are too many to start with: their names and folders take "
+            f"{len(text)} bytes, of {_VARIABLE_BYTES}; add some later with ps-sglang decoders add"
+        )
+    return text
 
 
 def threads(role: Role, cores: int | None = None) -> int:

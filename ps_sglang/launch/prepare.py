@@ -22,7 +22,7 @@ from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
 from ps_sglang.launch import flag_check, flags, lora
-from ps_sglang.launch.environment import has_accelerator
+from ps_sglang.launch.environment import encode_adapters, has_accelerator
 from ps_sglang.launch.parsers import check_parsers, parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
 from ps_sglang.launch.ports import free_ports, require_free
@@ -215,6 +215,7 @@ def _command_lines(
             default |= lora.defaults(placement.model.path, placement.reports, user, cpu=cpu)
         command_line = flags.merge(default | parser_flags[placement.name], user)
         if placement.lora:
+            encode_adapters(placement.adapters or ())  # refuses too many
             lora.check(placement.name, command_line, placement.reports)
         command_lines[placement.name] = command_line
     return command_lines

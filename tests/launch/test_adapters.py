@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ps_sglang.engine.settings import ADAPTERS
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter
 from ps_sglang.launch import lora
-from ps_sglang.launch.environment import plugin_environment
+from ps_sglang.launch.environment import encode_adapters, plugin_environment
 from ps_sglang.launch.flags import groups, value_of
 from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.outlook import sharing
@@ -140,6 +141,15 @@ def test_the_worker_is_told_its_adapters(spec: ClusterSpec, code: Path, math: Pa
     variables = plugin_environment("ps1:x", decode, **options)
     assert json.loads(variables[ADAPTERS]) == {"code@1": str(code), "math@1": str(math)}
     assert ADAPTERS not in plugin_environment("ps1:x", prefill, **options)
+
+
+def test_more_adapters_than_a_variable_holds_are_refused() -> None:
+    """Linux would start no process with it."""
+    adapters = [Adapter(f"d{number}", "/a" * 50) for number in range(1200)]
+    with pytest.raises(UsageError, match=r"1200 adapters are too many to start with: .* of 131072"):
+        encode_adapters(adapters)
+    value = encode_adapters(adapters[:1000])
+    subprocess.run(["true"], env={ADAPTERS: value}, check=True)
 
 
 def test_workers_of_one_model_share_its_weights(spec: ClusterSpec, tiny: dict[str, Path]) -> None:

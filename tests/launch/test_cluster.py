@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -15,6 +16,7 @@ import pytest
 
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import Cluster, ClusterSpec
+from tests.launch.conftest import WriteAdapter
 from tests.support.processes import Launcher, Marked, can_listen
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -73,6 +75,49 @@ def test_a_cluster_serves_and_leaves_nothing(
     assert [path for path in memory if path.exists()] == []
     assert [port for port in ports if port and not can_listen(port)] == []
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("one_worker", [False, True])
+def test_adapters_are_served_by_one_worker(
+    tiny: dict[str, Path],
+    tmp_path: Path,
+    write_adapter: WriteAdapter,
+    marked: Marked,
+    one_worker: bool,
+) -> None:
+    spec = ClusterSpec(
+        str(tiny["base"]),
+        (str(write_adapter("code")), str(write_adapter("math", 8, ("q_proj", "v_proj")))),
+        port=0,
+        log_dir=tmp_path / "logs",
+        one_worker=one_worker,
+        engine_args=("--device", "cpu"),
+    )
+    with Cluster.start(spec) as cluster:
+        names = ["worker"] if one_worker else ["prefill-0", "decode-lora"]
+        assert [worker.name for worker in cluster.workers] == names
+        # These change nothing, so all say what the base says.
+        answers = [ask(cluster.url, model)["choices"] for model in ("base", "code", "math")]
+        assert answers[1:] == answers[:1] * 2
+        with urlopen(f"{cluster.workers[-1].url}/server_info", timeout=60) as answer:
+            adapters = json.load(answer)["ps_sglang"]["adapters"]
+        assert list(adapters) == ["code@1", "math@1"]
+        assert len(schedulers_of_shared_weights(marked)) == (0 if one_worker else 2)
+        if not one_worker:
+            tools = str(write_adapter("tools"))
+            more = replace(spec, decoders=(tools,), prefill_replicas=0, join=cluster.url)
+            with Cluster.start(more):
+                assert ask(cluster.url, "tools")["choices"] == answers[0]
+            assert ask(cluster.url, "code")["choices"] == answers[0]
+
+
+def schedulers_of_shared_weights(marked: Marked) -> list[int]:
+    """Processes that use weights which another has as well."""
+    return [
+        pid
+        for pid in marked.pids()
+        if "/memfd:ps_sglang-weights" in Path(f"/proc/{pid}/maps").read_text()
+    ]
 
 
 def test_a_flag_that_the_engine_refuses_names_the_worker(
