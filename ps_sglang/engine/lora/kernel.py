@@ -154,9 +154,7 @@ def _add_kernel(module: ir.Module) -> None:
                 work.shrink(_rows(e, x, x_stride, places), inputs)
                 outs = _rows(e, y, y_stride, places)
                 with e.loop(_ZERO, slices) as number:
-                    bounds = [
-                        e.field(offsets, e.b.add(number, _INT(more))) for more in range(2)
-                    ]
+                    bounds = [e.field(offsets, e.b.add(number, _INT(more))) for more in range(2)]
                     work.expand(outs, e.b.mul(number, rank), bounds, outputs)
             first = e.past(first, stop, tokens)
     e.b.ret_void()
