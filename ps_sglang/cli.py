@@ -59,6 +59,12 @@ def _workers(argv: Sequence[str]) -> int:
     return workers(argv)
 
 
+def _decoders(argv: Sequence[str]) -> int:
+    from ps_sglang.decoders.__main__ import main as decoders
+
+    return decoders(argv)
+
+
 def _train(argv: Sequence[str]) -> int:
     from ps_sglang.training.train.__main__ import main as train
 
@@ -91,13 +97,20 @@ def _check(argv: Sequence[str]) -> int:
     return 0
 
 
-def _models(argv: Sequence[str]) -> int:
-    """List the built-in demo models: the name to give, and the model that it stands for."""
-    argparse.ArgumentParser(prog="ps-sglang models", description=_models.__doc__).parse_args(argv)
-    from ps_sglang.models.demo import ALIASES
+def _merge(argv: Sequence[str]) -> int:
+    from ps_sglang.training.train.merge import main as merge
 
-    for alias, name in ALIASES.items():
-        print(f"{alias:<6} {name}")
+    return merge(argv)
+
+
+def _models(argv: Sequence[str]) -> int:
+    """List the built-in demo models: the name to give, and what it is."""
+    argparse.ArgumentParser(prog="ps-sglang models", description=_models.__doc__).parse_args(argv)
+    from ps_sglang.models.demo import DESCRIPTIONS
+
+    width = max(map(len, DESCRIPTIONS))
+    for name, description in DESCRIPTIONS.items():
+        print(f"{name:<{width}}  {description}")
     return 0
 
 
@@ -106,9 +119,11 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
+    "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),
+    "merge": (_merge, "make a whole model of a LoRA adapter and its base"),
     "models": (_models, "list the built-in demo models"),
 }
 

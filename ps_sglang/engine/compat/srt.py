@@ -28,8 +28,9 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.sampler import Sampler, multinomial_with_seed, register_sampler_backend
 from sglang.srt.lora.backend.base_backend import BaseLoRABackend
 from sglang.srt.lora.backend.lora_registry import register_lora_backend
+from sglang.srt.lora.lora_registry import LoRARef
 from sglang.srt.lora.utils import generate_sequence_lengths
-from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
+from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput, LoRAUpdateOutput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISHED_MATCHED_REGEX, Req
 from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -45,7 +46,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, get_lora
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
 from sglang.srt.server_args import ServerArgs
@@ -74,6 +75,8 @@ __all__ = [
     "KVArgs",
     "KVClassType",
     "KVPoll",
+    "LoRARef",
+    "LoRAUpdateOutput",
     "MatchPrefixParams",
     "MatchResult",
     "NetworkAddress",
@@ -90,6 +93,7 @@ __all__ = [
     "create_unified_radix_cache",
     "generate_sequence_lengths",
     "get_exec",
+    "get_lora",
     "match_kv_cache",
     "multinomial_with_seed",
     "prepare_abort",

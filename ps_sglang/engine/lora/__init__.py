@@ -1,4 +1,4 @@
-"""LoRA on the CPU: a backend whose decode step costs little more than that of merged weights."""
+"""LoRA decoders: several adapters of the base on one worker share weights, batch and KV pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAME: Final = "grouped"
 
 
 def register() -> None:
-    """Offer the backend as `--lora-backend grouped`."""
+    """Offer our backend for CPUs as `--lora-backend grouped`."""
     add_lora_backend_choices([NAME])
     register_lora_backend(NAME)(_backend)
 
