@@ -187,7 +187,8 @@ def _batch(
     lora_ranks: Sequence[int],
     scalings: Sequence[float],
 ) -> LoRABatch:
-    order, starts = [], [0]
+    order: list[int] = []
+    starts = [0]
     for segments in by_slot.values():
         for segment in segments:
             order.extend(segment)

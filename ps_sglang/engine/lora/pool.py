@@ -13,7 +13,7 @@ from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.lora import NAME
 
 
-class Unpinned(TorchFunctionMode):
+class Unpinned(TorchFunctionMode):  # type: ignore[misc]
     """Within it, PyTorch makes plain tensors where pinned ones are asked for.
 
     Pinning is CUDA's: without CUDA it raises. SGLang's LoRA asks for it whatever the device.
