@@ -3,10 +3,11 @@
     python -m benchmarks.lora_step [--quick]
 
 Decode steps of 1, 4 and 16 requests, 64 tokens of context each, over up to 16 adapters of the demo
-(rank 8, all seven projections; 0 are requests for the base), and the prefill of one prompt. A forward is everything:
-preparing the batch, the model, sampling. Merged weights are the base without LoRA layers, which
-takes what any merged model takes. All systems are loaded at once and take turns; a round's ratio is
-between medians of that round. Also: the time to load an adapter and to fill a slot, and their size.
+(rank 8, all seven projections; 0 are requests for the base), and the prefill of one prompt. A
+forward is everything: preparing the batch, the model, sampling. Merged weights are the base without
+LoRA layers, which takes what any merged model takes. All systems are loaded at once and take turns;
+a ratio is between the medians of one round. Also: the time to load an adapter and to fill a slot,
+and their size.
 """
 
 from __future__ import annotations

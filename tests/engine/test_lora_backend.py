@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import mmap
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ps_sglang.engine import lora
 from ps_sglang.engine.lora.backend import GroupedLoRABackend
+from ps_sglang.engine.lora.memory import LazyZeros
 from ps_sglang.engine.lora.pool import Unpinned
 
 SLOTS, RANK = 5, 8
@@ -212,3 +215,18 @@ def test_nothing_is_pinned_without_cuda() -> None:
         assert torch.zeros(2, dtype=torch.int32, pin_memory=True).dtype == torch.int32
         assert torch.tensor([1, 2], pin_memory=True).tolist() == [1, 2]
         assert torch.ones(2).pin_memory().tolist() == [1.0, 1.0]
+
+
+def test_slots_cost_memory_as_they_fill() -> None:
+    """100 MB of zeros; 1 MB of it is written."""
+    before = resident_bytes()
+    with LazyZeros():
+        slots = torch.zeros((100, 500, 500), dtype=torch.float32, device=CPU)
+    slots[7].fill_(1)
+    assert resident_bytes() - before < 10_000_000
+    assert (slots.shape, slots[7].sum().item()) == ((100, 500, 500), 250_000)
+    assert not slots[[0, 6, 8, 99]].any()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

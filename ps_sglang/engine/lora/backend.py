@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ps_sglang.engine.compat.srt import BaseLoRABackend, generate_sequence_lengths
 from ps_sglang.engine.lora.kernel import TOKENS, add_low_rank
+from ps_sglang.engine.lora.memory import lazy_zeros
 
 _UNSUPPORTED_TARGETS: Final = frozenset({"embed_tokens", "lm_head"})
 _MERGE: Final = "merge the adapter into a decoder of its own: ps-sglang merge"
@@ -105,7 +106,7 @@ class GroupedLoRABackend(BaseLoRABackend):  # type: ignore[misc]
         for layers in pool.B_buffer.values():
             for number, b in enumerate(layers):
                 slots, outputs, rank = b.shape
-                layers[number] = torch.zeros(slots, rank, outputs).transpose(1, 2)
+                layers[number] = lazy_zeros((slots, rank, outputs), pool.dtype).transpose(1, 2)
 
     def prepare_lora_batch(
         self,
@@ -187,7 +188,8 @@ def _batch(
     lora_ranks: Sequence[int],
     scalings: Sequence[float],
 ) -> LoRABatch:
-    order, starts = [], [0]
+    order: list[int] = []
+    starts = [0]
     for segments in by_slot.values():
         for segment in segments:
             order.extend(segment)

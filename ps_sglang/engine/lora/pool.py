@@ -11,9 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.lora import NAME
+from ps_sglang.engine.lora.memory import LazyZeros
 
 
-class Unpinned(TorchFunctionMode):
+class Unpinned(TorchFunctionMode):  # type: ignore[misc]
     """Within it, PyTorch makes plain tensors where pinned ones are asked for.
 
     Pinning is CUDA's: without CUDA it raises. SGLang's LoRA asks for it whatever the device.
@@ -59,6 +60,14 @@ def prepare_lora_batch(
     """Around `TorchNativeLoRABackend.prepare_lora_batch`: without CUDA it pins no memory."""
     with _unpinned(backend.device):
         original(backend, *args, **kwargs)
+
+
+@around("lora.mem_pool.LoRAMemoryPool.init_buffers", "self", "base_model")
+def init_buffers(original: Callable[..., None], pool: Any, base_model: Any) -> None:
+    """Around `LoRAMemoryPool.init_buffers`: on a CPU a slot costs memory once it is filled."""
+    device = next(base_model.parameters()).device
+    with LazyZeros() if device.type == "cpu" else nullcontext():
+        original(pool, base_model)
 
 
 @after("lora.lora_manager.LoRAManager.init_memory_pool", "self")
