@@ -69,13 +69,13 @@ async def test_several_samples(gateway: Setup) -> None:
     assert gateway.pending() == 0
 
 
-async def test_the_second_sample_follows_when_the_first_is_prefilled(gateway: Setup) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_samples_of_one_prompt_go_together(gateway: Setup, stream: bool) -> None:
+    """The worker computes a common prefix once."""
     step = lora(gateway).plan.step = asyncio.Semaphore(0)
-    request = asyncio.create_task(text_of(gateway, COMPLETIONS, True, n=2))
-    await lora(gateway).saw(1)
-    step.release()
+    request = asyncio.create_task(text_of(gateway, COMPLETIONS, stream, n=2))
     await lora(gateway).saw(2)
-    for _ in range(5):
+    for _ in range(6):
         step.release()
     assert (await request)[0] == 200
 
