@@ -340,9 +340,9 @@ async def test_what_cannot_be_removed_or_replaced(gateway: Setup, method: str) -
     body = {"path": "/x"} if method == "PUT" else None
     status, message = await refused(gateway, method, "/decoders/none", body)
     assert (status, "'none' does not exist" in message) == (404, True)
-    for name in ("a", "base"):
+    for name, why in (("a", "`ps-sglang workers swap`"), ("base", "is the base of the adapters")):
         status, message = await refused(gateway, method, f"/decoders/{name}", body)
-        assert (status, "`ps-sglang workers swap`" in message) == (409, True)
+        assert (status, why in message) == (409, True)
 
 
 # Replacing.
