@@ -72,10 +72,12 @@ async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: A
     """
     if not _serves_decoders():
         return await original(manager, obj, request)
+    headers = {} if request is None else request.headers
+    unverified = "1" in (headers.get(UNVERIFIED_HEADER), os.environ.get(ALLOW_UNVERIFIED))
     # In a thread: it reads and digests files, which would hold the event loop.
     try:
         adapter = await asyncio.to_thread(
-            _checked, manager, obj.lora_name, obj.lora_path, _may_be_unverified(request)
+            _checked, manager, obj.lora_name, obj.lora_path, unverified
         )
     except (PsSglangError, ValueError) as error:
         return LoRAUpdateOutput(success=False, error_message=str(error))
@@ -83,12 +85,6 @@ async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: A
     if output.success:
         _registered[obj.lora_name] = adapter
     return output
-
-
-def _may_be_unverified(request: Any) -> bool:
-    """Whether whoever asks, or the launcher, wants adapters without a manifest to be loaded."""
-    asked = request is not None and request.headers.get(UNVERIFIED_HEADER) == "1"
-    return asked or os.environ.get(ALLOW_UNVERIFIED) == "1"
 
 
 def _checked(manager: Any, name: str, folder: str, allow_unverified: bool) -> _Registered:
