@@ -212,6 +212,7 @@ async def test_a_worker_that_is_gone_while_a_decoder_is_added(replicas: Setup) -
     await lora(replicas, 1).stop()
     status, message = await refused(replicas, "POST", "/decoders", {"name": "new", "path": "/new"})
     assert (status, "'lora-1' is unreachable" in message) == (503, True)
+    assert "Nothing has changed: try again when it is back" in message
     assert list(adapters(replicas, 0).here) == ["math@1"]
 
 
