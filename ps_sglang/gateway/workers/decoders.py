@@ -168,8 +168,9 @@ class DecoderChanges:
 def _with_mend(error: BaseException) -> BaseException:
     if not isinstance(error, WorkerUnreachable):
         return error
+    problem = error.message.rstrip(".")
     return GatewayError(
-        f"{error.message}. Nothing has changed: try again when it is back, or have it leave "
+        f"{problem}. Nothing has changed: try again when it is back, or have it leave "
         f"(`ps-sglang workers remove {error.worker.name}`).",
         status=error.status,
         code=error.code,
