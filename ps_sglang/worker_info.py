@@ -17,7 +17,7 @@ import msgspec
 
 KEY: Final = "ps_sglang"
 HEADER: Final = "x-ps-sglang-incarnation"
-ALLOW_UNVERIFIED: Final = "x-ps-sglang-allow-unverified"
+UNVERIFIED_HEADER: Final = "x-ps-sglang-allow-unverified"
 """With the value 1, a worker loads an adapter that has no manifest, too."""
 OTHER_PROCESS: Final = 421
 """HTTP's "Misdirected Request"."""

@@ -37,6 +37,11 @@ def read_object(path: Path) -> dict[str, Any]:
                 f"{folder} is a LoRA adapter, where a whole model is needed: give its base, or "
                 f"merge the two: ps-sglang merge {folder} --base BASE --to {folder.name}-merged"
             ) from None
+        if path.name == ADAPTER_CONFIG and (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{folder} is a whole model, where a LoRA adapter is needed: it takes a decode "
+                "worker of its own, see ps-sglang launch --help"
+            ) from None
         raise CheckpointError(f"{folder} is not a usable checkpoint: no {path.name}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error

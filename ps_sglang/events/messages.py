@@ -85,15 +85,14 @@ class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=Fal
     worker: `wait` for another request that was computing the same prefix, `prefill` the forward
     passes, `send` until the decode worker had all pages. Decode worker: `pull` until the pages were
     received, `first_step` from there to the first output token, `decode` from there to the end.
-    An aggregated worker, of role `null`: `prefill` until the first output token, then `decode`.
-    The base prefix is `held` (by its tree) + `pulled` on a decode worker; on a prefill or an
-    aggregated worker it is `computed` + `held`. On a prefill worker both are 0 where the decode
-    worker needed nothing of it.
-    `pulled_bytes` are the bytes of KV moved for the request.
+    The base prefix is `held` (by its tree) + `pulled` on a decode worker; on a prefill worker
+    it is `computed` + `held`, and both are 0 where the decode worker needed nothing of it.
+    `pulled_bytes` are the bytes of KV moved for the request. An aggregated worker publishes two:
+    a prefill worker's, and a decode worker's of which only `decode` says something.
     """
 
     rid: str
-    role: Literal["prefill", "decode", "null"]
+    role: Literal["prefill", "decode"]
     began: float
     queue: float = 0.0
     wait: float = 0.0

@@ -106,7 +106,8 @@ def _list(client: WorkersClient, args: argparse.Namespace) -> None:
 def _row(worker: Json) -> tuple[str, ...]:
     state = worker["state"] + (f" ({worker['problem']})" if worker["problem"] else "")
     requests = str(worker["load"]["requests"])
-    decoder = worker["decoder"] or "-"
+    adapters = len(worker["decoders"]) - 1
+    decoder = (worker["decoder"] or "-") + (f" +{adapters}" if adapters > 0 else "")
     return worker["name"], worker["role"], decoder, state, requests, worker["url"]
 
 

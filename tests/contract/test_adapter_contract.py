@@ -322,6 +322,11 @@ def test_damaged_and_missing_files(
         check_adapter(base, folder, base_fingerprint(base), allow_unverified=True, limits=limits)
 
 
+def test_a_whole_model_is_no_adapter(base: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a whole model, where a LoRA adapter is needed"):
+        read_adapter_config(base)
+
+
 def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
 

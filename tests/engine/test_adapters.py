@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(
         (tmp_path / "nowhere", "nowhere"),
         (no_weights, "adapter_model.safetensors"),
         (no_manifest, "prefillshare.json"),
-        (qwen3.decoders["a"], "adapter_config.json"),
+        (qwen3.decoders["a"], "is a whole model, where a LoRA adapter is needed"),
     ):
         with pytest.raises(UsageError, match=reason):
             client.add("misfit", str(folder), allow_unverified=False)

@@ -97,6 +97,7 @@ async def test_other_weights_under_the_same_name_are_not_served(quick: Setup) ->
     assert await ask(quick, "code") == (200, "code@1")
     assert await ask(quick, "base") == (200, "base")
     assert (await call(quick, "GET", "/health"))[0] == 503
+    assert (await call(quick, "GET", "/models/math/get_model_info"))[0] == 503
     assert (await call(quick, "PUT", "/decoders/math", {"path": "/v2"}))[0] == 200
     assert await ask(quick, "math") == (200, "math@2")
     assert (await worker_entry(quick))["problem"] is None

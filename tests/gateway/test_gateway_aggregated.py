@@ -69,13 +69,13 @@ async def test_several_samples(gateway: Setup) -> None:
     assert gateway.pending() == 0
 
 
-async def test_the_second_sample_follows_when_the_first_is_prefilled(gateway: Setup) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_samples_of_one_prompt_go_together(gateway: Setup, stream: bool) -> None:
+    """The worker computes a common prefix once."""
     step = lora(gateway).plan.step = asyncio.Semaphore(0)
-    request = asyncio.create_task(text_of(gateway, COMPLETIONS, True, n=2))
-    await lora(gateway).saw(1)
-    step.release()
+    request = asyncio.create_task(text_of(gateway, COMPLETIONS, stream, n=2))
     await lora(gateway).saw(2)
-    for _ in range(5):
+    for _ in range(6):
         step.release()
     assert (await request)[0] == 200
 
@@ -257,17 +257,19 @@ async def test_a_timeline() -> None:
         await lora(gateway).saw(1)
         publisher = lora(gateway).publisher
         assert publisher is not None
+        rid = lora(gateway).requests[0]["rid"]
         publisher.record(
             Span(
-                rid=lora(gateway).requests[0]["rid"], role="null", began=1000.0, queue=0.25,
-                prefill=2.0, decode=1.5, computed=30, held=69,
+                rid=rid, role="prefill", began=1000.0, queue=0.25, wait=0.5, prefill=2.0,
+                computed=30, held=69,
             )
         )  # fmt: skip
+        publisher.record(Span(rid=rid, role="decode", began=1002.75, decode=1.5))
         _, answer = await asked
         (timeline,) = answer["timeline"]
         seconds = timeline["seconds"]
         seconds.pop("total")
-        assert seconds == {"queue": 0.25, "prefill": 2.0, "decode": 1.5}
+        assert seconds == {"queue": 0.25, "wait": 0.5, "prefill": 2.0, "decode": 1.5}
         assert timeline["tokens"] == {"computed": 30, "tree": 69}
         assert timeline["prefill_worker"] is None
         assert timeline["decode_worker"] == "lora-0"

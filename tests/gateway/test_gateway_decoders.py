@@ -212,6 +212,7 @@ async def test_a_worker_that_is_gone_while_a_decoder_is_added(replicas: Setup) -
     await lora(replicas, 1).stop()
     status, message = await refused(replicas, "POST", "/decoders", {"name": "new", "path": "/new"})
     assert (status, "'lora-1' is unreachable" in message) == (503, True)
+    assert "Nothing has changed: try again when it is back" in message
     assert list(adapters(replicas, 0).here) == ["math@1"]
 
 
@@ -340,9 +341,9 @@ async def test_what_cannot_be_removed_or_replaced(gateway: Setup, method: str) -
     body = {"path": "/x"} if method == "PUT" else None
     status, message = await refused(gateway, method, "/decoders/none", body)
     assert (status, "'none' does not exist" in message) == (404, True)
-    for name in ("a", "base"):
+    for name, why in (("a", "`ps-sglang workers swap`"), ("base", "is the base of the adapters")):
         status, message = await refused(gateway, method, f"/decoders/{name}", body)
-        assert (status, "`ps-sglang workers swap`" in message) == (409, True)
+        assert (status, why in message) == (409, True)
 
 
 # Replacing.

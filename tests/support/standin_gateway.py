@@ -25,7 +25,7 @@ WORKERS = [
         "state": "broken", "problem": "it did not answer", "load": {"requests": 0},
     },
     {
-        "name": "decode-a-1", "role": "decode", "decoder": "a", "decoders": ["a"],
+        "name": "decode-a-1", "role": "decode", "decoder": "a", "decoders": ["a", "m", "n"],
         "url": "http://h:3",
         "state": "good", "problem": None, "load": {"requests": 1},
     },

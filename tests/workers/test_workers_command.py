@@ -21,7 +21,7 @@ def test_list(gateway: StandInGateway, capsys: pytest.CaptureFixture[str]) -> No
         "NAME        ROLE     DECODER  STATE                       REQUESTS  URL\n"
         "prefill-0   prefill  -        good                        3         http://h:1\n"
         "decode-a    decode   a        broken (it did not answer)  0         http://h:2\n"
-        "decode-a-1  decode   a        good                        1         http://h:3\n"
+        "decode-a-1  decode   a +2     good                        1         http://h:3\n"
     )
 
 

@@ -22,8 +22,7 @@ from ps_sglang.engine.compat.srt import LoRARef, LoRAUpdateOutput, get_lora
 from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, is_worker
 from ps_sglang.errors import PsSglangError
-from ps_sglang.worker_info import ALLOW_UNVERIFIED as UNVERIFIED_HEADER
-from ps_sglang.worker_info import split_adapter_name
+from ps_sglang.worker_info import UNVERIFIED_HEADER, split_adapter_name
 
 Update = Callable[..., Awaitable[Any]]
 

@@ -180,6 +180,10 @@ class Dispatcher:
             )
             trace = self._traces.begin(pd_request.rid, context.decoder.name, route)
             self._running[pd_request] = trace, suspect
+            if route.prefill is None:
+                # The worker itself computes a prefix once for all that ask for it together, and
+                # when a whole answer is prefilled it does not say.
+                gate.set()
             try:
                 with blaming(pd_request):
                     result = await first(pd_request)

@@ -1,7 +1,7 @@
 """Several samples of one request at once, as one answer.
 
 Of several samples of one prompt, the first goes ahead until its prefill request has ended: the
-others then find the prompt in the prefill worker's cache.
+others then find the prompt in the prefill worker's cache. An aggregated worker gets them together.
 """
 
 from __future__ import annotations

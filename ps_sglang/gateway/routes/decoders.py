@@ -121,12 +121,14 @@ def _adapter(request: web.Request) -> DecoderState:
     name, pool = request.match_info["name"], request.app[GATEWAY].pool
     request.app[OPERATION_LOCKS].refuse_if_busy(name)
     served = pool.served(name)
-    if served.source is None:
-        raise _conflict(
-            f"{name!r} is a whole model, with workers of its own: `ps-sglang workers swap` gives "
-            "it other weights, and it leaves with its last worker."
-        )
-    return served
+    if served.source is not None:
+        return served
+    if any(one.worker.adapters is not None for one in served.workers):
+        raise _conflict(f"{name!r} is the base of the adapters, and stays as long as they do.")
+    raise _conflict(
+        f"{name!r} is a whole model, with workers of its own: `ps-sglang workers swap` gives it "
+        "other weights, and it leaves with its last worker."
+    )
 
 
 def _body(content: bytes, kind: type[_Body]) -> _Body:

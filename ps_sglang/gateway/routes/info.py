@@ -137,7 +137,8 @@ async def from_decoder(request: web.Request) -> web.Response:
     resource = request.match_info.route.resource
     assert resource is not None, "this handler is registered by path"
     path = resource.canonical.removeprefix("/models/{model}")
-    workers = gateway.pool.decode(one_model(request))
+    decoder = gateway.pool.served(one_model(request))
+    workers = decoder.workers or gateway.pool.decode_candidates(decoder)
     return await _first_answer(gateway.http, workers, path, request)
 
 

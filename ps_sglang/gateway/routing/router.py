@@ -119,7 +119,11 @@ class Router:
         matches = self._cache_index.match(prompt)
         decision = self._decide(prompt, matches, decoder, tried, session)
         # What the decode worker's own tree holds is not computed again either.
-        longest = max(matches.get(one.worker_state.name, NO_MATCH) for one in decision.chosen)
+        prefill, decode = decision.chosen
+        longest = max(
+            matches.get(prefill.worker_state.name, NO_MATCH),
+            matches.get(decode.worker_state.name, NO_MATCH),
+        )
         shared = self._cache_index.turn(prompt, decoder.name, longest)
         route = Route(self, prompt, decoder, decision, min(shared, int(decision.tokens)))
         for worker_state in route.workers:
@@ -278,7 +282,9 @@ def _decode_terms(
         cached_tokens=cached_tokens,
         moved=tokens - cached_tokens,
         load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
-        leaves=cost.MOVE_SAME_HOST * _leaves(worker_state, session_worker),
+        leaves=0.0
+        if session_worker is None or session_worker is worker_state
+        else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
     )
 
 

@@ -30,13 +30,16 @@ LATE_SECONDS: Final = 2.0
 
 @dataclass(eq=False, slots=True)
 class Trace:
-    """One attempt at a sample: its workers, and their spans so far."""
+    """One attempt at a sample: its workers, and their spans so far.
+
+    `awaited` are the spans that are yet to come, by worker and role.
+    """
 
     rid: str
     decoder: str
     route: Route
     started: float
-    awaited: set[str]
+    awaited: set[tuple[str, str]]
     spans: dict[str, Span] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
@@ -55,16 +58,17 @@ class Trace:
 
         `queue`, `wait` (for another request's prefill of the same prefix) and `prefill` on the
         prefill worker; `pull` is what the decode worker waits for pages after that. An aggregated
-        worker has `queue`, `prefill` (to the first output token) and `decode`.
+        worker's `prefill` lasts until the first output token, which `decode` follows.
         """
-        if (span := self.spans.get("null")) is not None:
-            return {"queue": span.queue, "prefill": span.prefill, "decode": span.decode}
         seconds_of: dict[str, float] = {}
         prefilled = 0.0
         if (prefill := self.spans.get("prefill")) is not None:
             seconds_of |= {"queue": prefill.queue, "wait": prefill.wait, "prefill": prefill.prefill}
             prefilled = prefill.began + sum(seconds_of.values())
-        if (decode := self.spans.get("decode")) is not None:
+        decode = self.spans.get("decode")
+        if decode is not None and self.route.prefill is None:
+            seconds_of["decode"] = decode.decode
+        elif decode is not None:
             asked = decode.began + decode.queue
             # Two hosts' clocks may differ by more than a pull takes.
             seconds_of["pull"] = max(asked + decode.pull - max(asked, prefilled), 0.0)
@@ -78,10 +82,10 @@ class Trace:
         worker's `own` tree, `pulled` by it.
         """
         counts: dict[str, int] = {}
-        prefill = self.spans.get("prefill") or self.spans.get("null")
-        if prefill is not None:
+        if (prefill := self.spans.get("prefill")) is not None:
             counts |= {"computed": prefill.computed, "tree": prefill.held}
-        if (decode := self.spans.get("decode")) is not None:
+        decode = self.spans.get("decode")
+        if decode is not None and self.route.prefill is not None:
             counts |= {"own": decode.held, "pulled": decode.pulled}
             counts["pulled_bytes"] = decode.pulled_bytes
         return counts
@@ -111,7 +115,10 @@ class Traces:
 
     def begin(self, rid: str, decoder: str, route: Route) -> Trace:
         """A sample is being sent to its workers; `ended` must follow."""
-        awaited = {one.name for one in route.workers if one.worker.events is not None}
+        by_role = {"prefill": route.prefills.worker, "decode": route.decode.worker}
+        awaited = {
+            (worker.name, role) for role, worker in by_role.items() if worker.events is not None
+        }
         trace = Trace(rid, decoder, route, time.monotonic(), awaited)
         self._open[rid] = trace
         self._check(trace)
@@ -120,8 +127,8 @@ class Traces:
     def add(self, worker: str, span: Span) -> None:
         """A worker's span; that of an unknown request is dropped."""
         trace = self._open.get(span.rid)
-        if trace is not None and worker in trace.awaited:
-            trace.awaited.discard(worker)
+        if trace is not None and (worker, span.role) in trace.awaited:
+            trace.awaited.discard((worker, span.role))
             trace.spans[span.role] = span
             self._check(trace)
 

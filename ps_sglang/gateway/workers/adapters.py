@@ -22,7 +22,7 @@ from ps_sglang.gateway.errors import (
 from ps_sglang.gateway.routing.decoder_state import AdapterSource
 from ps_sglang.gateway.routing.worker_state import Decode
 from ps_sglang.gateway.workers import admission
-from ps_sglang.worker_info import ALLOW_UNVERIFIED, HEADER
+from ps_sglang.worker_info import HEADER, UNVERIFIED_HEADER
 
 LOAD_SECONDS: Final = 300.0
 """Ends a hang: an adapter is read in a second, and other changes of the worker wait for it."""
@@ -39,7 +39,7 @@ async def load(
 
     Raises DecoderRefused, or another GatewayError if the worker cannot be asked.
     """
-    unverified = {ALLOW_UNVERIFIED: "1"} if source.allow_unverified else {}
+    unverified = {UNVERIFIED_HEADER: "1"} if source.allow_unverified else {}
     body = {"lora_name": name, "lora_path": source.path}
     await _post(http, worker_state, "/load_lora_adapter", body, incarnation, unverified)
     digest = (await _digests(http, worker_state, incarnation)).get(name)

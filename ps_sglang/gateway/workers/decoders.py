@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 
 import aiohttp
 
-from ps_sglang.gateway.errors import DecoderRefused, GatewayError, NoWorker
+from ps_sglang.gateway.errors import DecoderRefused, GatewayError, NoWorker, WorkerUnreachable
 from ps_sglang.gateway.routing.decoder_state import AdapterSource, DecoderState
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
@@ -129,7 +129,7 @@ class DecoderChanges:
             return digests[0]
         await self._unload_loaded(processes, outcomes, name)
         if failures:
-            raise failures[0]
+            raise _with_mend(failures[0])
         titles = ", ".join(
             f"{worker_state.name} {digest}"
             for worker_state, digest in zip(processes, digests, strict=True)
@@ -163,3 +163,15 @@ class DecoderChanges:
 
     def _is_here(self, worker_state: Decode) -> bool:
         return self._pool.get(worker_state.name) is worker_state
+
+
+def _with_mend(error: BaseException) -> BaseException:
+    if not isinstance(error, WorkerUnreachable):
+        return error
+    problem = error.message.rstrip(".")
+    return GatewayError(
+        f"{problem}. Nothing has changed: try again when it is back, or have it leave "
+        f"(`ps-sglang workers remove {error.worker.name}`).",
+        status=error.status,
+        code=error.code,
+    )
