@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.report import OUT
+from benchmarks.sessions.workload import KINDS, TEXT, Shape
 from benchmarks.studies.agents.models import MODELS
 from benchmarks.studies.agents.study import Study
 from benchmarks.studies.agents.systems import OURS, STOCK_PD, SYSTEMS
-from benchmarks.studies.agents.workload import KINDS, TEXT, Shape
 
 # From idle to past saturation, of what stock PD does when all sessions come at once.
 PARTS: Final = (0.4, 0.7, 1.0, 2.0)
