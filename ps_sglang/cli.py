@@ -91,13 +91,20 @@ def _check(argv: Sequence[str]) -> int:
     return 0
 
 
-def _models(argv: Sequence[str]) -> int:
-    """List the built-in demo models: the name to give, and the model that it stands for."""
-    argparse.ArgumentParser(prog="ps-sglang models", description=_models.__doc__).parse_args(argv)
-    from ps_sglang.models.demo import ALIASES
+def _merge(argv: Sequence[str]) -> int:
+    from ps_sglang.training.train.merge import main as merge
 
-    for alias, name in ALIASES.items():
-        print(f"{alias:<6} {name}")
+    return merge(argv)
+
+
+def _models(argv: Sequence[str]) -> int:
+    """List the built-in demo models: the name to give, and what it is."""
+    argparse.ArgumentParser(prog="ps-sglang models", description=_models.__doc__).parse_args(argv)
+    from ps_sglang.models.demo import DESCRIPTIONS
+
+    width = max(map(len, DESCRIPTIONS))
+    for name, description in DESCRIPTIONS.items():
+        print(f"{name:<{width}}  {description}")
     return 0
 
 
@@ -109,6 +116,7 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),
+    "merge": (_merge, "make a whole model of a LoRA adapter and its base"),
     "models": (_models, "list the built-in demo models"),
 }
 

@@ -2,9 +2,9 @@
 
     python -m ps_sglang.demo [--once] [--port 8000]
 
-Run by `make demo`. Prepares the demo models, launches the cluster, asks each decoder a question of
-its kind through the `openai` client, all with the same tools, shows the call and what was shared,
-and serves until Ctrl-C.
+Run by `make demo`. Prepares the demo's base, launches the cluster, whose decode worker serves all
+three adapters, asks each of them a question of its kind through the `openai` client, all with the
+same tools, shows the call and what was shared, and serves until Ctrl-C.
 """
 
 from __future__ import annotations

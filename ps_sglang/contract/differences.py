@@ -17,15 +17,20 @@ _OPTIONAL = frozenset({"lm_head.weight"})
 
 @dataclass(frozen=True)
 class Difference:
-    """One item in which a decoder differs from the base, and how to mend it."""
+    """One item in which a decoder differs from the base, and how to mend it.
+
+    `sides` are what the two values belong to, where that is not the base and a whole model.
+    """
 
     what: str
     base: object
     decoder: object
     mend: str
+    sides: tuple[str, str] = ("base", "decoder")
 
     def __str__(self) -> str:
-        return f"{self.what}: base {self.base}, decoder {self.decoder}"
+        ours, theirs = self.sides
+        return f"{self.what}: {ours} {self.base}, {theirs} {self.decoder}"
 
 
 def shape_differences(base: ModelShape, decoder: ModelShape) -> Iterator[Difference]:
@@ -48,17 +53,18 @@ def tensor_differences(
     """At most three rows: tensors that are missing, too many, or of another shape."""
     names, theirs = base.keys() - _OPTIONAL, decoder.keys() - _OPTIONAL
     if missing := sorted(names - theirs):
-        yield Difference("missing tensors", _some(missing), "none of them", _OTHER_MODEL)
+        yield Difference("missing tensors", some(missing), "none of them", _OTHER_MODEL)
     if extra := sorted(theirs - names):
-        yield Difference("extra tensors", "none of them", _some(extra), _OTHER_MODEL)
+        yield Difference("extra tensors", "none of them", some(extra), _OTHER_MODEL)
     reshaped = sorted(n for n in names & theirs if base[n].shape != decoder[n].shape)
     if reshaped:
         first = reshaped[0]
-        what = f"shape of {_some(reshaped)}"
+        what = f"shape of {some(reshaped)}"
         yield Difference(what, list(base[first].shape), list(decoder[first].shape), _OTHER_MODEL)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of `names`, and how many more there are."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return names[0] + more
 
@@ -70,7 +76,7 @@ def report(
     count = (
         f"{len(differences)} of {len(decoders)} decoders" if len(decoders) > 1 else "the decoder"
     )
-    lines = [f"{count} cannot share the cache of the base {base}:"]
+    lines = [f"{count} cannot be served with the base {base}:"]
     for name, rows in differences.items():
         lines.append(f"  {name} ({decoders[name]})")
         lines += [f"    {line}" for row in rows for line in _lines(row)]
@@ -83,4 +89,6 @@ def _lines(row: Difference) -> list[str]:
     line = str(row)
     if len(line) <= _LINE:
         return [line]
-    return [row.what, f"  base:    {row.base}", f"  decoder: {row.decoder}"]
+    width = max(map(len, row.sides)) + 2
+    values = zip(row.sides, (row.base, row.decoder), strict=True)
+    return [row.what, *(f"  {side + ':':{width}}{value}" for side, value in values)]

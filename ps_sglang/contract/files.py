@@ -22,6 +22,8 @@ TOKENIZER_FILES: Final = (
 """Every file from which transformers may build a tokenizer; a checkpoint has some of them."""
 SIDE_FILES: Final = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 """What a checkpoint may hold beside its weights."""
+ADAPTER_CONFIG: Final = "adapter_config.json"
+"""What makes a folder an adapter's; peft writes it."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -29,7 +31,13 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a usable checkpoint: no {path.name}") from None
+        folder = path.parent
+        if path.name == "config.json" and (folder / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(
+                f"{folder} is a LoRA adapter, where a whole model is needed: give its base, or "
+                f"merge the two: ps-sglang merge {folder} --base BASE --to {folder.name}-merged"
+            ) from None
+        raise CheckpointError(f"{folder} is not a usable checkpoint: no {path.name}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):

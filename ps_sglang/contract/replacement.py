@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ps_sglang.contract.check import Checkpoint, compare
+from ps_sglang.contract.compare import Checkpoint, compare
 from ps_sglang.contract.differences import Difference, report, shape_rows
 from ps_sglang.contract.files import read_object
 from ps_sglang.contract.manifest import read_manifest

@@ -51,7 +51,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint by name, however it is split over files."""
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        for tensor in _read_header(file):
+        for tensor in read_header(file):
             if tensor.name in tensors:
                 other = tensors[tensor.name].file.name
                 raise CheckpointError(
@@ -61,7 +61,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_header(file: Path) -> list[Tensor]:
+def read_header(file: Path) -> list[Tensor]:
     """Tensors of one file: 8 bytes of header length, the JSON header, then the data."""
     try:
         with file.open("rb") as handle:

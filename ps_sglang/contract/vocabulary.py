@@ -21,7 +21,7 @@ def require_vocabulary(folder: Path) -> None:
     Raises CheckpointError, which names the tokens, their ids and the model's vocabulary.
     """
     vocabulary = read_shape(folder).vocabulary
-    beyond = {token_id: token for token, token_id in _tokens(folder) if token_id >= vocabulary}
+    beyond = tokens_beyond(folder, vocabulary)
     if not beyond:
         return
     named = ", ".join(f"{beyond[token_id]!r} = {token_id}" for token_id in sorted(beyond)[:5])
@@ -31,6 +31,11 @@ def require_vocabulary(folder: Path) -> None:
         f"{vocabulary}, so a text with {named}{more} cannot be read; put the model's own tokenizer "
         "files there, or remove these tokens"
     )
+
+
+def tokens_beyond(folder: Path, vocabulary: int) -> dict[int, str]:
+    """Id -> token, of all tokens in `folder` whose id is not below `vocabulary`."""
+    return {token_id: token for token, token_id in _tokens(folder) if token_id >= vocabulary}
 
 
 def _tokens(folder: Path) -> Iterator[tuple[str, int]]:

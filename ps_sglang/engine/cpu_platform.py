@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ps_sglang.engine.compat.platform import (
     CpuDeviceMixin,
     PlatformCapabilities,
     PlatformEnum,
     SRTPlatform,
 )
+from ps_sglang.engine.shared_weights import share
 
 
 class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
@@ -25,6 +28,10 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def get_default_attention_backend(self) -> str:
         """SGLang's scaled-dot-product backend, the only one without device kernels."""
         return "torch_native"
+
+    def post_load_model(self, model: Any) -> None:
+        """Once its weights are loaded: workers of one model hold them once."""
+        share(model)
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
         """A pool that costs memory as it fills; the other kinds need device kernels anyway."""

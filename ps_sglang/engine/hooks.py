@@ -17,8 +17,8 @@ from ps_sglang.engine.hooking import Hook, declared
 for _module in (
     "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
     "handoff.base_prefix", "handoff.prefill", "handoff.priority", "handoff.decode",
-    "sampling.seeds", "sampling.murmur", "events", "trace", "worker_info", "swap", "answers",
-    "waiting",
+    "lora.adapters", "lora.scheduling", "lora.segments", "lora.pool", "sampling.seeds",
+    "sampling.murmur", "events", "trace", "aggregated", "worker_info", "swap", "answers", "waiting",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")
 

@@ -14,12 +14,13 @@ def register() -> None:
     from ps_sglang.engine.compat import require_supported_sglang
 
     require_supported_sglang()
-    from ps_sglang.engine import attention, events, hooks
+    from ps_sglang.engine import attention, events, hooks, lora
     from ps_sglang.engine.sampling import seeds
     from ps_sglang.engine.transfer import backend
     from ps_sglang.engine.tree import base_token_tree
 
     attention.register()
+    lora.register()
     seeds.register()
     backend.register()
     base_token_tree.register()

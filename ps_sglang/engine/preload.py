@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.contract.files import TOKENIZER_FILES
+from ps_sglang.engine import shared_weights
 from ps_sglang.engine.compat.processes import (
     HookRegistry,
     HookType,
@@ -33,10 +34,11 @@ _STOCK_OPTIONS: Final = {
 
 
 def warm(folder: Path) -> None:
-    """Apply the plugin's hooks and load the tokenizer of checkpoint `folder`.
+    """Apply the plugin's hooks, load the tokenizer of checkpoint `folder`, let weights be shared.
 
     The imports, which take longest, have happened with the import of this module.
     """
+    shared_weights.prepare()
     shared = SharedTokenizer(folder, get_tokenizer(str(folder), **_STOCK_OPTIONS))
     HookRegistry.register(_GET_TOKENIZER, shared.get_tokenizer, HookType.AROUND)
     load_plugins()

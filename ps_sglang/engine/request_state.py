@@ -56,12 +56,14 @@ class FanOutWait:
 class HandoffState:
     """The handoff's state of one request.
 
-    `base_prefix_len` counts the tokens of the prompt whose KV is the base's. `sequence_number`
-    counts the requests of this worker as they begin. `fan_out` is None before the request is
-    compared with others. `prefix_matched` says that its prefix was looked up in a long queue.
+    `base_prefix_len` counts the tokens of the prompt whose KV is the base's; the request `pulls`
+    them if a prefill worker has them. `sequence_number` counts the requests of this worker as they
+    begin. `fan_out` is None before the request is compared with others. `prefix_matched` says that
+    its prefix was looked up in a long queue.
     """
 
     base_prefix_len: int
+    pulls: bool = False
     sequence_number: int = field(default_factory=next_sequence_number)
     fan_out: FanOutWait | None = None
     prefix_matched: bool = False
@@ -74,9 +76,9 @@ def handoff_state(req: Request) -> HandoffState:
     return state
 
 
-def begin_handoff(req: Request, base_prefix_len: int) -> None:
+def begin_handoff(req: Request, base_prefix_len: int, *, pulls: bool = False) -> None:
     """Give a new request its state."""
-    req.handoff = HandoffState(base_prefix_len)
+    req.handoff = HandoffState(base_prefix_len, pulls)
 
 
 def base_prefix_len(req: Request) -> int:

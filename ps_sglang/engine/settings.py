@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,6 +11,8 @@ BASE_FINGERPRINT: Final = "PS_SGLANG_BASE_FINGERPRINT"
 ALLOW_UNVERIFIED: Final = "PS_SGLANG_ALLOW_UNVERIFIED"
 ADAPTERS: Final = "PS_SGLANG_ADAPTERS"
 """The LoRA decoders that a worker begins with: a JSON object, `DECODER@VERSION` to folder."""
+SHARE_WEIGHTS: Final = "PS_SGLANG_SHARE_WEIGHTS"
+"""`1` for a forked worker whose model another worker of the cluster loads as well."""
 
 
 def is_enabled(environ: Mapping[str, str]) -> bool:
@@ -23,3 +26,8 @@ def is_enabled(environ: Mapping[str, str]) -> bool:
     if value not in ("0", "1", ""):
         raise SystemExit(f"{ENABLE}={value!r} is not understood: set it to 1 (on) or 0 (off)")
     return value == "1"
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker of a cluster, and not a plain server with the plugin."""
+    return bool(os.environ.get(BASE_FINGERPRINT))

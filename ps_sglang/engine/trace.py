@@ -20,7 +20,10 @@ def process_disagg_prefill_inflight_queue(done: list[Any], *_: Any, **__: Any) -
     """After `process_disagg_prefill_inflight_queue`: publish the span of a prefill worker."""
     for req in done:
         if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
-            events.record(_of_prefill(req))
+            stats = req.time_stats
+            events.record(
+                span_of_prefill(req, stats.prefill_finished_time, sent_at=stats.completion_time)
+            )
 
 
 @after(
@@ -45,13 +48,15 @@ def record_decoded(reqs: list[Any]) -> None:
             events.record(_of_decode(req, now))
 
 
-def _of_prefill(req: Any) -> Span:
+def span_of_prefill(req: Any, computed_at: float, sent_at: float = 0.0) -> Span:
+    """The span of a base prefix that was there at `computed_at`, on the decode worker at `sent_at`.
+
+    Both are `time.perf_counter`'s. What was held of it is in the request's timestamps.
+    """
     state, stats = handoff_state(req), req.time_stats
     timestamps = state.timestamps
     waited = 0.0 if state.fan_out is None else state.fan_out.waited
-    computed_at = stats.prefill_finished_time
     started = stats.forward_entry_time or computed_at  # no forward pass: it took no time
-    computed = len(req.origin_input_ids) - req.cached_tokens
     return Span(
         rid=req.rid,
         role="prefill",
@@ -59,16 +64,20 @@ def _of_prefill(req: Any) -> Span:
         queue=_between(timestamps.began + waited, started),
         wait=waited,
         prefill=_between(started, computed_at),
-        send=_between(computed_at, stats.completion_time),
-        computed=computed,
+        send=_between(computed_at, sent_at),
+        computed=state.base_prefix_len - req.cached_tokens,
         held=timestamps.held,
     )
 
 
 def _of_decode(req: Any, now: float) -> Span:
-    timestamps = handoff_state(req).timestamps
-    pull_started = req.time_stats.decode_transfer_queue_entry_time
+    state = handoff_state(req)
+    timestamps = state.timestamps
     first_output = timestamps.first_output or timestamps.received  # ended without any output
+    decode = _between(first_output, now) if timestamps.first_output else 0.0
+    if not state.pulls:
+        return Span(rid=req.rid, role="decode", began=_unix(timestamps.received), decode=decode)
+    pull_started = req.time_stats.decode_transfer_queue_entry_time
     return Span(
         rid=req.rid,
         role="decode",
@@ -76,7 +85,7 @@ def _of_decode(req: Any, now: float) -> Span:
         queue=_between(timestamps.began, pull_started),
         pull=_between(pull_started, timestamps.received),
         first_step=_between(timestamps.received, first_output),
-        decode=_between(first_output, now) if timestamps.first_output else 0.0,
+        decode=decode,
         held=timestamps.held,
         pulled=timestamps.pulled,
         pulled_bytes=timestamps.pulled_bytes,

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def ready_line(cluster: Cluster) -> str:
     """What a person needs to use the cluster, the request to copy included."""
-    decoders = [worker.model for worker in cluster.workers if worker.role == "decode"]
+    decoders = list(dict.fromkeys(name for worker in cluster.workers for name in worker.decoders))
     ready = "joined" if cluster.plan.spec.join else "ready"
     line = (
         f"{ready} {cluster.url} after {cluster.ready_s:.1f} s, "

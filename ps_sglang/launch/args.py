@@ -15,8 +15,9 @@ from ps_sglang.parser import SettingsParser
 _DESCRIPTION: Final = """\
 Serve several fine-tuned decoders from one shared prefill.
 
-Starts one SGLang prefill worker for the base model, one SGLang decode worker for each
-decoder, and a gateway that speaks the OpenAI API and SGLang's own. Ctrl-C stops it all.
+Starts one SGLang prefill worker for the base model, one SGLang decode worker for all LoRA
+adapters together and one for each whole model, and a gateway that speaks the OpenAI API and
+SGLang's own. Ctrl-C stops it all.
 Exit status: 0 stopped, 1 what was started failed, 2 refused before anything started."""
 
 CHECK_DESCRIPTION: Final = """\
@@ -30,10 +31,13 @@ models:
   base                   the demo's base, SmolLM2-135M-Instruct
   code, tools, math      decoders trained on its cache, as `make demo` serves them
   a, b, c                stand-ins: the base plus noise
-  PATH                   a checkpoint folder; its last part is the name that clients ask for
+  PATH                   the folder of a checkpoint, or of a LoRA adapter of the base (peft's
+                         format); its last part is the name that clients ask for
   NAME=MODEL             any of these under another name
   ORG/MODEL              a hub id, downloaded once
+  MODEL*N                a decoder that is a whole model, with N workers
   A decoder must have been trained on the base's cache, which its prefillshare.json says.
+  Adapters share one worker, which also serves the base by its name.
 
 engine flags:
   Every flag that is not listed above goes to SGLang (`python -m sglang.launch_server --help`)
@@ -43,6 +47,7 @@ engine flags:
 examples:
   {prog} --prefill base --decoders a,b,c
   {prog} --prefill ./qwen3 --decoders math=./m1,code=./c1 --page-size 16
+  {prog} --prefill ./qwen3 --decoders math=./adapter1,code=./adapter2 --one-worker
   {prog} --prefill base --decoders a --prefill-replicas 2 \\
       --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
   {prog} --spec launch/demo.yaml --port 0
@@ -130,6 +135,19 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help=f"number of prefill workers (default {default.prefill_replicas})",
+    )
+    add(
+        "--decode-replicas",
+        type=int,
+        metavar="N",
+        help="number of decode workers for all adapters together, and for each whole model "
+        f"without a *N of its own (default {default.decode_replicas})",
+    )
+    add(
+        "--one-worker",
+        action="store_true",
+        help="start one server that prefills and decodes, for adapters of the base: for one GPU, "
+        "or little memory",
     )
     add(
         "--join",

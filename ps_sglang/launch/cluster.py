@@ -14,15 +14,18 @@ from signal import Signals
 from types import TracebackType
 from typing import Final, Self
 
-from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import procfs
-from ps_sglang.launch.environment import fork_server_environment, worker_environment
+from ps_sglang.launch.environment import (
+    fork_server_environment,
+    plugin_environment,
+    worker_environment,
+)
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Loaded, Start, StartMethod
-from ps_sglang.launch.outlook import candidates, outlook
+from ps_sglang.launch.outlook import candidates, outlook, sharing
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.readiness import Probe, gateway_url, knows_workers, read_ahead, tail
 from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
@@ -44,6 +47,7 @@ class Worker:
     name: str
     role: Role
     model: str
+    decoders: tuple[str, ...]
     url: str
     log: Path
     pid: int
@@ -51,7 +55,7 @@ class Worker:
 
 
 class Cluster:
-    """One prefill worker or more, one decode worker a decoder, and the gateway.
+    """Prefill workers, decode workers and the gateway; or one worker of both roles.
 
     With `ClusterSpec.join` it is a part of another cluster, whose gateway `url` then names.
 
@@ -123,6 +127,7 @@ class Cluster:
                 spec.name,
                 spec.role,
                 spec.model_name,
+                spec.decoders,
                 spec.url,
                 spec.log,
                 self._link.pids[spec.name],
@@ -175,6 +180,8 @@ class Cluster:
         deadline = self._began + self.plan.spec.ready_timeout_s
         for report in self.plan.reports:
             self._on_progress(f"decoder {report.name}: {report.description}")
+        for line in sharing(self.plan.workers):
+            self._on_progress(line)
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
         for index, worker in enumerate(self.plan.workers):
@@ -214,10 +221,12 @@ class Cluster:
                 module="sglang.launch_server",
                 argv=worker.argv,
                 env=env
-                | {
-                    BASE_FINGERPRINT: self.plan.fingerprint,
-                    ALLOW_UNVERIFIED: "1" if self.plan.spec.allow_unverified else "0",
-                },
+                | plugin_environment(
+                    self.plan.fingerprint,
+                    worker,
+                    allow_unverified=self.plan.spec.allow_unverified,
+                    shares_weights=self.plan.cpu and self.plan.shares_model(worker),
+                ),
                 log=str(worker.log),
                 start_method=StartMethod.FORK if self.plan.cpu else StartMethod.EXEC,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from getpass import getuser
@@ -9,12 +10,14 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
 
+from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, SHARE_WEIGHTS
 from ps_sglang.launch.architectures import (
     DISABLED,
     sglang_models_folder,
     unneeded_model_files,
 )
-from ps_sglang.launch.spec import Role
+from ps_sglang.launch.spec import Role, WorkerSpec
+from ps_sglang.worker_info import adapter_name
 
 CLUSTER: Final = "PS_SGLANG_CLUSTER"
 """Set in every process of a cluster to the cluster's id; nothing reads it but people and tests."""
@@ -82,7 +85,24 @@ def worker_environment(
     return variables
 
 
+def plugin_environment(
+    fingerprint: str, worker: WorkerSpec, *, allow_unverified: bool, shares_weights: bool
+) -> dict[str, str]:
+    """What the engine plugin is told: the base, and the adapters with which the worker begins.
+
+    `shares_weights`: another worker has the same model, and memory in common with this one.
+    """
+    variables = {BASE_FINGERPRINT: fingerprint, ALLOW_UNVERIFIED: "1" if allow_unverified else "0"}
+    if shares_weights:
+        variables[SHARE_WEIGHTS] = "1"
+    if worker.adapters is not None:
+        variables[ADAPTERS] = json.dumps(
+            {adapter_name(one.decoder, one.version): one.path for one in worker.adapters}
+        )
+    return variables
+
+
 def threads(role: Role, cores: int | None = None) -> int:
     """OpenMP threads of a worker."""
     cores = cores or len(os.sched_getaffinity(0))
-    return cores if role is Role.PREFILL else max(1, cores // 2)
+    return max(1, cores // 2) if role is Role.DECODE else cores

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from ps_sglang.contract import Manifest
 from ps_sglang.errors import UsageError
 from ps_sglang.events.messages import PUBLISHER
 from ps_sglang.launch.spec import EventPorts, Role
 from ps_sglang.models.resolve import NamedModel
 
-Flags = Mapping[str, str | None]
-"""Flag to value; None for a switch."""
+Flags = Mapping[str, str | tuple[str, ...] | None]
+"""Flag to value, or to several; None for a switch."""
 
 _MODELS: Final = "models are chosen with --prefill and --decoders"
 _ADDRESS: Final = (
@@ -24,6 +23,7 @@ _PARALLEL: Final = "one launcher runs one machine"
 _ROLE: Final = "the launcher decides it from the worker's role"
 _HANDOFF: Final = "it moves or keeps KV in ways that a shared prefill cannot allow"
 _ORDER: Final = "requests wait by priority and by what is held of them, see docs/architecture.md"
+_ADAPTERS: Final = "adapters are given with --decoders, as whole models are"
 _SPECULATIVE: Final = "a draft model would need hidden states of the base"
 
 OWNED: Final[Mapping[str, str]] = MappingProxyType(
@@ -58,8 +58,8 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--enable-priority-scheduling": _ORDER,
         "--schedule-low-priority-values-first": _ORDER,
         "--abort-on-priority-when-disabled": _ORDER,
-        "--enable-lora": "a decoder is a whole model: merge the adapter into its weights",
-        "--lora-paths": "a decoder is a whole model: merge the adapter into its weights",
+        "--enable-lora": _ADAPTERS,
+        "--lora-paths": _ADAPTERS,
         "--speculative-algorithm": _SPECULATIVE,
         "--speculative-draft-model-path": _SPECULATIVE,
     }
@@ -85,24 +85,31 @@ _CPU: Final[Flags] = {
 _CPU_DECODE: Final[Flags] = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
 _PREFILL: Final[Flags] = {"--schedule-policy": "lpm"}
 
-_MANIFEST: Final = ("--tool-call-parser", "--reasoning-parser")
-DEFAULTED: Final = frozenset(
-    (*_BOTH, *_CPU, *_CPU_DECODE, *_PREFILL, *_MANIFEST, "--max-total-tokens")
+_LORA: Final = (
+    "--max-lora-rank",
+    "--lora-target-modules",
+    "--max-loras-per-batch",
+    "--max-loaded-loras",
+    "--lora-backend",
 )
-"""Every flag that `defaults` or a decoder's manifest may set."""
+PARSERS: Final = ("--tool-call-parser", "--reasoning-parser")
+DEFAULTED: Final = frozenset(
+    (*_BOTH, *_CPU, *_CPU_DECODE, *_PREFILL, *_LORA, *PARSERS, "--max-total-tokens")
+)
+"""Every flag that `defaults`, `lora.defaults` or a decoder's manifest may set."""
 
 _CPU_CONTEXT: Final = 14336
 _CPU_SPARE: Final = 2048
 
 
-def defaults(role: Role, *, cpu: bool, context_length: int) -> dict[str, str | None]:
+def defaults(role: Role, *, cpu: bool, context_length: int) -> Flags:
     """The launcher's choices that a user's flag may override.
 
     On a CPU the KV pool holds one full context (up to 14,336 tokens) and 2,048 tokens more:
     SGLang would size it by free memory, which several workers cannot all have.
     """
     flags = dict(_BOTH)
-    if role is Role.PREFILL:
+    if role is not Role.DECODE:
         flags |= _PREFILL
     if cpu:
         flags |= _CPU
@@ -110,17 +117,6 @@ def defaults(role: Role, *, cpu: bool, context_length: int) -> dict[str, str | N
         if role is Role.DECODE:
             flags |= _CPU_DECODE
     return flags
-
-
-def parsers(manifest: Manifest | None) -> dict[str, str]:
-    """What a decoder's manifest says about reading its answers; a user's flag may override it."""
-    if manifest is None:
-        return {}
-    named = {
-        "--tool-call-parser": manifest.tool_call_parser,
-        "--reasoning-parser": manifest.reasoning_parser,
-    }
-    return {flag: name for flag, name in named.items() if name is not None}
 
 
 def owned(
@@ -131,8 +127,13 @@ def owned(
     bootstrap_port: int | None,
     transfer_backend: str,
     events: EventPorts,
+    *,
+    lora: bool = False,
 ) -> tuple[str, ...]:
-    """The part of a worker's command line that only the launcher can know."""
+    """The part of a worker's command line that only the launcher can know.
+
+    `lora`: the worker takes adapters.
+    """
     flags: dict[str, str] = {
         "--model-path": str(model.path),
         "--served-model-name": model.name,
@@ -140,7 +141,6 @@ def owned(
         "--port": str(port),
         "--nccl-port": str(rendezvous_port),
         "--disaggregation-mode": role.value,
-        "--disaggregation-transfer-backend": transfer_backend,
         "--radix-cache-backend": "base-token",
         "--kv-events-config": json.dumps(
             {
@@ -151,11 +151,15 @@ def owned(
             }
         ),
     }
+    if role is not Role.AGGREGATED:
+        flags["--disaggregation-transfer-backend"] = transfer_backend
     if bootstrap_port is not None:
         flags["--disaggregation-bootstrap-port"] = str(bootstrap_port)
     words = tuple(word for pair in flags.items() for word in pair)
     if role is Role.DECODE:
         words += ("--disaggregation-decode-enable-radix-cache",)
+    if lora:
+        words += ("--enable-lora",)
     return words
 
 
@@ -164,13 +168,14 @@ def merge(default: Flags, user: Sequence[str]) -> tuple[str, ...]:
 
     `--no-FLAG` takes a default away and is not passed on.
     """
-    removed = {name for name, _ in groups(user) if _negated(name) in default}
+    # Given for all workers, it may name a default that this one does not have.
+    removed = {name for name, _ in groups(user) if _negated(name) in DEFAULTED}
     user_groups = [(name, values) for name, values in groups(user) if name not in removed]
     replaced = {name for name, _ in user_groups} | {_negated(name) for name in removed}
     merged: list[str] = []
     for name, value in default.items():
         if name not in replaced:
-            merged += [name] if value is None else [name, value]
+            merged += [name, *([value] if isinstance(value, str) else value or ())]
     for _, words in user_groups:
         merged += words
     return tuple(merged)
@@ -186,6 +191,11 @@ def refuse_owned(words: Sequence[str], source: str) -> None:
             raise UsageError(f"{source}: {group[0]!r} belongs to no flag")
         if name in OWNED:
             raise UsageError(f"{source}: {name} cannot be passed through; {OWNED[name]}")
+
+
+def decides(words: Sequence[str], flag: str) -> bool:
+    """Whether a command line sets `flag`, or takes it away with `--no-`."""
+    return any(flag in (name, _negated(name)) for name, _ in groups(words))
 
 
 def value_of(words: Sequence[str], flag: str) -> str | None:

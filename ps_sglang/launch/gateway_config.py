@@ -34,9 +34,11 @@ def gateway_config(plan: Plan) -> GatewayConfig:
                 worker.model_name,
                 worker.events.publishes,
                 worker.events.control,
+                worker.adapters,
+                aggregated=worker.role is Role.AGGREGATED,
             )
             for worker in plan.workers
-            if worker.role is Role.DECODE
+            if worker.role is not Role.PREFILL
         ),
         tokenizer=str(plan.base.path),
         chat=plan.chat,

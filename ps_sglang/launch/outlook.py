@@ -1,11 +1,12 @@
-"""What a cluster can still serve when some of its workers have died."""
+"""Who shares a worker, and what a cluster can still serve when some of its workers have died."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from ps_sglang.contract.tensors import weight_files
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.spec import Role, WorkerSpec
 from ps_sglang.workers.client import READY_STATES, WorkersClient
@@ -13,12 +14,24 @@ from ps_sglang.workers.client import READY_STATES, WorkersClient
 _ANSWER_S: Final = 5.0
 
 
+def sharing(workers: Iterable[WorkerSpec]) -> Iterator[str]:
+    """For each worker of several decoders which they are, and the weights that it holds once."""
+    for worker in workers:
+        if len(worker.decoders) > 1:
+            size = sum(file.stat().st_size for file in weight_files(worker.model_path)) / 1e9
+            yield (
+                f"{worker.name}: {', '.join(worker.decoders)} share {size:.2g} GB of weights, "
+                f"{size * len(worker.decoders):.2g} GB as whole models"
+            )
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A worker, the decoder that it serves if it does, and whether it gets requests."""
+    """A worker, whether it prefills, the decoders that it serves, and whether it gets requests."""
 
     url: str
-    decoder: str | None
+    prefills: bool
+    decoders: tuple[str, ...] = ()
     able: bool = True
 
 
@@ -26,10 +39,10 @@ def outlook(candidates: Iterable[Candidate], dead: Collection[str]) -> str:
     """What is served without the workers whose URLs are `dead`, in words."""
     workers = list(candidates)
     available = [worker for worker in workers if worker.able and worker.url not in dead]
-    if not any(worker.decoder is None for worker in available):
+    if not any(worker.prefills for worker in available):
         return "no prefill worker is left, so nothing can be served"
-    every = dict.fromkeys(worker.decoder for worker in workers if worker.decoder is not None)
-    served = {worker.decoder for worker in available}
+    every = dict.fromkeys(name for worker in workers for name in worker.decoders)
+    served = {name for worker in available for name in worker.decoders}
     if not (left := [name for name in every if name in served]):
         return "no decode worker is left, so nothing can be served"
     lost = [name for name in every if name not in served]
@@ -42,10 +55,15 @@ def candidates(url: str, workers: Iterable[WorkerSpec]) -> list[Candidate]:
         listed = WorkersClient(url, _ANSWER_S).list()
     except UsageError:
         return [
-            Candidate(worker.url, worker.model_name if worker.role is Role.DECODE else None)
+            Candidate(worker.url, worker.role is not Role.DECODE, worker.decoders)
             for worker in workers
         ]
     return [
-        Candidate(worker["url"], worker["decoder"], worker["state"] in READY_STATES)
+        Candidate(
+            worker["url"],
+            worker["role"] != Role.DECODE,
+            tuple(worker["decoders"]),
+            worker["state"] in READY_STATES,
+        )
         for worker in listed
     ]

@@ -11,9 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster
+from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster, is_adapter
 from ps_sglang.contract.engine_flags import check_engine_flags
-from ps_sglang.contract.manifest import parser_problem
 from ps_sglang.contract.served_template import check_served_template
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
@@ -22,8 +21,10 @@ from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
-from ps_sglang.launch import flag_check, flags
+from ps_sglang.launch import flag_check, flags, lora
 from ps_sglang.launch.environment import has_accelerator
+from ps_sglang.launch.parsers import check_parsers, parsers
+from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
 from ps_sglang.launch.ports import free_ports, require_free
 from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
@@ -55,6 +56,10 @@ class Plan:
         folders = dict.fromkeys(worker.model_path for worker in self.workers)
         return tuple(file for folder in folders for file in weight_files(folder))
 
+    def shares_model(self, worker: WorkerSpec) -> bool:
+        """Whether another worker loads the same model."""
+        return sum(other.model_path == worker.model_path for other in self.workers) > 1
+
 
 def prepare(spec: ClusterSpec) -> Plan:
     """Check `spec` and resolve it, the quick checks first.
@@ -69,26 +74,18 @@ def prepare(spec: ClusterSpec) -> Plan:
     log_dir = _log_dir(spec.log_dir)
     base, reports = check_models(spec)
     cpu = runs_on_cpu(spec)
-    models = _worker_models(spec, base, reports)
+    placements = place(spec, base, reports)
     shape = read_shape(base.path)
-    parsers = _parsers(reports)
-    command_lines = {
-        name: flags.merge(
-            flags.defaults(role, cpu=cpu, context_length=shape.context_length)
-            | parsers[model.name if role is Role.DECODE else None],
-            spec.role_args(role),
-        )
-        for name, role, model in models
-    }
+    command_lines = _command_lines(spec, placements, shape.context_length, cpu=cpu)
     check_engine_flags(command_lines)
-    _check_parsers(command_lines)
+    check_parsers(command_lines)
     return Plan(
         spec,
         cpu,
         base,
         base_fingerprint(base.path),
         tuple(reports),
-        _workers(spec, cpu, models, command_lines, log_dir),
+        _workers(spec, cpu, placements, command_lines, log_dir),
         shape.architecture,
         min([shape.context_length, *_limits(command_lines.values())]),
         shape.vocabulary,
@@ -98,16 +95,26 @@ def prepare(spec: ClusterSpec) -> Plan:
 
 
 def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:
-    """Resolve all models and compare every decoder with the base; what `ps-sglang check` does."""
+    """Resolve all models and compare every decoder with the base; what `ps-sglang check` does.
+
+    The reports are in the order of `spec.decoders`. The base is a decoder by its name, or as
+    `--prefill` has it.
+    """
     chat_template = chat_flags(spec).template
-    base, *decoders = resolve_all([spec.prefill, *spec.decoders])
-    reports = check_cluster(
-        base.path,
-        {decoder.name: decoder.path for decoder in decoders},
-        allow_unverified=spec.allow_unverified,
-        chat_template=chat_template,
+    others = [entry for entry in spec.entries if not names_base(spec, entry)]
+    base, *models = resolve_all([spec.prefill, *(entry.model for entry in others)])
+    adapters = [one for one, model in zip(others, models, strict=True) if is_adapter(model.path)]
+    refuse_misplaced(spec, adapters)
+    checked = iter(
+        check_cluster(
+            base.path,
+            {model.name: model.path for model in models},
+            allow_unverified=spec.allow_unverified,
+            chat_template=chat_template,
+        )
     )
-    return base, reports
+    itself = DecoderReport(base.name, base.path, None, is_base=True)
+    return base, [itself if names_base(spec, entry) else next(checked) for entry in spec.entries]
 
 
 def chat_flags(spec: ClusterSpec) -> ChatFlags:
@@ -195,53 +202,42 @@ def _log_dir(log_dir: Path | None) -> Path:
     return folder.resolve()
 
 
-def _worker_models(
-    spec: ClusterSpec, base: NamedModel, reports: Sequence[DecoderReport]
-) -> list[tuple[str, Role, NamedModel]]:
-    """(worker name, role, model) of every worker."""
-    prefill = [(f"prefill-{i}", Role.PREFILL, base) for i in range(spec.prefill_replicas)]
-    decode = [
-        (f"decode-{report.name}", Role.DECODE, NamedModel(report.name, report.path))
-        for report in reports
-    ]
-    return prefill + decode
-
-
-def _check_parsers(command_lines: Mapping[str, Sequence[str]]) -> None:
-    """Refuse parsers that SGLang does not have; those of manifests have been checked before."""
-    for name, words in command_lines.items():
-        parsers = (
-            flags.value_of(words, flag) for flag in ("--tool-call-parser", "--reasoning-parser")
-        )
-        if problem := parser_problem(*parsers):
-            raise UsageError(f"engine flags of {name}: {problem}")
-
-
-def _parsers(reports: Sequence[DecoderReport]) -> dict[str | None, dict[str, str]]:
-    """Flags of parsers by decoder; under None those of prefill workers, on which all agree."""
-    parsers: dict[str | None, dict[str, str]] = {
-        report.name: flags.parsers(report.manifest) for report in reports
-    }
-    sets = [set(flags_of_one.items()) for flags_of_one in parsers.values()]
-    parsers[None] = dict(set.intersection(*sets)) if sets else {}
-    return parsers
+def _command_lines(
+    spec: ClusterSpec, placements: Sequence[Placement], context_length: int, *, cpu: bool
+) -> dict[str, tuple[str, ...]]:
+    """Of each worker what a user may set: the launcher's defaults and the user's own flags."""
+    parser_flags = parsers(spec, placements)
+    command_lines = {}
+    for placement in placements:
+        user = spec.role_args(placement.role)
+        default = dict(flags.defaults(placement.role, cpu=cpu, context_length=context_length))
+        if placement.lora:
+            default |= lora.defaults(placement.model.path, placement.reports, user, cpu=cpu)
+        command_line = flags.merge(default | parser_flags[placement.name], user)
+        if placement.lora:
+            lora.check(placement.name, command_line, placement.reports)
+        command_lines[placement.name] = command_line
+    return command_lines
 
 
 def _workers(
     spec: ClusterSpec,
     cpu: bool,
-    models: Sequence[tuple[str, Role, NamedModel]],
-    command_lines: dict[str, tuple[str, ...]],
+    placements: Sequence[Placement],
+    command_lines: Mapping[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
-    ports = iter(free_ports(5 * len(models)))
+    ports = iter(free_ports(5 * len(placements)))
     workers = []
-    for name, role, model in models:
+    for placement in placements:
+        name, role, model = placement.name, placement.role, placement.model
         port, rendezvous = next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
         events = EventPorts(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
-        owned = flags.owned(role, model, port, rendezvous, bootstrap, backend, events)
+        owned = flags.owned(
+            role, model, port, rendezvous, bootstrap, backend, events, lora=placement.lora
+        )
         workers.append(
             WorkerSpec(
                 name=name,
@@ -253,6 +249,7 @@ def _workers(
                 events=events,
                 argv=(*owned, *command_lines[name]),
                 log=log_dir / f"{name}.log",
+                adapters=placement.adapters,
             )
         )
     return tuple(workers)

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import origin_problem
+from ps_sglang.gateway.config import Adapter, origin_problem
+
+_COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
 
 class Role(StrEnum):
-    """A worker's half of SGLang's prefill/decode disaggregation."""
+    """A worker's part of SGLang's prefill/decode disaggregation, as SGLang calls its mode."""
 
     PREFILL = "prefill"
     DECODE = "decode"
+    AGGREGATED = "null"
+    """Both parts in one server."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of `--decoders`: the model, and its own number of workers if it ends in `*N`."""
+
+    model: str
+    replicas: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Taken apart at the `*`."""
+        counted = _COUNTED.fullmatch(text)
+        return cls(text) if counted is None else cls(counted[1], int(counted[2]))
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,9 @@ class ClusterSpec:
     """One cluster, as asked for; the command line's defaults are these.
 
     `prefill` is the base model and `decoders` the decoders, as `ps_sglang.models.resolve.resolve`
-    takes them; `prefill_replicas` prefill workers share the base's work. `join` is the URL of a
+    takes them; one that ends in `*N` has N workers, any other has `decode_replicas`. All LoRA
+    adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
+    base's work. `one_worker` has one server do it all, for adapters. `join` is the URL of a
     running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
     and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
     `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
@@ -35,6 +57,8 @@ class ClusterSpec:
     prefill: str
     decoders: tuple[str, ...]
     prefill_replicas: int = 1
+    decode_replicas: int = 1
+    one_worker: bool = False
     join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
@@ -51,10 +75,15 @@ class ClusterSpec:
         if problems := list(_problems(self)):
             raise UsageError("; ".join(problems))
 
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """`decoders`, taken apart."""
+        return tuple(map(Entry.parse, self.decoders))
+
     def role_args(self, role: Role) -> tuple[str, ...]:
         """All the user's SGLang flags for one role, the winning ones last."""
-        role_args = self.prefill_engine_args if role is Role.PREFILL else self.decode_engine_args
-        return self.engine_args + role_args
+        role_args = {Role.PREFILL: self.prefill_engine_args, Role.DECODE: self.decode_engine_args}
+        return self.engine_args + role_args.get(role, ())
 
 
 def _problems(spec: ClusterSpec) -> list[str]:
@@ -68,12 +97,42 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append("no decoder given: name at least one with --decoders")
     if spec.prefill_replicas < least:
         problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least {least}")
+    if spec.decode_replicas < 1:
+        problems.append(f"--decode-replicas is {spec.decode_replicas}, must be at least 1")
+    if spec.one_worker:
+        problems += _one_worker_problems(spec)
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    problems += [
+        f"decoder {entry.model}*0: it must have at least 1 worker"
+        for entry in spec.entries
+        if entry.replicas == 0
+    ]
     problems += filter(None, map(origin_problem, spec.cors_origins))
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems
+
+
+# A second such worker would prefill each conversation again, which is what a cluster is to save.
+_ALONE: Final = "it runs a single server; leave --one-worker away for more workers"
+_NO_ROLES: Final = "give SGLang's flags as they are, as the worker has both roles"
+
+
+def _one_worker_problems(spec: ClusterSpec) -> list[str]:
+    reasons = {
+        "--prefill-replicas": (spec.prefill_replicas > 1, _ALONE),
+        "--decode-replicas": (spec.decode_replicas > 1, _ALONE),
+        "--join": (spec.join is not None, "it brings workers of one role to a cluster"),
+        "--transfer-backend": (spec.transfer_backend is not None, "no KV pages travel"),
+        "--prefill-engine-args": (bool(spec.prefill_engine_args), _NO_ROLES),
+        "--decode-engine-args": (bool(spec.decode_engine_args), _NO_ROLES),
+    }
+    return [
+        f"{flag} does not go with --one-worker: {reason}"
+        for flag, (given, reason) in reasons.items()
+        if given
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,7 +145,10 @@ class EventPorts:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """One SGLang server: its place in the cluster and its whole command line."""
+    """One SGLang server: its place in the cluster and its whole command line.
+
+    `adapters` are the LoRA decoders that it begins with, None for a server that takes none.
+    """
 
     name: str
     role: Role
@@ -97,6 +159,14 @@ class WorkerSpec:
     events: EventPorts
     argv: tuple[str, ...]
     log: Path
+    adapters: tuple[Adapter, ...] | None = None
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """What clients can ask of it: adapters, and what it serves without one."""
+        if self.role is Role.PREFILL:
+            return ()
+        return (*(adapter.decoder for adapter in self.adapters or ()), self.model_name)
 
     @property
     def url(self) -> str:

@@ -16,6 +16,8 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill: str | None = None
     decoders: tuple[str, ...] | None = None
     prefill_replicas: int | None = None
+    decode_replicas: int | None = None
+    one_worker: bool | None = None
     join: str | None = None
     host: str | None = None
     port: int | None = None

@@ -1,27 +1,21 @@
-"""From a LoRA adapter to the decoder that it makes of its base, without torch or peft.
+"""From a plain LoRA adapter to the whole model that it makes of its base, without torch or peft.
 
-The adapters of the demo are merged where a launch prepares its models. `train.export` merges any
-adapter that peft can read; the ones here are plain: one rank, float16, projections only.
+So the demo's decoders are merged where they are prepared; `ps-sglang merge` merges any adapter that
+peft can read. The ones here are float16, of one rank, for projections only.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from ps_sglang.contract.fingerprint import base_fingerprint
-from ps_sglang.contract.manifest import MANIFEST_FILE, read_manifest
+from ps_sglang.contract import MANIFEST_FILE, AdapterFiles, base_fingerprint, read_manifest
+from ps_sglang.contract.adapter_files import ADAPTER_WEIGHTS
 from ps_sglang.errors import CheckpointError
 from ps_sglang.models.checkpoint import WEIGHTS_FILE, Tensors, write_sibling
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
-_A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def write_adapted(base: Path, adapter: Path, folder: Path) -> None:
@@ -41,14 +35,11 @@ def write_adapted(base: Path, adapter: Path, folder: Path) -> None:
 
 def merge(base: Tensors, adapter: Path) -> Tensors:
     """Weights with the adapter's low-rank update added; the others are the base's own arrays."""
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
-    scale = np.float32(config["lora_alpha"] / config["r"])
-    updates = load_file(adapter / ADAPTER_WEIGHTS)
+    files = AdapterFiles.read(adapter)
+    scale = np.float32(files.config.alpha / files.config.rank)
+    weights = load_file(adapter / ADAPTER_WEIGHTS)
     decoder = dict(base)
-    for name, down in updates.items():
-        if not name.endswith(_A):
-            continue
-        up = updates[name.removesuffix(_A) + _B]
-        target = name.removeprefix(_PREFIX).removesuffix(_A) + ".weight"
-        decoder[target] = base[target] + scale * (up.astype(np.float32) @ down.astype(np.float32))
+    for module, factors in files.factors.items():
+        down, up = (weights[factors[half].name].astype(np.float32) for half in "AB")
+        decoder[f"{module}.weight"] = base[f"{module}.weight"] + scale * (up @ down)
     return decoder

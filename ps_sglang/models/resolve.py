@@ -1,8 +1,9 @@
-"""From what a user writes to a checkpoint folder.
+"""From what a user writes to the folder of a model: a checkpoint, or a LoRA adapter.
 
 name=SPEC          any of the below under another name
 base               the demo models' base (also smollm2-135m)
-code, tools, math  the demo decoders, trained on its cache (also smollm2-135m-code, ...)
+code, tools, math  the demo decoders, LoRA adapters trained on its cache
+smollm2-135m-code  one of them merged into the base, a whole model (also -tools, -math)
 a, b, c            stand-ins: the base plus noise (also standin-a, standin-b, standin-c)
 PATH               a local folder; `./code` for one that is called like a demo model
 org/model          a hub id, downloaded through huggingface_hub
@@ -16,34 +17,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ps_sglang.contract.adapter_files import is_adapter, read_adapter_config
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.contract.tokenizer import tokenizer_digest
 from ps_sglang.errors import CheckpointError, ModelNotFoundError, UsageError
-from ps_sglang.models.demo import ALIASES, demo_folder
+from ps_sglang.models.demo import ALIASES, DECODERS, MERGED, demo_folder
 
 # It becomes part of a URL path, a log file's name and a metrics label.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_DEMO = (*ALIASES.values(), *ALIASES)
+_DEMO = (*ALIASES, *ALIASES.values(), *DECODERS, *MERGED)
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt")
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A checkpoint folder and the name that clients use for it."""
+    """The folder of a checkpoint or an adapter, and the name that clients use for it."""
 
     name: str
     path: Path
 
 
 def resolve(spec: str) -> NamedModel:
-    """The checkpoint that `spec` means; a demo model is prepared, a hub model downloaded.
+    """The model that `spec` means; a demo model is prepared, a hub model downloaded.
 
     Raises ModelNotFoundError, CheckpointError, MissingPackageError, or UsageError for a bad name.
     """
     name, source = _split(spec)
     return NamedModel(name, _folder(source))
+
+
+def model_name(spec: str) -> str:
+    """The name that clients use for what `spec` means; raises UsageError for a bad one."""
+    return _split(spec)[0]
 
 
 def resolve_all(specs: Sequence[str]) -> list[NamedModel]:
@@ -87,8 +94,8 @@ def _folder(source: str) -> Path:
     if _HUB_ID.fullmatch(source):
         return _checked(_download(source))
     raise ModelNotFoundError(
-        f"no folder {source}; give a checkpoint folder, a hub id (org/model) "
-        f"or a demo model ({', '.join(ALIASES)})"
+        f"no folder {source}; give a folder of a checkpoint or an adapter, a hub id (org/model) "
+        f"or a demo model ({', '.join((*ALIASES, *DECODERS))})"
     )
 
 
@@ -98,9 +105,13 @@ def _absolute(source: str) -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    """`folder` if an engine can load it: config, safetensors weights, tokenizer."""
+    """`folder` if an engine can load it: config, safetensors weights, tokenizer. An adapter needs
+    no tokenizer, it is used with its base's."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder of a checkpoint")
+    if is_adapter(folder):
+        read_adapter_config(folder)
+        return folder
     read_shape(folder)
     weight_files(folder)
     tokenizer_digest(folder)

@@ -18,6 +18,9 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from ps_sglang.contract import is_adapter
+from ps_sglang.models.adapted import Adapted
+
 Tokens = tuple[int, ...]
 # Keys and values of one layer, each [1, KV heads, tokens, head dim].
 _Layer = tuple[torch.Tensor, torch.Tensor]
@@ -40,11 +43,15 @@ class Scores:
 
 
 class Reference:
-    """The base and its decoders, loaded from checkpoint folders in float32 (4 bytes a weight)."""
+    """The base and its decoders, loaded in float32 (4 bytes a weight). Adapters take the base's."""
 
     def __init__(self, base: Path, decoders: Mapping[str, Path]) -> None:
-        self._base = Prefixes(load(base))
-        self._decoders = {name: Prefixes(load(path)) for name, path in decoders.items()}
+        model = load(base)
+        self._base = Prefixes(model)
+        self._decoders = {
+            name: Prefixes(Adapted(model, path) if is_adapter(path) else load(path))
+            for name, path in decoders.items()
+        }
 
     def shared(self, decoder: str, prompt: Tokens, answer: Tokens) -> Scores:
         """Judge `answer` with the base's KV under it: what the cluster must serve."""

@@ -228,7 +228,7 @@ def test_all_differences_of_all_decoders_in_one_message(build: Build, base: Path
     with pytest.raises(ContractError) as caught:
         check_cluster(base, decoders, allow_unverified=False)
     message = str(caught.value)
-    assert message.startswith(f"5 of 6 decoders cannot share the cache of the base {base}:\n")
+    assert message.startswith(f"5 of 6 decoders cannot be served with the base {base}:\n")
     assert [row.split(":")[0] for row in caught.value.differences] == [
         "shape", "shape", "bare", "broken", "manifest", "gone",
     ]  # fmt: skip

@@ -24,6 +24,7 @@ def test_every_flag_reaches_the_spec() -> None:
     spec = parse_args(
         shlex.split(
             "--prefill x=./m --decoders a, --host ::1 --port 0 --prefill-replicas 2 "
+            "--decode-replicas 3 "
             "--transfer-backend nixl --allow-unverified --log-dir logs --ready-timeout 9.5 "
             "--cors-origins 'http://localhost:3000, *'"
         )
@@ -35,6 +36,7 @@ def test_every_flag_reaches_the_spec() -> None:
         port=0,
         cors_origins=("http://localhost:3000", "*"),
         prefill_replicas=2,
+        decode_replicas=3,
         transfer_backend="nixl",
         allow_unverified=True,
         log_dir=Path("logs"),
@@ -64,6 +66,8 @@ def test_role_flags_are_split_like_a_shell_does(glue: bool) -> None:
         ("--prefill a --decoders b --port 70000", "--port is 70000, must be 0"),
         ("--prefill a --decoders b --port x", "--port: invalid int value: 'x'"),
         ("--prefill a --decoders b --prefill-replicas 0", "must be at least 1"),
+        ("--prefill a --decoders b --decode-replicas 0", "--decode-replicas is 0, must be at"),
+        ("--prefill a --decoders b*0", "decoder b*0: it must have at least 1 worker"),
         ("--prefill a --decoders b --ready-timeout 0", "above 0 seconds"),
         ("--prefill a --decoders b --ready-timeout nan", "above 0 seconds"),
         ("--prefill a --decoders b --host=", "--host is empty"),
@@ -77,6 +81,23 @@ def test_a_mistake_is_one_line(words: str, message: str) -> None:
         parse_args(words.split())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--prefill-replicas 2",
+        "--decode-replicas 2",
+        "--join http://127.0.0.1:8000",
+        "--transfer-backend zmq",
+        "--prefill-engine-args '--page-size 1'",
+        "--decode-engine-args '--page-size 1'",
+    ],
+)
+def test_what_only_several_workers_have_does_not_go_with_one(words: str) -> None:
+    flag, *value = shlex.split(words)
+    with pytest.raises(UsageError, match=f"^{flag} does not go with --one-worker: "):
+        parse_args([*MODELS, "--one-worker", flag, *value])
 
 
 @pytest.mark.parametrize("command", ["ps_sglang.launch", "ps_sglang.cli"])

@@ -63,7 +63,11 @@ def test_launch_refuses_what_does_not_exist(capsys: pytest.CaptureFixture[str]) 
 
 def test_models_lists_the_demo_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    assert "base   smollm2-135m" in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    kinds = {line.split()[0]: " ".join(line.split()[1:3]) for line in lines}
+    assert {"base", "code", "tools", "math", "a", "b", "c"} < kinds.keys()
+    assert kinds["base"] == kinds["smollm2-135m-code"] == "whole model,"
+    assert kinds["code"] == "LoRA adapter"
 
 
 def test_ctrl_c_is_one_line(

@@ -6,8 +6,13 @@ import pytest
 
 from ps_sglang.launch.outlook import Candidate, outlook
 
-PREFILL = Candidate("p0", None), Candidate("p1", None)
-DECODE = Candidate("a0", "a"), Candidate("a1", "a"), Candidate("b0", "b")
+PREFILL = Candidate("p0", True), Candidate("p1", True)
+DECODE = (
+    Candidate("a0", False, ("a",)),
+    Candidate("a1", False, ("a",)),
+    Candidate("b0", False, ("b",)),
+)
+SHARED = Candidate("s0", False, ("b", "c"))
 NOTHING = "so nothing can be served"
 
 
@@ -28,5 +33,15 @@ def test_words(dead: tuple[str, ...], words: str) -> None:
 
 def test_a_worker_that_gets_no_requests_serves_nobody() -> None:
     """It is another launcher's, and the gateway says that it is broken."""
-    workers = [PREFILL[0], Candidate("a0", "a", able=False), DECODE[2]]
+    workers = [PREFILL[0], Candidate("a0", False, ("a",), able=False), DECODE[2]]
     assert outlook(workers, ()) == "still served: b; no longer: a"
+
+
+def test_a_worker_of_several_decoders_takes_all_of_them_along() -> None:
+    workers = [*PREFILL, *DECODE, SHARED]
+    assert outlook(workers, ["s0"]) == "still served: a, b; no longer: c"
+
+
+def test_one_worker_is_all_there_is() -> None:
+    assert outlook([Candidate("w", True, ("a", "b"))], ["w"]).endswith(NOTHING)
+    assert outlook([Candidate("w", True, ("a", "b"))], ()) == "still served: a, b"

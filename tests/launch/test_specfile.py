@@ -17,13 +17,14 @@ def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(
         "prefill: base\ndecoders: [a, x=./y]\nport: 1\nlog_dir: logs\nready_timeout: 9\n"
-        "cors_origins: ['*']\n"
+        "cors_origins: ['*']\ndecode_replicas: 2\n"
         "engine_args: [--page-size, '16']\ndecode_engine_args: [--x]\n"
     )
     assert parse_args(["--spec", str(file), "--port", "0", "--z"]) == ClusterSpec(
         prefill="base",
         decoders=("a", "x=./y"),
         port=0,
+        decode_replicas=2,
         cors_origins=("*",),
         log_dir=Path("logs"),
         ready_timeout_s=9,
@@ -47,6 +48,12 @@ def test_a_mistake_names_the_file_and_the_key(tmp_path: Path, text: str, message
     file.write_text(text)
     with pytest.raises(UsageError, match=f"--spec .*cluster.yaml: .*{message}"):
         parse_args(["--spec", str(file)])
+
+
+def test_one_worker_can_be_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("prefill: base\ndecoders: [a]\none_worker: true\n")
+    assert parse_args(["--spec", str(file)]).one_worker
 
 
 def test_a_missing_file_is_named() -> None:

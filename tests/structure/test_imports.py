@@ -46,11 +46,11 @@ GATEWAY = (
 ENGINE = (
     ("plugin", "platform"),  # SGLang's two entry points
     ("hooks",),
-    ("handoff", "guard", "swap", "preload", "cpu_platform", "answers"),
+    ("handoff", "guard", "swap", "preload", "cpu_platform", "answers", "aggregated"),
     ("trace", "worker_info", "kv_pool"),
     ("events",),
     ("tree", "transfer"),
-    ("sampling", "attention", "waiting", "metrics"),
+    ("sampling", "attention", "lora", "waiting", "metrics", "shared_weights"),
     ("request_state", "hooking", "settings"),
     ("compat",),
 )

@@ -19,9 +19,9 @@ from benchmarks.studies.accuracy.jobs import Runner
 from benchmarks.studies.accuracy.plan import LORA_EPOCHS, LORA_RANK, LORA_RATE, Recipe, Study
 from benchmarks.studies.accuracy.trainings import Training, train
 from ps_sglang.contract import read_manifest, write_manifest
+from ps_sglang.contract.adapter_files import ADAPTER_WEIGHTS
+from ps_sglang.contract.files import ADAPTER_CONFIG
 from ps_sglang.errors import UsageError
-from ps_sglang.models import resolve
-from ps_sglang.models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapted
 from ps_sglang.models.demo import TOOL_CALL_PARSER
 from ps_sglang.progress import progress
 
@@ -29,20 +29,16 @@ _SEED: Final = 1
 
 
 def make_adapter(study: Study, recipe: Recipe, runner: Runner) -> None:
-    """Train, halve, merge as a launch would, measure the merged one; `work/adapters/TASK`."""
+    """Train, halve, measure; `work/adapters/TASK`."""
     once = replace(recipe, epochs=LORA_EPOCHS)
     training = Training(once, "cache-conditioned", LORA_RANK, ADAPTER)
     trained = train(study, training, LORA_RATE, _SEED, runner)
     adapter = study.work / "adapters" / recipe.task
     if not adapter.is_dir():
         _halve(trained / "adapter", adapter)
-    decoder = study.work / "adapted" / recipe.task
-    if not decoder.is_dir():
-        write_adapted(resolve(study.base).path, adapter, decoder)
-    row = adapter_cell(study, recipe, decoder, _SEED, runner)
-    measured = read_manifest(decoder)
-    assert measured is not None, f"{decoder} lost its manifest"
-    write_manifest(adapter, measured)
+    row = adapter_cell(study, recipe, adapter, _SEED, runner)
+    measured = read_manifest(adapter)
+    assert measured is not None, f"{adapter} lost its manifest"
     (adapter / "README.md").write_text(card(recipe.task, measured, row))
     progress(f"{recipe.task} adapter: {row['score']:.1%} at share 1, in {adapter}")
 

@@ -32,11 +32,11 @@ def report_only_cells(
 
 
 def adapter_cell(
-    study: Study, recipe: Recipe, decoder: Path, seed: int, runner: Runner
+    study: Study, recipe: Recipe, adapter: Path, seed: int, runner: Runner
 ) -> dict[str, Any]:
-    """The row of an adapter's decoder at share 1, which its manifest holds from then on."""
+    """The row of an adapter at share 1, which its manifest holds from then on."""
     cell = study.work / "adapters" / f"{recipe.task}.json"
-    _evaluate(study, recipe.task, "adapter", decoder, seed, (1.0,), runner, cell=cell)
+    _evaluate(study, recipe.task, "adapter", adapter, seed, (1.0,), runner, cell=cell)
     row: dict[str, Any] = json.loads(cell.read_text())["rows"][0]
     return row
 

@@ -26,7 +26,11 @@ from sglang.srt.disaggregation.utils import (
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.sampler import Sampler, multinomial_with_seed, register_sampler_backend
-from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
+from sglang.srt.lora.backend.base_backend import BaseLoRABackend
+from sglang.srt.lora.backend.lora_registry import register_lora_backend
+from sglang.srt.lora.lora_registry import LoRARef
+from sglang.srt.lora.utils import generate_sequence_lengths
+from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput, LoRAUpdateOutput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISHED_MATCHED_REGEX, Req
 from sglang.srt.managers.schedule_policy import CacheAwarePolicy
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -42,9 +46,10 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, get_lora
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
+from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.network import NetworkAddress
 
 __all__ = [
@@ -54,6 +59,7 @@ __all__ = [
     "HEALTH_CHECK_RID_PREFIX",
     "AbortNotification",
     "AbortReq",
+    "BaseLoRABackend",
     "BatchedMinNewTokensPenalizer",
     "CacheAwarePolicy",
     "CommonKVBootstrapServer",
@@ -69,6 +75,8 @@ __all__ = [
     "KVArgs",
     "KVClassType",
     "KVPoll",
+    "LoRARef",
+    "LoRAUpdateOutput",
     "MatchPrefixParams",
     "MatchResult",
     "NetworkAddress",
@@ -81,12 +89,16 @@ __all__ = [
     "TreeCacheBuildContext",
     "UnifiedRadixCache",
     "add_disagg_transfer_backend_choices",
+    "add_lora_backend_choices",
     "create_unified_radix_cache",
+    "generate_sequence_lengths",
     "get_exec",
+    "get_lora",
     "match_kv_cache",
     "multinomial_with_seed",
     "prepare_abort",
     "register_attention_backend",
+    "register_lora_backend",
     "register_radix_cache_backend",
     "register_sampler_backend",
     "server_app",
@@ -99,3 +111,9 @@ def server_app() -> Any:
     from sglang.srt.entrypoints.http_server import app
 
     return app
+
+
+def add_lora_backend_choices(names: list[str]) -> None:
+    """Let `--lora-backend` take more names; SGLang has such a function for its other back ends."""
+    (field,) = ServerArgs.__annotations__["lora_backend"].__metadata__
+    field.choices.extend(names)

@@ -18,6 +18,7 @@ from typing import Any
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, SamplingParams
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import Request, awaits_first_output, begin_handoff
+from ps_sglang.engine.settings import is_worker
 
 
 @around("managers.scheduler.Scheduler._create_generation_req", "self", "recv_req", "args", "kwargs")
@@ -27,16 +28,17 @@ def create_generation_req(
     """Around `Scheduler._create_generation_req`: give the request its base prefix."""
     mode = scheduler.disaggregation_mode
     if mode is DisaggregationMode.NULL:
-        return _whole_prompt(original(scheduler, recv_req, *args, **kwargs))
+        req = original(scheduler, recv_req, *args, **kwargs)
+        return _for_decoder(req, recv_req, pulls=False) if is_worker() else _whole_prompt(req)
     if kwargs.get("bootstrap_host") == FAKE_BOOTSTRAP_HOST:
         req = _whole_prompt(original(scheduler, recv_req, *args, **kwargs))
         if mode is DisaggregationMode.DECODE:
-            begin_handoff(req, len(req.origin_input_ids) - 1)
+            begin_handoff(req, len(req.origin_input_ids) - 1, pulls=True)
             req.skip_radix_cache_insert = True  # a health check's KV is not the base's
         return req
     if mode is DisaggregationMode.PREFILL:
         return _base_prefix_only(original, scheduler, recv_req, args, kwargs)
-    return _for_decoder(original(scheduler, recv_req, *args, **kwargs), recv_req)
+    return _for_decoder(original(scheduler, recv_req, *args, **kwargs), recv_req, pulls=True)
 
 
 def _whole_prompt(req: Request) -> Request:
@@ -70,8 +72,10 @@ def _base_prefix_only(
     return _whole_prompt(req)
 
 
-def _for_decoder(req: Request, recv_req: Any) -> Request:
-    begin_handoff(req, len(req.origin_input_ids) - 1)
+def _for_decoder(req: Request, recv_req: Any, *, pulls: bool) -> Request:
+    begin_handoff(req, len(req.origin_input_ids) - 1, pulls=pulls)
+    # SGLang adds the adapter's id, as its tree holds what adapters computed. Ours does not (I3).
+    req.extra_key = recv_req.extra_key
     if recv_req.return_logprob and 0 <= recv_req.logprob_start_len < len(req.origin_input_ids):
         recv_req.logprob_start_len = -1
         req.set_finish_with_abort(

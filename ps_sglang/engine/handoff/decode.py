@@ -227,10 +227,10 @@ def cumulate_penalty_output_tokens(original: Any, batch: Any) -> None:
 
     With no output yet the stock code counts the last prompt token, which is the boundary token.
     """
-    if any(base_prefix_len(req) == len(req.origin_input_ids) for req in batch.reqs):
-        original(batch)  # not a decode worker
-    else:
+    if all(handoff_state(req).pulls for req in batch.reqs):
         count_outputs(batch.sampling_info.penalizer_orchestrator, batch.reqs)
+    else:
+        original(batch)  # not a decode worker
 
 
 @around("mem_cache.common.release_kv_cache", "req", "tree_cache", "checkpoint")

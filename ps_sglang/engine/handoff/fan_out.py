@@ -20,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, match_kv_cache
 from ps_sglang.engine.handoff.priority import rank
-from ps_sglang.engine.request_state import FanOutWait, handoff_state
+from ps_sglang.engine.request_state import FanOutWait, base_prefix_len, handoff_state
 
 _LEAST_SHARED: Final = 32
 """Tokens; computing fewer once more costs less than waiting for another request's forward pass."""
@@ -87,14 +87,15 @@ def _waits(scheduler: Any, req: Any, computing: dict[int, Any], block: int, page
     blocks = _leading(part.blocks, computing)
     if not blocks:
         return False
-    prompt, other = req.origin_input_ids, computing[part.blocks[blocks - 1]].origin_input_ids
-    shared = blocks * block
-    while shared < min(len(prompt), len(other)) and prompt[shared] == other[shared]:
+    first = computing[part.blocks[blocks - 1]]
+    prompt, other = req.origin_input_ids, first.origin_input_ids
+    shared, most = blocks * block, min(base_prefix_len(req), base_prefix_len(first))
+    while shared < most and prompt[shared] == other[shared]:
         shared += 1
     shared = shared // page * page
     lacks = shared - _held_by_tree(scheduler, req)
     # A request that waits already waits for all of it; if it needs nothing else, it saves a pass.
-    needs_nothing_else = shared == len(prompt) // page * page
+    needs_nothing_else = shared == base_prefix_len(req) // page * page
     return lacks >= block or (lacks > 0 and (part.since is not None or needs_nothing_else))
 
 
@@ -131,8 +132,9 @@ def _part(req: Any, block: int) -> FanOutWait:
 
 def _prefixes(req: Any, block: int) -> Iterator[int]:
     chained = xxh3_64_intdigest(repr((req.cache_salt, req.extra_key)).encode())
-    tokens = memoryview(req.origin_input_ids).cast("B")
-    step = block * req.origin_input_ids.itemsize
+    size = req.origin_input_ids.itemsize
+    tokens = memoryview(req.origin_input_ids).cast("B")[: base_prefix_len(req) * size]
+    step = block * size
     for end in range(step, len(tokens) + 1, step):
         chained = xxh3_64_intdigest(tokens[end - step : end], chained)
         yield chained

@@ -17,6 +17,7 @@ from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode,
 from ps_sglang.engine.handoff import fan_out, transport
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import handoff_state
+from ps_sglang.engine.settings import is_worker
 
 
 @around("disaggregation.prefill.PrefillBootstrapQueue.create_sender", "self", "req", "num_kv_heads")
@@ -43,11 +44,12 @@ def pop_bootstrapped(original: Any, queue: Any) -> list[Any]:
 @around("managers.scheduler.Scheduler.get_new_batch_prefill", "self", "running_batch")
 def get_new_batch_prefill(original: Any, scheduler: Any, running_batch: Any) -> Any:
     """Around `Scheduler.get_new_batch_prefill`: compute a common prefix once."""
-    if scheduler.disaggregation_mode is not DisaggregationMode.PREFILL:
+    mode = scheduler.disaggregation_mode
+    if mode is DisaggregationMode.DECODE or (mode is DisaggregationMode.NULL and not is_worker()):
         return original(scheduler, running_batch)
     waits = fan_out.who_waits(scheduler)
     for req in fan_out.pass_over(scheduler, waits):
-        if _served_without_forward(scheduler, req):
+        if mode is DisaggregationMode.PREFILL and _served_without_forward(scheduler, req):
             scheduler.waiting_queue.remove(req)
     passed, all_reqs = set(map(id, waits)), scheduler.waiting_queue
     scheduler.waiting_queue = [req for req in all_reqs if id(req) not in passed]

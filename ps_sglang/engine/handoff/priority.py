@@ -13,6 +13,7 @@ from typing import Any
 
 from ps_sglang.engine.compat.srt import CacheAwarePolicy, match_kv_cache
 from ps_sglang.engine.hooking import after, around
+from ps_sglang.engine.lora.scheduling import drain
 from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.priority import decode_priority
 
@@ -41,6 +42,7 @@ def calc_priority(_result: None, policy: Any, waiting_queue: list[Any], *_: Any,
 )  # fmt: skip
 def pop_preallocated(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
     """Around `DecodePreallocQueue.pop_preallocated`: order the requests that wait for room."""
+    drain(queue)
     queue.queue.sort(key=lambda waiting: -(waiting.req.priority or 0))
     return original(queue, *args, **kwargs)
 

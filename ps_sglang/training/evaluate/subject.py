@@ -7,10 +7,17 @@ from typing import Any
 
 import torch
 
-from ps_sglang.contract import Manifest, base_fingerprint, check_cluster
+from ps_sglang.contract import (
+    Manifest,
+    adapter_digest,
+    base_fingerprint,
+    check_cluster,
+    is_adapter,
+)
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.errors import CheckpointError, UsageError
 from ps_sglang.models import NamedModel, resolve
+from ps_sglang.models.adapted import Adapted
 from ps_sglang.training.evaluate.attention import ATTENTION
 from ps_sglang.training.evaluate.generate import Generator
 from ps_sglang.training.evaluate.settings import EvaluateSettings
@@ -20,7 +27,8 @@ from ps_sglang.training.train.decoder import Tokenizing, load_tokenizer
 @dataclass(frozen=True)
 class Subject:
     """A decoder that fits its base. `manifest` is None for the base itself, and for a decoder
-    that was admitted unverified. Fingerprints leave the output head out, which makes no KV."""
+    that was admitted unverified. Fingerprints leave the output head out, which makes no KV; that
+    of an adapter is its digest."""
 
     base: NamedModel
     decoder: NamedModel
@@ -56,13 +64,14 @@ class Subject:
                 f"--record: {decoder.path} has no manifest to record a score in; "
                 "train the decoder with ps-sglang"
             )
+        adapted = is_adapter(decoder.path)
         return cls(
             base,
             decoder,
             manifest,
             base_fingerprint(base.path),
-            base_fingerprint(decoder.path),
-            load_tokenizer(decoder.path),
+            adapter_digest(decoder.path) if adapted else base_fingerprint(decoder.path),
+            load_tokenizer(base.path if adapted else decoder.path),
         )
 
     def seed(self, settings: EvaluateSettings) -> int:
@@ -73,13 +82,20 @@ class Subject:
         return trained if isinstance(trained, int) else 0
 
     def generator(self, settings: EvaluateSettings, max_new_tokens: int) -> Generator:
-        """Load both models, on the GPU if there is one."""
+        """Load both models, on the GPU if there is one; an adapter takes the base's weights."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype: torch.dtype = getattr(torch, settings.dtype)
         base = load(self.base, dtype, device)
-        alone = self.decoder.path.samefile(self.base.path)
-        decoder = base if alone else load(self.decoder, dtype, device)
-        return Generator(base, decoder, self.tokenizing.stops, max_new_tokens, device)
+        return Generator(
+            base, self._decoder(base, dtype, device), self.tokenizing.stops, max_new_tokens, device
+        )
+
+    def _decoder(self, base: Any, dtype: torch.dtype, device: torch.device) -> Any:
+        if self.decoder.path.samefile(self.base.path):
+            return base
+        if is_adapter(self.decoder.path):
+            return Adapted(base, self.decoder.path)
+        return load(self.decoder, dtype, device)
 
 
 def load(model: NamedModel, dtype: torch.dtype, device: torch.device) -> Any:

@@ -31,7 +31,9 @@ data set by name (org/name or org/name:split); one object a row
   null or the order of keys matters, give JSON lines, or keep tools and arguments as JSON text.
 
 result: a checkpoint folder with its prefillshare.json, to launch as a decoder of this base; with
-  --lora-rank also the adapter alone in OUT/adapter. Log and checkpoints are in OUT/training.
+  --lora-rank also the adapter alone in OUT/adapter, with its prefillshare.json. Launch that one:
+  all adapters of a base share one worker, a whole model takes one of its own. Log and checkpoints
+  are in OUT/training.
 
 several processes or machines, with GPUs and without:
   accelerate launch --num_processes 2 -m ps_sglang.training.train --base B --data D --out O

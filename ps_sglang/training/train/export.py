@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from ps_sglang.contract import (
-    MANIFEST_FILE,
-    Manifest,
-    base_fingerprint,
-    read_manifest,
-    write_manifest,
-)
+from ps_sglang.contract import MANIFEST_FILE, Manifest, write_manifest
 from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.errors import UsageError
 from ps_sglang.models import NamedModel
 from ps_sglang.models.checkpoint import copy_side_files
-from ps_sglang.training.train.saving import saving
+from ps_sglang.training.train.saving import RESUME, saving
 
 ADAPTER: Final = "adapter"
+# With these warnings peft leaves a part of the adapter out.
+_NOT_MERGED_WHOLE: Final = ("Found missing adapter keys", "Model with `tie_word_embeddings=True`")
 _DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -49,26 +46,26 @@ def export(
     _write(out, manifest, lambda folder: _write_model(model, weights, base.path, folder))
 
 
-def merge_adapter(base: NamedModel, adapter: Path, out: Path) -> None:
-    """Write the decoder that the adapter saved in `adapter` makes of its base.
+def merge_adapter(base: NamedModel, adapter: Path, out: Path, manifest: Manifest | None) -> None:
+    """Write the whole model that `adapter` makes of `base`, with `manifest` if there is one.
 
-    Raises UsageError if it was trained on another base.
+    Raises UsageError for an adapter that peft cannot merge, and TrainingError if writing fails.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    manifest = read_manifest(adapter)
-    if manifest is None:
-        raise UsageError(f"{adapter} has no {MANIFEST_FILE}; give a folder that training wrote")
-    if manifest.base.fingerprint != (fingerprint := base_fingerprint(base.path)):
-        raise UsageError(
-            f"{adapter} was trained on {manifest.base.name} ({manifest.base.fingerprint}), not on "
-            f"{base.name} ({fingerprint}); give that base"
-        )
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    try:
+        with warnings.catch_warnings():
+            for message in _NOT_MERGED_WHOLE:
+                warnings.filterwarnings("error", message)
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, UserWarning) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"peft cannot merge {adapter} into {base.path}: {reason}") from error
     weights = model.state_dict()
-    _write(out, manifest, lambda folder: _write_model(model, weights, base.path, folder))
+    mend = "make room, or give another folder"
+    _write(out, manifest, lambda folder: _write_model(model, weights, base.path, folder), mend)
 
 
 def _write_adapter(model: Any, folder: Path) -> None:
@@ -91,14 +88,17 @@ def _stored_dtype(base: Path) -> torch.dtype:
     return _DTYPES.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
 
 
-def _write(out: Path, manifest: Manifest, fill: Callable[[Path], object]) -> None:
+def _write(
+    out: Path, manifest: Manifest | None, fill: Callable[[Path], object], mend: str = RESUME
+) -> None:
     partial = out / ".partial"
-    with saving(out):
+    with saving(out, mend=mend):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             fill(partial)
-            write_manifest(partial, manifest)
+            if manifest is not None:
+                write_manifest(partial, manifest)
             files = sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST_FILE)
             # safetensors makes files for the owner's eyes only; a server may be another user.
             readable = partial.stat().st_mode & 0o666

@@ -14,9 +14,7 @@ from transformers import AutoModelForCausalLM, TrainerState
 
 from benchmarks.tiny import Family, make_tiny
 from ps_sglang.contract import base_fingerprint, check_cluster, read_manifest
-from ps_sglang.errors import UsageError
-from ps_sglang.models import NamedModel
-from ps_sglang.training.train.export import merge_adapter
+from ps_sglang.training.train.merge import main
 from ps_sglang.training.train.progress import TrainingProgress
 from tests.training.train.train_setup import Run, conversations, stop_at, write_rows
 
@@ -178,19 +176,20 @@ def test_lora_merges_into_the_decoder(run: Run, tiny: dict[str, Path]) -> None:
     assert (whole - alone).abs().max() > 0.01
 
 
-def test_an_adapter_alone_makes_the_same_decoder(
+def test_the_adapter_of_a_run_is_served_as_it_is_or_merged(
     run: Run, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     run.train(lora_rank=4)
-    made = tmp_path / "made"
-    merge_adapter(NamedModel("base", tiny["base"]), run.out / "adapter", made)
-    assert check_cluster(tiny["base"], {"made": made}, allow_unverified=False)
+    adapter, made = run.out / "adapter", tmp_path / "made"
+    (report,) = check_cluster(tiny["base"], {"new": adapter}, allow_unverified=False)
+    assert report.adapter is not None
+    assert (report.adapter.rank, report.adapter.alpha) == (4, 8)
+    assert len(report.adapter.target_modules) == 7
+    assert main([str(adapter), "--base", str(tiny["base"]), "--to", str(made)]) == 0
+    (report,) = check_cluster(tiny["base"], {"made": made}, allow_unverified=False)
+    assert report.manifest == read_manifest(adapter)
     trained = _weights(run.out)
     assert all(torch.equal(value, trained[name]) for name, value in _weights(made).items())
-    with pytest.raises(UsageError, match=r"was trained on base \(ps1:.*give that base"):
-        merge_adapter(NamedModel("other", tiny["a"]), run.out / "adapter", tmp_path / "none")
-    with pytest.raises(UsageError, match="has no prefillshare"):
-        merge_adapter(NamedModel("base", tiny["base"]), tiny["base"], tmp_path / "none")
 
 
 @pytest.mark.parametrize("family", get_args(Family))

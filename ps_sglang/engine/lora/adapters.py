@@ -1,0 +1,174 @@
+"""The LoRA decoders of a worker: registered when it starts or at run time, loaded when asked for.
+
+SGLang keeps at most `--max-loaded-loras` adapters in memory and reads one that it has put out again
+at the next request for it. What the launcher gives a worker (settings.ADAPTERS) is registered the
+same way, so that hundreds of them cost neither time at the start nor memory. SGLang loads any
+tensors that happen to fit: so the contract is checked here, when an adapter is registered, and its
+files must not have changed when they are read again (invariant I5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ps_sglang.contract import AdapterLimits, adapter_digest, check_adapter
+from ps_sglang.engine.compat.srt import LoRARef, LoRAUpdateOutput, get_lora
+from ps_sglang.engine.hooking import after, around
+from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, is_worker
+from ps_sglang.errors import PsSglangError
+from ps_sglang.worker_info import split_adapter_name
+
+Update = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class _Registered:
+    folder: str
+    digest: str
+
+
+_registered: Final[dict[str, _Registered]] = {}
+"""By the name that `adapter_name` makes; of this process, which is a worker's server."""
+
+
+def registered() -> dict[str, str] | None:
+    """The digest of each adapter's weights by its name; None on a worker that takes none."""
+    if not _serves_decoders():
+        return None
+    return {name: adapter.digest for name, adapter in _registered.items()}
+
+
+def _serves_decoders() -> bool:
+    return bool(get_lora().enable_lora) and is_worker()
+
+
+@after("managers.tokenizer_manager.TokenizerManager.init_lora", "self")
+def init_lora(_result: None, manager: Any) -> None:
+    """After `TokenizerManager.init_lora`: register the decoders that the worker begins with.
+
+    The launcher has compared them with the base.
+    """
+    adapters: dict[str, str] = json.loads(os.environ.get(ADAPTERS, "{}"))
+    for name, folder in adapters.items():
+        _register(manager, name, folder, adapter_digest(Path(folder)))
+
+
+def _register(manager: Any, name: str, folder: str, digest: str) -> None:
+    _registered[name] = _Registered(folder, digest)
+    manager.lora_ref_cache[name] = LoRARef(lora_name=name, lora_path=folder, pinned=False)
+
+
+@around("managers.tokenizer_manager.TokenizerManager.load_lora_adapter", "self", "obj", "_")
+async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: Any = None) -> Any:
+    """Around `TokenizerManager.load_lora_adapter`: check the contract before anything is read.
+
+    SGLang calls it, too, when it reads an adapter again.
+    """
+    if not _serves_decoders():
+        return await original(manager, obj, request)
+    # In a thread: it reads and digests files, which would hold the event loop.
+    try:
+        adapter = await asyncio.to_thread(_checked, manager, obj.lora_name, obj.lora_path)
+    except (PsSglangError, ValueError) as error:
+        return LoRAUpdateOutput(success=False, error_message=str(error))
+    output = await original(manager, obj, request)
+    if output.success:
+        _registered[obj.lora_name] = adapter
+    return output
+
+
+def _checked(manager: Any, name: str, folder: str) -> _Registered:
+    """Raises PsSglangError for an adapter that must not be loaded, ValueError for such a name."""
+    split_adapter_name(name)
+    digest = adapter_digest(Path(folder))
+    adapter = _Registered(folder, digest)
+    known = _registered.get(name)
+    if known is None:
+        lora = get_lora()
+        check_adapter(
+            Path(manager.model_path),
+            Path(folder),
+            os.environ[BASE_FINGERPRINT],
+            allow_unverified=os.environ.get(ALLOW_UNVERIFIED) == "1",
+            limits=AdapterLimits(
+                max_rank=lora.max_lora_rank,
+                target_modules=tuple(lora.lora_target_modules),
+                tool_call_parser=manager.server_args.tool_call_parser,
+                reasoning_parser=manager.server_args.reasoning_parser,
+            ),
+        )
+    elif known != adapter:
+        raise ValueError(
+            f"the adapter of {name} in {known.folder} is not the one that was added: its weights "
+            f"were {known.digest}, in {folder} they are {digest}. Put the files back, or replace "
+            "the decoder."
+        )
+    return adapter
+
+
+@around("managers.tokenizer_manager.TokenizerManager.unload_lora_adapter", "self", "obj", "_")
+async def unload_lora_adapter(original: Update, manager: Any, obj: Any, request: Any = None) -> Any:
+    """Around `TokenizerManager.unload_lora_adapter`: forget the adapter, loaded or not.
+
+    SGLang knows none that it has put out of memory, and would load it again if it were asked for.
+    """
+    if not _serves_decoders():
+        return await original(manager, obj, request)
+    name = obj.lora_name
+    if name not in _registered:
+        known = ", ".join(_registered) or "none"
+        message = f"there is no adapter {name!r} on this worker; there are: {known}"
+        return LoRAUpdateOutput(success=False, error_message=message)
+    manager.lora_ref_cache.pop(name, None)  # from now on a request for it is refused
+    loaded = name in manager.lora_registry.get_all_adapters()
+    if loaded or name in manager.pending_lora_unloads:
+        output = await original(manager, obj, request)
+        if not output.success:
+            return output
+    del _registered[name]
+    return LoRAUpdateOutput(success=True)
+
+
+class _PutOutError(ValueError):
+    """The adapter was put out of memory between its loading and its use."""
+
+
+@around("managers.tokenizer_manager.TokenizerManager._resolve_lora_path", "self", "obj")
+async def resolve_lora_path(original: Update, manager: Any, obj: Any) -> None:
+    """Around `TokenizerManager._resolve_lora_path`: load again what was put out meanwhile.
+
+    Where more adapters are asked for than memory takes, another request's may take the place of
+    this one's before this request has taken it into use.
+    """
+    while True:
+        try:
+            return await original(manager, obj)
+        except _PutOutError:
+            if obj.lora_path not in manager.lora_ref_cache:  # it was removed
+                raise
+
+
+@around("lora.lora_registry.LoRARegistry.acquire", "self", "lora_name")
+async def acquire(original: Update, registry: Any, lora_name: Any) -> Any:
+    """Around `LoRARegistry.acquire`: tell an adapter that is out of memory from other errors."""
+    if isinstance(lora_name, str) and lora_name not in registry.get_all_adapters():
+        raise _PutOutError(f"the adapter {lora_name} is not loaded, it may just be being removed")
+    return await original(registry, lora_name)
+
+
+@around("lora.lora_registry.LoRARegistry.lru_lora_name", "self", "exclude_pinned")
+async def lru_lora_name(original: Update, registry: Any, exclude_pinned: bool = False) -> Any:
+    """Around `LoRARegistry.lru_lora_name`: the least recently used adapter that is not in use.
+
+    SGLang waits for all requests of the one that it puts out, and lets nothing load meanwhile.
+    """
+    for name, adapter in registry.get_all_adapters().items():
+        if not registry._counters[adapter.lora_id].value() and not adapter.pinned:
+            return name
+    return await original(registry, exclude_pinned)
