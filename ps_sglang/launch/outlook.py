@@ -51,17 +51,20 @@ def outlook(candidates: Iterable[Candidate], dead: Collection[str]) -> str:
 
 def candidates(url: str, workers: Iterable[WorkerSpec]) -> list[Candidate]:
     """The workers of the gateway at `url`; `workers`, if it does not answer."""
+    specs = list(workers)
+    # Where one worker does it all there is no other kind, and the gateway lists it for decoding.
+    aggregated = any(worker.role is Role.AGGREGATED for worker in specs)
     try:
         listed = WorkersClient(url, _ANSWER_S).list()
     except UsageError:
         return [
             Candidate(worker.url, worker.role is not Role.DECODE, worker.decoders)
-            for worker in workers
+            for worker in specs
         ]
     return [
         Candidate(
             worker["url"],
-            worker["role"] != Role.DECODE,
+            aggregated or worker["role"] == Role.PREFILL,
             tuple(worker["decoders"]),
             worker["state"] in READY_STATES,
         )
