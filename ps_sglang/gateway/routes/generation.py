@@ -42,7 +42,13 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
         record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
         session = _session(gateway, parsed)
         traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
-        context = RequestContext(endpoint, parsed.decoder, worker_headers(request), session, traces)
+        context = RequestContext(
+            endpoint,
+            gateway.pool.served(parsed.decoder),
+            worker_headers(request),
+            session,
+            traces=traces,
+        )
         with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
             if not parsed.stream:
                 answer = await gateway.dispatcher.complete(parsed, context)
