@@ -1,8 +1,9 @@
-"""The four systems, each started clean on the same cores with the same KV memory.
+"""The systems, each started clean on the same cores with the same KV memory.
 
 `--pool` is the tokens that one worker of one model holds. A system of N decoders has room for
 2 N pools: stock has a prefill and a decode worker a model, or a plain server of twice the room;
-ours has N decode workers and one prefill worker that holds N pools.
+ours has N decode workers and one prefill worker that holds N pools. Those of `benchmarks.lora`
+serve as many adapters of the base instead of whole models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.gateway.systems import router
+from benchmarks.lora import systems as lora
 from benchmarks.sessions.running import Endpoint, Process, Running, running_cluster
 from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints
 from benchmarks.studies.agents.stock import StockServer, stock_servers
@@ -106,9 +108,21 @@ def stock_unified(models: Checkpoints, pool: int, logs: Path) -> Iterator[Runnin
         )
 
 
-SYSTEMS: Final[dict[str, System]] = {
+def _of_adapters(system: lora.System) -> System:
+    def start(
+        models: Checkpoints, pool: int, logs: Path
+    ) -> contextlib.AbstractContextManager[Running]:
+        return system(models.base, models.adapters, 2 * len(models.adapters) * pool, logs)
+
+    return start
+
+
+WHOLE_MODELS: Final[dict[str, System]] = {
     OURS: ours,
     STOCK_PD: stock_pd,
     STOCK_UNIFIED: stock_unified,
     UNSHARED: unshared,
+}
+SYSTEMS: Final[dict[str, System]] = WHOLE_MODELS | {
+    name: _of_adapters(system) for name, system in lora.SYSTEMS.items()
 }
