@@ -40,7 +40,7 @@ from ps_sglang.training.machine import environment
 _ADAPTERS: Final = (1, 2, 4, 8, 16, 64)
 _LATENCY: Final = (4,)
 _HEADLINE: Final = 4
-_PARTS: Final = (0.5, 0.7, 0.9)
+_PARTS: Final = (0.6, 0.9)
 _QUICK_PARTS: Final = (0.7,)
 _CONCURRENT: Final = 8
 _TOKENS: Final = 65536
