@@ -37,8 +37,12 @@ async def watched(look: Callable[[], Sample]) -> AsyncIterator[list[Sample]]:
 
 
 def used(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
-    """By role: `capacity` and what was `held` at the end, in tokens, which is pages on a CPU; parts
-    of the capacity that were held, at most and in the mean."""
+    """By role: `capacity` and what was `held` at the end, in tokens; parts of the capacity that were
+    held, at most and in the mean.
+
+    All is as the workers last told: SGLang refreshes these gauges with each prefill, every 40
+    decode steps, and mostly when it becomes idle.
+    """
     by_role = {}
     for role, pool in samples[0].items():
         parts = [sample[role].held / sample[role].capacity for sample in samples]

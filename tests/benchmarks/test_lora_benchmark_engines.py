@@ -17,7 +17,7 @@ from ps_sglang.models.stand_in import Noise, write_stand_in_adapter
 
 SHAPE = Shape(
     steps=2, system_tokens=200, task_tokens=(20, 40), observation_tokens=50, observation_most=200,
-    output_tokens=(2, 6), pause=0.0,
+    output_tokens=(12, 16), pause=0.0,
 )  # fmt: skip
 ADAPTERS, SESSIONS, TOKENS = 3, 2, 4096
 
@@ -50,7 +50,8 @@ def test_each_system_does_the_same_work_and_ours_prefills_each_token_once(
     held = {role: pool["held"] for role, pool in figures["pool"].items()}
     if name == OURS:
         assert figures["prefilled_tokens"] == allowed.shared
-        assert held == {"prefill": allowed.shared, "decode": allowed.shared}
+        # A decode worker tells it every 40 steps.
+        assert held["prefill"] == allowed.shared >= held["decode"] > allowed.shared / 2
     elif name == ONE_WORKER:
         # The boundary token of each turn is the adapter's own.
         assert figures["prefilled_tokens"] == allowed.shared + turns
