@@ -23,13 +23,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import lora_step
 from benchmarks.lora.starts import Plan, measure_all
 from benchmarks.lora.summary import last_line, lines, summary
+from benchmarks.lora.systems import OURS, STOCK
 from benchmarks.lora.workload import QUICK, SHAPE, count_for, longest, trace, turns_of
 from benchmarks.report import OUT, REFERENCE, count, parser, run, saved, timed, to_json, write
 from ps_sglang.models import resolve
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 a session failed or a system did not start, 2 refused."""
     # As Ctrl-C does, it leaves every block, and so ends what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    options = parser("lora", __doc__, "4 adapters, one start, in under 8 minutes")
+    options = parser(
+        "lora", __doc__, "4 adapters, one start, without one worker, in under 8 minutes"
+    )
     options.add_argument(
         "--adapters", type=count, nargs="+", metavar="N",
         help=f"numbers of adapters (default {' '.join(map(str, _ADAPTERS))}, with --quick 4)",
@@ -114,7 +117,8 @@ def _plan(adapters: int, *, latency: bool, quick: bool) -> Plan:
     parts = (_QUICK_PARTS if quick else _PARTS) if latency else ()
     concurrent = 4 if quick else _CONCURRENT
     assert concurrent * longest(trace(shape, adapters, sessions, None)) <= _TOKENS // 2
-    return Plan(adapters, sessions, concurrent, parts, _TOKENS, shape)
+    plan = Plan(adapters, sessions, concurrent, parts, _TOKENS, shape)
+    return replace(plan, systems=(STOCK, OURS)) if quick else plan
 
 
 def _write_adapters(

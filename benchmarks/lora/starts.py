@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from benchmarks.lora.systems import ONE_WORKER, OURS, STOCK, SYSTEMS
 from benchmarks.lora.workload import converse, short_trace, trace
@@ -19,8 +19,6 @@ from benchmarks.sessions.running import Running, memory_bytes
 from benchmarks.sessions.workload import Shape
 from ps_sglang.progress import OnProgress
 
-ORDER: Final = (STOCK, OURS, ONE_WORKER)
-"""Stock first: by what it does the rates are chosen."""
 Row = dict[str, Any]
 
 
@@ -38,6 +36,8 @@ class Plan:
     parts: tuple[float, ...]
     tokens: int
     shape: Shape
+    # Stock first: by what it does the rates are chosen.
+    systems: tuple[str, ...] = (STOCK, OURS, ONE_WORKER)
 
     @property
     def saturated(self) -> Load:
@@ -52,9 +52,9 @@ class Plan:
 def starts(repeats: int, plans: Sequence[Plan]) -> Iterator[tuple[int, Plan, str]]:
     """Repeats, in each all plans, in each all systems, another one first in each repeat."""
     for repeat in range(repeats):
-        turn = repeat % len(ORDER)
         for plan in plans:
-            for name in (*ORDER[turn:], *ORDER[:turn]):
+            turn = repeat % len(plan.systems)
+            for name in (*plan.systems[turn:], *plan.systems[:turn]):
                 yield repeat, plan, name
 
 

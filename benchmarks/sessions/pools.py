@@ -37,8 +37,8 @@ async def watched(look: Callable[[], Sample]) -> AsyncIterator[list[Sample]]:
 
 
 def used(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
-    """By role: `capacity` and what was `held` at the end, in tokens; parts of the capacity that were
-    held, at most and in the mean.
+    """By role: `capacity` and what was `held` at the end, in tokens; and the parts of the capacity
+    that were held at most and in the mean.
 
     All is as the workers last told: SGLang refreshes these gauges with each prefill, every 40
     decode steps, and mostly when it becomes idle.
