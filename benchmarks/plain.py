@@ -39,8 +39,8 @@ class PlainServer:
 
 
 @contextmanager
-def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
-    """Run `python -m sglang.launch_server` without disaggregation.
+def plain_server(model: Path, log: Path, flags: Sequence[str] = ()) -> Iterator[PlainServer]:
+    """Run `python -m sglang.launch_server` without disaggregation; `flags` win over those here.
 
     The plugin brings the CPU platform, without which SGLang needs AMX; its handoff hooks do
     nothing. Threads are set as for a worker that has the machine to itself.
@@ -48,11 +48,12 @@ def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
     (port,) = free_ports(1)
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(model),
-        "--port", str(port), *_FLAGS.split(),
+        "--port", str(port), *_FLAGS.split(), *flags,
     ]  # fmt: skip
     environ = {
         **os.environ,
         "PS_SGLANG_ENABLE": "1",
+        "TMPDIR": str(log.parent),  # metrics and sockets are files, which SGLang leaves behind
         "OMP_NUM_THREADS": str(threads(Role.PREFILL)),
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "0",

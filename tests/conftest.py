@@ -34,6 +34,7 @@ TIERS: Final = {
         "benchmarks/test_gateway_benchmark.py",
         "benchmarks/test_gateway_simulation.py",
         "benchmarks/test_handoff_benchmark.py",
+        "benchmarks/test_lora_benchmark_engines.py",
         "benchmarks/test_report.py",
         "contract/test_sglang_names.py",
         "docs",

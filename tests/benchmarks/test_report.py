@@ -17,7 +17,9 @@ from benchmarks.gateway.__main__ import without_runs
 from benchmarks.plain import generate, wait_until_ok
 from ps_sglang.errors import LaunchError, UsageError
 
-BENCHMARKS = ("startup", "warm_prompt", "handoff", "gateway", "index", "train_cost")
+BENCHMARKS = (
+    "startup", "warm_prompt", "handoff", "gateway", "index", "train_cost", "lora",
+)  # fmt: skip
 PAGES = [
     report.REPOSITORY / "README.md",
     *(report.REPOSITORY / "docs").glob("*.md"),

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.lora.systems import STOCK as STOCK_LORA
 from benchmarks.report import OUT
+from benchmarks.sessions.workload import KINDS, TEXT, Shape
 from benchmarks.studies.agents.models import MODELS
 from benchmarks.studies.agents.study import Study
-from benchmarks.studies.agents.systems import OURS, STOCK_PD, SYSTEMS
-from benchmarks.studies.agents.workload import KINDS, TEXT, Shape
+from benchmarks.studies.agents.systems import OURS, STOCK_PD, SYSTEMS, WHOLE_MODELS
 
-# From idle to past saturation, of what stock PD does when all sessions come at once.
+# From idle to past saturation, of what stock does when all sessions come at once.
 PARTS: Final = (0.4, 0.7, 1.0, 2.0)
 _QUICK_PARTS: Final = (0.7,)
 
@@ -34,11 +35,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workload", choices=(*KINDS, TEXT), default="react", help="default react")
     add("--decoders", type=int, default=3, metavar="N", help="models that take turns (default 3)")
     add("--model", choices=MODELS, default="small", help="shape of their weights (default small)")
-    add("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS], help="default all")
+    add(
+        "--systems", nargs="+", choices=SYSTEMS, default=[*WHOLE_MODELS],
+        help=f"default {' '.join(WHOLE_MODELS)}; the others serve adapters of one base",
+    )  # fmt: skip
     add("--sessions", type=int, default=24, metavar="N", help="under each load (default 24)")
     add(
         "--parts", type=float, nargs="+", default=[*PARTS], metavar="P",
-        help="rates as parts of what stock_pd does when all sessions come at once, which every "
+        help="rates as parts of what stock does when all sessions come at once, which every "
         f"system has to do first (default {' '.join(map(str, PARTS))})",
     )  # fmt: skip
     add(
@@ -85,8 +89,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def study_of(args: argparse.Namespace) -> Study:
     """What the options ask for."""
-    # Stock PD first: by what it does the rates are chosen.
-    systems = sorted(args.systems, key=lambda name: name != STOCK_PD)
+    # Stock first: by what it does the rates are chosen.
+    systems = sorted(args.systems, key=lambda name: (name != STOCK_PD, name != STOCK_LORA))
     parts = _QUICK_PARTS if args.quick else tuple(args.parts)
     return Study(
         shape=_shape(args),

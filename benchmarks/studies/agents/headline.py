@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.sessions.measures import sustained
 from benchmarks.studies.agents.ideal import ideal_ratio
-from benchmarks.studies.agents.measures import sustained
 from benchmarks.studies.agents.systems import OURS, STOCK_PD
 
 Row = Mapping[str, Any]

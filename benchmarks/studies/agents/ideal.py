@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.studies.agents.workload import Session, prefills
+from benchmarks.sessions.workload import Session, prefills
 from benchmarks.studies.simulate.hardware import Measured
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from benchmarks.tiny import VOCAB_SIZE, make_tiny
 from ps_sglang.contract.manifest import MANIFEST_FILE
 from ps_sglang.home import home
 from ps_sglang.models.checkpoint import Tensors, TokenizerFiles, write_checkpoint
-from ps_sglang.models.stand_in import Noise, write_stand_in
+from ps_sglang.models.stand_in import Noise, write_stand_in, write_stand_in_adapter
 from ps_sglang.progress import progress
 
 CONTEXT_LENGTH: Final = 32768
@@ -47,10 +48,14 @@ MODELS: Final = {
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """A base and its decoders; token ids from `first` up to `vocabulary` are free to use."""
+    """A base, its decoders, and as many adapters of it by the same names.
+
+    Token ids from `first` up to `vocabulary` are free to use.
+    """
 
     base: Path
     decoders: dict[str, Path]
+    adapters: dict[str, Path]
     first: int
     vocabulary: int
 
@@ -61,21 +66,24 @@ def checkpoints(name: str, decoders: int) -> Checkpoints:
     folder = home() / "models" / f"agents-{name}"
     done = folder / "base" / "model.safetensors"
     names = [f"d{number}" for number in range(decoders)]
-    missing = [decoder for decoder in names if not (folder / decoder / MANIFEST_FILE).exists()]
-    if not done.exists() or missing:
+    whole = {decoder: folder / decoder for decoder in names}
+    adapters = {decoder: folder / "adapters" / decoder for decoder in names}
+    written = [one / MANIFEST_FILE for one in (*whole.values(), *adapters.values())]
+    if not done.exists() or not all(manifest.exists() for manifest in written):
         _write(shape, folder, names)
     # The first ids are special tokens.
-    return Checkpoints(
-        folder / "base", {decoder: folder / decoder for decoder in names}, 16, VOCAB_SIZE
-    )
+    return Checkpoints(folder / "base", whole, adapters, 16, VOCAB_SIZE)
 
 
 def _write(shape: Dimensions, folder: Path, names: Sequence[str]) -> None:
-    progress(f"writing {len(names) + 1} random checkpoints to {folder}")
+    progress(f"writing {len(names) + 1} random checkpoints and their adapters to {folder}")
     base = _weights(shape)
     write_checkpoint(folder / "base", _config(shape), base, _tokenizer())
     for seed, name in enumerate(names):
         write_stand_in(folder / "base", base, folder / name, Noise(_NOISE, seed))
+        adapter = folder / "adapters" / name
+        shutil.rmtree(adapter, ignore_errors=True)
+        write_stand_in_adapter(folder / "base", adapter, Noise(_NOISE, seed))
 
 
 def _config(shape: Dimensions) -> dict[str, Any]:

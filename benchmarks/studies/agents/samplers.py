@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from benchmarks.studies.agents.client import Answer, Client
+from benchmarks.sessions.client import Answer, Client
+from benchmarks.sessions.running import Process, Running, flush
 from benchmarks.studies.agents.fit import Sample
 from benchmarks.studies.agents.ideal import pairs
-from benchmarks.studies.agents.systems import Process, Running, flush
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report import run, timed, to_json, write
-from benchmarks.studies.agents.counters import count, pools
+from benchmarks.sessions.counters import count, pools
+from benchmarks.sessions.pace import seldom
+from benchmarks.sessions.pools import watched
+from benchmarks.sessions.running import Running, ask_worker, flush
 from benchmarks.studies.agents.fit import Sample, fit, misses
 from benchmarks.studies.agents.models import MODELS, checkpoints
-from benchmarks.studies.agents.pace import seldom
-from benchmarks.studies.agents.pools import watched
 from benchmarks.studies.agents.samplers import Grid, Prompts, decodes, moves, prefills
-from benchmarks.studies.agents.systems import Running, ask_worker, flush, ours
+from benchmarks.studies.agents.systems import ours
 from ps_sglang.progress import OnProgress
 
 POOL: Final = 65536

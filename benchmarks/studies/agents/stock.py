@@ -102,7 +102,7 @@ def _start(
     port, rendezvous, bootstrap = ports
     runs_like = server.role or Role.PREFILL  # all cores, as a prefill worker has
     default = flags.defaults(runs_like, cpu=True, context_length=context_length)
-    default["--max-total-tokens"] = str(server.pool_tokens)
+    default = {**default, "--max-total-tokens": str(server.pool_tokens)}
     words = [
         "--model-path", str(server.model), "--host", "127.0.0.1", "--port", str(port),
         "--nccl-port", str(rendezvous),

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies.agents.client import Client
-from benchmarks.studies.agents.counters import count, pools
-from benchmarks.studies.agents.drive import Load, Run, drive
-from benchmarks.studies.agents.ideal import amounts
-from benchmarks.studies.agents.measures import measures
-from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
-from benchmarks.studies.agents.pace import Pace, seldom
-from benchmarks.studies.agents.pools import Sample, used, watched
-from benchmarks.studies.agents.steps import Found, costs, measure_apart
-from benchmarks.studies.agents.systems import SYSTEMS, Running, flush
-from benchmarks.studies.agents.text import text_sessions
-from benchmarks.studies.agents.workload import (
+from benchmarks.sessions import run
+from benchmarks.sessions.drive import Load
+from benchmarks.sessions.pace import Pace, seldom
+from benchmarks.sessions.running import Running
+from benchmarks.sessions.workload import (
     ALL_AT_ONCE,
     TEXT,
     Conversation,
@@ -31,6 +22,11 @@ from benchmarks.studies.agents.workload import (
     Shape,
     sessions,
 )
+from benchmarks.studies.agents.ideal import amounts
+from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints, checkpoints
+from benchmarks.studies.agents.steps import Found, costs, measure_apart
+from benchmarks.studies.agents.systems import SYSTEMS
+from benchmarks.studies.agents.text import text_sessions
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.progress import OnProgress
 
@@ -175,12 +171,11 @@ def measure(
     on_progress: OnProgress = lambda line: None,
 ) -> dict[str, Any]:
     """One run of the trace from empty caches."""
-    flush(running)
-    trace = study.trace(load)
-    counts = count(running)
-    run, samples = asyncio.run(_watched(running, study, models, trace, load, on_progress))
-    figures = measures(trace, load, run, count(running).since(counts))
-    return {**figures, "pool": used(samples)}
+    return run.measure(running, study.trace(load), load, _converse(study, models), on_progress)
+
+
+def _converse(study: Study, models: Checkpoints) -> run.Converse:
+    return lambda session: Conversation(session, study.seed, models.vocabulary, models.first)
 
 
 def line(name: str, load: Load, figures: dict[str, Any]) -> str:
@@ -216,33 +211,6 @@ def _started(name: str, study: Study, models: Checkpoints) -> Iterator[Running]:
         tempfile.TemporaryDirectory() as logs,
         SYSTEMS[name](models, study.pool, Path(logs)) as running,
     ):
-        # One session that is not counted: whatever a worker does once is done then.
         short = replace(study, shape=replace(study.shape, pause=0.0), count=1)
-        run = asyncio.run(_drive(running, study, models, short.trace(Load()), Load()))
-        if run.failures:
-            raise LaunchError(f"{name} does not work: {run.failures[0]}")
+        run.warm_up(name, running, short.trace(Load()), _converse(study, models))
         yield running
-
-
-async def _watched(
-    running: Running, study: Study, models: Checkpoints, trace: Sequence[Session], load: Load,
-    on_progress: OnProgress,
-) -> tuple[Run, list[Sample]]:  # fmt: skip
-    async with watched(partial(pools, running)) as samples:
-        run = await _drive(running, study, models, trace, load, on_progress)
-    return run, samples
-
-
-async def _drive(
-    running: Running,
-    study: Study,
-    models: Checkpoints,
-    trace: Sequence[Session],
-    load: Load,
-    on_progress: OnProgress = lambda line: None,
-) -> Run:
-    def conversation(session: Session) -> Conversation:
-        return Conversation(session, study.seed, models.vocabulary, models.first)
-
-    async with Client(running.endpoints) as client:
-        return await drive(trace, load, conversation, client.ask, on_progress)

@@ -1,63 +1,32 @@
-"""The four systems, each started clean on the same cores with the same KV memory.
+"""The systems, each started clean on the same cores with the same KV memory.
 
 `--pool` is the tokens that one worker of one model holds. A system of N decoders has room for
 2 N pools: stock has a prefill and a decode worker a model, or a plain server of twice the room;
-ours has N decode workers and one prefill worker that holds N pools.
+ours has N decode workers and one prefill worker that holds N pools. Those of `benchmarks.lora`
+serve as many adapters of the base instead of whole models.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from benchmarks.gateway.systems import router
+from benchmarks.lora import systems as lora
+from benchmarks.sessions.running import Endpoint, Process, Running, running_cluster
 from benchmarks.studies.agents.models import CONTEXT_LENGTH, Checkpoints
 from benchmarks.studies.agents.stock import StockServer, stock_servers
-from ps_sglang.errors import LaunchError
-from ps_sglang.launch import Cluster, ClusterSpec
-from ps_sglang.launch.cluster import GATEWAY
+from ps_sglang.launch import ClusterSpec
 from ps_sglang.launch.spec import Role
 
 OURS: Final = "ps_sglang"
 STOCK_PD: Final = "stock_pd"
 STOCK_UNIFIED: Final = "stock_unified"
 UNSHARED: Final = "unshared"
-
-_FLUSH_S: Final = 30.0
-_ASK_S: Final = 30.0
-
-
-@dataclass(frozen=True)
-class Process:
-    """A worker (it has a `url`) or what stands in front of workers, by the leader of its session.
-
-    `role`: prefill, decode, unified, gateway, router.
-    """
-
-    role: str
-    pid: int
-    url: str | None = None
-
-
-@dataclass(frozen=True)
-class Running:
-    """A system that answers: where each decoder generates, and all that costs CPU time."""
-
-    endpoints: tuple[str, ...]
-    processes: tuple[Process, ...]
-
-    @property
-    def workers(self) -> tuple[str, ...]:
-        """Addresses of all workers."""
-        return tuple(process.url for process in self.processes if process.url is not None)
-
 
 System = Callable[[Checkpoints, int, Path], contextlib.AbstractContextManager[Running]]
 
@@ -97,12 +66,8 @@ def _cluster(
         prefill_engine_args=("--max-total-tokens", str(prefill_pool)),
         decode_engine_args=("--max-total-tokens", str(decode_pool)),
     )
-    with Cluster.start(spec) as cluster:
-        workers = [Process(worker.role.value, worker.pid, worker.url) for worker in cluster.workers]
-        yield Running(
-            tuple(f"{cluster.url}/models/{name}/generate" for name in models.decoders),
-            (*workers, Process("gateway", cluster._link.pids[GATEWAY])),
-        )
+    with running_cluster(spec, models.decoders) as running:
+        yield running
 
 
 @contextmanager
@@ -123,7 +88,7 @@ def stock_pd(models: Checkpoints, pool: int, logs: Path) -> Iterator[Running]:
             command = ["--policy", "round_robin", "--decode", decode.url]
             command += ["--prefill", prefill.url, str(prefill.bootstrap)]
             url, pid = routers.enter_context(router(command, logs / f"{decode.name}-router.log"))
-            endpoints.append(f"{url}/generate")
+            endpoints.append(Endpoint(f"{url}/generate"))
             processes.append(Process("router", pid))
         yield Running(tuple(endpoints), tuple(processes))
 
@@ -138,50 +103,26 @@ def stock_unified(models: Checkpoints, pool: int, logs: Path) -> Iterator[Runnin
     logs.mkdir(parents=True, exist_ok=True)
     with stock_servers(servers, logs, CONTEXT_LENGTH) as running:
         yield Running(
-            tuple(f"{server.url}/generate" for server in running),
+            tuple(Endpoint(f"{server.url}/generate") for server in running),
             tuple(Process("unified", server.pid, server.url) for server in running),
         )
 
 
-SYSTEMS: Final[dict[str, System]] = {
+def _of_adapters(system: lora.System) -> System:
+    def start(
+        models: Checkpoints, pool: int, logs: Path
+    ) -> contextlib.AbstractContextManager[Running]:
+        return system(models.base, models.adapters, 2 * len(models.adapters) * pool, logs)
+
+    return start
+
+
+WHOLE_MODELS: Final[dict[str, System]] = {
     OURS: ours,
     STOCK_PD: stock_pd,
     STOCK_UNIFIED: stock_unified,
     UNSHARED: unshared,
 }
-
-
-def flush(running: Running) -> None:
-    """Empty every worker's cache.
-
-    Raises LaunchError if a worker still has requests after a while.
-    """
-    limit = time.monotonic() + _FLUSH_S
-    for url in running.workers:
-        while not _flushed(url):
-            if time.monotonic() > limit:
-                raise LaunchError(f"{url} would not empty its cache: it still has requests")
-            time.sleep(0.1)  # between polls of a worker that ends what it still has
-
-
-def _flushed(url: str) -> bool:
-    try:
-        ask_worker(f"{url}/flush_cache", b"")
-    except urllib.error.HTTPError:
-        return False
-    return True
-
-
-def ask_worker(url: str, body: bytes | None = None) -> str:
-    """What a worker answers.
-
-    Raises LaunchError if it is not there any more, and urllib's HTTPError for a status but 200.
-    """
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=_ASK_S) as response:
-            text: str = response.read().decode()
-    except urllib.error.HTTPError:
-        raise
-    except OSError as error:
-        raise LaunchError(f"a worker has gone: {url}: {error}") from error
-    return text
+SYSTEMS: Final[dict[str, System]] = WHOLE_MODELS | {
+    name: _of_adapters(system) for name, system in lora.SYSTEMS.items()
+}

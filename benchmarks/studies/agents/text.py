@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from benchmarks.studies.agents.workload import Session, Shape, Turn, arrivals
+from benchmarks.sessions.workload import Session, Shape, Turn, arrivals
 from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.home import home
 from ps_sglang.models.demo import BASE, demo_folder

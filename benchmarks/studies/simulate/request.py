@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from benchmarks.studies.agents.workload import Session, Turn
+from benchmarks.sessions.workload import Session, Turn
 
 PAGE: Final = 64
 """Tokens of a page. SGLang's default is 1; whole pages keep the trees of a simulation small."""

@@ -10,7 +10,7 @@ from itertools import count
 from math import ceil, inf
 from typing import Any, Final, Literal
 
-from benchmarks.studies.agents.workload import Session
+from benchmarks.sessions.workload import Session
 from benchmarks.studies.simulate.cores import Cores
 from benchmarks.studies.simulate.domain import Domain, Group
 from benchmarks.studies.simulate.hardware import Steps

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from benchmarks.studies.agents.workload import KINDS, Kind, Session, Shape, sessions, work
+from benchmarks.sessions.workload import KINDS, Kind, Session, Shape, sessions, work
 from benchmarks.studies.simulate.hardware import DEVICES, MODELS, Measured, Roofline
 from benchmarks.studies.simulate.simulation import SYSTEMS, Cluster, Simulator, System
 from benchmarks.studies.simulate.traces import SEED, interrupted, shuffled, teams

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from benchmarks.studies.agents.workload import Session, Shape, sessions
+from benchmarks.sessions.workload import Session, Shape, sessions
 
 SEED: Final = 1
 TEAM: Final = 4

@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.report import saved
-from benchmarks.studies.agents.drive import Load
-from benchmarks.studies.agents.workload import ALL_AT_ONCE, KINDS, Session, Shape, sessions
+from benchmarks.sessions.drive import Load
+from benchmarks.sessions.workload import ALL_AT_ONCE, KINDS, Session, Shape, sessions
 from benchmarks.studies.simulate.hardware import Measured
 from benchmarks.studies.simulate.simulation import Cluster, Simulator, System
 from ps_sglang.errors import UsageError

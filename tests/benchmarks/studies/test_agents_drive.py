@@ -11,9 +11,10 @@ from time import perf_counter
 import pytest
 from aiohttp import web
 
-from benchmarks.studies.agents.client import Answer, Client, TurnFailed
-from benchmarks.studies.agents.drive import Load, drive
-from benchmarks.studies.agents.workload import Conversation, Session, Shape, sessions
+from benchmarks.sessions.client import Answer, Client, TurnFailed
+from benchmarks.sessions.drive import Load, drive
+from benchmarks.sessions.running import Endpoint
+from benchmarks.sessions.workload import Conversation, Session, Shape, sessions
 
 SHAPE = Shape(
     decoders=2, steps=2, system_tokens=8, task_tokens=(2, 4), observation_tokens=3,
@@ -124,7 +125,7 @@ async def test_the_client_takes_the_last_event_and_the_first_ones_time() -> None
     cut = event(7, 8) + b"\n\n" + event(7, 8, 9)
     async with (
         served(event(7) + b"\n\n", cut[:20], cut[20:] + b"\n\ndata: [DONE]\n\n") as (url, asked),
-        Client(["http://127.0.0.1:9/unused", url]) as client,
+        Client([Endpoint("http://127.0.0.1:9/unused"), Endpoint(url)]) as client,
     ):
         answer = await client.ask(1, [1, 2], 3)
     assert answer.ids == [7, 8, 9]
@@ -144,7 +145,7 @@ async def test_a_timeline_after_the_answer_is_no_part_of_it() -> None:
     last = b"\n\ndata: " + json.dumps(told, separators=(",", ":")).encode()
     async with (
         served(event(7, 8), last + b"\n\ndata: [DONE]\n\n") as (url, _),
-        Client([url]) as client,
+        Client([Endpoint(url)]) as client,
     ):
         answer = await client.ask(0, [1], 2)
     assert answer.ids == [7, 8]
@@ -164,7 +165,7 @@ async def test_a_timeline_after_the_answer_is_no_part_of_it() -> None:
 async def test_anything_but_the_forced_answer_is_a_failure(
     events: list[bytes], status: int, message: str
 ) -> None:
-    async with served(*events, status=status) as (url, _), Client([url]) as client:
+    async with served(*events, status=status) as (url, _), Client([Endpoint(url)]) as client:
         with pytest.raises(TurnFailed, match=message):
             await client.ask(0, [1], 2)
 
@@ -172,6 +173,6 @@ async def test_anything_but_the_forced_answer_is_a_failure(
 async def test_nobody_there_is_a_failure() -> None:
     async with served() as (url, _):
         pass
-    async with Client([url]) as client:
+    async with Client([Endpoint(url)]) as client:
         with pytest.raises(TurnFailed, match="Connect"):
             await client.ask(0, [1], 2)

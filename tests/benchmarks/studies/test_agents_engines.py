@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.studies.agents.drive import Load
+from benchmarks.sessions.drive import Load
+from benchmarks.sessions.workload import Shape, work
 from benchmarks.studies.agents.models import checkpoints
 from benchmarks.studies.agents.samplers import Grid
 from benchmarks.studies.agents.steps import Found, costs
 from benchmarks.studies.agents.steps import measure as measure_steps
 from benchmarks.studies.agents.study import Study, measure
 from benchmarks.studies.agents.systems import OURS, STOCK_PD, STOCK_UNIFIED, SYSTEMS, ours
-from benchmarks.studies.agents.workload import Shape, work
 from benchmarks.studies.simulate.hardware import measured
 
 DECODERS = 2

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.sessions.counters import Counts, total
+from benchmarks.sessions.drive import Load, Run, TurnDone
+from benchmarks.sessions.measures import measures, percentiles, stages, sustained
+from benchmarks.sessions.workload import Session, Shape, Turn
 from benchmarks.studies.agents.args import parse, study_of
-from benchmarks.studies.agents.counters import Counts, total
-from benchmarks.studies.agents.drive import Load, Run, TurnDone
 from benchmarks.studies.agents.headline import headline, last_line
-from benchmarks.studies.agents.measures import measures, percentiles, stages, sustained
 from benchmarks.studies.agents.study import Study
-from benchmarks.studies.agents.workload import Session, Shape, Turn
 from ps_sglang.errors import UsageError
 
 WORK = {

@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
-from benchmarks.studies.agents.counters import Pool
-from benchmarks.studies.agents.drive import Load
+from benchmarks.sessions.counters import Pool
+from benchmarks.sessions.drive import Load
+from benchmarks.sessions.pace import Pace
+from benchmarks.sessions.pools import used, watched
 from benchmarks.studies.agents.fit import fit, misses
-from benchmarks.studies.agents.pace import Pace
-from benchmarks.studies.agents.pools import used, watched
 
 AT_ONCE, SLOW, FAST = Load(), Load(rate=0.5), Load(rate=100.0)
 LOADS = [AT_ONCE, SLOW, FAST]
@@ -61,8 +61,8 @@ async def test_a_worker_that_is_gone_when_it_is_looked_at_is_told() -> None:
 def test_pool_use_is_a_part_of_its_roles_room() -> None:
     samples = [{"decode": Pool(held, 200), "prefill": Pool(7, 7)} for held in (20, 100, 60)]
     assert used(samples) == {
-        "decode": {"capacity": 200, "peak": 0.5, "mean": pytest.approx(0.3)},
-        "prefill": {"capacity": 7, "peak": 1.0, "mean": 1.0},
+        "decode": {"capacity": 200, "held": 60, "peak": 0.5, "mean": pytest.approx(0.3)},
+        "prefill": {"capacity": 7, "held": 7, "peak": 1.0, "mean": 1.0},
     }
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from benchmarks.sessions.workload import Conversation, Shape, work
 from benchmarks.studies.agents import text
 from benchmarks.studies.agents.text import talks, text_sessions
-from benchmarks.studies.agents.workload import Conversation, Shape, work
 from ps_sglang.errors import MissingPackageError, UsageError
 
 SHAPE = Shape("text", 3, steps=5, pause=0.0)

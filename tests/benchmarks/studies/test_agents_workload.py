@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.studies.agents.workload import KINDS, Conversation, Shape, sessions, work
+from benchmarks.sessions.workload import KINDS, Conversation, Shape, sessions, work
 from ps_sglang.errors import UsageError
 
 SHORT = Shape(

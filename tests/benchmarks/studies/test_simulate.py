@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from benchmarks.studies.agents.workload import Session, Shape, Turn, sessions, work
+from benchmarks.sessions.workload import Session, Shape, Turn, sessions, work
 from benchmarks.studies.simulate.hardware import DEVICES, MODELS, Measured, Roofline
 from benchmarks.studies.simulate.request import PAGE
 from benchmarks.studies.simulate.simulation import SYSTEMS, Cluster, Simulator, System, percentiles

@@ -9,7 +9,7 @@ from itertools import count
 import msgspec
 import pytest
 
-from benchmarks.studies.agents.workload import Session, Shape, Turn, sessions
+from benchmarks.sessions.workload import Session, Shape, Turn, sessions
 from benchmarks.studies.simulate.cores import Cores
 from benchmarks.studies.simulate.hardware import Measured
 from benchmarks.studies.simulate.simulation import SYSTEMS, Cluster, Simulator

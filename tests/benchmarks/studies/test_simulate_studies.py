@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from benchmarks.report import save
-from benchmarks.studies.agents.workload import Shape, sessions
+from benchmarks.sessions.workload import Shape, sessions
 from benchmarks.studies.simulate.__main__ import main
 from benchmarks.studies.simulate.figure import draw
 from benchmarks.studies.simulate.hardware import measured

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.studies.agents.drive import Load
+from benchmarks.sessions.drive import Load
+from benchmarks.sessions.workload import Shape
 from benchmarks.studies.agents.study import Study
-from benchmarks.studies.agents.workload import Shape
 from benchmarks.studies.simulate.__main__ import main
 from benchmarks.studies.simulate.hardware import Measured
 from benchmarks.studies.simulate.simulation import Cluster, Simulator

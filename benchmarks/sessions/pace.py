@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.studies.agents.drive import Load
+from benchmarks.sessions.drive import Load
 from ps_sglang.progress import OnProgress
 
 _START_S: Final = 30.0

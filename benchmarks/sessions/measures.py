@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.studies.agents.counters import Counts
-from benchmarks.studies.agents.drive import Load, Run, TurnDone
-from benchmarks.studies.agents.workload import Session, work
+from benchmarks.sessions.counters import Counts
+from benchmarks.sessions.drive import Load, Run, TurnDone
+from benchmarks.sessions.workload import Session, work
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

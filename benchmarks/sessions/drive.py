@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
-from benchmarks.studies.agents.client import Answer, TurnFailed
-from benchmarks.studies.agents.workload import Conversation, Session
+from benchmarks.sessions.client import Answer, TurnFailed
+from benchmarks.sessions.workload import Conversation, Session
 from ps_sglang.progress import OnProgress
 
 

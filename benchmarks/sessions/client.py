@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import aiohttp
 
+from benchmarks.sessions.running import Endpoint
 from ps_sglang.errors import PsSglangError
 from ps_sglang.gateway.telemetry.trace import HEADER
 
@@ -42,7 +43,7 @@ class Answer:
 class Client:
     """Asks the decoders of a running system."""
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = endpoints
 
     async def __aenter__(self) -> Self:
@@ -67,15 +68,18 @@ class Client:
 
         Raises TurnFailed on any error, or another number of tokens.
         """
+        endpoint = self._endpoints[decoder]
         body = {
             "input_ids": list(prompt),
             "stream": True,
             "sampling_params": {"max_new_tokens": output, "temperature": 0, "ignore_eos": True},
         }
+        if endpoint.adapter is not None:
+            body["lora_path"] = endpoint.adapter
         first, done, last, stages_event = 0.0, 0.0, b"", b""
         asked = perf_counter()
         try:
-            async with self._http.post(self._endpoints[decoder], json=body) as response:
+            async with self._http.post(endpoint.url, json=body) as response:
                 if response.status != 200:
                     raise TurnFailed(f"{response.status}: {await response.text()}")
                 # Every event repeats what was said before, so the last one has it all.

@@ -9,7 +9,7 @@ from typing import Final
 
 import psutil
 
-from benchmarks.studies.agents.systems import Running, ask_worker
+from benchmarks.sessions.running import Running, ask_worker
 from ps_sglang.launch import procfs
 
 _SAMPLE: Final = re.compile(r"^([\w:]+)(?:\{(.*)\})? (\S+)$")

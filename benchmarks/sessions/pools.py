@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from benchmarks.studies.agents.counters import Pool
+from benchmarks.sessions.counters import Pool
 
 _EVERY_S: Final = 3.0
 """To answer costs each worker some milliseconds, and stock has more workers than we."""
@@ -37,12 +37,18 @@ async def watched(look: Callable[[], Sample]) -> AsyncIterator[list[Sample]]:
 
 
 def used(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
-    """By role: `capacity` in tokens; parts of it that were held, at most and in the mean."""
+    """By role: `capacity` and what was `held` at the end, in tokens; and the parts of the capacity
+    that were held at most and in the mean.
+
+    All is as the workers last told: SGLang refreshes these gauges with each prefill, every 40
+    decode steps, and mostly when it becomes idle.
+    """
     by_role = {}
     for role, pool in samples[0].items():
         parts = [sample[role].held / sample[role].capacity for sample in samples]
         by_role[role] = {
             "capacity": pool.capacity,
+            "held": samples[-1][role].held,
             "peak": max(parts),
             "mean": statistics.fmean(parts),
         }

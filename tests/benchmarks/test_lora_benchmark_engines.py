@@ -1,0 +1,63 @@
+"""The LoRA benchmark on real engines: the same work of all, and what sharing saves to the token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.lora.systems import ONE_WORKER, OURS, STOCK, SYSTEMS
+from benchmarks.lora.workload import SEED, trace
+from benchmarks.sessions.drive import Load
+from benchmarks.sessions.run import measure
+from benchmarks.sessions.running import memory_bytes
+from benchmarks.sessions.workload import Conversation, Session, Shape, work
+from benchmarks.tiny import VOCAB_SIZE, make_tiny
+from ps_sglang.models.stand_in import Noise, write_stand_in_adapter
+
+SHAPE = Shape(
+    steps=2, system_tokens=200, task_tokens=(20, 40), observation_tokens=50, observation_most=200,
+    output_tokens=(12, 16), pause=0.0,
+)  # fmt: skip
+ADAPTERS, SESSIONS, TOKENS = 3, 2, 4096
+
+
+def converse(session: Session) -> Conversation:
+    return Conversation(session, SEED, VOCAB_SIZE, 16)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_system_does_the_same_work_and_ours_prefills_each_token_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PS_SGLANG_HOME", str(tmp_path / "home"))
+    base = make_tiny("llama", tmp_path)["base"]
+    adapters = {
+        f"a{seed}": write_stand_in_adapter(base, tmp_path / f"a{seed}", Noise(0.1, seed))
+        for seed in range(ADAPTERS)
+    }
+    sessions = trace(SHAPE, ADAPTERS, SESSIONS, None)
+    with SYSTEMS[name](base, adapters, TOKENS, tmp_path / "logs") as running:
+        figures = measure(running, sessions, Load(concurrent=1), converse)
+        assert memory_bytes(running) > 1e8
+    allowed, turns = work(sessions), sum(len(session.turns) for session in sessions)
+    assert figures["failures"] == []
+    assert figures["turns"] == turns
+    assert figures["output_tokens"] == allowed.output
+    assert sum(pool["capacity"] for pool in figures["pool"].values()) == TOKENS
+    held = {role: pool["held"] for role, pool in figures["pool"].items()}
+    if name == OURS:
+        assert figures["prefilled_tokens"] == allowed.shared
+        # A decode worker tells it every 40 steps.
+        assert held["prefill"] == allowed.shared >= held["decode"] > allowed.shared / 2
+    elif name == ONE_WORKER:
+        # The boundary token of each turn is the adapter's own.
+        assert figures["prefilled_tokens"] == allowed.shared + turns
+        assert held == {"null": allowed.shared}
+    else:
+        assert name == STOCK
+        # It keeps what it has decoded, too, which the next turn of the same adapter finds.
+        assert allowed.shared * 2 < figures["prefilled_tokens"] <= allowed.per_model + turns
+        assert held["unified"] > allowed.shared * 2
