@@ -19,7 +19,7 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, generation, info
+from ps_sglang.gateway.routes import debug, engine, generation, info, messages
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.middleware import handle_request
@@ -123,10 +123,15 @@ def _http() -> aiohttp.ClientSession:
 def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
     for endpoint in Endpoint:
         router.add_post(prefix + endpoint.value, generation.handler(endpoint))
+    router.add_post(prefix + "/v1/messages", messages.create)
+    engine.add_routes(router, prefix)
     router.add_get(prefix + "/v1/models", info.list_models)
     router.add_get(prefix + "/v1/models/{name}", info.get_model)
     router.add_get(prefix + "/health", info.health)
-    router.add_get(prefix + "/ready", info.ready)
+    router.add_get(prefix + "/health_generate", info.health_generate)
+    router.add_get(prefix + "/liveness", info.alive)
+    for name in ("/ready", "/readiness"):
+        router.add_get(prefix + name, info.ready)
     router.add_get(prefix + "/metrics", info.metrics)
     router.add_get(prefix + "/flush_cache", info.flush_cache)
     router.add_post(prefix + "/flush_cache", info.flush_cache)

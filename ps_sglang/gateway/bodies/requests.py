@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies import hints, session_id, validation
+from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.bodies.hints import Hints
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.samples import Endpoint, Sample, Served, split
@@ -18,6 +19,7 @@ class GenerationRequest:
     """A checked request. `listed`: the client of /generate expects a list of results.
 
     `session` is the id that workers know the conversation by, `named` whether the client gave it.
+    `names_rid`: the samples' ids begin with one of the client's.
     """
 
     endpoint: Endpoint
@@ -28,6 +30,7 @@ class GenerationRequest:
     hints: Hints
     session: str | None
     named: bool
+    names_rid: bool = False
 
     @property
     def is_single(self) -> bool:
@@ -68,7 +71,17 @@ def parse(
     served: Served,
 ) -> GenerationRequest:
     """Check a request and split it into samples; raises BadRequest."""
-    body = decode_body(content)
+    return check(endpoint, decode_body(content), in_path, headers, served)
+
+
+def check(
+    endpoint: Endpoint,
+    body: Body,
+    in_path: str | None,
+    headers: Mapping[str, str],
+    served: Served,
+) -> GenerationRequest:
+    """As `parse`, for a body that was read already; it is taken apart."""
     decoder = choose_decoder(body.pop("model", None), in_path, served.decoders)
     validation.refuse_unsupported(body)
     request_hints = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
@@ -76,6 +89,7 @@ def parse(
     session = _session_for_workers(named, request_hints)
     if request_hints.priority is not None:
         body["priority"] = request_hints.priority
+    names_rid = body.get("rid") is not None
     samples, listed = split(endpoint, body, served)
     ours = {} if session is None else {"session_id": session}
     if endpoint is not Endpoint.GENERATE:
@@ -84,7 +98,15 @@ def parse(
     _check_next(request_hints, samples, served)
     stream = bool(samples[0].body.get("stream"))
     return GenerationRequest(
-        endpoint, decoder, stream, samples, listed, request_hints, session, named is not None
+        endpoint,
+        decoder,
+        stream,
+        samples,
+        listed,
+        request_hints,
+        session,
+        named is not None,
+        names_rid,
     )
 
 

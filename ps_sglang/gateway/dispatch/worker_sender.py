@@ -33,7 +33,10 @@ _DUPLICATE_ID = "Duplicate request ID"
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What the samples of one client request have in common. `headers` go to the workers."""
+    """What the samples of one client request have in common. `headers` go to the workers.
+
+    `names_rid`: the client named the request, and may abort it by that name.
+    """
 
     endpoint: Endpoint
     decoder: str
@@ -41,6 +44,7 @@ class RequestContext:
     session: Session | None = None
     # By the samples' places in the answer, where the client wants them.
     traces: dict[int, Trace] | None = None
+    names_rid: bool = False
 
 
 class WorkerSender:
