@@ -19,10 +19,11 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, engine, generation, info, messages
+from ps_sglang.gateway.routes import debug, engine, generation, info, messages, responses
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.middleware import handle_request
+from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
@@ -60,6 +61,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             client.close()
 
     app.cleanup_ctx.append(lifespan)
+    app[responses.RESPONSES] = ResponseStore()
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
     workers_api.add_routes(app)
@@ -124,6 +126,7 @@ def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
     for endpoint in Endpoint:
         router.add_post(prefix + endpoint.value, generation.handler(endpoint))
     router.add_post(prefix + "/v1/messages", messages.create)
+    responses.add_routes(router, prefix)
     engine.add_routes(router, prefix)
     router.add_get(prefix + "/v1/models", info.list_models)
     router.add_get(prefix + "/v1/models/{name}", info.get_model)

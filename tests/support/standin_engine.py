@@ -378,7 +378,8 @@ class _Answer:
         assert isinstance(prompt, str) or all(isinstance(one, int) for one in prompt)
         self.prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
         seed = body.get("seed", params.get("sampling_seed", "x"))
-        wanted = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        wanted = most or params.get("max_new_tokens") or 3
         self.length = min(wanted, CONTEXT_LENGTH)  # the engine shortens it, too
         self.words = [f"{decoder}-{seed}-{number} " for number in range(self.length)]
 

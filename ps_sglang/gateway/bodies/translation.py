@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.errors import GatewayError
+
+ABORTED: Final = "request_aborted"
+"""The code of the error with which a request ends that its client has aborted."""
 
 
 class Translation(Protocol):

@@ -19,8 +19,7 @@ from ps_sglang.gateway.bodies.anthropic_request import chat_body
 from ps_sglang.gateway.bodies.checks import Body, Limits, refuse
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import choose_decoder
-from ps_sglang.gateway.bodies.samples import client_rid
-from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
+from ps_sglang.gateway.dispatch.aborts import abort_by_rid
 from ps_sglang.gateway.errors import (
     BadRequest,
     EngineError,
@@ -29,7 +28,6 @@ from ps_sglang.gateway.errors import (
     engine_error,
 )
 from ps_sglang.gateway.routes.forwarding import ask, first_answer
-from ps_sglang.gateway.routes.middleware import CLIENT_HUNG_UP
 from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, model_in_path, worker_headers
 
@@ -125,21 +123,10 @@ async def abort_request(request: web.Request) -> web.Response:
             param="abort_all",
             code="unsupported_parameter",
         )
-    rid, headers = body.get("rid"), worker_headers(request)
+    rid = body.get("rid")
     if not rid:
         refuse("rid", rid, "the `rid` with which a request was sent")
-
-    def concerns(pd_request: PrefillDecodeRequest) -> bool:
-        context = pd_request.context
-        # Whoever has another key, or none, has not asked this.
-        own = context.names_rid and context.headers == headers
-        return own and client_rid(pd_request.rid) == rid
-
-    # No status on which clients ask again.
-    aborted = GatewayError(
-        f"The request {rid!r} was aborted.", status=CLIENT_HUNG_UP, code="request_aborted"
-    )
-    gateway.dispatcher.interrupt(aborted, concerns)
+    abort_by_rid(gateway.dispatcher, rid, worker_headers(request))
     return web.Response()
 
 
