@@ -15,7 +15,7 @@ from tests.support.standin_engine import CONTEXT_LENGTH, VOCABULARY
 
 PATH = "/v1/messages"
 USER = [{"role": "user", "content": "hi there"}]
-TOOL = {
+TOOL: dict[str, Any] = {
     "name": "weather",
     "description": "The weather",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},

@@ -42,6 +42,7 @@ async def test_anthropic_reads_thoughts_and_calls(gateway: Setup, streamed: bool
     plan = gateway.decode().plan
     plan.deltas, plan.finish = SPEECH, {"finish_reason": "tool_calls"}
     tool = anthropic.types.ToolParam(name=TOOL["name"], input_schema=TOOL["input_schema"])
+    message: anthropic.types.Message
     async with claude(gateway, "/models/a") as client:
         if streamed:
             async with client.messages.stream(

@@ -117,7 +117,9 @@ def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
     if parsed.session is None:
         return None
     # A conversation without a name of its client's has this turn only.
-    return gateway.sessions.use(parsed.session) if parsed.named else Session(parsed.session)
+    if not parsed.named:
+        return Session(parsed.session)
+    return gateway.sessions.use(parsed.session, parsed.ancestors)
 
 
 async def _stream(
