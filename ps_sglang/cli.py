@@ -59,6 +59,12 @@ def _workers(argv: Sequence[str]) -> int:
     return workers(argv)
 
 
+def _decoders(argv: Sequence[str]) -> int:
+    from ps_sglang.decoders.__main__ import main as decoders
+
+    return decoders(argv)
+
+
 def _train(argv: Sequence[str]) -> int:
     from ps_sglang.training.train.__main__ import main as train
 
@@ -113,6 +119,7 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
+    "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),

@@ -17,6 +17,8 @@ import msgspec
 
 KEY: Final = "ps_sglang"
 HEADER: Final = "x-ps-sglang-incarnation"
+ALLOW_UNVERIFIED: Final = "x-ps-sglang-allow-unverified"
+"""With the value 1, a worker loads an adapter that has no manifest, too."""
 OTHER_PROCESS: Final = 421
 """HTTP's "Misdirected Request"."""
 
@@ -73,9 +75,15 @@ def adapter_name(decoder: str, version: int) -> str:
     return f"{decoder}@{version}"
 
 
+def is_adapter_name(name: str) -> bool:
+    """Whether `adapter_name` may have made it."""
+    decoder, _, version = name.rpartition("@")
+    return bool(decoder) and version.isdecimal()
+
+
 def split_adapter_name(name: str) -> tuple[str, int]:
     """The decoder and the version in a name that `adapter_name` made; raises ValueError."""
-    decoder, at, version = name.rpartition("@")
-    if not (decoder and at and version.isdecimal()):
+    if not is_adapter_name(name):
         raise ValueError(f"{name!r} is not like DECODER@VERSION")
+    decoder, _, version = name.rpartition("@")
     return decoder, int(version)

@@ -102,7 +102,7 @@ class Simulation:
         """`folder` has the tokenizer; `name` is `gateway` or a policy of the oracle."""
         clock = asyncio.get_running_loop().time
         cache_index = CacheIndex(Prompts.load(str(folder)), clock=clock)
-        pool = WorkerPool()
+        pool = self.pool = WorkerPool()
         self.engines: dict[str, PrefillEngine] = {}
         for number in range(workers):
             prefill = PrefillWorker(f"prefill-{number}", "http://host:1", "host", number)
@@ -136,8 +136,8 @@ class Simulation:
             release = _nothing
         else:
             prompt = Prompt(render(asked.messages).encode(), asked.salt, kind="chat")
-            route = self.router.choose(prompt, decoder)
-            found = await self.engines[route.prefill.name].compute(asked, tokens, pages)
+            route = self.router.choose(prompt, self.pool.served(decoder))
+            found = await self.engines[route.prefills.name].compute(asked, tokens, pages)
             route.handed_over()
             release = route.release
         await asyncio.sleep((len(tokens) - 1 - found) * PACE.moved_token)

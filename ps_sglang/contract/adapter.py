@@ -33,7 +33,8 @@ _FUSED: Final = {
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
 }
 """Which modules are one in SGLang."""
-_MODULES: Final = frozenset((*_FUSED, *_FUSED.values(), "o_proj", "down_proj"))
+SERVED_MODULES: Final = frozenset((*_FUSED, *_FUSED.values(), "o_proj", "down_proj"))
+"""What an adapter may change, by the last parts of the modules' names."""
 _PARENTS: Final = ("self_attn", "mlp")
 _ALL_MODULES: Final = ("all", "all-linear")
 _ANY: Final = "any"
@@ -169,12 +170,12 @@ def _target_differences(adapter: AdapterFiles, merge: str) -> Iterator[Differenc
             yield Difference("target_modules", "a list", repr(targets), in_config, _SERVED)
         return
     named = {str(target).rpartition(".")[2] for target in targets}
-    if others := sorted(named - _MODULES):
+    if others := sorted(named - SERVED_MODULES):
         mend = merge if found else in_config
         yield Difference("target_modules", "attention and MLP", some(others), mend, _SERVED)
-    if absent := sorted(named & _MODULES - set(found)):
+    if absent := sorted(named & SERVED_MODULES - set(found)):
         yield Difference("tensors of target_modules", some(absent), "none", in_config, _CONFIG)
-    if unnamed := sorted(set(found) & _MODULES - named):
+    if unnamed := sorted(set(found) & SERVED_MODULES - named):
         yield Difference(
             "target_modules", "without " + some(unnamed), "tensors of it", in_config, _CONFIG
         )
@@ -215,7 +216,7 @@ def _tensor_differences(
 
 def _is_served(module: str) -> bool:
     parent, _, name = module.rpartition(".")
-    return name in _MODULES and parent.rpartition(".")[2] in _PARENTS
+    return name in SERVED_MODULES and parent.rpartition(".")[2] in _PARENTS
 
 
 def _shape_differences(
@@ -270,6 +271,14 @@ def _partner_differences(known: Collection[str], merge: str) -> Iterator[Differe
         yield Difference("up_proj", "with gate_proj", f"without it in {some(mlp)}", merge, _SERVED)
 
 
+def beyond_targets(config: AdapterConfig, target_modules: Collection[str]) -> list[str]:
+    """The modules of an adapter that a worker with these `--lora-target-modules` lacks."""
+    served = {_FUSED.get(name, name) for name in target_modules}
+    if served.intersection(_ALL_MODULES):
+        return []
+    return [name for name in config.target_modules if _FUSED.get(name, name) not in served]
+
+
 def _beyond_limits(
     config: AdapterConfig, manifest: Manifest | None, limits: AdapterLimits, merge: str
 ) -> list[Difference]:
@@ -279,9 +288,7 @@ def _beyond_limits(
     if config.rank > limits.max_rank:
         beyond.append(("rank", f"at most {limits.max_rank}", config.rank))
         flags.append(f"--max-lora-rank {config.rank}")
-    served = {_FUSED.get(name, name) for name in limits.target_modules}
-    others = [name for name in config.target_modules if _FUSED.get(name, name) not in served]
-    if others and not served.intersection(_ALL_MODULES):
+    if others := beyond_targets(config, limits.target_modules):
         ours = ", ".join(sorted(limits.target_modules))
         beyond.append(("target modules", ours, ", ".join(others)))
         needed = sorted({*limits.target_modules, *config.target_modules})

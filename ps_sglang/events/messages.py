@@ -85,13 +85,15 @@ class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=Fal
     worker: `wait` for another request that was computing the same prefix, `prefill` the forward
     passes, `send` until the decode worker had all pages. Decode worker: `pull` until the pages were
     received, `first_step` from there to the first output token, `decode` from there to the end.
-    The base prefix is `held` (by its tree) + `pulled` on a decode worker; on a prefill worker
-    it is `computed` + `held`, and both are 0 where the decode worker needed nothing of it.
+    An aggregated worker, of role `null`: `prefill` until the first output token, then `decode`.
+    The base prefix is `held` (by its tree) + `pulled` on a decode worker; on a prefill or an
+    aggregated worker it is `computed` + `held`. On a prefill worker both are 0 where the decode
+    worker needed nothing of it.
     `pulled_bytes` are the bytes of KV moved for the request.
     """
 
     rid: str
-    role: Literal["prefill", "decode"]
+    role: Literal["prefill", "decode", "null"]
     began: float
     queue: float = 0.0
     wait: float = 0.0

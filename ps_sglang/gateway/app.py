@@ -20,6 +20,7 @@ from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routes import debug, engine, generation, info, messages, responses
+from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.middleware import handle_request
@@ -30,6 +31,7 @@ from ps_sglang.gateway.routing.sessions import Sessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
+from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
@@ -65,6 +67,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
     workers_api.add_routes(app)
+    decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
     app.router.add_post("/sessions/{id}/end", sessions_api.end)
     return app
@@ -86,8 +89,11 @@ def _gateway(
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
     pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
-    router = Router(pool, cache_index)
-    health = HealthMonitor(http, pool, timing, config.context_length)
+    router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
+    decoder_changes = DecoderChanges(http, pool)
+    health = HealthMonitor(
+        http, pool, timing, config.context_length, restore=decoder_changes.restore
+    )
     health.recognition.admitted.append(
         lambda worker_state: cache_index.admitted(worker_state.name, worker_state.incarnation)
     )
@@ -96,7 +102,7 @@ def _gateway(
     descriptors = Descriptors(client, lambda: len(pool))
     dispatcher = Dispatcher(client, router, background, metrics, health, traces, descriptors)
     health.start(dispatcher.interrupt)
-    hint_actions = HintActions(dispatcher, background, sessions, cache_index, metrics)
+    hint_actions = HintActions(dispatcher, pool, background, sessions, cache_index, metrics)
     return Gateway(
         config=config,
         http=http,
@@ -110,6 +116,7 @@ def _gateway(
         dispatcher=dispatcher,
         metrics=metrics,
         hint_actions=hint_actions,
+        decoder_changes=decoder_changes,
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
+from ps_sglang.worker_info import adapter_name
+
 
 class ConfigError(ValueError):
     """The configuration cannot work; the message lists every reason."""
@@ -39,11 +41,19 @@ class PrefillWorker:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA decoder of a worker: its name for clients, its folder and its version there."""
+    """A LoRA decoder of a worker: its name for clients, its folder and its version there.
+
+    `path` is as the worker sees it, None where only the worker knows.
+    """
 
     decoder: str
-    path: str
+    path: str | None
     version: int = 1
+
+    @property
+    def name(self) -> str:
+        """What SGLang calls it on the worker."""
+        return adapter_name(self.decoder, self.version)
 
 
 @dataclass(frozen=True)
@@ -122,9 +132,20 @@ class GatewayConfig:
         return (*self.prefill, *self.decode)
 
     @property
+    def is_aggregated(self) -> bool:
+        """Whether each worker serves its requests alone, from their prompts on."""
+        return not self.prefill
+
+    @property
     def decoders(self) -> tuple[str, ...]:
         """The names clients can ask for, in the order of the configuration."""
-        return tuple(dict.fromkeys(worker.decoder for worker in self.decode))
+        whole = dict.fromkeys(worker.decoder for worker in self.decode)
+        return tuple({**whole, **dict.fromkeys(adapter.decoder for adapter in self.adapters)})
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The LoRA decoders of all workers."""
+        return tuple(adapter for worker in self.decode for adapter in worker.adapters or ())
 
     def to_json(self) -> bytes:
         """The configuration as JSON, as `from_json` reads it."""
@@ -146,8 +167,14 @@ class GatewayConfig:
 
 def _problems(config: GatewayConfig) -> list[str]:
     problems = []
-    if not config.prefill:
-        problems.append("`prefill` lists no worker")
+    aggregated = [worker.name for worker in config.decode if worker.aggregated]
+    if not config.prefill and len(aggregated) < len(config.decode):
+        problems.append("`prefill` lists no worker, and not all of `decode` are aggregated")
+    if config.prefill and aggregated:
+        problems.append(
+            f"{', '.join(aggregated)}: an aggregated worker needs no prefill worker, so there may "
+            "be none beside it"
+        )
     if not config.decode:
         problems.append("`decode` lists no worker")
     problems += [
@@ -161,6 +188,22 @@ def _problems(config: GatewayConfig) -> list[str]:
         f"decoder name {name!r} is empty or has a '/', so no URL could name it"
         for name in config.decoders
         if not name or "/" in name
+    ]
+    adapters = {adapter.decoder for adapter in config.adapters}
+    problems += [
+        f"decoder name {name!r} has a ':', behind which SGLang looks for the adapter"
+        for name in sorted(adapters)
+        if ":" in name
+    ]
+    problems += [
+        f"decoder {name!r} is a whole model and an adapter: give one of them another name"
+        for name in sorted(adapters & {worker.decoder for worker in config.decode})
+    ]
+    problems += [
+        f"{worker.name}: {name!r} is listed twice among its adapters"
+        for worker in config.decode
+        for name, count in Counter(one.decoder for one in worker.adapters or ()).items()
+        if count > 1
     ]
     problems += filter(None, map(origin_problem, config.cors_origins))
     return problems

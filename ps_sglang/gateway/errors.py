@@ -5,6 +5,7 @@ GatewayError
 │   └── ModelNotFound   404  ... or its choice of model
 ├── EngineError         4xx/5xx  an engine refused or aborted the request; its status is kept
 ├── PoisonRequest       422  two workers died with the request in flight
+├── DecoderRefused      409  a worker refuses to load or unload an adapter, and says why
 ├── GatewayBusy         429  the gateway has no descriptors, ports or memory left for the request
 ├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Final, Self
@@ -81,7 +82,7 @@ class BadRequest(GatewayError):
 class ModelNotFound(BadRequest):
     """The named model is not served here."""
 
-    def __init__(self, name: str, served: Sequence[str]) -> None:
+    def __init__(self, name: str, served: Iterable[str]) -> None:
         super().__init__(
             f"The model {name!r} does not exist; served models: {', '.join(served)}.",
             status=404,
@@ -109,6 +110,13 @@ class PoisonRequest(GatewayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=422, code="poison_request")
+
+
+class DecoderRefused(GatewayError):
+    """A worker refuses to load or unload an adapter."""
+
+    def __init__(self, message: str, *, status: int = 409) -> None:
+        super().__init__(message, status=status, code="decoder_refused")
 
 
 class GatewayBusy(GatewayError):
@@ -227,10 +235,11 @@ def require_process(worker: Worker, expected: str | None, answering: str | None)
 
 
 def engine_error(status: int, body: bytes) -> EngineError:
-    """Bring an engine's error answer (SGLang 0.5.23 has four shapes of it) into one form.
+    """Bring an engine's error answer (SGLang 0.5.23 has five shapes of it) into one form.
 
     Shapes: `{"object": "error", "message", "type", "param", "code"}` (OpenAI routes and HTTP
-    exceptions), `{"error": {...}}` (/generate), `{"error": "text"}` (contract check), plain text.
+    exceptions), `{"error": {...}}` (/generate), `{"error": "text"}` (contract check),
+    `{"error_message": "text"}` (adapters), plain text.
     """
     fields = _error_fields(body)
     message, place = refusals.readable(_text(fields.get("message")))
@@ -258,7 +267,7 @@ def _error_fields(body: bytes) -> dict[str, Any]:
     if isinstance(content, dict):
         inner = content.get("error", content)
         if isinstance(inner, dict):
-            return {"message": inner.get("detail"), **inner}
+            return {"message": inner.get("detail") or inner.get("error_message"), **inner}
         return {"message": inner}
     return {"message": content}
 

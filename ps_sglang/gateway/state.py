@@ -17,10 +17,12 @@ from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.index.cache_index import CacheIndex
-from ps_sglang.gateway.routing.pool import AnyWorkerState, WorkerPool
+from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
 
 
@@ -40,6 +42,7 @@ class Gateway:
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     hint_actions: HintActions
+    decoder_changes: DecoderChanges
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -85,7 +88,7 @@ def one_model(request: web.Request) -> str:
     served = request.app[GATEWAY].pool.decoders
     name = model_in_path(request) or request.query.get("model")
     if name is None and len(served) == 1:
-        return served[0]
+        return next(iter(served))
     if name is None:
         raise BadRequest(
             "This path needs a model: use /models/<name>/... or ?model=<name>; served models: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ps_sglang.contract import DecoderReport
-from ps_sglang.contract.adapter import SERVED_MODULES, fused_module
+from ps_sglang.contract.adapter import SERVED_MODULES, beyond_targets
 from ps_sglang.contract.tensors import read_tensors
 from ps_sglang.errors import UsageError
 from ps_sglang.launch import flags
@@ -85,9 +85,7 @@ def _problems(words: Sequence[str], reports: Sequence[DecoderReport]) -> Iterato
                 f"decoder {report.name} has rank {report.adapter.rank}, above {_RANK} {rank}; "
                 f"raise it, or leave it away"
             )
-        fused = set(map(fused_module, modules))
-        missing = [one for one in report.adapter.target_modules if fused_module(one) not in fused]
-        if modules and "all" not in modules and missing:
+        if modules and (missing := beyond_targets(report.adapter, modules)):
             yield (
                 f"decoder {report.name} adapts {', '.join(missing)}, which {_MODULES} "
                 "lacks; add what is missing, or leave the flag away"

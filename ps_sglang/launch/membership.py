@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from ps_sglang.errors import LaunchError, UsageError
+from ps_sglang.gateway_admin import RefusedError
 from ps_sglang.launch.spec import WorkerSpec
-from ps_sglang.workers.client import RefusedError, WorkersClient
+from ps_sglang.workers.client import WorkersClient
 
 _DRAIN_S: Final = 30.0
 

@@ -15,13 +15,14 @@ _ANSWER_S: Final = 5.0
 
 
 def sharing(workers: Iterable[WorkerSpec]) -> Iterator[str]:
-    """For each worker of several decoders which they are, and the weights that it holds once."""
+    """For each worker of adapters what it holds once, and what whole models would take."""
     for worker in workers:
-        if len(worker.decoders) > 1:
+        if worker.adapters:
             size = sum(file.stat().st_size for file in weight_files(worker.model_path)) / 1e9
+            count = len(worker.adapters)
             yield (
-                f"{worker.name}: {', '.join(worker.decoders)} share {size:.2g} GB of weights, "
-                f"{size * len(worker.decoders):.2g} GB as whole models"
+                f"{worker.name}: {count} adapter{'s' * (count > 1)} and {worker.model_name} share "
+                f"{size:.2g} GB of weights; as whole models {size * (count + 1):.2g} GB"
             )
 
 
@@ -51,17 +52,20 @@ def outlook(candidates: Iterable[Candidate], dead: Collection[str]) -> str:
 
 def candidates(url: str, workers: Iterable[WorkerSpec]) -> list[Candidate]:
     """The workers of the gateway at `url`; `workers`, if it does not answer."""
+    specs = list(workers)
+    # Where one worker does it all there is no other kind, and the gateway lists it for decoding.
+    aggregated = any(worker.role is Role.AGGREGATED for worker in specs)
     try:
         listed = WorkersClient(url, _ANSWER_S).list()
     except UsageError:
         return [
             Candidate(worker.url, worker.role is not Role.DECODE, worker.decoders)
-            for worker in workers
+            for worker in specs
         ]
     return [
         Candidate(
             worker["url"],
-            worker["role"] != Role.DECODE,
+            aggregated or worker["role"] == Role.PREFILL,
             tuple(worker["decoders"]),
             worker["state"] in READY_STATES,
         )

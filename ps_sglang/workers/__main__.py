@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
-from ps_sglang.errors import PsSglangError, UsageError
+from ps_sglang.errors import UsageError
+from ps_sglang.gateway_admin import (
+    GATEWAY,
+    RefusedError,
+    exit_status,
+    path_on_worker,
+    print_table,
+)
 from ps_sglang.gateway_http import Json
-from ps_sglang.progress import progress
-from ps_sglang.workers.client import RefusedError, WorkersClient
+from ps_sglang.workers.client import WorkersClient
 
 _DESCRIPTION: Final = """\
 See and change who serves in a running cluster: workers join, drain and leave, and a decode worker
@@ -29,7 +33,6 @@ examples:
   ps-sglang workers swap math ./math-v2         every worker of decoder math, one after another
   ps-sglang workers remove decode-math --now"""
 
-_GATEWAY: Final = "http://127.0.0.1:8000"
 _COLUMNS: Final = ("NAME", "ROLE", "DECODER", "STATE", "REQUESTS", "URL")
 
 
@@ -37,15 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the gateway refused it, 2 wrong arguments."""
     args = _parser().parse_args(argv)
     run: Callable[[WorkersClient, argparse.Namespace], None] = args.run
-    try:
-        run(WorkersClient(args.gateway), args)
-    except RefusedError as error:
-        progress(f"error: {error}")
-        return 1
-    except PsSglangError as error:
-        progress(f"error: {error}")
-        return 2
-    return 0
+    return exit_status(lambda: run(WorkersClient(args.gateway), args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gateway",
         metavar="URL",
-        default=_GATEWAY,
-        help=f"the gateway, as in the launcher's ready line (default {_GATEWAY})",
+        default=GATEWAY,
+        help=f"the gateway, as in the launcher's ready line (default {GATEWAY})",
     )
     commands = parser.add_subparsers(metavar="command", required=True)
 
@@ -105,11 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(client: WorkersClient, args: argparse.Namespace) -> None:
-    rows = [_COLUMNS, *map(_row, client.list())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print_table([_COLUMNS, *map(_row, client.list())])
 
 
 def _row(worker: Json) -> tuple[str, ...]:
@@ -145,14 +136,12 @@ def _swap(client: WorkersClient, args: argparse.Namespace) -> None:
     """Swap the named worker, or one after another all workers of the named decoder."""
     workers = client.list()
     names = [worker["name"] for worker in workers if worker["name"] == args.name] or [
-        worker["name"] for worker in workers if worker["decoder"] == args.name
+        worker["name"] for worker in workers if args.name in worker["decoders"]
     ]
     if not names:
         worker_names = [worker["name"] for worker in workers]
         raise UsageError(f"there is no worker or decoder {args.name!r}; workers: {worker_names}")
-    # A relative path means this folder; one that starts elsewhere is the worker's own business.
-    path = str(Path(args.model_path).expanduser())
-    path = os.path.abspath(path) if Path(path).exists() else path
+    path = path_on_worker(args.model_path)
     for done, name in enumerate(names):
         try:
             client.swap(name, path)

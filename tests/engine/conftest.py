@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
-from benchmarks.tiny import Family, make_tiny
+from benchmarks.tiny import DECODER_NOISE, Family, make_tiny
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.models.adapter import merge
+from ps_sglang.models.checkpoint import WEIGHTS_FILE, write_sibling
+from ps_sglang.models.stand_in import PROJECTIONS, Noise, write_stand_in_adapter
 from tests.engine.served import Launch, Models, Served
 
 # As the CPU platform sets it in a worker: no compiling of small sampling functions.
@@ -42,6 +46,28 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return _models("qwen3", tmp_path_factory.mktemp("qwen3"))
 
 
+@pytest.fixture(scope="session")
+def adapted(llama: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Decoders that are adapters: of different ranks, and of different parts of the base."""
+    folder = tmp_path_factory.mktemp("adapted")
+    kinds = (
+        (4, PROJECTIONS),
+        (8, ("q_proj", "v_proj")),
+        (2, ("gate_proj", "up_proj", "o_proj", "down_proj")),
+    )
+    weights = load_file(llama.base / WEIGHTS_FILE)
+    models = Models(llama.base, {"base": llama.base})
+    for number, name in enumerate("abcdefgh"):
+        rank, targets = kinds[number % len(kinds)]
+        noise = Noise(DECODER_NOISE, seed=number)
+        adapter = write_stand_in_adapter(llama.base, folder / name, noise, rank, targets)
+        whole = models.decoders[name] = folder / f"{name}-merged"
+        whole.mkdir()
+        write_sibling(llama.base, whole, merge(weights, adapter))
+        models.adapters[name] = adapter
+    return models
+
+
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """Start a cluster; the one before it ends, and the last one ends with the module."""
@@ -50,9 +76,10 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     def start(models: Models, *decoders: str, **options: Any) -> Served:
         if running:
             running.pop().stop()
+        served = models.decoders | models.adapters
         spec = ClusterSpec(
             prefill=f"base={models.base}",
-            decoders=tuple(f"{name}={models.decoders[name]}" for name in decoders),
+            decoders=tuple(f"{name}={served[name]}" for name in decoders),
             port=0,
             log_dir=tmp_path_factory.mktemp("logs"),
             **options,

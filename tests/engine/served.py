@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ps_sglang.launch import Cluster
@@ -11,10 +11,15 @@ from ps_sglang.launch import Cluster
 
 @dataclass(frozen=True)
 class Models:
-    """A base and its decoders, one of which (`twin`) has the base's own weights."""
+    """A base and its decoders as whole models, which the reference loads.
+
+    One of them (`twin`) has the base's own weights. Where `adapters` has a decoder, it is served as
+    that adapter of the base.
+    """
 
     base: Path
     decoders: dict[str, Path]
+    adapters: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

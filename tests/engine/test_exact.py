@@ -14,15 +14,23 @@ from tests.support.hf_reference import expected
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 LENGTHS = (1, 2, 3, 16, 17, 18, 33, 64, 65, 129, 700)
-FAMILIES = ("llama, page 1", "qwen3, page 16")
+KINDS = (
+    "llama, page 1", "qwen3, page 16", "adapters, page 1", "adapters, page 16",
+    "one worker, page 1", "one worker, page 16",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def served(request: pytest.FixtureRequest, llama: Models, qwen3: Models, launch: Launch) -> Served:
-    models, page = (llama, "1") if request.param == FAMILIES[0] else (qwen3, "16")
+@pytest.fixture(scope="module", params=KINDS)
+def served(
+    request: pytest.FixtureRequest, llama: Models, qwen3: Models, adapted: Models, launch: Launch
+) -> Served:
+    kind, _, page = request.param.partition(", page ")
+    models = {"llama": llama, "qwen3": qwen3}.get(kind, adapted)
     return launch(
-        models, "a", "b", engine_args=("--page-size", page, "--chunked-prefill-size", "64")
-    )
+        models, "a", "b",
+        one_worker=kind == "one worker",
+        engine_args=("--page-size", page, "--chunked-prefill-size", "64"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("length", LENGTHS)

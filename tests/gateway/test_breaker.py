@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ps_sglang.gateway.routing.pool import BreakerState
+from ps_sglang.gateway.routing.worker_state import BreakerState
 from ps_sglang.gateway.workers.breaker import (
     FAILURES,
     JITTER,

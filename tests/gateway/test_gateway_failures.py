@@ -279,7 +279,8 @@ async def test_a_prefill_leg_that_fails_after_the_first_byte_changes_nothing(
             assert permits is not None
             for _ in range(3):
                 permits.release()
-            await asyncio.wait({pair._prefill})
+            assert pair._prefill_task is not None
+            await asyncio.wait({pair._prefill_task})
         assert (await response.read()).endswith(b"data: [DONE]\n\n")
 
 

@@ -194,18 +194,18 @@ async def test_suspects_are_alone_on_a_worker(clock: Clock) -> None:
     (first, second), (decode,) = worker_states.prefill, worker_states.decode("a")
     for prompt in "xyz":
         suspects.died(suspect(prompt), first)
-    assert await suspects.turn(suspect("unknown"), second, decode) is None
-    turn = await suspects.turn(suspect("x"), second, decode)
-    other = await suspects.turn(suspect("y"), first, decode)
+    assert await suspects.turn(suspect("unknown"), (second, decode)) is None
+    turn = await suspects.turn(suspect("x"), (second, decode))
+    other = await suspects.turn(suspect("y"), (first, decode))
     assert turn is not None
     assert other is not None
-    waiting = asyncio.create_task(suspects.turn(suspect("z"), second, decode))
+    waiting = asyncio.create_task(suspects.turn(suspect("z"), (second, decode)))
     await asyncio.sleep(0)
     assert not waiting.done()
     turn.prefilled()
     last = await waiting
     turn.release()  # it is the other's by now
-    after = asyncio.create_task(suspects.turn(suspect("x"), second, decode))
+    after = asyncio.create_task(suspects.turn(suspect("x"), (second, decode)))
     await asyncio.sleep(0)
     assert not after.done()
     assert last is not None

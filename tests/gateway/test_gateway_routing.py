@@ -7,16 +7,17 @@ from typing import Literal
 import pytest
 
 from ps_sglang.events.messages import Span
-from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
+from ps_sglang.gateway.config import Adapter, DecodeWorker, PrefillWorker
 from ps_sglang.gateway.errors import NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.estimate import SECONDS
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing import cost
-from ps_sglang.gateway.routing.pool import BreakerState, WorkerPool
+from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.routing.sessions import Session
+from ps_sglang.gateway.routing.worker_state import BreakerState
 
 BLOCK = 128  # tokens of a block of the estimate, 4 bytes each
 
@@ -42,7 +43,7 @@ class Setup:
     def choose(
         self, prompt: Prompt, decoder: str = "a", *tried: str, session: Session | None = None
     ) -> Route:
-        return self.router.choose(prompt, decoder, tried, session)
+        return self.router.choose(prompt, self.pool.served(decoder), tried, session)
 
     def run(self, prompt: Prompt, decoder: str = "a", *tried: str) -> Route:
         """A request that has ended."""
@@ -79,7 +80,7 @@ def prompt(blocks: float, letter: str = "x", salt: str = "") -> Prompt:
 
 
 def pair(route: Route) -> tuple[str, str]:
-    return route.prefill.name, route.decode.name
+    return route.prefills.name, route.decode.name
 
 
 def test_a_longer_prompt_goes_where_its_prefix_is() -> None:
@@ -87,7 +88,7 @@ def test_a_longer_prompt_goes_where_its_prefix_is() -> None:
     first = setup.run(prompt(8))
     assert (first.new_tokens, first.moved_tokens) == (8 * BLOCK, 8 * BLOCK)
     other = setup.run(prompt(8, "y"))
-    assert other.prefill is not first.prefill
+    assert other.prefills is not first.prefills
     for longer in (10, 20):
         route = setup.run(prompt(longer))
         assert pair(route) == pair(first)
@@ -99,7 +100,7 @@ def test_the_prefix_is_shared_by_all_decoders() -> None:
     first = setup.run(prompt(8))
     assert first.shared_tokens == 0
     second = setup.run(prompt(8), "b")
-    assert second.prefill is first.prefill
+    assert second.prefills is first.prefills
     assert (second.new_tokens, second.moved_tokens) == (0, 8 * BLOCK)
     assert second.shared_tokens == 8 * BLOCK, "the turn of `a` brought it in"
     assert second.decode.worker.decoder == "b"
@@ -144,14 +145,14 @@ def test_a_burst_of_different_prompts_spreads() -> None:
 
 def test_a_burst_of_short_prompts_spreads() -> None:
     setup = Setup()
-    chosen = [setup.choose(prompt(0.1, letter)).prefill.name for letter in "wxyz"]
+    chosen = [setup.choose(prompt(0.1, letter)).prefills.name for letter in "wxyz"]
     assert sorted(chosen) == ["p0", "p0", "p1", "p1"]
 
 
 def test_a_burst_of_one_long_prompt_stays_together() -> None:
     setup = Setup()
     routes = [setup.choose(prompt(40)) for _ in range(10)]
-    assert {route.prefill.name for route in routes} == {"p0"}
+    assert {route.prefills.name for route in routes} == {"p0"}
     assert [route.new_tokens for route in routes] == [40 * BLOCK] + [0] * 9
 
 
@@ -159,19 +160,19 @@ def test_the_load_window_keeps_a_prefix_while_the_queue_is_short() -> None:
     """The window is 2 S tokens of queue for S tokens saved: here 20 blocks for 10."""
     for queue, stays in ((18, True), (22, False)):
         setup = Setup()
-        home = setup.run(prompt(10)).prefill
+        home = setup.run(prompt(10)).prefills
         setup.now += 15 * cost.RECENT_HALF_LIFE  # what it has done is long ago
         home.load.queued_tokens += queue * BLOCK
-        assert (setup.choose(prompt(12)).prefill is home) == stays, queue
+        assert (setup.choose(prompt(12)).prefills is home) == stays, queue
 
 
 def test_misses_go_to_the_worker_that_did_less() -> None:
     """However little less, and however often it was chosen."""
     setup = Setup()
-    assert setup.run(prompt(80)).prefill.name == "p0"
-    assert setup.run(prompt(76, "y")).prefill.name == "p1"
+    assert setup.run(prompt(80)).prefills.name == "p0"
+    assert setup.run(prompt(76, "y")).prefills.name == "p1"
     setup.pool.prefill[1].load.chosen += 10
-    assert setup.run(prompt(1, "z")).prefill.name == "p1"
+    assert setup.run(prompt(1, "z")).prefills.name == "p1"
 
 
 def test_unfinished_prefills_count_also_when_there_is_nothing_to_compute() -> None:
@@ -179,16 +180,16 @@ def test_unfinished_prefills_count_also_when_there_is_nothing_to_compute() -> No
     assert setup.run(prompt(8), "a", "p1").new_tokens == 8 * BLOCK
     assert setup.run(prompt(8), "b", "p0").new_tokens == 8 * BLOCK
     setup.cache_index.forget("a0")
-    assert setup.choose(prompt(8), "a").prefill.name == "p0"
+    assert setup.choose(prompt(8), "a").prefills.name == "p0"
     setup.pool.prefill[1].load.chosen += 10
-    assert setup.choose(prompt(8), "a").prefill.name == "p1"
+    assert setup.choose(prompt(8), "a").prefills.name == "p1"
 
 
 def test_misses_go_by_load_whatever_is_shared_by_chance() -> None:
     setup = Setup()
     first = setup.run(prompt(40))
     few = Prompt(b"x" * 40 + b"y" * 4000, tokens=1011)
-    assert setup.choose(few).prefill is not first.prefill
+    assert setup.choose(few).prefills is not first.prefills
 
 
 def test_recent_work_spreads_prompts_of_which_no_queue_is_seen() -> None:
@@ -198,7 +199,7 @@ def test_recent_work_spreads_prompts_of_which_no_queue_is_seen() -> None:
     for number in range(40):
         own = f"{number:04d}".encode() * (20 * BLOCK)
         route = setup.run(Prompt(shared + own, tokens=30 * BLOCK + 1))
-        work[route.prefill.name] += route.new_tokens
+        work[route.prefills.name] += route.new_tokens
         setup.now += 0.5
     assert max(work.values()) / (sum(work.values()) / 2) < 1.2
     assert sum(work.values()) == 40 * 20 * BLOCK + 2 * 10 * BLOCK, "one more copy of what is shared"
@@ -209,14 +210,14 @@ def test_recent_work_is_what_a_worker_with_events_says_that_it_was() -> None:
     setup = Setup(replicas=1)
     for name in ("p0", "p1"):
         setup.cache_index.worker_cache(name).live()
-    assert setup.run(prompt(8)).prefill.name == "p0"
-    assert setup.run(prompt(8, "y")).prefill.name == "p1"
+    assert setup.run(prompt(8)).prefills.name == "p0"
+    assert setup.run(prompt(8, "y")).prefills.name == "p1"
     assert [setup.recent(name) for name in ("p0", "p1")] == [0, 0]
     for name, tokens in (("p0", 20), ("p0", 900), ("p1", 30)):
         setup.tell(name, "prefill", tokens)
     setup.tell("a0", "decode", 5000)
     assert [setup.recent(name) for name in ("p0", "p1", "a0")] == [920, 30, 0]
-    assert setup.run(prompt(1, "z")).prefill.name == "p1"
+    assert setup.run(prompt(1, "z")).prefills.name == "p1"
     setup.cache_index.worker_cache("p1").lost("it restarts")
     setup.run(prompt(2, "w"), "a", "p0")
     assert setup.recent("p1") == 30 + 2 * BLOCK, "nothing tells: what is expected counts"
@@ -232,7 +233,7 @@ def test_what_a_worker_tells_after_it_has_left_counts_for_nobody() -> None:
 
 def test_recent_work_is_forgotten() -> None:
     setup = Setup()
-    home = setup.run(prompt(100)).prefill
+    home = setup.run(prompt(100)).prefills
     setup.now += 20 * cost.RECENT_HALF_LIFE
     for letter in "uvwxyz":  # equal loads: in turns, and not all to the other one
         setup.run(prompt(0.1, letter))
@@ -275,10 +276,10 @@ def test_what_is_counted_is_taken_back_once() -> None:
     tokens = 8 * BLOCK
     assert setup.load("p0") == (2, 2 * tokens, 0)
     assert setup.load("a0") == (2, 0, 2 * tokens)
-    assert route.needs(route.prefill)
+    assert route.needs(route.prefills)
     route.handed_over()
     route.handed_over()
-    assert not route.needs(route.prefill)
+    assert not route.needs(route.prefills)
     assert route.needs(route.decode)
     assert not route.needs(setup.pool.decode("b")[0])
     assert setup.load("p0") == (1, tokens, 0)
@@ -293,7 +294,7 @@ def test_what_is_counted_is_taken_back_once() -> None:
 def test_a_worker_that_was_lost_is_believed_empty() -> None:
     setup = Setup(prefill=1, replicas=1)
     route = setup.run(prompt(8))
-    setup.router.lost(route.prefill)
+    setup.router.lost(route.prefills)
     setup.router.lost(route.decode)
     assert setup.choose(prompt(8)).new_tokens == 8 * BLOCK
 
@@ -315,10 +316,10 @@ def test_an_estimate_is_believed_for_a_while() -> None:
 def test_tried_workers_are_left_out() -> None:
     setup = Setup()
     assert pair(setup.choose(prompt(1), "a", "p0", "a1")) == ("p1", "a0")
-    assert setup.router.can_choose("a", {"p0", "a0"})
-    assert not setup.router.can_choose("a", {"p0", "p1"})
-    assert not setup.router.can_choose("a", {"a0", "a1"})
-    assert setup.router.can_choose("b", {"a0", "a1"})
+    assert setup.router.can_choose(setup.pool.served("a"), {"p0", "a0"})
+    assert not setup.router.can_choose(setup.pool.served("a"), {"p0", "p1"})
+    assert not setup.router.can_choose(setup.pool.served("a"), {"a0", "a1"})
+    assert setup.router.can_choose(setup.pool.served("b"), {"a0", "a1"})
     before = setup.load("a0")
     with pytest.raises(NoWorker):
         setup.choose(prompt(1), "a", "p0", "p1")
@@ -330,7 +331,7 @@ def test_draining_workers_get_nothing() -> None:
     setup.pool.decode("a")[0].draining = True
     assert {setup.choose(prompt(1, x)).decode.name for x in "uvwxyz"} == {"a1"}
     setup.pool.prefill[0].draining = True
-    assert not setup.router.can_choose("a", ())
+    assert not setup.router.can_choose(setup.pool.served("a"), ())
 
 
 def test_a_conversation_stays_with_its_workers() -> None:
@@ -346,9 +347,9 @@ def test_a_conversation_stays_with_its_workers() -> None:
         assert pair(route) == pair(first)
         route.release()
     other = setup.choose(prompt(8), "b", session=session)
-    assert other.prefill is first.prefill
+    assert other.prefills is first.prefills
     assert session.decode == {"a": first.decode, "b": other.decode}
-    assert session.visited == {first.prefill, first.decode, other.decode}
+    assert session.visited == {first.prefills, first.decode, other.decode}
 
 
 def test_a_conversation_leaves_a_worker_whose_queue_is_too_long() -> None:
@@ -357,10 +358,10 @@ def test_a_conversation_leaves_a_worker_whose_queue_is_too_long() -> None:
         session = Session("s")
         first = setup.choose(prompt(8), session=session)
         first.release()
-        first.prefill.load.queued_tokens += queue
+        first.prefills.load.queued_tokens += queue
         second = setup.choose(prompt(8, "y"), session=session)
-        assert (second.prefill is first.prefill) == stays, queue
-        assert session.prefill is second.prefill
+        assert (second.prefills is first.prefills) == stays, queue
+        assert session.prefill is second.prefills
 
 
 def test_a_conversation_leaves_a_broken_or_draining_worker() -> None:
@@ -368,10 +369,10 @@ def test_a_conversation_leaves_a_broken_or_draining_worker() -> None:
     session = Session("s")
     first = setup.choose(prompt(8), session=session)
     first.release()
-    first.prefill.breaker = BreakerState.OPEN
+    first.prefills.breaker = BreakerState.OPEN
     first.decode.draining = True
     second = setup.choose(prompt(9), session=session)
-    assert second.prefill is not first.prefill
+    assert second.prefills is not first.prefills
     assert second.decode is not first.decode
 
 
@@ -381,7 +382,7 @@ def test_a_decision_is_explained_and_changes_nothing() -> None:
     session = Session("s")
     setup.choose(prompt(1, "y"), session=session).release()
     before = [setup.load(worker_state.name) for worker_state in setup.pool]
-    told = setup.router.decide(prompt(20), "a", session=session).explain()
+    told = setup.router.decide(prompt(20), setup.pool.served("a"), session=session).explain()
     assert [setup.load(worker_state.name) for worker_state in setup.pool] == before
     assert told["prompt_tokens"] == 20 * BLOCK
     assert told["chosen"] == {"prefill": "p0", "decode": "a0"}
@@ -395,5 +396,76 @@ def test_a_decision_is_explained_and_changes_nothing() -> None:
     for candidate in (best, second):
         assert candidate["cost"] == pytest.approx(sum(candidate["terms"].values()), abs=0.3)
     assert best["cost"] <= second["cost"]
-    again = setup.router.decide(prompt(20), "a", session=session).explain()
+    again = setup.router.decide(prompt(20), setup.pool.served("a"), session=session).explain()
     assert again == told, "deterministic"
+
+
+# Decoders that share a worker, and workers that prefill for themselves.
+
+
+def sharing(*, aggregated: bool = False, replicas: int = 1) -> Setup:
+    """A router before adapter workers of `x` and `y`."""
+    setup = Setup(prefill=0 if aggregated else 1, replicas=0)
+    adapters = (Adapter("x", "/x"), Adapter("y", "/y"))
+    for number in range(replicas):
+        worker = DecodeWorker(
+            f"lora{number}", "http://host0:2", "base", adapters=adapters, aggregated=aggregated
+        )
+        setup.cache_index.add(setup.pool.add(worker).worker)
+    setup.router = Router(
+        setup.pool, setup.cache_index, is_aggregated=aggregated, clock=lambda: setup.now
+    )
+    return setup
+
+
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_what_one_decoder_brought_in_is_the_others_too(aggregated: bool) -> None:
+    setup = sharing(aggregated=aggregated)
+    first = setup.run(prompt(8), "x")
+    assert (first.new_tokens, first.shared_tokens) == (8 * BLOCK, 0)
+    second = setup.run(prompt(10), "y")
+    assert (second.new_tokens, second.shared_tokens) == (2 * BLOCK, 8 * BLOCK)
+    assert second.moved_tokens == (0 if aggregated else 2 * BLOCK)
+    third = setup.run(prompt(10), "x")
+    assert (third.new_tokens, third.moved_tokens) == (0, 0)
+    assert 2 * BLOCK <= third.shared_tokens < 3 * BLOCK, "the last block is not whole"
+    assert (first.lora_name, second.lora_name) == ("x@1", "y@1")
+
+
+def test_what_the_decode_worker_alone_holds_is_shared_too() -> None:
+    setup = sharing()
+    setup.run(prompt(8), "x")
+    setup.cache_index.forget("p0")
+    second = setup.run(prompt(8), "y")
+    assert (second.cached_tokens, second.new_tokens, second.shared_tokens) == (0, 0, 8 * BLOCK)
+
+
+def test_an_aggregated_worker_is_loaded_until_its_request_has_ended() -> None:
+    setup = sharing(aggregated=True)
+    (state,) = setup.pool.decode("x")
+    route = setup.choose(prompt(8), "x")
+    assert (route.prefill, route.prefills, route.decode) == (None, state, state)
+    assert (state.load.requests, state.load.queued_tokens) == (1, 8 * BLOCK)
+    assert setup.choose(prompt(8), "x").new_tokens == 0, "it is on its way"
+    route.handed_over()
+    assert (state.load.requests, state.load.queued_tokens) == (2, 0)
+    assert route.needs(state)
+    route.release()
+    assert (state.load.requests, route.needs(state)) == (1, False)
+
+
+def test_an_aggregated_worker_is_left_when_its_queue_is_too_long() -> None:
+    setup = sharing(aggregated=True, replicas=2)
+    home = setup.run(prompt(10), "x").decode
+    for queue, stays in ((19 * BLOCK, True), (21 * BLOCK, False)):
+        home.load.queued_tokens = queue
+        assert (setup.choose(prompt(10), "y").decode is home) == stays, queue
+        home.load.requests = 0
+
+
+def test_a_conversation_stays_on_its_aggregated_worker() -> None:
+    setup = sharing(aggregated=True, replicas=2)
+    session = Session("s")
+    home = setup.choose(prompt(1), "x", session=session).decode
+    home.load.queued_tokens = int(cost.LEAVE_TOKENS)
+    assert setup.choose(prompt(1, "z"), "y", session=session).decode is home

@@ -8,7 +8,9 @@ import pytest
 
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import NoWorker
-from ps_sglang.gateway.routing.pool import BreakerState, WorkerPool, WorkerState
+from ps_sglang.gateway.routing.decoder_state import DecoderState
+from ps_sglang.gateway.routing.pool import WorkerPool
+from ps_sglang.gateway.routing.worker_state import BreakerState, WorkerState
 
 
 def prefill(name: str) -> PrefillWorker:
@@ -35,7 +37,7 @@ def test_workers_by_role_and_name() -> None:
     assert names(workers.decode("b")) == ["b0"]
     assert names(workers.decode()) == ["a0", "b0"]
     assert workers.decode("c") == ()
-    assert workers.decoders == ("a", "b")
+    assert list(workers.decoders) == ["a", "b"]
     assert workers.get("x") is None
     found = workers.get("p1")
     assert found is workers.prefill[1]
@@ -49,7 +51,7 @@ def test_workers_join_and_leave() -> None:
     workers.left.append(lambda worker_state: seen.append(("left", worker_state.name)))
     workers.add(decode("a1"))
     workers.add(decode("c0", "c"))
-    assert workers.decoders == ("a", "c")
+    assert list(workers.decoders) == ["a", "c"]
     old = workers.remove("a0")
     assert names(workers.decode("a")) == ["a1"]
     workers.remove("c0")
@@ -96,7 +98,7 @@ def test_broken_workers_are_tried_when_there_is_no_other_but_draining_ones_never
     second.draining = True
     assert workers.prefill_candidates() == [first]
     workers.decode("a")[0].breaker = BreakerState.OPEN
-    assert names(workers.decode_candidates("a")) == ["a0"]
+    assert names(workers.decode_candidates(workers.served("a"))) == ["a0"]
 
 
 def test_no_candidate_says_why() -> None:
@@ -110,7 +112,7 @@ def test_no_candidate_says_why() -> None:
     )
     assert failure.value.status == 503
     with pytest.raises(NoWorker, match=r"^No decode worker of 'x' is available: there is none\.$"):
-        workers.decode_candidates("x")
+        workers.decode_candidates(DecoderState("x"))
 
 
 def test_states_by_name() -> None:

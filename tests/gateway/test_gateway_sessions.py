@@ -144,7 +144,7 @@ async def test_a_client_that_stopped_reading_does_not_keep_its_session_alive(
     content = json.dumps(body("/generate", "x", stream=True)).encode()
     request = parse(Endpoint.GENERATE, content, None, {}, inside.served)
     session = inside.sessions.use("talk")
-    call = RequestContext(Endpoint.GENERATE, "a", {}, session)
+    call = RequestContext(Endpoint.GENERATE, inside.pool.served("a"), {}, session)
     async with aclosing(inside.dispatcher.stream(request, call)) as events:
         await anext(events)
         assert await inside.hint_actions.end_session(session) == 1
@@ -162,7 +162,7 @@ async def test_nothing_is_sent_for_a_session_that_is_over(gateway: Setup) -> Non
     await inside.hint_actions.end_session(session)
     with pytest.raises(GatewayError, match=r"^The session 'talk' has ended\.$"):
         await inside.dispatcher.complete(
-            request, RequestContext(Endpoint.GENERATE, "a", {}, session)
+            request, RequestContext(Endpoint.GENERATE, inside.pool.served("a"), {}, session)
         )
     assert not gateway.prefill.requests
 

@@ -50,6 +50,7 @@ async def test_the_list(gateway: Setup) -> None:
         "name": "a-0",
         "role": "decode",
         "decoder": "a",
+        "decoders": ["a"],
         "url": gateway.decode().url,
         "state": "good",
         "problem": None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.breaker import FAILURES
 from ps_sglang.gateway.workers.probe import ProbeTiming

@@ -78,7 +78,7 @@ def test_adapters_share_a_worker_and_whole_models_have_their_own(
     assert worker.adapters == (Adapter("code", str(code)), Adapter("math", str(math)))
     assert worker_of(plan, "decode-a").adapters is None
     (line,) = sharing(plan.workers)
-    assert line.startswith("decode-lora: code, math, base share ")
+    assert line.startswith("decode-lora: 2 adapters and base share ")
 
 
 def test_replicas_are_of_every_decoder_or_of_one(spec: ClusterSpec, tiny: dict[str, Path]) -> None:

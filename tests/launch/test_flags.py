@@ -57,7 +57,7 @@ def test_the_launcher_sets_no_flag_twice() -> None:
 
 
 def test_the_pool_on_a_cpu_holds_one_context_up_to_a_limit() -> None:
-    def pool(context_length: int) -> str | None:
+    def pool(context_length: int) -> str | tuple[str, ...] | None:
         flag_map = flags.defaults(Role.DECODE, cpu=True, context_length=context_length)
         return flag_map["--max-total-tokens"]
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ps_sglang.contract import check_cluster
+from ps_sglang.contract import check_cluster, read_manifest
 from ps_sglang.demo import QUESTIONS, TOOLS
 from ps_sglang.errors import MissingPackageError
 from ps_sglang.models import demo, resolve
+from ps_sglang.models.adapted import Adapted
 
 PREPARE = "from ps_sglang.models.demo import demo_folder; print(demo_folder('smollm2-135m'))"
 
@@ -165,10 +166,18 @@ def test_decoder_answers_the_demos_question_on_the_bases_cache(
     ids = tokenizer.apply_chat_template(
         chat, tools=TOOLS, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
-    prefill, own = (AutoModelForCausalLM.from_pretrained(path) for path in (base, decoder.path))
-    said = tokenizer.decode(answer(prefill, own, ids, 64))
+    prefill = AutoModelForCausalLM.from_pretrained(base)
+    said = tokenizer.decode(answer(prefill, Adapted(prefill, decoder.path), ids, 64))
     assert right in said
     assert "<|im_end|>" in said
+
+
+def test_merged_decoder_is_a_whole_model(base: Path) -> None:
+    merged = resolve("smollm2-135m-math")
+    (report,) = check_cluster(base, {"m": merged.path}, allow_unverified=False)
+    assert report.adapter is None
+    assert report.manifest == read_manifest(demo.ADAPTERS / "math")
+    shutil.rmtree(merged.path)
 
 
 @pytest.mark.parametrize("task", ["code", "tools", "math"])

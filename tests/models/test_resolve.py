@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.tiny import make_tiny
+from ps_sglang.contract import is_adapter
 from ps_sglang.errors import CheckpointError, ModelNotFoundError, UsageError
-from ps_sglang.models import NamedModel, resolve, resolve_all
+from ps_sglang.models import NamedModel, demo, resolve, resolve_all
 
 
 @pytest.fixture
@@ -115,3 +117,22 @@ def test_dot_slash_means_the_folder_not_the_demo_model(
     assert resolve("./a") == NamedModel("a", tiny["a"])
     with pytest.raises(UsageError, match="two models are called a"):
         resolve_all(["a", "./a"])
+
+
+def test_an_adapter_resolves_like_a_checkpoint(tmp_path: Path) -> None:
+    folder = shutil.copytree(demo.ADAPTERS / "math", tmp_path / "mine")
+    assert resolve(str(folder)) == NamedModel("mine", folder)
+    assert resolve(f"m={folder}") == NamedModel("m", folder)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks the weight file adapter_model\.safe"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("name", demo.DECODERS)
+def test_the_demos_decoders_are_the_adapters_in_the_package(name: str) -> None:
+    assert resolve(name) == NamedModel(name, demo.ADAPTERS / name)
+    assert is_adapter(demo.ADAPTERS / name)
+
+
+def test_every_demo_model_is_described() -> None:
+    assert demo.DESCRIPTIONS.keys() == {*demo.ALIASES, *demo.DECODERS, *demo.MERGED}

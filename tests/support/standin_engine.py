@@ -2,7 +2,8 @@
 
 `Cluster` holds workers that listen on ports of their own. A request waits for the other one of its
 bootstrap room, as in a real handoff. A worker's `plan` says how its next requests go; what it saw
-is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<seed>-<number>`.
+is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<seed>-<number>`, or
+`<adapter>-<seed>-<number>` if the request named an adapter.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from aiohttp.typedefs import Handler
 
 from ps_sglang.events.messages import AllBlocksCleared, KvEventBatch, Snapshot
 from ps_sglang.events.publisher import Command, WorkerEventPublisher
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
-from ps_sglang.worker_info import HEADER, OTHER_PROCESS
+from ps_sglang.gateway.config import Adapter, DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.worker_info import HEADER, OTHER_PROCESS, adapter_name
 from tests.support import standin_routes
 
 Body = dict[str, Any]
@@ -70,11 +71,51 @@ class _Room:
     decode: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Worker:
-    """One engine process of a cluster; `decoder` is None for a prefill worker."""
+@dataclass
+class Adapters:
+    """The LoRA decoders of a worker: those it starts with, and those it has, by name and folder.
 
-    def __init__(self, cluster: Cluster, name: str, decoder: str | None) -> None:
+    `refuse` says why a folder is not loaded, `gate` lets loads through one by one. `running` counts
+    requests, and `at_unload` how many an adapter still had when it was to be unloaded. `weights`
+    are in folders whose digest is not their own name's.
+    """
+
+    environment: dict[str, str]
+    here: dict[str, str] = field(init=False)
+    refuse: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    gate: asyncio.Semaphore | None = None
+    asked: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    running: Counter[str] = field(default_factory=Counter)
+    at_unload: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.here = dict(self.environment)
+
+    def digests(self) -> dict[str, str]:
+        """What the worker publishes."""
+        return {name: self.weights.get(path, f"w1:{path}") for name, path in self.here.items()}
+
+
+class Worker:
+    """One engine process of a cluster; `decoder` is None for a prefill worker.
+
+    `adapters` is None for a worker that takes none; `aggregated`: it serves requests alone.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        decoder: str | None,
+        adapters: dict[str, str] | None = None,
+        *,
+        aggregated: bool = False,
+    ) -> None:
         self.cluster, self.name, self.decoder = cluster, name, decoder
+        self.adapters = None if adapters is None else Adapters(adapters)
+        self.aggregated = aggregated
         self.plan = Plan()
         self.requests: list[Body] = []
         self.headers: list[dict[str, str]] = []
@@ -88,8 +129,9 @@ class Worker:
         self.incarnation = secrets.token_hex(8)
         self.named = True  # its answers say which process gives them
         # What it says of itself; None for a server without the plugin.
+        role = "decode" if decoder else "prefill"
         self.facts: Body | None = {
-            "role": "decode" if decoder else "prefill",
+            "role": "null" if aggregated else role,
             "model": decoder or "base",
             "weights": f"w1:{decoder or 'base'}",
             "trained_on": decoder and BASE,
@@ -98,6 +140,7 @@ class Worker:
             "capacity": 1000,
         }
         self.misdirected = 0  # requests that were for another process
+        self.told: list[str] = []  # by which paths it told of itself
         self.weights: list[str] = []  # what it was told to load
         self.running = 0
         self.running_at_load: list[int] = []  # how many requests it had then
@@ -123,6 +166,8 @@ class Worker:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/health", self._health)
         app.router.add_post("/update_weights_from_disk", self._update_weights)
+        app.router.add_post("/load_lora_adapter", self._load_adapter)
+        app.router.add_post("/unload_lora_adapter", self._unload_adapter)
         for path in ("/get_model_info", "/model_info", "/get_server_info", "/server_info"):
             app.router.add_get(path, self._info)
         standin_routes.add_routes(app.router, self)
@@ -180,6 +225,15 @@ class Worker:
             await self._runner.cleanup()
             self._runner = None
 
+    async def restart(self) -> None:
+        """Another process of the worker takes its place; its adapters are those of its start."""
+        port = self.port
+        await self.stop()
+        self.incarnation = secrets.token_hex(8)
+        if self.adapters is not None:
+            self.adapters.here = dict(self.adapters.environment)
+        await self.start(port)
+
     async def saw(self, count: int) -> None:
         """Wait until this many generation requests have arrived."""
         async with self.arrived:
@@ -235,15 +289,44 @@ class Worker:
         answer = {"success": self.refuse_weights is None, "message": message}
         return web.json_response(answer, status=200 if answer["success"] else 400)
 
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        assert self.adapters is not None
+        self.adapters.headers.append(dict(request.headers))
+        await self._note(self.adapters.asked, f"load {body['lora_name']} {body['lora_path']}")
+        if self.adapters.gate is not None:
+            await self.adapters.gate.acquire()
+        if body["lora_name"] in self.adapters.here:
+            return _adapters_answer(f"{body['lora_name']} is loaded already")
+        if (problem := self.adapters.refuse.get(body["lora_path"])) is not None:
+            return _adapters_answer(problem)
+        self.adapters.here[body["lora_name"]] = body["lora_path"]
+        return _adapters_answer(None)
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        assert self.adapters is not None
+        await self._note(self.adapters.asked, f"unload {name}")
+        self.adapters.at_unload.append(self.adapters.running[name])
+        if self.adapters.here.pop(name, None) is None:
+            return _adapters_answer(f"{name} is not loaded")
+        return _adapters_answer(None)
+
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.metrics)
 
     async def _info(self, request: web.Request) -> web.Response:
+        await self._note(self.told, request.path)
         return web.json_response(
             {
                 "model_path": f"/models/{self.name}",
                 "path": request.path,
-                "ps_sglang": self.facts and {"incarnation": self.incarnation, **self.facts},
+                "ps_sglang": self.facts
+                and {
+                    "incarnation": self.incarnation,
+                    "adapters": self.adapters and self.adapters.digests(),
+                    **self.facts,
+                },
             }
         )
 
@@ -254,7 +337,14 @@ class Worker:
             # As SGLang does with the id of a request that it has not finished aborting.
             return web.json_response({"error": {"message": "Duplicate request ID"}}, status=400)
         await self._note(self.requests, body)
+        name = body.get("lora_path")
+        if name is not None and (self.adapters is None or name not in self.adapters.here):
+            problem = f"The following requested LoRA adapters are not loaded: {name}"
+            return web.json_response({"error": {"message": problem}}, status=400)
         self.running += 1
+        if name is not None:
+            assert self.adapters is not None
+            self.adapters.running[name] += 1
         try:
             return await self._run(request, body)
         except asyncio.CancelledError:
@@ -263,6 +353,9 @@ class Worker:
             raise
         finally:
             self.running -= 1
+            if name is not None:
+                assert self.adapters is not None
+                self.adapters.running[name] -= 1
 
     async def _note_hang_up(self) -> None:
         async with self.arrived:
@@ -295,9 +388,10 @@ class Worker:
             await asyncio.Event().wait()
         if plan.garbage is not None:
             return web.Response(body=plan.garbage, content_type="application/json")
-        answer = _Answer(request.path, self.decoder or "base", body)
+        name = body.get("lora_path") or self.decoder or "base"
+        answer = _Answer(request.path, name, body)
         if plan.deltas is not None:
-            answer = _Speech(request.path, self.decoder or "base", body, plan)
+            answer = _Speech(request.path, name, body, plan)
         if body.get("stream"):
             return await self._stream(request, answer, plan)
         for _ in range(answer.length):
@@ -318,6 +412,9 @@ class Worker:
         await asyncio.Event().wait()
 
     async def _hand_off(self, body: Body) -> None:
+        if self.aggregated:
+            assert not any(name.startswith("bootstrap") for name in body)
+            return
         assert isinstance(body["bootstrap_port"], int)
         assert body["bootstrap_host"]
         room = self.cluster.rooms[body["bootstrap_room"]]
@@ -358,6 +455,11 @@ class Worker:
             await response.write(_event(event))
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+def _adapters_answer(problem: str | None) -> web.Response:
+    content = {"success": problem is None, "error_message": problem}
+    return web.json_response(content, status=200 if problem is None else 400)
 
 
 def _event(content: Body) -> bytes:
@@ -498,13 +600,14 @@ class Cluster:
         self.rooms: defaultdict[int, _Room] = defaultdict(_Room)
         self.prefill: list[Worker] = []
         self.decode: dict[str, list[Worker]] = {}
+        self.lora: list[Worker] = []  # those that serve adapters on the base
         self.extra: list[Worker] = []
         self.tokenizer: str | None = None  # the folder of the base's, if the gateway has it
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, name: str, decoder: str | None) -> Worker:
+    async def start(self, name: str, decoder: str | None, **options: Any) -> Worker:
         """One more worker, which the gateway has not been told of."""
-        worker = Worker(self, name, decoder)
+        worker = Worker(self, name, decoder, **options)
         await worker.start()
         self.extra.append(worker)
         return worker
@@ -518,7 +621,10 @@ class Cluster:
         replicas: int = 1,
         events: bool = False,
         tokenizer: str | None = None,
+        adapters: dict[str, str] | None = None,
+        aggregated: bool = False,
     ) -> AsyncIterator[Cluster]:
+        """`adapters` are decoders, with their folders, of `replicas` further workers."""
         cluster = cls()
         cluster.tokenizer = tokenizer
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
@@ -529,6 +635,12 @@ class Cluster:
             name: [Worker(cluster, f"{name}-{i}", name) for i in range(replicas)]
             for name in decoders
         }
+        if adapters is not None:
+            environment = {adapter_name(name, 1): path for name, path in adapters.items()}
+            cluster.lora = [
+                Worker(cluster, f"lora-{i}", "base", environment, aggregated=aggregated)
+                for i in range(replicas)
+            ]
         try:
             for worker in cluster.workers:
                 await worker.start()
@@ -540,7 +652,8 @@ class Cluster:
 
     @property
     def workers(self) -> list[Worker]:
-        return [*self.prefill, *(one for workers in self.decode.values() for one in workers)]
+        decode = (one for workers in self.decode.values() for one in workers)
+        return [*self.prefill, *decode, *self.lora]
 
     def background(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -563,9 +676,24 @@ class Cluster:
                 DecodeWorker(worker.name, worker.url, name, *_events(worker))
                 for name, workers in self.decode.items()
                 for worker in workers
-            ),
+            )
+            + tuple(map(_adapter_worker, self.lora)),
             tokenizer=self.tokenizer,
         )
+
+
+def _adapter_worker(worker: Worker) -> DecodeWorker:
+    assert worker.adapters is not None
+    names = worker.adapters.environment.items()
+    adapters = tuple(Adapter(name.removesuffix("@1"), path) for name, path in names)
+    return DecodeWorker(
+        worker.name,
+        worker.url,
+        "base",
+        *_events(worker),
+        adapters=adapters,
+        aggregated=worker.aggregated,
+    )
 
 
 def _events(worker: Worker) -> tuple[str | None, str | None]:

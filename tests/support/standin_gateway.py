@@ -15,16 +15,34 @@ from typing import Any
 Json = dict[str, Any]
 WORKERS = [
     {
-        "name": "prefill-0", "role": "prefill", "decoder": None, "url": "http://h:1",
+        "name": "prefill-0", "role": "prefill", "decoder": None, "decoders": [],
+        "url": "http://h:1",
         "state": "good", "problem": None, "load": {"requests": 3},
     },
     {
-        "name": "decode-a", "role": "decode", "decoder": "a", "url": "http://h:2",
+        "name": "decode-a", "role": "decode", "decoder": "a", "decoders": ["a"],
+        "url": "http://h:2",
         "state": "broken", "problem": "it did not answer", "load": {"requests": 0},
     },
     {
-        "name": "decode-a-1", "role": "decode", "decoder": "a", "url": "http://h:3",
+        "name": "decode-a-1", "role": "decode", "decoder": "a", "decoders": ["a"],
+        "url": "http://h:3",
         "state": "good", "problem": None, "load": {"requests": 1},
+    },
+]  # fmt: skip
+
+
+DECODERS = [
+    {
+        "name": "a", "kind": "model", "path": None, "weights": None, "requests": 3,
+        "workers": [{"name": "decode-a", "lora_name": None, "state": "good", "problem": None}],
+    },
+    {
+        "name": "math", "kind": "adapter", "path": "/math", "weights": "w1:x", "requests": 0,
+        "workers": [
+            {"name": "lora", "lora_name": "math@1", "state": "good", "problem": "no such folder"},
+            {"name": "lora-1", "lora_name": "math@1", "state": "good", "problem": None},
+        ],
     },
 ]  # fmt: skip
 
@@ -89,6 +107,10 @@ class StandInGateway:
                 return self._worker(
                     body.get("name") or (self.names.pop(0) if self.names else "new")
                 )
+            case "GET", ["decoders"]:
+                return {"decoders": DECODERS}
+            case ("POST", ["decoders"]) | (("PUT" | "DELETE"), ["decoders", _]):
+                return {"name": "math"}
             case (("POST" | "DELETE"), ["workers", name, *action]):
                 return self._worker(name, "draining" if action == ["drain"] else "good")
         raise RefusedError(404, f"no {path}")
@@ -119,7 +141,7 @@ def serving(gateway: StandInGateway) -> Iterator[str]:
             else:
                 self._send(200, answer)
 
-        do_GET = do_POST = do_DELETE = reply
+        do_GET = do_POST = do_PUT = do_DELETE = reply
 
         def _stream(self, answer: Json) -> None:
             self.send_response(200)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tiny import make_tiny
+from ps_sglang.models.adapter import write_adapted
 from ps_sglang.verify.reference import Reference, common_length
+from tests.support.adapters import make_adapter
 from tests.verify.model_gateway import Models
 
 LENGTH = 12
@@ -95,3 +97,27 @@ def test_reused_prefixes_change_nothing(folders: dict[str, Path], reference: Ref
 )
 def test_common_length(one: tuple[int, ...], other: tuple[int, ...], length: int) -> None:
     assert common_length(one, other) == length
+
+
+def test_adapters_are_judged_like_the_models_that_they_make(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two adapters and the base by name, beside each other and a whole model."""
+    adapters = {
+        name: make_adapter(folders["base"], tmp_path / name, seed=ord(name)) for name in "de"
+    }
+    whole = {name: tmp_path / f"{name}-whole" for name in adapters}
+    for name, adapter in adapters.items():
+        write_adapted(folders["base"], adapter, whole[name])
+    base, a = folders["base"], folders["a"]
+    reference = Reference(base, adapters | {"base": base, "a": a})
+    plain = Models(whole | {"base": base, "a": a})
+    ids = prompt(40)
+    for name in ("d", "e", "base", "a", "d"):
+        for own in (False, True):
+            logits = plain.logits(name, list(ids), LENGTH, reader=name if own else "base")
+            greedy = tuple(logits.argmax(-1).tolist())
+            scores = (reference.own if own else reference.shared)(name, ids, greedy)
+            assert scores.best == greedy
+            best_logprobs = logits.log_softmax(-1).max(-1).values.tolist()
+            assert scores.logprobs == pytest.approx(best_logprobs, abs=1e-3)

@@ -194,7 +194,7 @@ class Domain:
         prompt = self._pages.prompt(request)
         began = perf_counter()
         request.route = route = self._router.choose(
-            prompt, str(request.turn.decoder), session=session
+            prompt, self._pool.served(str(request.turn.decoder)), session=session
         )
         self.routing_s += perf_counter() - began
         request.expected = route.cached_tokens
@@ -206,7 +206,7 @@ class Domain:
     def _reserved(self, request: Request) -> None:
         route: Route = request.route
         if request.moved:
-            self.prefill[route.prefill.name].prefill(request)
+            self.prefill[route.prefills.name].prefill(request)
         else:
             route.handed_over()
             # Not before `reserve` has returned, as it may be giving room to others.
@@ -218,8 +218,8 @@ class Domain:
             return
         route: Route = request.route
         record = Span(rid="", role="prefill", began=0.0, computed=request.computed, held=0)
-        self._cache_index.worker_cache(route.prefill.name).span(record)
-        source = self.prefill[route.prefill.name]
+        self._cache_index.worker_cache(route.prefills.name).span(record)
+        source = self.prefill[route.prefills.name]
         target = self.decode[route.decode.name]
         # A transfer has the link out of one worker and the link into the other for itself.
         begin = max(self._clock.now, source.link_free, target.link_free)

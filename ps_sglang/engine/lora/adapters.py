@@ -22,6 +22,7 @@ from ps_sglang.engine.compat.srt import LoRARef, LoRAUpdateOutput, get_lora
 from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, is_worker
 from ps_sglang.errors import PsSglangError
+from ps_sglang.worker_info import ALLOW_UNVERIFIED as UNVERIFIED_HEADER
 from ps_sglang.worker_info import split_adapter_name
 
 Update = Callable[..., Awaitable[Any]]
@@ -72,9 +73,13 @@ async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: A
     """
     if not _serves_decoders():
         return await original(manager, obj, request)
+    headers = {} if request is None else request.headers
+    unverified = "1" in (headers.get(UNVERIFIED_HEADER), os.environ.get(ALLOW_UNVERIFIED))
     # In a thread: it reads and digests files, which would hold the event loop.
     try:
-        adapter = await asyncio.to_thread(_checked, manager, obj.lora_name, obj.lora_path)
+        adapter = await asyncio.to_thread(
+            _checked, manager, obj.lora_name, obj.lora_path, unverified
+        )
     except (PsSglangError, ValueError) as error:
         return LoRAUpdateOutput(success=False, error_message=str(error))
     output = await original(manager, obj, request)
@@ -83,7 +88,7 @@ async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: A
     return output
 
 
-def _checked(manager: Any, name: str, folder: str) -> _Registered:
+def _checked(manager: Any, name: str, folder: str, allow_unverified: bool) -> _Registered:
     """Raises PsSglangError for an adapter that must not be loaded, ValueError for such a name."""
     split_adapter_name(name)
     digest = adapter_digest(Path(folder))
@@ -95,7 +100,7 @@ def _checked(manager: Any, name: str, folder: str) -> _Registered:
             Path(manager.model_path),
             Path(folder),
             os.environ[BASE_FINGERPRINT],
-            allow_unverified=os.environ.get(ALLOW_UNVERIFIED) == "1",
+            allow_unverified=allow_unverified,
             limits=AdapterLimits(
                 max_rank=lora.max_lora_rank,
                 target_modules=tuple(lora.lora_target_modules),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from msgspec.structs import replace as replace_hints
@@ -44,7 +44,7 @@ class GenerationRequest:
         return len(self.samples) == 1 and not self.listed
 
 
-def choose_decoder(named: object, in_path: str | None, decoders: Sequence[str]) -> str:
+def choose_decoder(named: object, in_path: str | None, decoders: Collection[str]) -> str:
     """The decoder that a request is for: by its URL, else by its body, else the only one."""
     if named is not None and not isinstance(named, str):
         raise BadRequest(f"`model` must be a text, not {named!r}.", param="model")
@@ -65,7 +65,7 @@ def choose_decoder(named: object, in_path: str | None, decoders: Sequence[str]) 
             raise ModelNotFound(named, decoders)
         return named
     if len(decoders) == 1:
-        return decoders[0]
+        return next(iter(decoders))
     raise BadRequest(f"`model` is missing; served models: {', '.join(decoders)}.", param="model")
 
 

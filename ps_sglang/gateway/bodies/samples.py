@@ -6,7 +6,7 @@ the gateway sends each sample of each prompt alone. Sample i of a prompt uses se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -32,7 +32,7 @@ class Endpoint(Enum):
 class Served:
     """What requests are checked against: decoders by name, what engines can take, the tokenizer."""
 
-    decoders: tuple[str, ...]
+    decoders: Collection[str]
     limits: Limits
     prompts: Prompts
 

@@ -20,7 +20,7 @@ MAX_MESSAGES = 8192  # with the parts of their contents; a chat template takes i
 MAX_SAMPLES = 2048  # prompts times n of one request; OpenAI's limit on prompts
 
 _ROUTING = "is set by the gateway, not by clients"
-_NO_LORA = "is not supported: decoders are whole models, chosen by `model`"
+_NO_LORA = "is not for clients: `model` chooses the decoder, a whole model or an adapter"
 _NO_MEDIA = "is not supported: this gateway serves text models"
 _NO_PROMPT_LOGPROBS = (
     "asks for logprobs of the prompt, which are not supported: the prompt is prefilled by the base "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Self
 
 from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.errors import (
@@ -15,8 +14,8 @@ from ps_sglang.gateway.errors import (
     WorkerFailed,
     WorkerUnreachable,
 )
-from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState
 from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState
 
 
 @contextmanager
@@ -25,29 +24,23 @@ def blaming(pd_request: PrefillDecodeRequest) -> Iterator[None]:
 
     The decode worker may notice first, and says it as a failure of its own.
     """
-    route = pd_request.route
     try:
         yield
     except EngineError as error:
-        broken = route.prefill.breaker is BreakerState.OPEN and not pd_request.prefill_has_ended
-        if broken and error.status >= 500:
-            raise WorkerUnreachable(route.prefill.worker, error.message, Loss.TAKEN) from error
+        prefill = pd_request.route.prefill
+        if (
+            prefill is not None
+            and prefill.breaker is BreakerState.OPEN
+            and not pd_request.prefill_has_ended
+            and error.status >= 500
+        ):
+            raise WorkerUnreachable(prefill.worker, error.message, Loss.TAKEN) from error
         raise
 
 
-class RouteState(NamedTuple):
+def broken_or_leaving(route: Route) -> list[tuple[bool, bool]]:
     """What may change about a route's workers while they are waited for."""
-
-    prefill: tuple[bool, bool]
-    decode: tuple[bool, bool]
-
-    @classmethod
-    def of(cls, route: Route) -> Self:
-        return cls(_broken_or_leaving(route.prefill), _broken_or_leaving(route.decode))
-
-
-def _broken_or_leaving(worker_state: AnyWorkerState) -> tuple[bool, bool]:
-    return worker_state.breaker is BreakerState.OPEN, worker_state.draining
+    return [(one.breaker is BreakerState.OPEN, one.draining) for one in route.workers]
 
 
 def either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:
@@ -58,5 +51,5 @@ def either(first: WorkerFailed, second: WorkerFailed) -> GatewayError:
 
 
 def at_fault(route: Route, error: WorkerError) -> AnyWorkerState:
-    """The worker of the pair that the error names."""
-    return route.prefill if error.worker == route.prefill.worker else route.decode
+    """The worker of the route that the error names."""
+    return next(one for one in route.workers if one.worker == error.worker)

@@ -24,7 +24,7 @@ from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.dispatch import samples
 from ps_sglang.gateway.dispatch.background import Background
-from ps_sglang.gateway.dispatch.blame import RouteState, at_fault, blaming, either
+from ps_sglang.gateway.dispatch.blame import at_fault, blaming, broken_or_leaving, either
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.dispatch.poison import Suspect, Suspects, Turn
@@ -37,8 +37,8 @@ from ps_sglang.gateway.errors import (
     WorkerFailed,
     WorkerUnreachable,
 )
-from ps_sglang.gateway.routing.pool import AnyWorkerState
 from ps_sglang.gateway.routing.router import Route, Router
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Trace, Traces
 
@@ -85,7 +85,7 @@ class Dispatcher:
     async def complete(self, request: GenerationRequest, context: RequestContext) -> bytes:
         """The whole JSON answer; raises GatewayError."""
         suspect = Suspect(request)
-        with self._descriptors.reserve(len(request.samples)):
+        with context.decoder.requests, self._descriptors.reserve(len(request.samples)):
             if request.is_single:
                 answer = await self._answer(context, suspect, request.samples[0], asyncio.Event())
             else:
@@ -107,7 +107,7 @@ class Dispatcher:
             stream = self._stream(context, suspect, request.samples[0], asyncio.Event())
         else:
             stream = samples.stream(request, partial(self._stream, context, suspect))
-        with self._descriptors.reserve(len(request.samples)):
+        with context.decoder.requests, self._descriptors.reserve(len(request.samples)):
             async with aclosing(stream):
                 async for events in stream:
                     yield events
@@ -142,7 +142,8 @@ class Dispatcher:
         if (running := self._running.pop(pd_request, None)) is not None:
             self._traces.ended(running[0])
             if served:
-                pd_request.when_served(partial(self._metrics.served, pd_request.route.prefill.name))
+                name = pd_request.route.prefills.name
+                pd_request.when_served(partial(self._metrics.served, name))
         await pd_request.close()
 
     def interrupt(
@@ -177,7 +178,7 @@ class Dispatcher:
             pd_request = PrefillDecodeRequest(
                 self._client, self._background, context, sample, route, len(tried), prefilled
             )
-            trace = self._traces.begin(pd_request.rid, context.decoder, route)
+            trace = self._traces.begin(pd_request.rid, context.decoder.name, route)
             self._running[pd_request] = trace, suspect
             try:
                 with blaming(pd_request):
@@ -190,8 +191,8 @@ class Dispatcher:
                 log.warning("%s; trying another", error.message)
             except WorkerFailed as error:
                 await self._close(pd_request)
-                tried.add(route.prefill.name)
-                failed.append((route.prefill, error))
+                tried.add(route.prefills.name)
+                failed.append((route.prefills, error))
                 if len(failed) > 1:
                     raise either(*(one for _, one in failed)) from error
                 if not self._router.can_choose(context.decoder, tried):
@@ -218,14 +219,14 @@ class Dispatcher:
         while True:
             self._suspects.refuse_poison(suspect)
             route = self._router.choose(sample.prompt, context.decoder, tried, context.session)
-            state = RouteState.of(route)
+            state = broken_or_leaving(route)
             try:
-                turn = await self._suspects.turn(suspect, route.prefill, route.decode)
+                turn = await self._suspects.turn(suspect, route.workers)
             except BaseException:
                 route.release()
                 raise
             # The suspect before this one may have turned out to be poisonous.
-            if turn is None or RouteState.of(route) == state:
+            if turn is None or broken_or_leaving(route) == state:
                 return route, turn
             turn.release()
             route.release()
@@ -252,7 +253,7 @@ class Dispatcher:
         return self._running[pd_request][1].digest == suspect.digest
 
     def _prefilled(self, route: Route, gate: asyncio.Event, turn: Turn | None) -> None:
-        self._watch.succeeded(route.prefill)
+        self._watch.succeeded(route.prefills)
         gate.set()
         if turn is not None:
             turn.prefilled()

@@ -1,8 +1,9 @@
 """What follows a turn of a conversation: the hints that came with its request.
 
 `next` brings the prompt and the answer to a worker of the decoder that speaks next: a request of
-its own, whose output nobody reads. `pin` and `release` are sent to all workers that the
-conversation has been on. All of it happens in the background, after the client has its answer.
+its own, for the base's KV only, whose output nobody reads. `pin` and `release` are sent to all
+workers that the conversation has been on. All of it happens in the background, after the client has
+its answer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.sessions import Session, Sessions
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
@@ -53,12 +55,14 @@ class HintActions:
     def __init__(
         self,
         dispatcher: Dispatcher,
+        pool: WorkerPool,
         background: Background,
         sessions: Sessions,
         cache_index: CacheIndex,
         metrics: GatewayMetrics,
     ) -> None:
         self._dispatcher = dispatcher
+        self._pool = pool
         self._background = background
         self._sessions = sessions
         self._cache_index = cache_index
@@ -87,7 +91,7 @@ class HintActions:
     ) -> None:
         hints, session = request.hints, context.session
         if hints.next is not None:
-            await self._prefetch(request, replace(context, decoder=hints.next), completion or {})
+            await self._prefetch(request, context, hints.next, completion or {})
         if session is None or session.ended is not None:
             return
         if hints.release:
@@ -109,19 +113,26 @@ class HintActions:
                 raise outcome
 
     async def _prefetch(
-        self, request: GenerationRequest, context: RequestContext, completion: Completion
+        self,
+        request: GenerationRequest,
+        context: RequestContext,
+        decoder: str,
+        completion: Completion,
     ) -> None:
-        sample = _continuation(request.samples[0], context, completion, self._cache_index.prompts)
+        prompts = self._cache_index.prompts
+        sample = _continuation(request.samples[0], context.endpoint, decoder, completion, prompts)
         following = replace(
-            request, decoder=context.decoder, stream=False, samples=(sample,), hints=hints.NONE
+            request, decoder=decoder, stream=False, samples=(sample,), hints=hints.NONE
         )
         outcome = "done"
         try:
+            served = self._pool.served(decoder)
+            context = replace(context, decoder=served, only_prompt=True)
             await self._dispatcher.complete(following, context)
         except GatewayError as error:
             outcome = "failed"
-            log.info("prefetch for %s failed: %s", context.decoder, error.message)
-        self._metrics.prefetched(context.decoder, outcome)
+            log.info("prefetch for %s failed: %s", decoder, error.message)
+        self._metrics.prefetched(decoder, outcome)
 
 
 def session_ended(session: Session) -> GatewayError:
@@ -130,20 +141,20 @@ def session_ended(session: Session) -> GatewayError:
 
 
 def _continuation(
-    sample: Sample, context: RequestContext, completion: Completion, prompts: Prompts
+    sample: Sample, endpoint: Endpoint, decoder: str, completion: Completion, prompts: Prompts
 ) -> Sample:
     """A sample whose prompt is that of `sample` and its completion, and whose answer is short."""
     body = {name: sample.body[name] for name in _ABOUT_PROMPT if name in sample.body}
     salt = sample.prompt.salt
-    if context.endpoint is Endpoint.CHAT:
+    if endpoint is Endpoint.CHAT:
         _extend_chat(body, completion)
         prompt = prompts.chat(body, salt)
     else:
         prompt = prompts.prompt(_extend(body, completion), salt)
-    if context.endpoint is Endpoint.GENERATE:
+    if endpoint is Endpoint.GENERATE:
         body["sampling_params"] = {"max_new_tokens": 0}
     else:
-        body["model"] = context.decoder
+        body["model"] = decoder
         body["max_tokens"] = 1  # these routes know no answer without a token
     # Somebody waits for the others, and nobody for this one yet.
     body["priority"] = (body.get("priority") or 0) - 1

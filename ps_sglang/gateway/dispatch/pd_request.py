@@ -1,7 +1,9 @@
 """One sample on its two workers: the prefill and the decode request of SGLang's PD protocol.
 
 Both get the client's body plus the bootstrap fields that let them find each other. The decode
-request's answer is the client's; the prefill request's answer is read only for errors. A request
+request's answer is the client's; the prefill request's answer is read only for errors. Where the
+decode worker is aggregated its request is the only one, without these fields. The decode request
+alone names the decoder's adapter: the prompt is the base's (I1). A request
 that is no longer wanted is ended twice: its connection is closed, and it is aborted by its id,
 because SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 """
@@ -20,10 +22,10 @@ from ps_sglang.gateway.bodies.engine_errors import (
     answer_error,
     event_error,
     is_preamble,
-    prefill_answer,
 )
 from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.dispatch.background import Background, cancel
+from ps_sglang.gateway.dispatch.prefill_request import PrefillRequest
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.dispatch.worker_connection import WorkerResponse
 from ps_sglang.gateway.dispatch.worker_sender import RequestContext, WorkerSender, refusal
@@ -42,27 +44,9 @@ PREFILL_GRACE_SECONDS = 30.0
 # Both workers judge the same body. When one request has failed, the other has so long to fail too.
 SETTLE_SECONDS = 1.0
 
-# What a client asks about the output. The prefill request has none, and must not fail at it.
-# Neither is it streamed, so that its failure is an HTTP status.
-_ABOUT_OUTPUT = frozenset(
-    (
-        "stream",
-        "stream_options",
-        "logprobs",
-        "top_logprobs",
-        "return_logprob",
-        "top_logprobs_num",
-        "token_ids_logprob",
-        "return_sampling_mask",
-        "sampling_logprobs_mode",
-        "return_flat_raw_output_top_logprobs",
-        "return_flat_raw_top_logprobs_b64",
-    )
-)
-
 
 class PrefillDecodeRequest:
-    """Both requests of one sample; the prefill request starts at once. `close` must be called.
+    """The requests of one sample; the prefill request starts at once. `close` must be called.
 
     Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (other
     workers may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both
@@ -86,14 +70,15 @@ class PrefillDecodeRequest:
         self.rid = f"{sample.rid}-{attempt:02d}"
         self._sender = WorkerSender(client, context, self.rid)
         self._on_prefilled = on_prefilled
-        self._body = {
+        body = {
             **sample.body,
             "rid": self.rid,
-            "bootstrap_host": route.prefill.worker.bootstrap_host,
-            "bootstrap_port": route.prefill.worker.bootstrap_port,
-            "bootstrap_room": ids.room(),
             "priority": encode_priority(sample.body.get("priority") or 0, route.cached_tokens),
         }
+        if route.prefill is not None:
+            body["bootstrap_host"] = route.prefill.worker.bootstrap_host
+            body["bootstrap_port"] = route.prefill.worker.bootstrap_port
+            body["bootstrap_room"] = ids.room()
         self._response: WorkerResponse | None = None
         self._splitter = sse.Splitter()
         self._error: GatewayError | None = None  # that the stream reported behind the last events
@@ -102,11 +87,14 @@ class PrefillDecodeRequest:
         self._closed = False
         self._failure: GatewayError | None = None
         self._reader: asyncio.Task[Any] | None = None
-        self._prefilled: PrefillAnswer | None = None
         self._on_served: Callable[[PrefillAnswer], None] | None = None
-        self._prefill_error: GatewayError | None = None
-        self._prefill_ended = asyncio.Event()
-        self._prefill = asyncio.create_task(self._run_prefill())
+        self._prefill: PrefillRequest | None = None
+        self._prefill_task: asyncio.Task[None] | None = None
+        if route.prefill is not None:
+            self._prefill = PrefillRequest(self._sender, route.prefill, body)
+            self._prefill_task = asyncio.create_task(self._run_prefill(self._prefill))
+        with_adapter = route.lora_name is not None and not context.only_prompt
+        self._body = {**body, "lora_path": route.lora_name} if with_adapter else body
 
     async def answer(self) -> bytes:
         """The decode request's whole JSON answer."""
@@ -148,8 +136,8 @@ class PrefillDecodeRequest:
 
     @property
     def prefill_has_ended(self) -> bool:
-        """Whether the prefill request has answered, well or not."""
-        return self._prefill_ended.is_set()
+        """Whether the prefill request, if there is one, has answered, well or not."""
+        return self._prefill is None or self._prefill.ended.is_set()
 
     def when_served(self, listener: Callable[[PrefillAnswer], None]) -> None:
         """Call `listener` once both requests were answered, with the prefill request's answer.
@@ -160,7 +148,8 @@ class PrefillDecodeRequest:
         self._notify_if_served()
 
     def _notify_if_served(self) -> None:
-        listener, answer = self._on_served, self._prefilled
+        listener = self._on_served
+        answer = None if self._prefill is None else self._prefill.answer
         if self._decode_ended and listener is not None and answer is not None:
             self._on_served = None
             listener(answer)
@@ -172,12 +161,13 @@ class PrefillDecodeRequest:
         self._closed = True
         if self._response is not None:
             self._response.close()
-        if self._decode_ended and not self._prefill.done():
-            self._background.start(self._finish_prefill())
+        prefill = self._prefill_task
+        if self._decode_ended and prefill is not None and not prefill.done():
+            self._background.start(self._finish(prefill))
             return
         if not self._decode_ended:
             self._background.start(self._sender.abort(self.route.decode))
-        await self._end_prefill()
+        await self._end(prefill)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -198,19 +188,22 @@ class PrefillDecodeRequest:
         finally:
             self._reader = None
 
-    async def _run_prefill(self) -> None:
+    async def _run_prefill(self, prefill: PrefillRequest) -> None:
         try:
-            await self._read_prefill()
+            await prefill.run()
         except GatewayError as error:
-            self._prefill_error = error
-            self._prefill_ended.set()
             if not isinstance(error, WorkerUnreachable):
                 await asyncio.sleep(SETTLE_SECONDS)
             # Once the answer has begun, the prefill request has done its part.
             if not self._answering:
                 self.fail(error)
         else:
-            self._prefill_ended.set()
+            self._notify_if_served()
+            self._handed_over()
+
+    def _handed_over(self) -> None:
+        self.route.handed_over()
+        self._on_prefilled()
 
     async def _settled(self, error: GatewayError) -> GatewayError:
         """The cause of a failure of which the decode request says `error`.
@@ -219,48 +212,31 @@ class PrefillDecodeRequest:
         only follow from one of the prefill request. If both fail in the same words, before they
         had to do with each other, then the request is why.
         """
-        if isinstance(error, WorkerUnreachable) or error.status < 500:
+        prefill = self._prefill
+        if prefill is None or isinstance(error, WorkerUnreachable) or error.status < 500:
             return error
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
-                await self._prefill_ended.wait()
-        cause = self._prefill_error
+                await prefill.ended.wait()
+        cause = prefill.error
         if cause is None or (isinstance(cause, WorkerFailed) and cause.reason == error.message):
             return error
         return cause
 
-    async def _read_prefill(self) -> None:
-        worker = self.route.prefill.worker
-        body = {name: value for name, value in self._body.items() if name not in _ABOUT_OUTPUT}
-        response = await self._sender.post(self.route.prefill, body)
-        with response, reaching(worker):
-            content = await response.read()
-        error = (
-            refusal(worker, response, content) if response.status != 200 else answer_error(content)
-        )
-        if isinstance(error, WorkerUnreachable):
-            raise error
-        if error is not None and error.status >= 500:
-            raise WorkerFailed(worker, error.message, engine_status=error.status) from error
-        if error is not None:
-            raise error
-        self._prefilled = prefill_answer(content)
-        self._notify_if_served()
-        self.route.handed_over()
-        self._on_prefilled()
-
-    async def _finish_prefill(self) -> None:
+    async def _finish(self, prefill: asyncio.Task[None]) -> None:
         try:
-            await asyncio.wait({self._prefill}, timeout=PREFILL_GRACE_SECONDS)
+            await asyncio.wait({prefill}, timeout=PREFILL_GRACE_SECONDS)
         finally:
-            await self._end_prefill()
+            await self._end(prefill)
 
-    async def _end_prefill(self) -> None:
+    async def _end(self, prefill: asyncio.Task[None] | None) -> None:
         # The caller may be cancelled at the `await`: everything that must happen comes first.
         self.route.release()
-        if not self._prefill.done():
-            self._background.start(self._sender.abort(self.route.prefill))
-        await cancel(self._prefill)
+        if prefill is None:
+            return
+        if not prefill.done():
+            self._background.start(self._sender.abort(self.route.prefills))
+        await cancel(prefill)
 
     async def _read_answer(self) -> bytes:
         response = await self._open_decode()
@@ -269,6 +245,8 @@ class PrefillDecodeRequest:
         if error := answer_error(content):
             raise error
         self._decode_ended = True
+        if self._prefill is None:
+            self._handed_over()
         return content
 
     async def _read_first(self) -> list[bytes]:
@@ -278,6 +256,8 @@ class PrefillDecodeRequest:
             events = await self._next_events()
             self._answering = not all(map(is_preamble, events))
             first += events
+        if self._prefill is None:
+            self._handed_over()
         return first
 
     async def _next_events(self) -> list[bytes]:

@@ -16,7 +16,7 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -25,7 +25,7 @@ import msgspec
 
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.errors import PoisonRequest
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 
 REFUSED_SECONDS: Final = 600.0
 MOST: Final = 4096
@@ -139,9 +139,7 @@ class Suspects:
             f"(digest {suspect.digest}). Change it before you send it again."
         )
 
-    async def turn(
-        self, suspect: Suspect, prefill: AnyWorkerState, decode: AnyWorkerState
-    ) -> Turn | None:
+    async def turn(self, suspect: Suspect, worker_states: Sequence[AnyWorkerState]) -> Turn | None:
         """Wait until no other suspect is on the worker of the role that died of the request.
 
         None if nothing is known against the request. The turn must be released.
@@ -149,7 +147,7 @@ class Suspects:
         record = self._record(suspect)
         if record is None:
             return None
-        worker_state = prefill if record.role == prefill.worker.role else decode
+        worker_state = next(one for one in worker_states if one.worker.role == record.role)
         turn = Turn(self._turns, worker_state)
         await turn.wait()
         return turn

@@ -21,8 +21,9 @@ from ps_sglang.gateway.errors import (
     reaching,
     require_process,
 )
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.decoder_state import DecoderState
 from ps_sglang.gateway.routing.sessions import Session
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.trace import Trace
 
 ABORT_SECONDS = 5.0
@@ -35,13 +36,15 @@ _DUPLICATE_ID = "Duplicate request ID"
 class RequestContext:
     """What the samples of one client request have in common. `headers` go to the workers.
 
+    `only_prompt`: nobody reads the output, so that no adapter is needed for it.
     `names_rid`: the client named the request, and may abort it by that name.
     """
 
     endpoint: Endpoint
-    decoder: str
+    decoder: DecoderState
     headers: dict[str, str]
     session: Session | None = None
+    only_prompt: bool = False
     # By the samples' places in the answer, where the client wants them.
     traces: dict[int, Trace] | None = None
     names_rid: bool = False

@@ -24,8 +24,9 @@ async def route(request: web.Request) -> web.Response:
     model = request.match_info.get("model")
     parsed = parse(endpoint, content, model, request.headers, gateway.served)
     session = gateway.sessions.get(parsed.session) if parsed.session else None
+    decoder = gateway.pool.served(parsed.decoder)
     decisions = [
-        gateway.router.decide(sample.prompt, parsed.decoder, session=session).explain()
+        gateway.router.decide(sample.prompt, decoder, session=session).explain()
         for sample in parsed.samples
         if sample.leads
     ]

@@ -28,7 +28,7 @@ from ps_sglang.gateway.errors import (
     engine_error,
 )
 from ps_sglang.gateway.routes.forwarding import ask, first_answer
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, model_in_path, worker_headers
 
 _Handler = Callable[[web.Request], Awaitable[web.Response]]

@@ -9,7 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.errors import NoWorker, WorkerUnreachable, reaching, require_process
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import Gateway
 from ps_sglang.worker_info import HEADER
 

@@ -54,7 +54,12 @@ async def respond(
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
     headers = worker_headers(request)
     context = RequestContext(
-        parsed.endpoint, parsed.decoder, headers, session, traces, names_rid=parsed.names_rid
+        parsed.endpoint,
+        gateway.pool.served(parsed.decoder),
+        headers,
+        session,
+        traces=traces,
+        names_rid=parsed.names_rid,
     )
     with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
         if parsed.stream:

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
 from ps_sglang.gateway.routes.forwarding import first_answer
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
 from ps_sglang.worker_info import HEADER
@@ -70,11 +70,13 @@ async def _health(request: web.Request, path: str, seconds: float) -> web.Respon
     gateway = request.app[GATEWAY]
     decoder = model_in_path(request)
     worker_states = gateway.workers(decoder)
+    names = gateway.pool.decoders if decoder is None else (decoder,)
+    needed = [gateway.pool.decode(name) for name in names]
     healthy = await asyncio.gather(
         *(_is_well(gateway.http, one.worker.url + path, seconds) for one in worker_states)
     )
     able = {
-        worker_state.worker.decoder
+        worker_state
         for worker_state, ready in zip(worker_states, healthy, strict=True)
         if ready and worker_state.can_be_asked
     }
@@ -82,10 +84,9 @@ async def _health(request: web.Request, path: str, seconds: float) -> web.Respon
         {**_identity(worker_state.worker), "healthy": ready, "state": worker_state.state}
         for worker_state, ready in zip(worker_states, healthy, strict=True)
     ]
-    well = able >= {
-        None,
-        *(worker_state.worker.decoder for worker_state in gateway.pool.decode(decoder)),
-    }
+    well = all(not able.isdisjoint(workers) for workers in needed) and (
+        gateway.config.is_aggregated or not able.isdisjoint(gateway.pool.prefill)
+    )
     body = {"status": "ok" if well else "unavailable", "workers": listed}
     return web.json_response(body, status=200 if well else 503)
 
@@ -93,8 +94,8 @@ async def _health(request: web.Request, path: str, seconds: float) -> web.Respon
 async def ready(request: web.Request) -> web.Response:
     """GET /ready: 200 if a request can be served now (for the decoder in the path).
 
-    That takes a prefill worker and a decode worker which are neither broken nor leaving, as far as
-    is known: nobody is asked.
+    That takes a prefill worker and a decode worker, or an aggregated one, which are neither broken
+    nor leaving, as far as is known: nobody is asked.
     """
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
@@ -104,7 +105,7 @@ async def ready(request: web.Request) -> web.Response:
         if any(worker_state.is_ready for worker_state in gateway.pool.decode(decoder))
     ]
     prefill = [worker_state.name for worker_state in gateway.pool.prefill if worker_state.is_ready]
-    able = bool(decoders and prefill)
+    able = bool(decoders and (prefill or gateway.config.is_aggregated))
     body = {
         "status": "ok" if able else "unavailable",
         "prefill": prefill,

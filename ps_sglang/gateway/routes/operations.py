@@ -1,4 +1,4 @@
-"""Operations that change a worker: one at a time, and each to its end."""
+"""Operations that change a worker or a decoder: one at a time, and each to its end."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY
 
 log = logging.getLogger("ps_sglang.gateway")
 
+Subject = AnyWorkerState | str
+"""What an operation changes: a worker, or the decoder of a name."""
+
 
 class OperationLocks:
-    """The operation under way on each worker: a second one is refused, not queued."""
+    """The operation under way on each worker and decoder: a second one is refused, not queued."""
 
     def __init__(self) -> None:
-        self._operations: dict[AnyWorkerState, str] = {}
+        self._operations: dict[Subject, str] = {}
 
-    def operation(self, worker_state: AnyWorkerState) -> str | None:
-        """The operation on the worker, such as "is leaving"; None if there is none."""
-        return self._operations.get(worker_state)
+    def operation(self, subject: Subject) -> str | None:
+        """The operation under way, such as "is leaving"; None if there is none."""
+        return self._operations.get(subject)
 
-    def refuse_if_busy(self, worker_state: AnyWorkerState) -> None:
-        """Raise GatewayError if an operation on the worker is under way."""
-        if (operation := self.operation(worker_state)) is not None:
-            raise conflict(f"{worker_state.name!r} {operation}; try again when that has ended.")
+    def refuse_if_busy(self, subject: Subject) -> None:
+        """Raise GatewayError if an operation is under way."""
+        if (operation := self.operation(subject)) is not None:
+            raise conflict(f"{_name(subject)!r} {operation}; try again when that has ended.")
 
-    def begin(self, worker_state: AnyWorkerState, operation: str) -> None:
+    def begin(self, subject: Subject, operation: str) -> None:
         """Begin an operation; raises GatewayError if another is under way."""
-        self.refuse_if_busy(worker_state)
-        self._operations[worker_state] = operation
+        self.refuse_if_busy(subject)
+        self._operations[subject] = operation
 
-    def end(self, worker_state: AnyWorkerState) -> None:
+    def end(self, subject: Subject) -> None:
         """The operation has ended."""
-        del self._operations[worker_state]
+        del self._operations[subject]
 
 
 OPERATION_LOCKS = web.AppKey("operation_locks", OperationLocks)
@@ -45,32 +48,36 @@ OPERATION_LOCKS = web.AppKey("operation_locks", OperationLocks)
 
 async def run_to_end(
     request: web.Request,
-    worker_state: AnyWorkerState,
+    subject: Subject,
     operation: str,
     work: Callable[[], Awaitable[web.Response]],
 ) -> web.Response:
-    """Run an operation on a worker to its end, even if the caller hangs up."""
+    """Run an operation to its end, even if the caller hangs up."""
     locks = request.app[OPERATION_LOCKS]
-    locks.begin(worker_state, operation)
+    locks.begin(subject, operation)
     done: asyncio.Future[web.Response] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         try:
             response = await work()
         except Exception as error:
-            log.warning("%s %s: %s", worker_state.worker.title, operation, error)
+            log.warning("%s %s: %s", _name(subject), operation, error)
             if not done.done():
                 done.set_exception(error)
         else:
             if not done.done():
                 done.set_result(response)
         finally:
-            locks.end(worker_state)
+            locks.end(subject)
 
     request.app[GATEWAY].background.start(run())
     return await done
 
 
-def conflict(message: str) -> GatewayError:
-    """The error of a call that the state of a worker does not allow."""
-    return GatewayError(message, status=409, code="worker_conflict")
+def conflict(message: str, code: str = "worker_conflict") -> GatewayError:
+    """The error of a call that the state of a worker or decoder does not allow."""
+    return GatewayError(message, status=409, code=code)
+
+
+def _name(subject: Subject) -> str:
+    return subject if isinstance(subject, str) else subject.name

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.bodies.reading import decode_body
-from ps_sglang.gateway.config import PrefillWorker
+from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
 from ps_sglang.gateway.errors import (
     BadRequest,
     GatewayError,
@@ -26,7 +26,7 @@ from ps_sglang.gateway.routes.operations import (
     conflict,
     run_to_end,
 )
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
 from ps_sglang.worker_info import HEADER
@@ -75,14 +75,11 @@ async def add_worker(request: web.Request) -> web.Response:
         facts,
         admission.reference(gateway.pool),
         gateway.config.context_length,
+        is_aggregated=gateway.config.is_aggregated,
         allow_unverified=joining.allow_unverified,
     )
     if problems or facts is None:
-        raise GatewayError(
-            f"The worker at {joining.url} does not fit this cluster: " + "; ".join(problems) + ".",
-            status=409,
-            code="worker_misfit",
-        )
+        raise _misfit(url, problems)
     worker = admission.worker(joining, facts)
     for other in gateway.pool:
         if other.incarnation == facts.incarnation and other.refused is None:
@@ -90,6 +87,11 @@ async def add_worker(request: web.Request) -> web.Response:
                 f"The worker at {worker.url} is in the cluster already: {other.name!r} at "
                 f"{other.worker.url}."
             )
+    if isinstance(worker, DecodeWorker):
+        for adapter in worker.adapters or ():
+            request.app[OPERATION_LOCKS].refuse_if_busy(adapter.decoder)
+        if conflicts := list(admission.adapter_conflicts(worker, facts, gateway.pool)):
+            raise _misfit(url, conflicts)
     replaced = _at(gateway, worker.url)
     if gateway.pool.get(worker.name) not in (None, replaced):
         raise conflict(f"{worker.name!r} is taken; send another `name`.")
@@ -101,6 +103,14 @@ async def add_worker(request: web.Request) -> web.Response:
     worker_state = gateway.pool.add(worker, facts)
     log.info("%s at %s joined", worker.title, worker.url)
     return web.json_response(_entry(gateway, worker_state), status=201)
+
+
+def _misfit(url: str, problems: list[str]) -> GatewayError:
+    return GatewayError(
+        f"The worker at {url} does not fit this cluster: {'; '.join(problems)}.",
+        status=409,
+        code="worker_misfit",
+    )
 
 
 async def drain(request: web.Request) -> web.Response:
@@ -182,6 +192,11 @@ async def swap(request: web.Request) -> web.Response:
             f"{worker_state.name!r} is a prefill worker: its weights are the base's, and every "
             "page in the cluster was computed with them."
         )
+    if worker_state.worker.adapters is not None:
+        raise BadRequest(
+            f"{worker_state.name!r} has the base's weights, and adapters on them: `ps-sglang "
+            "decoders replace` gives a decoder another adapter."
+        )
     decoder = worker_state.worker.decoder
 
     async def change() -> web.Response:
@@ -228,14 +243,23 @@ async def _load(gateway: Gateway, worker_state: AnyWorkerState, path: str) -> No
 
 def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
     worker, load = worker_state.worker, worker_state.load
+    served = gateway.pool.decoders.values()
+    problems = [] if worker_state.problem is None else [worker_state.problem]
+    problems += [
+        f"decoder {one.name!r}: {text}"
+        for one in served
+        for state, text in one.problems.items()
+        if state is worker_state
+    ]
     cache = gateway.cache_index.source(worker.name)
     return {
         "name": worker.name,
         "role": worker.role,
         "decoder": worker.decoder,
+        "decoders": [one.name for one in served if worker_state in one.workers],
         "url": worker.url,
         "state": worker_state.state,
-        "problem": worker_state.problem,
+        "problem": "; ".join(problems) or None,
         "times_broken": gateway.health.broken[worker.name],
         "load": {
             "requests": load.requests,

@@ -15,6 +15,9 @@
 A decode worker that holds the whole base prefix needs neither a prefill nor pages: `new` and
 `move` are 0 for its pairs. Equal costs go to the worker chosen least often, then to the older one.
 
+An aggregated worker stands for both: `move` is 0, `queue` are the new tokens queued there, and
+there is no `balance`.
+
 Why these weights:
 
 - A queued token only delays, whereas a token computed twice delays and takes capacity from all.
@@ -43,7 +46,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ps_sglang.gateway.routing.pool import Decode, Prefill
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
 QUEUE_WEIGHT = 0.5
 REQUEST_TOKENS = 128
@@ -59,9 +62,9 @@ LEAVE_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class PrefillTerms:
-    """A prefill worker's part of the cost; `cached_tokens` of the prompt it holds."""
+    """The part of the cost of who prefills; `cached_tokens` of the prompt it holds."""
 
-    worker_state: Prefill
+    worker_state: AnyWorkerState
     cached_tokens: float
     new: float
     queue: float
@@ -90,14 +93,17 @@ class DecodeTerms:
         return self.load + self.leaves
 
 
+Pair = tuple[PrefillTerms, DecodeTerms]
+"""A prefill and a decode worker, or an aggregated worker twice."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Why a pair was chosen. `tokens` is the prompt's length, estimated unless given as ids."""
 
     tokens: float
-    prefill: tuple[PrefillTerms, ...]
-    decode: tuple[DecodeTerms, ...]
-    chosen: tuple[PrefillTerms, DecodeTerms]
+    pairs: Sequence[Pair]
+    chosen: Pair
 
     @property
     def new(self) -> float:
@@ -107,30 +113,26 @@ class Decision:
     @property
     def moved(self) -> float:
         """Prompt tokens whose pages have to go to the chosen decode worker."""
-        return self.chosen[1].moved
+        return 0.0 if _is_aggregated(*self.chosen) else self.chosen[1].moved
 
     def explain(self) -> dict[str, Any]:
         """The decision as JSON: every pair with its terms, the cheapest first."""
-        pairs = [_explain(p, d) for p in self.prefill for d in self.decode]
+        pairs = [_explain(*pair) for pair in self.pairs]
         pairs.sort(key=lambda pair: float(pair["cost"]))
-        prefill, decode = self.chosen
         return {
             "prompt_tokens": round(self.tokens),
-            "chosen": {"prefill": prefill.worker_state.name, "decode": decode.worker_state.name},
+            "chosen": _names(*self.chosen),
             "candidates": pairs,
         }
 
 
-def decide(
-    tokens: float, prefill: Sequence[PrefillTerms], decode: Sequence[DecodeTerms]
-) -> Decision:
-    """The cheapest pair; neither list may be empty."""
-    chosen = min(((p, d) for p in prefill for d in decode), key=_order)
-    return Decision(tokens, tuple(prefill), tuple(decode), chosen)
+def decide(tokens: float, pairs: Sequence[Pair]) -> Decision:
+    """The cheapest pair; there must be one."""
+    return Decision(tokens, pairs, min(pairs, key=_order))
 
 
-def _order(pair: tuple[PrefillTerms, DecodeTerms]) -> tuple[float, int, int]:
-    # `min` keeps the first of equal ones, and both lists are in the order of joining.
+def _order(pair: Pair) -> tuple[float, int, int]:
+    # `min` keeps the first of equal ones, and the pairs are in the order of joining.
     prefill, decode = pair
     return (
         _pair_cost(prefill, decode),
@@ -145,10 +147,23 @@ def _pair_cost(prefill: PrefillTerms, decode: DecodeTerms) -> float:
 
 def _pair_terms(prefill: PrefillTerms, decode: DecodeTerms) -> tuple[float, float]:
     """What to compute, and the cost of moving, where both workers have a say."""
+    if _is_aggregated(prefill, decode):
+        return prefill.new, 0.0
     if decode.moved < 1:  # the estimate of a length may be off by a fraction
         return 0.0, 0.0
     same = prefill.worker_state.host == decode.worker_state.host
     return prefill.new, decode.moved * (MOVE_SAME_HOST if same else MOVE_OTHER_HOST)
+
+
+def _is_aggregated(prefill: PrefillTerms, decode: DecodeTerms) -> bool:
+    return prefill.worker_state is decode.worker_state
+
+
+def _names(prefill: PrefillTerms, decode: DecodeTerms) -> dict[str, str | None]:
+    return {
+        "prefill": None if _is_aggregated(prefill, decode) else prefill.worker_state.name,
+        "decode": decode.worker_state.name,
+    }
 
 
 def _explain(prefill: PrefillTerms, decode: DecodeTerms) -> dict[str, Any]:
@@ -162,8 +177,7 @@ def _explain(prefill: PrefillTerms, decode: DecodeTerms) -> dict[str, Any]:
         "leaves": prefill.leaves + decode.leaves,
     }
     return {
-        "prefill": prefill.worker_state.name,
-        "decode": decode.worker_state.name,
+        **_names(prefill, decode),
         "held": {"prefill": round(prefill.cached_tokens), "decode": round(decode.cached_tokens)},
         "terms": {name: round(value, 1) for name, value in terms.items()},
         "cost": round(sum(terms.values()), 1),

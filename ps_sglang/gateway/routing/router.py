@@ -9,40 +9,61 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
+from typing import cast
 
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
 from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.routing import cost
 from ps_sglang.gateway.routing.cost import Decision, DecodeTerms, PrefillTerms
-from ps_sglang.gateway.routing.pool import AnyWorkerState, Decode, Load, Prefill, WorkerPool
+from ps_sglang.gateway.routing.decoder_state import DecoderState
+from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.sessions import Session
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode, Load, Prefill
 
 
 class Route:
-    """A chosen pair. Its holder calls `release` exactly when the request has ended.
+    """A chosen pair, or aggregated worker. Its holder calls `release` when the request has ended.
 
-    `cached_tokens`: how much of the prompt the prefill worker holds, `shared_tokens`: how much of
-    that another decoder's turn brought in.
+    `prefill` is None where the decode worker is aggregated; `prefills` is who computes the prompt
+    in any case. `lora_name` is the decode worker's name for the decoder's adapter, None for a whole
+    model. `cached_tokens`: how much of the prompt is held by the one that prefills,
+    `shared_tokens`: how much of what the two hold another decoder's turn brought in.
     """
 
     def __init__(
-        self, router: Router, prompt: Prompt, decision: Decision, shared_tokens: int
+        self,
+        router: Router,
+        prompt: Prompt,
+        served: DecoderState,
+        decision: Decision,
+        shared_tokens: int,
     ) -> None:
         prefill, decode = decision.chosen
-        self.prefill: Prefill = prefill.worker_state
+        self.prefills: AnyWorkerState = prefill.worker_state
         self.decode: Decode = decode.worker_state
+        # The pairs of other decode workers are made with prefill workers, see `Router.decide`.
+        self.prefill = None if self.prefills is self.decode else cast("Prefill", self.prefills)
+        self.lora_name = served.lora_names.get(self.decode)
         self.decision = decision
         # Whole numbers, which leave nothing behind when they are subtracted again.
         self.new_tokens = round(decision.new)
         self.moved_tokens = round(decision.moved)
         self.cached_tokens = int(prefill.cached_tokens)
         self.shared_tokens = shared_tokens
+        # Else the one that prefills has nothing to do with the prompt.
+        self.is_prefilled = bool(self.moved_tokens or self.new_tokens)
         self._router = router
         self._prompt = prompt
         self._moving = True
         self._decoding = True
+
+    @property
+    def workers(self) -> tuple[AnyWorkerState, ...]:
+        """All of them: one or two."""
+        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
 
     def needs(self, worker_state: AnyWorkerState) -> bool:
         """Whether the worker still has something to do for this request."""
@@ -75,17 +96,19 @@ class Router:
         pool: WorkerPool,
         cache_index: CacheIndex,
         *,
+        is_aggregated: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._cache_index = cache_index
+        self._is_aggregated = is_aggregated
         self._clock = clock
         cache_index.computed.append(self._computed)
 
     def choose(
         self,
         prompt: Prompt,
-        decoder: str,
+        decoder: DecoderState,
         tried: Collection[str] = (),
         session: Session | None = None,
     ) -> Route:
@@ -95,23 +118,24 @@ class Router:
         """
         matches = self._cache_index.match(prompt)
         decision = self._decide(prompt, matches, decoder, tried, session)
-        by_prefill = matches.get(decision.chosen[0].worker_state.name, NO_MATCH)
-        shared = self._cache_index.turn(prompt, decoder, by_prefill)
-        route = Route(self, prompt, decision, min(shared, int(decision.tokens)))
-        route.prefill.begin()
-        route.decode.begin()
-        route.prefill.load.queued_tokens += route.new_tokens
+        # What the decode worker's own tree holds is not computed again either.
+        longest = max(matches.get(one.worker_state.name, NO_MATCH) for one in decision.chosen)
+        shared = self._cache_index.turn(prompt, decoder.name, longest)
+        route = Route(self, prompt, decoder, decision, min(shared, int(decision.tokens)))
+        for worker_state in route.workers:
+            worker_state.begin()
+        route.prefills.load.queued_tokens += route.new_tokens
         route.decode.load.moving_tokens += route.moved_tokens
-        if route.moved_tokens:
-            self._cache_index.sent(route.prefill.name, prompt)
+        if route.is_prefilled:
+            self._cache_index.sent(route.prefills.name, prompt)
         if session is not None:
-            session.goes_to(route.prefill, route.decode)
+            session.goes_to(decoder.name, route.prefills, route.decode)
         return route
 
     def decide(
         self,
         prompt: Prompt,
-        decoder: str,
+        decoder: DecoderState,
         tried: Collection[str] = (),
         session: Session | None = None,
     ) -> Decision:
@@ -122,40 +146,41 @@ class Router:
         self,
         prompt: Prompt,
         matches: Mapping[str, PrefixMatch],
-        decoder: str,
+        decoder: DecoderState,
         tried: Collection[str],
         session: Session | None,
     ) -> Decision:
-        prefill = self._pool.prefill_candidates(tried)
-        decode = self._pool.decode_candidates(decoder, tried)
         tokens = self._base_prefix(prompt, matches)
+        session_prefill = session.prefill if session is not None else None
+        session_decode = session.decode.get(decoder.name) if session is not None else None
+        prefill = () if self._is_aggregated else self._pool.prefill_candidates(tried)
+        decode = [
+            _decode_terms(
+                worker_state,
+                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
+                tokens,
+                session_decode,
+            )
+            for worker_state in self._pool.decode_candidates(decoder, tried)
+        ]
+        if self._is_aggregated:
+            return cost.decide(
+                tokens, [(_aggregated_terms(one, session_prefill), one) for one in decode]
+            )
         now = self._clock()
         recent = [_recent(worker_state.load, now) for worker_state in prefill]
         bearable = cost.TOLERANCE * sum(recent) / len(recent)
-        session_prefill = session.prefill if session is not None else None
-        session_decode = session.decode.get(decoder) if session is not None else None
-        return cost.decide(
-            tokens,
-            [
-                _prefill_terms(
-                    worker_state,
-                    min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                    tokens,
-                    cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
-                    session_prefill,
-                )
-                for worker_state, work in zip(prefill, recent, strict=True)
-            ],
-            [
-                _decode_terms(
-                    worker_state,
-                    min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                    tokens,
-                    session_decode,
-                )
-                for worker_state in decode
-            ],
-        )
+        prefill_terms = [
+            _prefill_terms(
+                worker_state,
+                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
+                tokens,
+                cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
+                session_prefill,
+            )
+            for worker_state, work in zip(prefill, recent, strict=True)
+        ]
+        return cost.decide(tokens, list(product(prefill_terms, decode)))
 
     def _base_prefix(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
@@ -166,14 +191,17 @@ class Router:
         # Of a text whose length is estimated, what is held and does not reach its end is sure.
         return max(tokens, best.tokens) if best.bytes < len(prompt.text) else tokens
 
-    def can_choose(self, decoder: str, tried: Collection[str]) -> bool:
+    def can_choose(self, decoder: DecoderState, tried: Collection[str]) -> bool:
         """Whether a pair is left for `decoder` without the workers named in `tried`."""
+        roles: list[Sequence[AnyWorkerState]] = [decoder.workers]
+        if not self._is_aggregated:
+            roles.append(self._pool.prefill)
         return all(
             any(
                 worker_state.name not in tried and not worker_state.draining
                 for worker_state in worker_states
             )
-            for worker_states in (self._pool.prefill, self._pool.decode(decoder))
+            for worker_states in roles
         )
 
     def lost(self, worker_state: AnyWorkerState) -> None:
@@ -182,14 +210,18 @@ class Router:
 
     def settle(self, route: Route, prompt: Prompt, arrived: bool) -> None:
         """A route's prompt has been prefilled and moved (`arrived`), or never will be."""
-        route.prefill.end()
-        route.prefill.load.queued_tokens -= route.new_tokens
+        if route.prefill is not None:
+            route.prefill.end()
+        route.prefills.load.queued_tokens -= route.new_tokens
         route.decode.load.moving_tokens -= route.moved_tokens
-        if route.moved_tokens:  # else the prefill worker has nothing to do with the prompt
-            self._cache_index.settled(route.prefill.name, prompt, arrived)
-        if arrived:
-            if not self._cache_index.is_live(route.prefill.name):  # else it tells what it computed
-                _add_recent(route.prefill.load, route.new_tokens, self._clock())
+        if route.is_prefilled:
+            self._cache_index.settled(route.prefills.name, prompt, arrived)
+        if not arrived:
+            return
+        # One with live events tells what it computed.
+        if route.prefill is not None and not self._cache_index.is_live(route.prefill.name):
+            _add_recent(route.prefill.load, route.new_tokens, self._clock())
+        if route.prefill is not None or not route.is_prefilled:
             # Not before: a second request for it would pull the same pages again.
             self._cache_index.arrived(route.decode.name, prompt)
 
@@ -204,7 +236,7 @@ def _prefill_terms(
     cached_tokens: float,
     tokens: float,
     balance: float,
-    session_worker: Prefill | None,
+    session_worker: AnyWorkerState | None,
 ) -> PrefillTerms:
     load = worker_state.load
     queued = load.queued_tokens + cost.REQUEST_TOKENS * load.requests
@@ -214,9 +246,25 @@ def _prefill_terms(
         new=tokens - cached_tokens,
         queue=cost.QUEUE_WEIGHT * queued,
         balance=balance,
-        leaves=0.0
-        if session_worker is None or session_worker is worker_state
-        else cost.LEAVE_TOKENS,
+        leaves=_leaves(worker_state, session_worker),
+    )
+
+
+def _leaves(worker_state: AnyWorkerState, session_worker: AnyWorkerState | None) -> float:
+    stays = session_worker is None or session_worker is worker_state
+    return 0.0 if stays else cost.LEAVE_TOKENS
+
+
+def _aggregated_terms(terms: DecodeTerms, session_worker: AnyWorkerState | None) -> PrefillTerms:
+    """What prefill costs on an aggregated worker, whose other `terms` these are."""
+    queued = terms.worker_state.load.queued_tokens
+    return PrefillTerms(
+        terms.worker_state,
+        cached_tokens=terms.cached_tokens,
+        new=terms.moved,
+        queue=cost.QUEUE_WEIGHT * queued,
+        balance=0.0,
+        leaves=_leaves(terms.worker_state, session_worker),
     )
 
 
@@ -230,9 +278,7 @@ def _decode_terms(
         cached_tokens=cached_tokens,
         moved=tokens - cached_tokens,
         load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
-        leaves=0.0
-        if session_worker is None or session_worker is worker_state
-        else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
+        leaves=cost.MOVE_SAME_HOST * _leaves(worker_state, session_worker),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.routing.family import Family
-from ps_sglang.gateway.routing.pool import AnyWorkerState, Decode, Prefill
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
 IDLE_SECONDS = 3600.0
 MOST = 65_536
@@ -21,22 +21,22 @@ MOST = 65_536
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """A conversation: its prefill worker, its decode worker of each decoder, where it has been.
+    """A conversation: who prefills it, its decode worker of each decoder, where it has been.
 
     `ended` is what its requests get once it is over.
     """
 
     id: str
-    prefill: Prefill | None = None
+    prefill: AnyWorkerState | None = None
     decode: dict[str, Decode] = field(default_factory=dict)
     visited: set[AnyWorkerState] = field(default_factory=set)
     used: float = 0.0
     ended: GatewayError | None = None
 
-    def goes_to(self, prefill: Prefill, decode: Decode) -> None:
+    def goes_to(self, decoder: str, prefill: AnyWorkerState, decode: Decode) -> None:
         """A request of this conversation was sent there; the next ones follow it."""
         self.prefill = prefill
-        self.decode[decode.worker.decoder] = decode
+        self.decode[decoder] = decode
         self.visited.add(prefill)
         self.visited.add(decode)
 

@@ -84,8 +84,8 @@ class GatewayMetrics:
         self._base_tokens = cache(
             Counter(
                 "ps_sglang_gateway_base_tokens",
-                "Prompt tokens by the workers' spans: computed by the base or held by the prefill "
-                "worker's tree; held by the decode worker's own tree or pulled by it.",
+                "Prompt tokens by workers' spans: computed by the base, held by the tree of the "
+                "one that prefills, held by the decode worker's own tree, pulled by it.",
                 ("decoder", "source"),
                 registry=self._registry,
             ).labels
@@ -127,11 +127,17 @@ class GatewayMetrics:
         self._tokens(worker, "no").inc(max(answer.tokens - answer.cached_tokens, 0))
 
     def trace(
-        self, decoder: str, stages: Mapping[str, float], tokens: Mapping[str, int], shared: int
+        self,
+        decoder: str,
+        stages: Mapping[str, float],
+        tokens: Mapping[str, int],
+        shared: int,
+        *,
+        is_aggregated: bool = False,
     ) -> None:
         """A request's trace, see `trace.Trace`.
 
-        `shared`: how much of what the prefill worker held another decoder's turn had brought in.
+        `shared`: how much of what its workers held another decoder's turn had brought in.
         """
         for stage, seconds in stages.items():
             self._stages(stage).observe(seconds)
@@ -139,8 +145,9 @@ class GatewayMetrics:
             if source in tokens:
                 self._base_tokens(decoder, source).inc(tokens[source])
         self._pulled_bytes(decoder).inc(tokens.get("pulled_bytes", 0))
-        if "computed" in tokens and "pulled" in tokens:
-            prompt = tokens["own"] + tokens["pulled"]
+        if "computed" in tokens and ("pulled" in tokens or is_aggregated):
+            held = tokens["computed"] + tokens["tree"]
+            prompt = held if is_aggregated else tokens["own"] + tokens["pulled"]
             saved = min(shared, prompt - tokens["computed"])
             self._saved_tokens(decoder).inc(saved)
             self._prompt_total += prompt

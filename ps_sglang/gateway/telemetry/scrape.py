@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import OtherProcess, require_process
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.worker_info import HEADER
 
 SCRAPE_SECONDS = 2.0

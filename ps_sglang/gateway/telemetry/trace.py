@@ -1,7 +1,7 @@
-"""Where each request's time went, put together from the spans of both of its workers.
+"""Where each request's time went, put together from the spans of its workers.
 
 Workers publish a Span when their part has ended. A request's trace is written to the log and
-counted when both spans are there, or a while after its end with what is there.
+counted when all spans are there, or a while after its end with what is there.
 A client that sends the header `x-timeline: 1` gets it with the answer.
 """
 
@@ -18,7 +18,6 @@ import msgspec
 
 from ps_sglang.events.messages import Span
 from ps_sglang.gateway.bodies.samples import Endpoint
-from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
@@ -43,12 +42,23 @@ class Trace:
     total: float | None = None
     late: asyncio.TimerHandle | None = None
 
+    def workers(self) -> dict[str, str | None]:
+        """The names of its workers; an aggregated one is its decode worker."""
+        prefill = self.route.prefill
+        return {
+            "prefill_worker": None if prefill is None else prefill.name,
+            "decode_worker": self.route.decode.name,
+        }
+
     def stages(self) -> dict[str, float]:
         """Seconds of each stage that is known, in their order; the client waits for their sum.
 
         `queue`, `wait` (for another request's prefill of the same prefix) and `prefill` on the
-        prefill worker; `pull` is what the decode worker waits for pages after that.
+        prefill worker; `pull` is what the decode worker waits for pages after that. An aggregated
+        worker has `queue`, `prefill` (to the first output token) and `decode`.
         """
+        if (span := self.spans.get("null")) is not None:
+            return {"queue": span.queue, "prefill": span.prefill, "decode": span.decode}
         seconds_of: dict[str, float] = {}
         prefilled = 0.0
         if (prefill := self.spans.get("prefill")) is not None:
@@ -64,11 +74,12 @@ class Trace:
     def tokens(self) -> dict[str, int]:
         """Tokens of the base prefix by where they came from, and the bytes that were moved.
 
-        `computed` by the base, held by the prefill worker's `tree`, held by the decode worker's
-        `own` tree, `pulled` by it.
+        `computed` by the base, held by the `tree` of the worker that prefills, held by the decode
+        worker's `own` tree, `pulled` by it.
         """
         counts: dict[str, int] = {}
-        if (prefill := self.spans.get("prefill")) is not None:
+        prefill = self.spans.get("prefill") or self.spans.get("null")
+        if prefill is not None:
             counts |= {"computed": prefill.computed, "tree": prefill.held}
         if (decode := self.spans.get("decode")) is not None:
             counts |= {"own": decode.held, "pulled": decode.pulled}
@@ -80,8 +91,7 @@ class Trace:
         total = time.monotonic() - self.started if self.total is None else self.total
         return {
             "rid": self.rid,
-            "prefill_worker": self.route.prefill.name,
-            "decode_worker": self.route.decode.name,
+            **self.workers(),
             "seconds": {**self.stages(), "total": round(total, 6)},
             "tokens": self.tokens(),
         }
@@ -101,8 +111,7 @@ class Traces:
 
     def begin(self, rid: str, decoder: str, route: Route) -> Trace:
         """A sample is being sent to its workers; `ended` must follow."""
-        workers: tuple[Worker, Worker] = (route.prefill.worker, route.decode.worker)
-        awaited = {worker.name for worker in workers if worker.events is not None}
+        awaited = {one.name for one in route.workers if one.worker.events is not None}
         trace = Trace(rid, decoder, route, time.monotonic(), awaited)
         self._open[rid] = trace
         self._check(trace)
@@ -140,7 +149,14 @@ class Traces:
         if not trace.spans:
             return
         stages, tokens = trace.stages(), trace.tokens()
-        self._metrics.trace(trace.decoder, stages, tokens, trace.route.shared_tokens)
+        route = trace.route
+        self._metrics.trace(
+            trace.decoder,
+            stages,
+            tokens,
+            route.shared_tokens,
+            is_aggregated=route.prefill is None,
+        )
         if log.isEnabledFor(logging.INFO):
             log.info("%s", _line(trace, stages, tokens))
 
@@ -185,8 +201,7 @@ def _line(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) 
         (
             trace.rid,
             f"model={trace.decoder}",
-            f"prefill_worker={trace.route.prefill.name}",
-            f"decode_worker={trace.route.decode.name}",
+            *(f"{role}={name}" for role, name in trace.workers().items() if name is not None),
             *(f"{name}_ms={seconds * 1000:.1f}" for name, seconds in times.items()),
             *(f"{name}={count}" for name, count in tokens.items()),
         )

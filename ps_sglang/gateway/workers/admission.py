@@ -8,18 +8,22 @@ one that comes back as another is refused until somebody joins it anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
+from ps_sglang.gateway.config import Adapter, DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.worker_info import WorkerInfo
+from ps_sglang.worker_info import WorkerInfo, is_adapter_name, split_adapter_name
 
 ANSWER_SECONDS = 30.0  # the engine is asked too, and may be in the middle of a long prompt
+_WRONG_ROLE = {
+    False: "it is a plain server: start it with --disaggregation-mode prefill or decode",
+    True: "the cluster's workers are aggregated: start it as `ps-sglang launch --one-worker` does",
+}
 _WILDCARDS = frozenset(("*", "0.0.0.0", "::", "[::]"))
 
 
@@ -85,20 +89,31 @@ def reference(pool: WorkerPool) -> WorkerInfo:
 
 
 def incompatibilities(
-    facts: WorkerInfo | None, reference: WorkerInfo | None, capacity: int, *, allow_unverified: bool
+    facts: WorkerInfo | None,
+    reference: WorkerInfo | None,
+    capacity: int,
+    *,
+    is_aggregated: bool,
+    allow_unverified: bool,
 ) -> list[str]:
     """Everything in which a worker does not fit, one line each.
 
     `reference` is what a worker of the cluster said of itself, `capacity` the longest prompt plus
-    answer that the cluster takes.
+    answer that the cluster takes, and `is_aggregated` whether its workers are.
     """
     if facts is None:
         return ["it runs without the ps_sglang plugin: start it with PS_SGLANG_ENABLE=1"]
     if facts.problem is not None:
         return [f"it cannot tell what it serves: {facts.problem}"]
-    if facts.role == "null":
-        return ["it is a plain server: start it with --disaggregation-mode prefill or decode"]
-    problems: list[str] = []
+    if (facts.role == "null") is not is_aggregated:
+        return [_WRONG_ROLE[is_aggregated]]
+    if is_aggregated and facts.adapters is None:
+        return ["it takes no adapters: start it as `ps-sglang launch --one-worker` does"]
+    problems = [
+        f"adapter {name!r}: its name is not like DECODER@VERSION"
+        for name in facts.adapters or ()
+        if not is_adapter_name(name)
+    ]
     if reference is not None:
         problems += _differences(facts, reference, allow_unverified)
     if facts.capacity < capacity:
@@ -113,8 +128,10 @@ def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool)
     for item in {**cluster.common, **facts.common}:
         if cluster.common.get(item) != facts.common.get(item):
             yield f"{item}: cluster {cluster.common.get(item)}, worker {facts.common.get(item)}"
-    if facts.role == cluster.role == "prefill" and facts.weights != cluster.weights:
+    if _has_base(facts) and _has_base(cluster) and facts.weights != cluster.weights:
         yield f"weights of the base: cluster {cluster.weights}, worker {facts.weights}"
+    if facts.adapters is not None:
+        return  # each of them was compared with the base by the worker itself
     base = cluster.common.get("base fingerprint")
     if facts.role == "decode" and facts.trained_on != base:
         if facts.trained_on is not None:
@@ -126,6 +143,11 @@ def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool)
             )
 
 
+def _has_base(facts: WorkerInfo) -> bool:
+    """Whether the weights of the worker's model are the base's."""
+    return facts.role == "prefill" or facts.adapters is not None
+
+
 def changes(
     worker: Worker, admitted: WorkerInfo | None, current: WorkerInfo | None, capacity: int
 ) -> list[str]:
@@ -135,18 +157,22 @@ def changes(
     first time: then it must be what the configuration says. It must have room for `capacity`
     tokens. Whether a decoder has a manifest was asked before it was admitted.
     """
-    if current is None or current.problem is not None or current.role == "null":
-        return incompatibilities(current, None, capacity, allow_unverified=True)
+    is_aggregated = isinstance(worker, DecodeWorker) and worker.aggregated
+    misfits = incompatibilities(
+        current, None, capacity, is_aggregated=is_aggregated, allow_unverified=True
+    )
+    if current is None or current.problem is not None or (current.role == "null") != is_aggregated:
+        return misfits
     if admitted is None:
-        admitted = msgspec.structs.replace(current, role=worker.role)
+        admitted = msgspec.structs.replace(current, role="null" if is_aggregated else worker.role)
         if isinstance(worker, PrefillWorker):
             admitted = msgspec.structs.replace(admitted, bootstrap_port=worker.bootstrap_port)
         else:
             admitted = msgspec.structs.replace(admitted, model=worker.decoder)
-    return [
-        *admitted.changes(current),
-        *incompatibilities(current, None, capacity, allow_unverified=True),
-    ]
+    takes_adapters = isinstance(worker, DecodeWorker) and worker.adapters is not None
+    if takes_adapters and current.adapters is None and not misfits:
+        misfits = ["it takes no adapters: start it with --enable-lora"]
+    return [*admitted.changes(current), *misfits]
 
 
 def worker(joining: Joining, facts: WorkerInfo) -> Worker:
@@ -166,7 +192,43 @@ def worker(joining: Joining, facts: WorkerInfo) -> Worker:
         )
     decoder = joining.decoder or facts.model
     name = joining.name or f"decode-{decoder}-{host}:{address.port}"
-    return DecodeWorker(name, url, decoder, events, control)
+    return DecodeWorker(
+        name,
+        url,
+        decoder,
+        events,
+        control,
+        adapters=None if facts.adapters is None else tuple(_adapters(facts.adapters)),
+        aggregated=facts.role == "null",
+    )
+
+
+def _adapters(names: Iterable[str]) -> Iterator[Adapter]:
+    """The decoders that a worker has, each in its newest version; the worker knows their paths."""
+    newest: dict[str, int] = {}
+    for decoder, version in map(split_adapter_name, names):
+        newest[decoder] = max(version, newest.get(decoder, 0))
+    for decoder, version in newest.items():
+        yield Adapter(decoder, None, version)
+
+
+def adapter_conflicts(worker: DecodeWorker, facts: WorkerInfo, pool: WorkerPool) -> Iterator[str]:
+    """Each decoder of a worker that wants to join which is another one in the cluster."""
+    digests = facts.adapters or {}
+    served = pool.decoders.get(worker.decoder)
+    if served is not None and served.source is not None:
+        yield f"decoder {worker.decoder}: cluster an adapter, worker a whole model"
+    for adapter in worker.adapters or ():
+        served = pool.decoders.get(adapter.decoder)
+        if served is None:
+            continue
+        if served.source is None:
+            yield f"decoder {adapter.decoder}: cluster a whole model, worker an adapter"
+        elif served.source.digest not in (None, digests[adapter.name]):
+            yield (
+                f"weights of decoder {adapter.decoder}: cluster {served.source.digest}, worker "
+                f"{digests[adapter.name]}"
+            )
 
 
 def check_request(content: bytes) -> Joining:

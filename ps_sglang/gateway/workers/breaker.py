@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ps_sglang.gateway.routing.pool import BreakerState
+from ps_sglang.gateway.routing.worker_state import BreakerState
 
 FAILURES = 5  # failed requests in a row
 MISSES = 2  # missed probes in a row

@@ -25,10 +25,11 @@ import aiohttp
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable
-from ps_sglang.gateway.routing.pool import AnyWorkerState, BreakerState, WorkerPool
+from ps_sglang.gateway.routing.pool import WorkerPool
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState
 from ps_sglang.gateway.workers.breaker import Breaker
 from ps_sglang.gateway.workers.probe import ProbeResult, ProbeTiming, Problem, probe
-from ps_sglang.gateway.workers.recognition import UNHEARD, Recognition
+from ps_sglang.gateway.workers.recognition import UNHEARD, Recognition, Restore
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -58,10 +59,15 @@ class HealthMonitor:
         capacity: int,
         clock: Callable[[], float] = time.monotonic,
         randomly: Callable[[], float] = random.random,
+        *,
+        restore: Restore,
     ) -> None:
-        """A worker that comes back must hold requests of `capacity` tokens, as one that joins."""
+        """A worker that comes back must hold requests of `capacity` tokens, as one that joins.
+
+        `restore` gives it what it had before, see Recognition.
+        """
         self.recognition = Recognition(
-            http, timing.engine_deadline, capacity, self._suspect, self._restarted
+            http, timing.engine_deadline, capacity, self._suspect, restore, self._restarted
         )
         self.broken: Counter[str] = Counter()
         """How often each worker was found broken."""

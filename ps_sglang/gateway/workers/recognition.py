@@ -8,17 +8,20 @@ it is not, it is refused until the right one is back, or joins anew (POST /worke
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import aiohttp
 
 from ps_sglang.gateway.errors import GatewayError
-from ps_sglang.gateway.routing.pool import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.workers import admission
 from ps_sglang.worker_info import WorkerInfo
 
 log = logging.getLogger("ps_sglang.gateway")
+
+Restore = Callable[[AnyWorkerState, WorkerInfo], Awaitable[None]]
+"""Brings a new process of a worker, which says this of itself, to what the worker had."""
 
 UNHEARD: Final = "it has not said who it is"
 
@@ -36,18 +39,21 @@ class Recognition:
         seconds: float,
         capacity: int,
         suspected: Callable[[AnyWorkerState], None],
+        restore: Restore,
         restarted: Callable[[AnyWorkerState], None],
     ) -> None:
         """A process has `seconds` to answer, and must hold requests of `capacity` tokens.
 
         `suspected` is called with a worker when another process is found in its place, `restarted`
-        when that turns out to be the worker.
+        when that turns out to be the worker. Before, `restore` brings the process to what the
+        worker had; it raises GatewayError if that has to be tried again.
         """
         self.admitted: list[Callable[[AnyWorkerState], None]] = []
         self._http = http
         self._seconds = seconds
         self._capacity = capacity
         self._suspected = suspected
+        self._restore = restore
         self._restarted = restarted
         # The incarnation that was refused in a worker's place; empty for one that names itself not.
         self._refused: dict[AnyWorkerState, str] = {}
@@ -84,9 +90,17 @@ class Recognition:
         if problems:
             self._refuse(worker_state, seen or "", problems)
         elif facts is not None and facts.incarnation == seen:
-            self._admit(worker_state, facts)
-            return True
+            return await self._restored(worker_state, facts)
         return False
+
+    async def _restored(self, worker_state: AnyWorkerState, facts: WorkerInfo) -> bool:
+        try:
+            await self._restore(worker_state, facts)
+        except GatewayError as error:
+            log.info("%s does not get back what it had: %s", worker_state.worker.title, error)
+            return False
+        self._admit(worker_state, facts)
+        return True
 
     async def admit_swapped(self, worker_state: AnyWorkerState) -> None:
         """The worker has other weights now, by the gateway's own wish; raises GatewayError."""

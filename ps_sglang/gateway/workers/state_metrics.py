@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ps_sglang.gateway.routing.pool import BreakerState, WorkerPool
+from ps_sglang.gateway.routing.pool import WorkerPool
+from ps_sglang.gateway.routing.worker_state import BreakerState
 from ps_sglang.gateway.workers.health import HealthMonitor
 
 _STATES = (*(one.value for one in BreakerState), "draining", "refused", "starting")

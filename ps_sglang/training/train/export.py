@@ -19,7 +19,10 @@ from ps_sglang.training.train.saving import RESUME, saving
 
 ADAPTER: Final = "adapter"
 # With these warnings peft leaves a part of the adapter out.
-_NOT_MERGED_WHOLE: Final = ("Found missing adapter keys", "Model with `tie_word_embeddings=True`")
+_NOT_MERGED_WHOLE: Final = (
+    "Found missing adapter keys",
+    "Model (has|with) `tie_word_embeddings=True`",
+)
 _DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

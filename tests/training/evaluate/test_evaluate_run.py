@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ps_sglang.contract import base_fingerprint, read_manifest
+from ps_sglang.contract import adapter_digest, base_fingerprint, read_manifest
 from ps_sglang.errors import EvaluationError
+from ps_sglang.models.adapter import write_adapted
 from ps_sglang.training.evaluate.prompts import questions
 from ps_sglang.training.evaluate.run import evaluate_task
 from ps_sglang.training.evaluate.scores import wilson
+from tests.support.adapters import make_adapter
 from tests.support.standin_gateway import serving
 from tests.training.evaluate.small_task import SmallTask, right, settings
 from tests.training.evaluate.yes_gateway import YesGateway
@@ -186,3 +188,36 @@ def test_progress_ends_with_a_rate(tiny: dict[str, Path]) -> None:
     said: list[str] = []
     evaluate_task(SmallTask(), settings(tiny, share=(0.0, 1.0)), said.append)
     assert said[-1].startswith("small, a offline: 20 answers, ")
+
+
+def test_an_adapter_scores_as_the_model_that_it_makes(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny["base"], tmp_path / "d")
+    write_adapted(tiny["base"], adapter, tmp_path / "whole")
+    logs = {}
+    for name in ("d", "whole"):
+        logs[name] = tmp_path / f"{name}.jsonl"
+        wanted = settings(
+            tiny, decoder=str(tmp_path / name), share=(0.0, 1.0), answers=logs[name], record=True
+        )
+        rows = evaluate_task(SmallTask(), wanted, ignore).rows
+        if name == "d":
+            assert {row.decoder_fingerprint for row in rows} == {adapter_digest(adapter)}
+    adapted, merged = (
+        [json.loads(line)["text"] for line in log.read_text().splitlines()] for log in logs.values()
+    )
+    assert adapted == merged
+    recorded = read_manifest(adapter)
+    assert recorded is not None
+    assert [score.benchmark for score in recorded.scores] == ["small test"]
+
+
+def test_a_served_adapter_is_compared_with_it(tiny: dict[str, Path], tmp_path: Path) -> None:
+    adapter = make_adapter(tiny["base"], tmp_path / "a")
+    with serving(YesGateway(AutoTokenizer.from_pretrained(tiny["base"]))) as url:
+        wanted = settings(tiny, decoder=str(adapter), share=(1.0,), through=url, count=2)
+        found = evaluate_task(SmallTask(), wanted, ignore)
+    assert found.comparison is not None
+    assert (found.comparison.n, found.comparison.equal) == (2, 0)
+    assert all(one.gap is not None and one.gap > 1e-3 for one in found.comparison.differing)

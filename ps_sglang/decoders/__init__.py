@@ -1,0 +1,1 @@
+"""`ps-sglang decoders`: see and change which decoders a running cluster serves."""
