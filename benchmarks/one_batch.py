@@ -76,9 +76,7 @@ class OneBatch:
 
 
 @contextmanager
-def one_batch(
-    model: Path, flags: Sequence[str], kv_tokens: int, threads: int
-) -> Iterator[OneBatch]:
+def one_batch(model: Path, flags: Sequence[str], kv_tokens: int, threads: int) -> Iterator[OneBatch]:
     """Load `model` with SGLang's `flags` on top of those that a CPU needs."""
     environ = {
         "PS_SGLANG_ENABLE": "1",
