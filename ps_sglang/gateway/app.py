@@ -19,7 +19,7 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, engine, generation, info, messages, responses
+from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
@@ -66,6 +66,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     app[responses.RESPONSES] = ResponseStore()
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
+    openapi.add_routes(app.router)
     workers_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)

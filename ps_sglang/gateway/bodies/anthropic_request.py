@@ -54,7 +54,7 @@ _TOOL_CHOICE: Table = {
     "name": text(),
     "disable_parallel_tool_use": boolean,
 }
-_FIELDS: Table = {
+FIELDS: Table = {
     "model": anything,
     "max_tokens": integer(1, INT32_MAX),
     "system": anything,
@@ -71,7 +71,7 @@ _FIELDS: Table = {
     "service_tier": one_of("auto", "standard_only"),
 }
 # Names that chats have, too.
-_SAME: Final = ("model", "stream", "temperature", "top_p", "top_k", *_EXTENSIONS)
+SAME: Final = ("model", "stream", "temperature", "top_p", "top_k", *_EXTENSIONS)
 
 
 def chat_body(body: Body, limits: Limits, *, counting: bool = False) -> Body:
@@ -82,10 +82,10 @@ def chat_body(body: Body, limits: Limits, *, counting: bool = False) -> Body:
     for name, reason in UNSUPPORTED.items():
         if body.get(name):
             raise BadRequest(f"`{name}` {reason}.", param=name, code="unsupported_parameter")
-    fields = checked(body, _FIELDS, limits)
+    fields = checked(body, FIELDS, limits)
     if not counting and "max_tokens" not in fields:
         raise BadRequest("`max_tokens` is missing.", param="max_tokens")
-    chat: Body = {name: body[name] for name in _SAME if body.get(name) is not None}
+    chat: Body = {name: body[name] for name in SAME if body.get(name) is not None}
     chat["messages"] = anthropic_input.messages(body)
     if not counting:
         chat["max_tokens"] = fields["max_tokens"]

@@ -46,7 +46,7 @@ _MOST_PAIRS = 16  # OpenAI's own bounds on metadata
 _LONGEST_KEY, _LONGEST_VALUE = 64, 512
 
 # Of a chat's fields, those with the same name here, among them SGLang's and this gateway's.
-_SAME: Final = (
+SAME: Final = (
     *("model", "stream", "temperature", "top_p", "parallel_tool_calls", "top_logprobs"),
     *("frequency_penalty", "presence_penalty", "stop", "top_k", "min_p", "repetition_penalty"),
     *("chat_template_kwargs", "priority", "cache_salt", "extra_key", "session_id"),
@@ -82,7 +82,7 @@ def _truncation(value: Any, name: str, limits: Limits) -> Any:
     return value
 
 
-_FIELDS: Table = {
+FIELDS: Table = {
     "input": anything,
     "instructions": text(),
     "max_output_tokens": integer(1, INT32_MAX),
@@ -113,9 +113,9 @@ class ResponsesRequest:
         for name, reason in UNSUPPORTED.items():
             if body.get(name):
                 raise BadRequest(f"`{name}` {reason}.", param=name, code="unsupported_parameter")
-        self.fields = checked(body, _FIELDS, limits)
+        self.fields = checked(body, FIELDS, limits)
         self.own = responses_input.messages(self.fields.get("input"))
-        self._same = {name: body[name] for name in _SAME if body.get(name) is not None}
+        self._same = {name: body[name] for name in SAME if body.get(name) is not None}
         self._added = {**_output(self.fields, limits), **_tools(self.fields)}
         self.is_stored: bool = self.fields.get("store", True)
         self.previous: str | None = self.fields.get("previous_response_id")

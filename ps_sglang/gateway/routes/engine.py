@@ -51,29 +51,33 @@ def add_routes(router: web.UrlDispatcher, prefix: str) -> None:
 
 
 def _tokenize(body: Body, limits: Limits) -> Body:
+    """The tokens of texts, or of a chat."""
     return engine_fields.tokenize_fields(body, limits)
 
 
 def _detokenize(body: Body, limits: Limits) -> Body:
+    """The text of tokens."""
     return engine_fields.plain_fields(body, limits, engine_fields.DETOKENIZE, "tokens")
 
 
 def _function_call(body: Body, limits: Limits) -> Body:
+    """The calls of functions in a text, by one of SGLang's parsers."""
     table = engine_fields.PARSE_FUNCTION_CALL
     return engine_fields.plain_fields(body, limits, table, "text", "tool_call_parser")
 
 
 def _reasoning(body: Body, limits: Limits) -> Body:
+    """A text without its reasoning, by one of SGLang's parsers."""
     table = engine_fields.SEPARATE_REASONING
     return engine_fields.plain_fields(body, limits, table, "text", "reasoning_parser")
 
 
 def _question(path: str, read: Callable[[Body, Limits], Body]) -> _Handler:
     async def handle(request: web.Request) -> web.Response:
-        """Ask a worker at `path` what `read` finds in the body."""
         body = decode_body(await request.read())
         return await _ask_any(request, body, path, read(body, request.app[GATEWAY].served.limits))
 
+    handle.__doc__ = read.__doc__
     return handle
 
 

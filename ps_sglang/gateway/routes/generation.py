@@ -32,6 +32,13 @@ _STREAM_HEADERS = {
 _PROMPTS = ("input_ids", "messages", "prompt", "text")
 
 
+_SUMMARIES = {
+    Endpoint.CHAT: "A chat's next message, by OpenAI's API.",
+    Endpoint.COMPLETIONS: "Continuations of prompts, by OpenAI's API.",
+    Endpoint.GENERATE: "Continuations of prompts, by SGLang's own API.",
+}
+
+
 def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The handler of one generation route."""
 
@@ -40,6 +47,7 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
         parsed = parse(endpoint, content, model, request.headers, request.app[GATEWAY].served)
         return await respond(request, parsed)
 
+    generate.__doc__ = _SUMMARIES[endpoint]
     return generate
 
 
