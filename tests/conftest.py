@@ -43,6 +43,7 @@ TIERS: Final = {
         "gateway/test_gateway_hostile.py",
         "gateway/test_gateway_log.py",
         "gateway/test_gateway_process.py",
+        "gateway/test_gateway_sdks.py",
         "gateway/test_health.py",
         "gateway/test_index.py",
         "gateway/test_limits.py",

@@ -19,11 +19,12 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, generation, info
+from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.middleware import handle_request
+from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import Sessions
@@ -62,8 +63,10 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             client.close()
 
     app.cleanup_ctx.append(lifespan)
+    app[responses.RESPONSES] = ResponseStore()
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
+    openapi.add_routes(app.router)
     workers_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
@@ -130,10 +133,16 @@ def _http() -> aiohttp.ClientSession:
 def _add_routes(router: web.UrlDispatcher, prefix: str) -> None:
     for endpoint in Endpoint:
         router.add_post(prefix + endpoint.value, generation.handler(endpoint))
+    router.add_post(prefix + "/v1/messages", messages.create)
+    responses.add_routes(router, prefix)
+    engine.add_routes(router, prefix)
     router.add_get(prefix + "/v1/models", info.list_models)
     router.add_get(prefix + "/v1/models/{name}", info.get_model)
     router.add_get(prefix + "/health", info.health)
-    router.add_get(prefix + "/ready", info.ready)
+    router.add_get(prefix + "/health_generate", info.health_generate)
+    router.add_get(prefix + "/liveness", info.alive)
+    for name in ("/ready", "/readiness"):
+        router.add_get(prefix + name, info.ready)
     router.add_get(prefix + "/metrics", info.metrics)
     router.add_get(prefix + "/flush_cache", info.flush_cache)
     router.add_post(prefix + "/flush_cache", info.flush_cache)

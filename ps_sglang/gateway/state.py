@@ -69,9 +69,18 @@ def model_in_path(request: web.Request) -> str | None:
 
 
 def worker_headers(request: web.Request) -> dict[str, str]:
-    """What of a client's headers goes to workers: their API key, if any, is the clients' too."""
+    """What of a client's headers goes to workers: their API key, if any, is the clients' too.
+
+    Anthropic's clients send a key as `x-api-key`.
+    """
     authorization = request.headers.get(hdrs.AUTHORIZATION)
-    return {} if authorization is None else {hdrs.AUTHORIZATION: authorization}
+    if authorization is None and (key := request.headers.get("x-api-key")) is not None:
+        authorization = f"Bearer {key}"
+    if authorization is None:
+        return {}
+    if not authorization.isascii() or not authorization.isprintable():
+        raise BadRequest("The API key has characters that are not printable ASCII.")
+    return {hdrs.AUTHORIZATION: authorization}
 
 
 def one_model(request: web.Request) -> str:

@@ -43,7 +43,8 @@ def served(request: pytest.FixtureRequest, adapted: Models, launch: Launch) -> S
 def tokens(served: Served, name: str, ids: list[int], count: int = 16) -> list[int]:
     """What the reference says."""
     models = served.models
-    return expected(models.base, models.decoders[name], ids, count).tokens
+    said: list[int] = expected(models.base, models.decoders[name], ids, count).tokens
+    return said
 
 
 def test_conversation_over_six_decoders(served: Served, prompts: Prompts) -> None:

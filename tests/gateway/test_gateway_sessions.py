@@ -49,7 +49,11 @@ async def test_workers_are_told_the_session(gateway: Setup, path: str) -> None:
 @pytest.mark.parametrize(
     ("in_body", "in_header", "problem"),
     [
-        ("a", "b", "The body's `session_id` is 'a', but the header `x-session-id` says 'b'"),
+        (
+            "a",
+            "b",
+            "Of one session the body's `session_id` says 'a', but the header",
+        ),
         (7, None, "`session_id` must be a text, not 7."),
         ("", None, "A session id must have 1 to 256 printable characters, not ''."),
         ("x" * 257, None, "A session id must have 1 to 256 printable characters"),
@@ -102,6 +106,7 @@ async def test_ending_a_session_aborts_its_requests_on_all_decoders(gateway: Set
             assert response.status == 200
             assert await response.json() == {
                 "session": "talk",
+                "ended": ["talk"],
                 "aborted": 2,
                 "workers": ["a-0", "b-0", "prefill-0"],
             }

@@ -24,6 +24,7 @@ from ps_sglang.events.messages import AllBlocksCleared, KvEventBatch, Snapshot
 from ps_sglang.events.publisher import Command, WorkerEventPublisher
 from ps_sglang.gateway.config import Adapter, DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.worker_info import HEADER, OTHER_PROCESS, adapter_name
+from tests.support import standin_routes
 
 Body = dict[str, Any]
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -60,6 +61,8 @@ class Plan:
     cut_after: int | None = None  # end the stream cleanly, but without [DONE]
     garbage: bytes | None = None  # answer this with status 200
     step: asyncio.Semaphore | None = None  # each token waits for a permit
+    deltas: list[Body] | None = None  # what chats say, piece by piece, instead of words
+    finish: Body = field(default_factory=lambda: {"finish_reason": "stop"})  # ... and their end
 
 
 @dataclass
@@ -144,6 +147,8 @@ class Worker:
         self.refuse_weights: str | None = None
         self.load: asyncio.Semaphore | None = None  # each load waits for a permit
         self.flushed = 0
+        self.questions: list[tuple[str, Any]] = []  # bodies by path, of what generates nothing
+        self.confused = False  # ... and is answered with 500
         self.metrics = METRICS
         self.url = ""
         self.dead = asyncio.Event()
@@ -165,6 +170,7 @@ class Worker:
         app.router.add_post("/unload_lora_adapter", self._unload_adapter)
         for path in ("/get_model_info", "/model_info", "/get_server_info", "/server_info"):
             app.router.add_get(path, self._info)
+        standin_routes.add_routes(app.router, self)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", port).start()
@@ -382,7 +388,10 @@ class Worker:
             await asyncio.Event().wait()
         if plan.garbage is not None:
             return web.Response(body=plan.garbage, content_type="application/json")
-        answer = _Answer(request.path, body.get("lora_path") or self.decoder or "base", body)
+        name = body.get("lora_path") or self.decoder or "base"
+        answer = _Answer(request.path, name, body)
+        if plan.deltas is not None:
+            answer = _Speech(request.path, name, body, plan)
         if body.get("stream"):
             return await self._stream(request, answer, plan)
         for _ in range(answer.length):
@@ -471,7 +480,8 @@ class _Answer:
         assert isinstance(prompt, str) or all(isinstance(one, int) for one in prompt)
         self.prompt_tokens = len(prompt.split() if isinstance(prompt, str) else prompt)
         seed = body.get("seed", params.get("sampling_seed", "x"))
-        wanted = body.get("max_tokens") or params.get("max_new_tokens") or 3
+        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        wanted = most or params.get("max_new_tokens") or 3
         self.length = min(wanted, CONTEXT_LENGTH)  # the engine shortens it, too
         self.words = [f"{decoder}-{seed}-{number} " for number in range(self.length)]
 
@@ -544,7 +554,43 @@ class _Answer:
 
     def _chunk(self, said: Body, finish_reason: str | None = None) -> Body:
         choice = {"index": 0, **said, "finish_reason": finish_reason}
-        return {**self._head(True), "choices": [choice]}
+        chunk = {**self._head(True), "choices": [choice]}
+        if (self.body.get("stream_options") or {}).get("continuous_usage_stats"):
+            chunk["usage"] = self.usage()
+        return chunk
+
+
+class _Speech(_Answer):
+    """A chat's answer that a test has written, in pieces."""
+
+    def __init__(self, path: str, decoder: str, body: Body, plan: Plan) -> None:
+        super().__init__(path, decoder, body)
+        assert plan.deltas is not None
+        self.deltas, self.finish = plan.deltas, plan.finish
+        self.length = len(self.deltas)
+
+    def whole(self, abort: Body | None) -> Body:
+        message: Body = {"role": "assistant", "content": None}
+        calls: list[Body] = []
+        for delta in self.deltas:
+            for name in ("content", "reasoning_content"):
+                if name in delta:
+                    message[name] = (message.get(name) or "") + delta[name]
+            for part in delta.get("tool_calls", ()):
+                function = part["function"]
+                if function.get("name"):
+                    calls.append({**part, "function": {**function, "arguments": ""}})
+                calls[-1]["function"]["arguments"] += function.get("arguments", "")
+        choice = {"index": 0, "message": {**message, "tool_calls": calls or None}, **self.finish}
+        return {**self._head(False), "choices": [choice], "usage": self.usage()}
+
+    def token(self, number: int) -> Body:
+        return self._chunk({"delta": self.deltas[number]})
+
+    def closing(self) -> Iterable[Body]:
+        last, usage = super().closing()
+        last["choices"][0].update(self.finish)
+        return last, usage
 
 
 class Cluster:

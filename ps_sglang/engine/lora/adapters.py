@@ -152,7 +152,8 @@ async def resolve_lora_path(original: Update, manager: Any, obj: Any) -> None:
     """
     while True:
         try:
-            return await original(manager, obj)
+            await original(manager, obj)
+            return
         except _PutOutError:
             if obj.lora_path not in manager.lora_ref_cache:  # it was removed
                 raise

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ps_sglang.gateway.bodies.schemas import describe, object_schema, schema_of
 from ps_sglang.gateway.errors import BadRequest
 
 Body = dict[str, Any]
@@ -76,6 +77,7 @@ def anything(value: Any, name: str, limits: Limits) -> Any:
     return value
 
 
+@describe({"type": "boolean"})
 def boolean(value: Any, name: str, limits: Limits) -> Any:
     """True or false."""
     if not isinstance(value, bool):
@@ -93,6 +95,7 @@ def number(low: float, high: float, words: str = "", *, above: bool = False) -> 
         or f"{'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
     )
 
+    @describe({"type": "number", "exclusiveMinimum" if above else "minimum": low, "maximum": high})
     def check(value: Any, name: str, limits: Limits) -> Any:
         if type(value) not in (int, float):
             refuse(name, value, f"a number {words}")
@@ -106,7 +109,9 @@ def number(low: float, high: float, words: str = "", *, above: bool = False) -> 
 def integer(low: int, high: int, also: int | None = None) -> Check:
     """A whole number from `low` to `high`, or `also`."""
     words = f"from {low} to {high}" + ("" if also is None else f", or {also}")
+    within = {"type": "integer", "minimum": low, "maximum": high}
 
+    @describe(within if also is None else {"anyOf": [within, {"const": also}]})
     def check(value: Any, name: str, limits: Limits) -> Any:
         if type(value) is not int:
             raise BadRequest(f"`{name}` must be an integer, not {shown(value)}.", param=name)
@@ -117,6 +122,7 @@ def integer(low: int, high: int, also: int | None = None) -> Check:
     return check
 
 
+@describe({"type": "integer", "minimum": 0})
 def rank(value: Any, name: str, limits: Limits) -> Any:
     """How many of the most likely tokens to report."""
     return integer(0, limits.vocabulary)(value, name, limits)
@@ -125,6 +131,7 @@ def rank(value: Any, name: str, limits: Limits) -> Any:
 def text(longest: int | None = None, *, printable: bool = False) -> Check:
     """A text of at most `longest` characters."""
 
+    @describe({"type": "string"} | ({} if longest is None else {"maxLength": longest}))
     def check(value: Any, name: str, limits: Limits) -> Any:
         if not isinstance(value, str):
             refuse(name, value, "a text")
@@ -143,6 +150,7 @@ def one_of(*choices: str) -> Check:
     """One of the given texts."""
     words = "one of " + ", ".join(map(repr, choices))
 
+    @describe({"type": "string", "enum": list(choices)})
     def check(value: Any, name: str, limits: Limits) -> Any:
         if not isinstance(value, str) or value not in choices:
             refuse(name, value, words)
@@ -153,7 +161,9 @@ def one_of(*choices: str) -> Check:
 
 def texts(most: int, each: Check) -> Check:
     """A text, or a list of at most `most` texts."""
+    listed = {"type": "array", "maxItems": most, "items": schema_of(each)}
 
+    @describe({"anyOf": [schema_of(each), listed]})
     def check(value: Any, name: str, limits: Limits) -> Any:
         if isinstance(value, str):
             return each(value, name, limits)
@@ -170,6 +180,7 @@ def texts(most: int, each: Check) -> Check:
     return check
 
 
+@describe({"type": "object"})
 def mapping(value: Any, name: str, limits: Limits) -> Any:
     """An object."""
     if not isinstance(value, dict):
@@ -180,6 +191,7 @@ def mapping(value: Any, name: str, limits: Limits) -> Any:
 def object_of(table: Table) -> Check:
     """An object; its fields that are in `table` are checked, the others are kept."""
 
+    @describe(object_schema(table))
     def check(value: Any, name: str, limits: Limits) -> Any:
         mapping(value, name, limits)
         fields = checked(value, table, limits, f"{name}.")
@@ -189,6 +201,7 @@ def object_of(table: Table) -> Check:
     return check
 
 
+@describe({"type": "array", "items": {"type": "integer", "minimum": 0}})
 def token_ids(value: Any, name: str, limits: Limits) -> Any:
     """A list of token ids of the model, no more than it has."""
     if not isinstance(value, list) or not all(type(one) is int for one in value):
@@ -220,6 +233,13 @@ def biases(most: float) -> Check:
     """An object from token ids, as texts, to what is added to their logits."""
     value_of = number(-most, most)
 
+    @describe(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": schema_of(value_of),
+        }
+    )
     def check(value: Any, name: str, limits: Limits) -> Any:
         mapping(value, name, limits)
         for key, one in value.items():

@@ -24,6 +24,7 @@ from ps_sglang.gateway.bodies.checks import (
     refuse,
     text,
 )
+from ps_sglang.gateway.bodies.schemas import describe, object_schema
 from ps_sglang.gateway.errors import BadRequest
 
 LONGEST_GRAMMAR = 2**18
@@ -47,6 +48,7 @@ _TEMPLATES_OWN = frozenset(
 _GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
+@describe({"type": "object"})
 def template_kwargs(value: Any, name: str, limits: Limits) -> Any:
     """Variables for the chat template, under names that are not taken."""
     mapping(value, name, limits)
@@ -63,6 +65,7 @@ def template_kwargs(value: Any, name: str, limits: Limits) -> Any:
     return {key: one for key, one in value.items() if one is not None}
 
 
+@describe({"anyOf": [{"enum": list(_EFFORTS)}, {"type": "number", "minimum": 0, "maximum": 0.99}]})
 def effort(value: Any, name: str, limits: Limits) -> Any:
     """How much to reason: a word, or a number below 1."""
     if isinstance(value, str):
@@ -70,6 +73,7 @@ def effort(value: Any, name: str, limits: Limits) -> Any:
     return number(0, 0.99)(value, name, limits)
 
 
+@describe({"type": ["boolean", "string"]})
 def enabled(value: Any, name: str, limits: Limits) -> Any:
     """A switch of `reasoning`: SGLang takes words for it as well."""
     if not isinstance(value, bool | str):
@@ -87,6 +91,12 @@ _FUNCTION: Table = {
 _TOOL: Table = {"type": text(), "function": object_of(_FUNCTION), "defer_loading": boolean}
 
 
+_TOOL_SCHEMA = object_schema(
+    _TOOL, {"function": object_schema(_FUNCTION, needed=("name",))}, needed=("function",)
+)
+
+
+@describe({"type": "array", "items": _TOOL_SCHEMA})
 def tools(value: Any, name: str, limits: Limits) -> Any:
     """A list of functions that the model may call."""
     if not isinstance(value, list):
@@ -104,6 +114,14 @@ def tools(value: Any, name: str, limits: Limits) -> Any:
     return value
 
 
+@describe(
+    {
+        "anyOf": [
+            {"enum": ["none", "auto", "required"]},
+            object_schema({"function": object_of({"name": text()})}, needed=("function",)),
+        ]
+    }
+)
 def tool_choice(value: Any, name: str, limits: Limits) -> Any:
     """Whether tools may or must be called, or which."""
     if isinstance(value, str):
@@ -114,6 +132,7 @@ def tool_choice(value: Any, name: str, limits: Limits) -> Any:
     return value
 
 
+@describe({"type": "string"})
 def schema_text(value: Any, name: str, limits: Limits) -> Any:
     """A JSON schema, written as a text."""
     text(LONGEST_GRAMMAR)(value, name, limits)
@@ -131,6 +150,7 @@ def schema_text(value: Any, name: str, limits: Limits) -> Any:
     return value
 
 
+@describe({"type": "string"})
 def structural_tag_text(value: Any, name: str, limits: Limits) -> Any:
     """A structural tag, written as a text."""
     text(LONGEST_GRAMMAR)(value, name, limits)
@@ -151,6 +171,11 @@ _JSON_SCHEMA: Table = {
 }
 
 
+@describe(
+    object_schema(
+        {"type": one_of("text", "json_object", "json_schema", "structural_tag")}, needed=("type",)
+    )
+)
 def response_format(value: Any, name: str, limits: Limits) -> Any:
     """OpenAI's `response_format`, and SGLang's structural tags."""
     mapping(value, name, limits)
@@ -219,6 +244,7 @@ def check_lengths(params: Body, least: str, most: Sequence[str], prefix: str = "
             )
 
 
+@describe({"type": "object"})
 def plain_params(value: Any, name: str, limits: Limits) -> Any:
     """Parameters of a custom logit processor: scalars, and lists and objects of them."""
     mapping(value, name, limits)
@@ -238,6 +264,7 @@ def plain_params(value: Any, name: str, limits: Limits) -> Any:
     return value
 
 
+@describe({"type": "object"})
 def watermark(value: Any, name: str, limits: Limits) -> Any:
     """Settings of SGLang's watermark."""
     mapping(value, name, limits)
@@ -254,6 +281,7 @@ def watermark(value: Any, name: str, limits: Limits) -> Any:
     return object_of(fields)(value, name, limits)
 
 
+@describe({"type": "string", "maxLength": _MOST_STOP_REGEX_BYTES})
 def stop_regex(value: Any, name: str, limits: Limits) -> Any:
     """A text that is a regular expression; workers bound the time of a search."""
     if not isinstance(value, str):

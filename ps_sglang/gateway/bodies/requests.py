@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec.structs import replace as replace_hints
+
 from ps_sglang.gateway import ids
-from ps_sglang.gateway.bodies import hints, session_id, validation
+from ps_sglang.gateway.bodies import hints, others_hints, session_id, validation
+from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.bodies.hints import Hints
+from ps_sglang.gateway.bodies.others_hints import OthersHints
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.samples import Endpoint, Sample, Served, split
+from ps_sglang.gateway.bodies.session_id import SessionName
 from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 
 
@@ -18,6 +23,8 @@ class GenerationRequest:
     """A checked request. `listed`: the client of /generate expects a list of results.
 
     `session` is the id that workers know the conversation by, `named` whether the client gave it.
+    `ancestors` are the conversations above it, the nearest first. `names_rid`: the samples' ids
+    begin with one of the client's.
     """
 
     endpoint: Endpoint
@@ -28,6 +35,8 @@ class GenerationRequest:
     hints: Hints
     session: str | None
     named: bool
+    names_rid: bool = False
+    ancestors: tuple[str, ...] = ()
 
     @property
     def is_single(self) -> bool:
@@ -68,15 +77,30 @@ def parse(
     served: Served,
 ) -> GenerationRequest:
     """Check a request and split it into samples; raises BadRequest."""
-    body = decode_body(content)
+    return check(endpoint, decode_body(content), in_path, headers, served)
+
+
+def check(
+    endpoint: Endpoint,
+    body: Body,
+    in_path: str | None,
+    headers: Mapping[str, str],
+    served: Served,
+) -> GenerationRequest:
+    """As `parse`, for a body that was read already; it is taken apart."""
     decoder = choose_decoder(body.pop("model", None), in_path, served.decoders)
     validation.refuse_unsupported(body)
     request_hints = hints.read(body.pop("hints", None), headers.get(hints.HEADER))
-    named = session_id.read(body.pop("session_id", None), headers.get(session_id.HEADER))
+    named = session_id.read(body, headers)
+    others = others_hints.read(body, headers)
+    request_hints = _with_others(request_hints, others, body)
     session = _session_for_workers(named, request_hints)
     if request_hints.priority is not None:
         body["priority"] = request_hints.priority
+    names_rid = body.get("rid") is not None
     samples, listed = split(endpoint, body, served)
+    if others.prefetch and len(samples) == 1 and not request_hints.release:
+        request_hints = replace_hints(request_hints, next=request_hints.next or decoder)
     ours = {} if session is None else {"session_id": session}
     if endpoint is not Endpoint.GENERATE:
         ours["model"] = decoder
@@ -84,15 +108,34 @@ def parse(
     _check_next(request_hints, samples, served)
     stream = bool(samples[0].body.get("stream"))
     return GenerationRequest(
-        endpoint, decoder, stream, samples, listed, request_hints, session, named is not None
+        endpoint,
+        decoder,
+        stream,
+        samples,
+        listed,
+        request_hints,
+        session,
+        named is not None,
+        names_rid,
+        () if named is None else named.ancestors,
     )
 
 
-def _session_for_workers(named: str | None, hints: Hints) -> str | None:
+def _with_others(hints: Hints, others: OthersHints, body: Body) -> Hints:
+    """The hints, and for what they do not say those of others; `body` may have a priority."""
+    release = hints.release or (others.release and hints.pin is None and hints.next is None)
+    pin = None if release else (others.pin if hints.pin is None else hints.pin)
+    priority = hints.priority
+    if priority is None and body.get("priority") is None:
+        priority = others.priority
+    return replace_hints(hints, pin=pin, release=release, priority=priority)
+
+
+def _session_for_workers(named: SessionName | None, hints: Hints) -> str | None:
     """Workers pin and release what belongs to a session, so hints about pages need one."""
     if named is None and (hints.pin is not None or hints.release):
         return f"once-{ids.unique()}"
-    return named
+    return None if named is None else named.id
 
 
 def _check_next(hints: Hints, samples: Sequence[Sample], served: Served) -> None:

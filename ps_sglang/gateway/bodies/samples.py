@@ -264,6 +264,14 @@ def _rids(body: Body, batch: int, n: int) -> Iterator[str]:
     return (f"{name}-{unique}-{number:04d}" for number, name in enumerate(samples))
 
 
+def client_rid(rid: str) -> str:
+    """The client's own id in that of an attempt at one of its samples, see `_rids`."""
+    return rid[: -len(_RID_END)]
+
+
+_RID_END = f"-{'0' * 32}-0000-00"
+
+
 def _is_rid(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID and value.isprintable()
 

@@ -37,6 +37,7 @@ class RequestContext:
     """What the samples of one client request have in common. `headers` go to the workers.
 
     `only_prompt`: nobody reads the output, so that no adapter is needed for it.
+    `names_rid`: the client named the request, and may abort it by that name.
     """
 
     endpoint: Endpoint
@@ -46,6 +47,7 @@ class RequestContext:
     only_prompt: bool = False
     # By the samples' places in the answer, where the client wants them.
     traces: dict[int, Trace] | None = None
+    names_rid: bool = False
 
 
 class WorkerSender:

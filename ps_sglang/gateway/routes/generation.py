@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 
+import msgspec
 from aiohttp import web
 
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
 from ps_sglang.gateway.bodies.samples import Endpoint
+from ps_sglang.gateway.bodies.translation import Translation, named_event
 from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
@@ -30,36 +32,86 @@ _STREAM_HEADERS = {
 _PROMPTS = ("input_ids", "messages", "prompt", "text")
 
 
+_SUMMARIES = {
+    Endpoint.CHAT: "A chat's next message, by OpenAI's API.",
+    Endpoint.COMPLETIONS: "Continuations of prompts, by OpenAI's API.",
+    Endpoint.GENERATE: "Continuations of prompts, by SGLang's own API.",
+}
+
+
 def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The handler of one generation route."""
 
     async def generate(request: web.Request) -> web.StreamResponse:
-        gateway = request.app[GATEWAY]
-        record = request[RECORD]
-        content = await request.read()
-        model = request.match_info.get("model")
-        parsed = parse(endpoint, content, model, request.headers, gateway.served)
-        record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
-        session = _session(gateway, parsed)
-        traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
-        context = RequestContext(
-            endpoint,
-            gateway.pool.served(parsed.decoder),
-            worker_headers(request),
-            session,
-            traces=traces,
-        )
-        with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
-            if not parsed.stream:
-                answer = await gateway.dispatcher.complete(parsed, context)
-                completion = in_answer(endpoint, answer) if parsed.hints.next else None
-                gateway.hint_actions.ended(parsed, context, completion)
-                if context.traces is not None:
-                    answer = await trace.in_answer(endpoint, answer, context.traces)
-                return web.Response(body=answer, content_type="application/json")
-            return await _stream(request, gateway, parsed, context)
+        content, model = await request.read(), request.match_info.get("model")
+        parsed = parse(endpoint, content, model, request.headers, request.app[GATEWAY].served)
+        return await respond(request, parsed)
 
+    generate.__doc__ = _SUMMARIES[endpoint]
     return generate
+
+
+async def respond(
+    request: web.Request, parsed: GenerationRequest, translation: Translation | None = None
+) -> web.StreamResponse:
+    """Answer a checked request, in the words of another API if there is a `translation`."""
+    gateway = request.app[GATEWAY]
+    record = request[RECORD]
+    record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
+    session = _session(gateway, parsed)
+    traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
+    headers = worker_headers(request)
+    context = RequestContext(
+        parsed.endpoint,
+        gateway.pool.served(parsed.decoder),
+        headers,
+        session,
+        traces=traces,
+        names_rid=parsed.names_rid,
+    )
+    with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
+        if parsed.stream:
+            writer = _Writer() if translation is None else _TranslatingWriter(translation)
+            return await _stream(request, gateway, parsed, context, writer)
+        answer = await gateway.dispatcher.complete(parsed, context)
+        completion = in_answer(parsed.endpoint, answer) if parsed.hints.next else None
+        gateway.hint_actions.ended(parsed, context, completion)
+        if context.traces is not None:
+            answer = await trace.in_answer(parsed.endpoint, answer, context.traces)
+        if translation is not None:
+            answer = msgspec.json.encode(translation.whole(msgspec.json.decode(answer)))
+        return web.Response(body=answer, content_type="application/json")
+
+
+class _Writer:
+    """What a client gets of a stream's events: all of them, as they came."""
+
+    def events(self, events: Iterable[bytes]) -> bytes:
+        """The bytes to send for some events."""
+        return b"".join(events)
+
+    def failed(self, error: GatewayError) -> bytes:
+        """The bytes that end a stream which has broken off."""
+        return sse.event(error.payload())
+
+
+class _TranslatingWriter(_Writer):
+    """The events of another API."""
+
+    def __init__(self, translation: Translation) -> None:
+        self._translation = translation
+
+    def events(self, events: Iterable[bytes]) -> bytes:
+        said = []
+        for event in events:
+            if event == sse.DONE:
+                said += self._translation.end()
+            elif (chunk := sse.payload(event)) is not None:
+                said += self._translation.events(chunk)
+        return b"".join(map(named_event, said))
+
+    def failed(self, error: GatewayError) -> bytes:
+        return b"".join(map(named_event, self._translation.failed(error)))
 
 
 @contextmanager
@@ -78,11 +130,17 @@ def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
     if parsed.session is None:
         return None
     # A conversation without a name of its client's has this turn only.
-    return gateway.sessions.use(parsed.session) if parsed.named else Session(parsed.session)
+    if not parsed.named:
+        return Session(parsed.session)
+    return gateway.sessions.use(parsed.session, parsed.ancestors)
 
 
 async def _stream(
-    request: web.Request, gateway: Gateway, parsed: GenerationRequest, context: RequestContext
+    request: web.Request,
+    gateway: Gateway,
+    parsed: GenerationRequest,
+    context: RequestContext,
+    writer: _Writer,
 ) -> web.StreamResponse:
     record = request[RECORD]
     collector = Collector(parsed.endpoint) if parsed.hints.next else None
@@ -94,10 +152,10 @@ async def _stream(
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
         await response.prepare(request)
-        await response.write(b"".join(first))
+        await response.write(writer.events(first))
         if collector is not None:
             collector.add(first)
-        await _forward(stream, response, record, collector)
+        await _forward(stream, response, record, collector, writer)
     if record.error is None:
         gateway.hint_actions.ended(parsed, context, collector.completion() if collector else None)
     await response.write_eof()
@@ -120,12 +178,14 @@ async def _forward(
     response: web.StreamResponse,
     record: RequestRecord,
     collector: Collector | None,
+    writer: _Writer,
 ) -> None:
     try:
         async for events in stream:
-            await response.write(b"".join(events))
+            if said := writer.events(events):
+                await response.write(said)
             if collector is not None:
                 collector.add(events)
     except GatewayError as error:
         record.failed(error)
-        await response.write(sse.event(error.payload()))
+        await response.write(writer.failed(error))

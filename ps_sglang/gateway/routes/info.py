@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -12,13 +11,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
+from ps_sglang.gateway.routes.forwarding import first_answer
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
 from ps_sglang.worker_info import HEADER
 
 HEALTH_SECONDS = 3.0
-INFO_SECONDS = 10.0
+GENERATE_SECONDS = 25.0  # SGLang itself gives up after 20
 FLUSH_SECONDS = 30.0
 
 
@@ -57,12 +57,24 @@ def _card(gateway: Gateway, name: str) -> dict[str, Any]:
 
 async def health(request: web.Request) -> web.Response:
     """GET /health: 200 if every decoder (or the one in the path) can be answered for."""
+    # Not the worker's /health: that one generates a token, and takes a second at least.
+    return await _health(request, "/ready", HEALTH_SECONDS)
+
+
+async def health_generate(request: web.Request) -> web.Response:
+    """GET /health_generate: as /health, but each worker runs its model, or is just doing so."""
+    return await _health(request, "/health_generate", GENERATE_SECONDS)
+
+
+async def _health(request: web.Request, path: str, seconds: float) -> web.Response:
     gateway = request.app[GATEWAY]
     decoder = model_in_path(request)
     worker_states = gateway.workers(decoder)
     names = gateway.pool.decoders if decoder is None else (decoder,)
     needed = [gateway.pool.decode(name) for name in names]
-    healthy = await asyncio.gather(*(_is_ready(gateway.http, one.worker) for one in worker_states))
+    healthy = await asyncio.gather(
+        *(_is_well(gateway.http, one.worker.url + path, seconds) for one in worker_states)
+    )
     able = {
         worker_state
         for worker_state, ready in zip(worker_states, healthy, strict=True)
@@ -102,11 +114,15 @@ async def ready(request: web.Request) -> web.Response:
     return web.json_response(body, status=200 if able else 503)
 
 
-async def _is_ready(http: aiohttp.ClientSession, worker: Worker) -> bool:
-    # Not the worker's /health: that one generates a token, and takes a second at least.
-    deadline = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+async def alive(request: web.Request) -> web.Response:
+    """GET /liveness: 200 while this process answers."""
+    return web.json_response({"status": "ok"})
+
+
+async def _is_well(http: aiohttp.ClientSession, url: str, seconds: float) -> bool:
+    deadline = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with http.get(worker.url + "/ready", timeout=deadline) as response:
+        async with http.get(url, timeout=deadline) as response:
             return response.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
@@ -139,31 +155,7 @@ async def from_decoder(request: web.Request) -> web.Response:
     path = resource.canonical.removeprefix("/models/{model}")
     decoder = gateway.pool.served(one_model(request))
     workers = decoder.workers or gateway.pool.decode_candidates(decoder)
-    return await _first_answer(gateway.http, workers, path, request)
-
-
-async def _first_answer(
-    http: aiohttp.ClientSession,
-    worker_states: Sequence[AnyWorkerState],
-    path: str,
-    request: web.Request,
-) -> web.Response:
-    deadline = aiohttp.ClientTimeout(total=INFO_SECONDS)
-    failures: list[WorkerUnreachable] = []
-    for worker_state in worker_states:
-        worker, incarnation = worker_state.worker, worker_state.incarnation
-        headers = {**worker_headers(request), **worker_state.headers}
-        try:
-            with reaching(worker):
-                async with http.get(
-                    worker.url + path, headers=headers, timeout=deadline
-                ) as response:
-                    require_process(worker, incarnation, response.headers.get(HEADER))
-                    body, kind = await response.read(), response.content_type
-                    return web.Response(body=body, status=response.status, content_type=kind)
-        except WorkerUnreachable as error:
-            failures.append(error)
-    raise failures[-1]
+    return await first_answer(gateway, workers, "GET", path, worker_headers(request))
 
 
 async def flush_cache(request: web.Request) -> web.Response:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from ps_sglang.gateway import ids
+from ps_sglang.gateway.bodies.anthropic_answer import error_payload
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.errors import (
     BROKEN_ENCODING,
@@ -28,7 +31,10 @@ CLIENT_HUNG_UP = 499
 _LONGEST_ID = 128
 # The last two only where aiohttp finds a package for them; it refuses them otherwise.
 _ENCODINGS = frozenset(("gzip", "deflate", "identity", "", "br", "zstd"))
-_GENERATION = frozenset(endpoint.value for endpoint in Endpoint)
+# By path, as a wrong method has no route.
+_ANTHROPIC = re.compile(r"(/models/[^/]+)?/v1/messages(/.*)?")
+_TRANSLATED = ("/v1/messages", "/v1/responses")
+_GENERATION = frozenset((*(endpoint.value for endpoint in Endpoint), *_TRANSLATED))
 
 
 @dataclass
@@ -101,7 +107,10 @@ async def _answer(
         log.exception("%s failed inside the gateway", record.id)
         record.failed(GatewayError(INTERNAL, status=500))
     assert record.error is not None
-    response = error_response(record.error)
+    if _ANTHROPIC.fullmatch(request.path):
+        response = _json(record.error, error_payload(record.error, record.id))
+    else:
+        response = error_response(record.error)
     response.headers.update(headers)
     body = request.content
     is_cut = not body.is_eof() or body.exception() is not None
@@ -111,8 +120,12 @@ async def _answer(
 
 
 def error_response(error: GatewayError) -> web.Response:
-    """The error as an answer of its own."""
-    return web.json_response(error.payload(), status=error.status, headers=error.headers)
+    """The error as an answer of its own, in OpenAI's format."""
+    return _json(error, error.payload())
+
+
+def _json(error: GatewayError, payload: dict[str, Any]) -> web.Response:
+    return web.json_response(payload, status=error.status, headers=error.headers)
 
 
 def _check_encoding(request: web.Request) -> None:

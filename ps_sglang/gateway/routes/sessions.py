@@ -1,6 +1,8 @@
-"""DELETE /sessions/<id>, POST /sessions/<id>/end: a conversation is over."""
+"""DELETE /sessions/<id>, POST /sessions/<id>/end: a conversation is over, and all below it."""
 
 from __future__ import annotations
+
+import asyncio
 
 from aiohttp import web
 
@@ -9,16 +11,23 @@ from ps_sglang.gateway.state import GATEWAY
 
 
 async def end(request: web.Request) -> web.Response:
-    """Abort the conversation's requests on all decoders and let its pages go first."""
+    """Abort the requests of it and of those below it, on all decoders; let their pages go first."""
     gateway = request.app[GATEWAY]
     id = request.match_info["id"]
-    session = gateway.sessions.get(id)
-    if session is None:
+    sessions = gateway.sessions.tree(id)
+    if not sessions:
         raise GatewayError(
             f"There is no session {id!r}: it has ended, or no request has named it.",
             status=404,
             code="session_not_found",
         )
-    aborted = await gateway.hint_actions.end_session(session)
-    workers = sorted(worker_state.name for worker_state in session.visited)
-    return web.json_response({"session": id, "aborted": aborted, "workers": workers})
+    aborted = await asyncio.gather(*map(gateway.hint_actions.end_session, sessions))
+    workers = {worker_state.name for session in sessions for worker_state in session.visited}
+    return web.json_response(
+        {
+            "session": id,
+            "ended": [session.id for session in sessions],
+            "aborted": sum(aborted),
+            "workers": sorted(workers),
+        }
+    )

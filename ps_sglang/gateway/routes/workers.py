@@ -43,6 +43,7 @@ def add_routes(app: web.Application) -> None:
     router = app.router
     router.add_get("/workers", list_workers)
     router.add_post("/workers", add_worker)
+    router.add_get("/workers/{name}", get_worker)
     for action, handler in (("drain", drain), ("resume", resume), ("swap", swap)):
         router.add_post(f"/workers/{{name}}/{action}", handler)
     router.add_delete("/workers/{name}", remove)
@@ -54,6 +55,11 @@ async def list_workers(request: web.Request) -> web.Response:
     return web.json_response(
         {"workers": [_entry(gateway, worker_state) for worker_state in gateway.pool]}
     )
+
+
+async def get_worker(request: web.Request) -> web.Response:
+    """GET /workers/<name>: one of them."""
+    return web.json_response(_entry(request.app[GATEWAY], _worker_state(request)))
 
 
 async def add_worker(request: web.Request) -> web.Response:

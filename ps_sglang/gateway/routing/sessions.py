@@ -1,17 +1,18 @@
 """Conversations: which workers each stays with.
 
-A client may name a conversation (see `bodies.session_id`). Sessions are remembered until they end,
-until they are idle for IDLE_SECONDS, or until MOST newer ones have come.
+A client may name a conversation (see `bodies.session_id`), and the one above it. Sessions are
+remembered until they end, until they are idle for IDLE_SECONDS, or until MOST newer ones have come.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.routing.family import Family
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
 IDLE_SECONDS = 3600.0
@@ -54,12 +55,18 @@ class Sessions:
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._family = Family()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def use(self, id: str) -> Session:
-        """The session of that id, a new one if there is none; it counts as used now."""
+    def use(self, id: str, ancestors: Sequence[str] = ()) -> Session:
+        """The session of that id, a new one if there is none; it counts as used now.
+
+        `ancestors` are the sessions above it, the nearest first; raises GatewayError if it has
+        others.
+        """
+        self._family.join(id, ancestors)
         session = self._sessions.get(id)
         if session is None:
             session = self._sessions[id] = Session(id)
@@ -72,11 +79,16 @@ class Sessions:
         """The session of that id, if there is one."""
         return self._sessions.get(id)
 
+    def tree(self, id: str) -> list[Session]:
+        """The session of that id and all below it, as far as there are any."""
+        return [self._sessions[one] for one in self._family.below(id) if one in self._sessions]
+
     def end(self, session: Session, error: GatewayError) -> None:
         """The session is over; one that has its id and began after it is left alone."""
         session.ended = error
         if self._sessions.get(session.id) is session:
             del self._sessions[session.id]
+            self._family.leave(session.id, self._sessions)
 
     def leave(self, worker_state: AnyWorkerState) -> None:
         """A worker has left the pool: no conversation holds on to it."""
@@ -94,3 +106,4 @@ class Sessions:
             if oldest.used >= oldest_allowed and len(self._sessions) <= self._most:
                 return
             del self._sessions[oldest.id]
+            self._family.leave(oldest.id, self._sessions)

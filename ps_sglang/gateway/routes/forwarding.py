@@ -1,0 +1,63 @@
+"""Questions that any worker of a decoder can answer: they go to the first that does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from ps_sglang.gateway.errors import NoWorker, WorkerUnreachable, reaching, require_process
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState
+from ps_sglang.gateway.state import Gateway
+from ps_sglang.worker_info import HEADER
+
+INFO_SECONDS = 10.0
+
+
+async def first_answer(
+    gateway: Gateway,
+    worker_states: Sequence[AnyWorkerState],
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Any = None,
+) -> web.Response:
+    """The answer of the first worker that gives one, as it gave it.
+
+    `path` may have a query, `body` goes as JSON. Raises WorkerUnreachable, NoWorker.
+    """
+    failures: list[WorkerUnreachable] = []
+    for worker_state in worker_states:
+        try:
+            return await ask(gateway, worker_state, method, path, headers, body)
+        except WorkerUnreachable as error:
+            failures.append(error)
+    if not failures:
+        raise NoWorker("No worker is left that could be asked.")
+    raise failures[-1]
+
+
+async def ask(
+    gateway: Gateway,
+    worker_state: AnyWorkerState,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Any = None,
+) -> web.Response:
+    """One worker's answer, as it gave it; raises WorkerUnreachable."""
+    worker, incarnation = worker_state.worker, worker_state.incarnation
+    deadline = aiohttp.ClientTimeout(total=INFO_SECONDS)
+    with reaching(worker):
+        async with gateway.http.request(
+            method,
+            worker.url + path,
+            headers={**headers, **worker_state.headers},
+            json=body,
+            timeout=deadline,
+        ) as response:
+            require_process(worker, incarnation, response.headers.get(HEADER))
+            content, kind = await response.read(), response.content_type
+            return web.Response(body=content, status=response.status, content_type=kind)
