@@ -15,7 +15,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, SamplingParams
+from ps_sglang.engine.compat.srt import (
+    FAKE_BOOTSTRAP_HOST,
+    HEALTH_CHECK_RID_PREFIX,
+    DisaggregationMode,
+    SamplingParams,
+)
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import Request, awaits_first_output, begin_handoff
 from ps_sglang.engine.settings import is_worker
@@ -29,7 +34,12 @@ def create_generation_req(
     mode = scheduler.disaggregation_mode
     if mode is DisaggregationMode.NULL:
         req = original(scheduler, recv_req, *args, **kwargs)
-        return _for_decoder(req, recv_req, pulls=False) if is_worker() else _whole_prompt(req)
+        if not is_worker():
+            return _whole_prompt(req)
+        if recv_req.rid.startswith(HEALTH_CHECK_RID_PREFIX):
+            begin_handoff(req, 0)  # its prompt is nobody's: the tree keeps nothing of it
+            return req
+        return _for_decoder(req, recv_req, pulls=False)
     if kwargs.get("bootstrap_host") == FAKE_BOOTSTRAP_HOST:
         req = _whole_prompt(original(scheduler, recv_req, *args, **kwargs))
         if mode is DisaggregationMode.DECODE:
