@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import anthropic
@@ -16,8 +18,22 @@ from tests.clients.test_clients import post
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 USER: list[anthropic.types.MessageParam] = [{"role": "user", "content": "Tell me a story."}]
+Claude = Callable[[str], anthropic.Anthropic]
+Gpt = Callable[[str], openai.OpenAI]
 GREEDY = {"temperature": 0}
 CHAT = {"model": "a", "temperature": 0, "max_tokens": 8, "messages": USER}
+
+
+@pytest.fixture
+def claude() -> Iterator[Claude]:
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(anthropic.Anthropic(base_url=url, api_key="none"))
+
+
+@pytest.fixture
+def gpt() -> Iterator[Gpt]:
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key="none"))
 
 
 def get(url: str, path: str) -> tuple[int, Any]:
@@ -26,10 +42,10 @@ def get(url: str, path: str) -> tuple[int, Any]:
     return response.status, json.loads(content or b"null")
 
 
-def test_a_message_says_what_the_chat_says_whole_and_streamed(url: str) -> None:
+def test_a_message_says_what_the_chat_says_whole_and_streamed(url: str, claude: Claude) -> None:
     _, chat = post(url, "/v1/chat/completions", CHAT)
     text = chat["choices"][0]["message"]["content"]
-    client = anthropic.Anthropic(base_url=url, api_key="none")
+    client = claude(url)
     whole = client.messages.create(model="a", max_tokens=8, messages=USER, extra_body=GREEDY)
     (block,) = whole.content
     assert isinstance(block, anthropic.types.TextBlock)
@@ -53,8 +69,8 @@ def test_a_message_says_what_the_chat_says_whole_and_streamed(url: str) -> None:
     assert counted.input_tokens == usage.input_tokens + cached
 
 
-def test_the_billing_line_does_not_end_the_shared_prefix(url: str) -> None:
-    client = anthropic.Anthropic(base_url=url, api_key="none")
+def test_the_billing_line_does_not_end_the_shared_prefix(url: str, claude: Claude) -> None:
+    client = claude(url)
     cached = []
     for number in range(2):
         line = f"x-anthropic-billing-header: cc_version=2.1; cch={number}aaa9;"
@@ -79,17 +95,20 @@ def test_a_stop_sequence_is_named(url: str) -> None:
     assert answer["content"][0]["text"] == text[: text.index(stop)]
 
 
-def test_a_response_is_streamed_and_continued(url: str) -> None:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+def test_a_response_is_streamed_and_continued(url: str, gpt: Gpt) -> None:
+    client = gpt(url)
     asked: dict[str, Any] = {"model": "a", "temperature": 0, "max_output_tokens": 8}
     first = client.responses.create(input="Tell me a story.", **asked)
     _, chat = post(url, "/v1/chat/completions", CHAT)
     assert first.output_text == chat["choices"][0]["message"]["content"]
-    with client.responses.stream(
-        input="And then?", previous_response_id=first.id, **asked
-    ) as stream:
-        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
-        second = stream.get_final_response()
+    stream = client.responses.create(
+        input="And then?", previous_response_id=first.id, stream=True, **asked
+    )
+    events = list(stream)
+    text = "".join(one.delta for one in events if one.type == "response.output_text.delta")
+    last = events[-1]
+    assert last.type == "response.incomplete", "the answer was cut off at its length"
+    second = last.response
     assert second.output_text == text
     talk = [
         *USER,
@@ -147,7 +166,7 @@ def test_an_abort_by_the_clients_id_ends_the_request(url: str) -> None:
         abort = urllib.request.Request(
             url + "/abort_request", b'{"rid": "mine"}', {"content-type": "application/json"}
         )
-        done = threading.Thread(target=urllib.request.urlopen, args=(abort,))
+        done = threading.Thread(target=lambda: urllib.request.urlopen(abort).close())
         done.start()
         last = response.read().strip().splitlines()[-1]
         done.join()

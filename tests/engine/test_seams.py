@@ -6,12 +6,29 @@ import inspect
 from typing import Any
 
 import pytest
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
-from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from sglang.srt.entrypoints.openai.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+)
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    GenerateReqInput,
+    ParseFunctionCallReq,
+    SeparateReasoningReqInput,
+)
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from ps_sglang.engine.compat import memory, platform, srt
-from ps_sglang.gateway.bodies import fields
+from ps_sglang.gateway.bodies import (
+    anthropic_request,
+    engine_fields,
+    fields,
+    responses_request,
+)
 from ps_sglang.gateway.bodies.validation import UNSUPPORTED
 
 RELIED_ON: dict[tuple[Any, str], tuple[str, ...]] = {
@@ -109,6 +126,11 @@ INTERNAL = {
         (ChatCompletionRequest, fields.CHAT, {"model", "session_id"}),
         (GenerateReqInput, fields.GENERATE, {"session_id"}),
         (SamplingParams, fields.SAMPLING_PARAMS, INTERNAL),
+        (TokenizeRequest, engine_fields.TOKENIZE, {"model"}),
+        (DetokenizeRequest, engine_fields.DETOKENIZE, {"model"}),
+        (ParseFunctionCallReq, engine_fields.PARSE_FUNCTION_CALL, {"rid"}),
+        (SeparateReasoningReqInput, engine_fields.SEPARATE_REASONING, {"rid"}),
+        (AbortReq, engine_fields.ABORT, {"finished_reason", "abort_message", "weight_versions"}),
     ],
     ids=lambda part: getattr(part, "__name__", ""),
 )
@@ -120,3 +142,19 @@ def test_the_gateway_checks_every_field(
     assert not annotations - table.keys() - UNSUPPORTED.keys() - elsewhere
     # `reasoning` is read before SGLang makes its request of the body.
     assert not table.keys() - annotations - {"reasoning"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "elsewhere"),
+    [
+        (AnthropicMessagesRequest, anthropic_request, {"messages"}),
+        # Its id is the gateway's to give.
+        (ResponsesRequest, responses_request, {"request_id"}),
+    ],
+    ids=lambda part: getattr(part, "__name__", ""),
+)
+def test_the_gateway_knows_every_field_of_translated_requests(
+    kind: type, module: Any, elsewhere: set[str]
+) -> None:
+    known = {*module.FIELDS, *module.SAME, *module.UNSUPPORTED, *module.UNUSED}
+    assert not annotated(kind) - known - UNSUPPORTED.keys() - elsewhere
