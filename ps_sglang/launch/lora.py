@@ -86,8 +86,8 @@ def _problems(words: Sequence[str], reports: Sequence[DecoderReport]) -> Iterato
         assert report.adapter is not None
         if rank and report.adapter.rank > int(rank):
             yield (
-                f"decoder {report.name} has rank {report.adapter.rank}, above {_RANK} {rank}; "
-                f"raise it, or leave it away"
+                f"decoder {report.name} has rank {report.adapter.rank}, "
+                f"above --max-lora-rank {rank}; raise it, or leave it away"
             )
         if modules and (missing := beyond_targets(report.adapter, modules)):
             yield (

@@ -89,7 +89,8 @@ def test_room_goes_by_priority_and_then_by_what_is_held() -> None:
     encoded = [encode_priority(*pair) for pair in ((0, 32), (1, 0), (0, 64), (-1, 10**9), (0, 32))]
     priorities = [None, *encoded[:3], None, *encoded[3:]]
     reqs = [SimpleNamespace(number=n, priority=one) for n, one in enumerate(priorities)]
-    queue = SimpleNamespace(queue=[SimpleNamespace(req=req) for req in reqs])
+    no_adapters = SimpleNamespace(enable_lora=False)
+    queue = SimpleNamespace(queue=[SimpleNamespace(req=req) for req in reqs], scheduler=no_adapters)
     popped = priority.pop_preallocated(lambda queue: [*queue.queue], queue)
     assert [waiting.req.number for waiting in popped] == [2, 3, 1, 6, 0, 4, 5]
 
