@@ -15,7 +15,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ps_sglang.contract import AdapterLimits, adapter_digest, check_adapter
 from ps_sglang.engine.compat.srt import LoRARef, LoRAUpdateOutput, get_lora
@@ -33,19 +33,18 @@ class _Registered:
     digest: str
 
 
-_registered: Final[dict[str, _Registered]] = {}
-"""By the name that `adapter_name` makes; of this process, which is a worker's server."""
+class _Server:
+    """What this process has: `adapters` by the name that `adapter_name` makes, None if it is not
+    the server of a worker that takes some."""
+
+    adapters: dict[str, _Registered] | None = None
 
 
 def registered() -> dict[str, str] | None:
     """The digest of each adapter's weights by its name; None on a worker that takes none."""
-    if not _serves_decoders():
+    if _Server.adapters is None:
         return None
-    return {name: adapter.digest for name, adapter in _registered.items()}
-
-
-def _serves_decoders() -> bool:
-    return bool(get_lora().enable_lora) and is_worker()
+    return {name: adapter.digest for name, adapter in _Server.adapters.items()}
 
 
 @after("managers.tokenizer_manager.TokenizerManager.init_lora", "self")
@@ -54,14 +53,13 @@ def init_lora(_result: None, manager: Any) -> None:
 
     The launcher has compared them with the base.
     """
-    adapters: dict[str, str] = json.loads(os.environ.get(ADAPTERS, "{}"))
-    for name, folder in adapters.items():
-        _register(manager, name, folder, adapter_digest(Path(folder)))
-
-
-def _register(manager: Any, name: str, folder: str, digest: str) -> None:
-    _registered[name] = _Registered(folder, digest)
-    manager.lora_ref_cache[name] = LoRARef(lora_name=name, lora_path=folder, pinned=False)
+    if not (is_worker() and get_lora().enable_lora):
+        return
+    _Server.adapters = {}
+    folders: dict[str, str] = json.loads(os.environ.get(ADAPTERS, "{}"))
+    for name, folder in folders.items():
+        _Server.adapters[name] = _Registered(folder, adapter_digest(Path(folder)))
+        manager.lora_ref_cache[name] = LoRARef(lora_name=name, lora_path=folder, pinned=False)
 
 
 @around("managers.tokenizer_manager.TokenizerManager.load_lora_adapter", "self", "obj", "_")
@@ -70,29 +68,34 @@ async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: A
 
     SGLang calls it, too, when it reads an adapter again.
     """
-    if not _serves_decoders():
+    if (adapters := _Server.adapters) is None:
         return await original(manager, obj, request)
     headers = {} if request is None else request.headers
     unverified = "1" in (headers.get(UNVERIFIED_HEADER), os.environ.get(ALLOW_UNVERIFIED))
     # In a thread: it reads and digests files, which would hold the event loop.
     try:
         adapter = await asyncio.to_thread(
-            _checked, manager, obj.lora_name, obj.lora_path, unverified
+            _checked, manager, adapters.get(obj.lora_name), obj, unverified
         )
     except (PsSglangError, ValueError) as error:
         return LoRAUpdateOutput(success=False, error_message=str(error))
     output = await original(manager, obj, request)
     if output.success:
-        _registered[obj.lora_name] = adapter
+        adapters[obj.lora_name] = adapter
     return output
 
 
-def _checked(manager: Any, name: str, folder: str, allow_unverified: bool) -> _Registered:
-    """Raises PsSglangError for an adapter that must not be loaded, ValueError for such a name."""
+def _checked(
+    manager: Any, known: _Registered | None, obj: Any, allow_unverified: bool
+) -> _Registered:
+    """The adapter that `obj` names; `known` is what the worker has under its name.
+
+    Raises PsSglangError for one that must not be loaded, ValueError for such a name.
+    """
+    name, folder = obj.lora_name, obj.lora_path
     split_adapter_name(name)
     digest = adapter_digest(Path(folder))
     adapter = _Registered(folder, digest)
-    known = _registered.get(name)
     if known is None:
         lora = get_lora()
         check_adapter(
@@ -122,11 +125,11 @@ async def unload_lora_adapter(original: Update, manager: Any, obj: Any, request:
 
     SGLang knows none that it has put out of memory, and would load it again if it were asked for.
     """
-    if not _serves_decoders():
+    if (adapters := _Server.adapters) is None:
         return await original(manager, obj, request)
     name = obj.lora_name
-    if name not in _registered:
-        known = ", ".join(_registered) or "none"
+    if name not in adapters:
+        known = ", ".join(adapters) or "none"
         message = f"there is no adapter {name!r} on this worker; there are: {known}"
         return LoRAUpdateOutput(success=False, error_message=message)
     manager.lora_ref_cache.pop(name, None)  # from now on a request for it is refused
@@ -135,7 +138,7 @@ async def unload_lora_adapter(original: Update, manager: Any, obj: Any, request:
         output = await original(manager, obj, request)
         if not output.success:
             return output
-    del _registered[name]
+    del adapters[name]
     return LoRAUpdateOutput(success=True)
 
 
@@ -173,7 +176,7 @@ async def lru_lora_name(original: Update, registry: Any, exclude_pinned: bool = 
 
     SGLang waits for all requests of the one that it puts out, and lets nothing load meanwhile.
     """
-    for name, adapter in registry.get_all_adapters().items():
+    for name, adapter in registry.get_all_adapters().items() if is_worker() else ():
         if not registry._counters[adapter.lora_id].value() and not adapter.pinned:
             return name
     return await original(registry, exclude_pinned)
