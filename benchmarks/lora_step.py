@@ -27,13 +27,13 @@ from ps_sglang.launch.environment import threads
 from ps_sglang.launch.spec import Role
 from ps_sglang.models import resolve
 from ps_sglang.models.demo import ADAPTERS
+from ps_sglang.models.stand_in import PROJECTIONS
 
 MERGED, STOCK, OURS = "merged", "torch_native", "grouped"
 BAR: Final = 1.3
 BAR_CASE: Final = "decode 16 over 4"
 _ADAPTERS: Final = 16
 _RANK: Final = 8
-_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _CONTEXT: Final = 64
 _PROMPT: Final = 512
 _KV_TOKENS: Final = 4096
@@ -162,7 +162,7 @@ def _flags(name: str) -> list[str]:
         return []
     return [
         "--enable-lora", "--lora-backend", name, "--max-lora-rank", str(_RANK),
-        "--max-loras-per-batch", str(_ADAPTERS + 1), "--lora-target-modules", *_TARGETS,
+        "--max-loras-per-batch", str(_ADAPTERS + 1), "--lora-target-modules", *PROJECTIONS,
     ]  # fmt: skip
 
 

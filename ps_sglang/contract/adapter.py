@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ps_sglang.contract.adapter_files import ADAPTER_WEIGHTS, AdapterConfig, AdapterFiles
+from ps_sglang.contract.adapter_files import (
+    ADAPTER_WEIGHTS,
+    AdapterConfig,
+    AdapterFiles,
+    read_adapter_config,
+)
 from ps_sglang.contract.compare import (
     Checkpoint,
     manifest_differences,
@@ -86,13 +91,14 @@ def check_adapter(
     """
     checkpoint = Checkpoint.read(base)
     rows, manifest = compare_adapter(checkpoint, fingerprint, adapter, allow_unverified)
+    config = None
     if not any(row.what == "files" for row in rows):
-        merge = _merge(checkpoint, adapter)
-        rows += _beyond_limits(AdapterFiles.read(adapter).config, manifest, limits, merge)
-    if rows:
+        config = read_adapter_config(adapter)
+        rows += _beyond_limits(config, manifest, limits, _merge(checkpoint, adapter))
+    if rows or config is None:
         name = adapter.name
         raise ContractError(*report(base, {name: adapter}, {name: rows}))
-    return AdapterFiles.read(adapter).config
+    return config
 
 
 def compare_adapter(

@@ -22,7 +22,8 @@ from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.outlook import sharing
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
-from tests.launch.conftest import ALL_MODULES, WriteAdapter
+from ps_sglang.models.stand_in import PROJECTIONS
+from tests.launch.conftest import WriteAdapter
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_workers_of_one_model_share_its_weights(spec: ClusterSpec, tiny: dict[st
 def test_the_flags_take_later_adapters_too(spec: ClusterSpec, write_adapter: WriteAdapter) -> None:
     worker = worker_of(prepare(spec))
     assert value_of(worker.argv, "--max-lora-rank") == str(lora.LEAST_RANK)
-    assert set((value_of(worker.argv, "--lora-target-modules") or "").split()) == set(ALL_MODULES)
+    assert set((value_of(worker.argv, "--lora-target-modules") or "").split()) == set(PROJECTIONS)
     assert value_of(worker.argv, "--lora-backend") == "grouped"
     assert "--enable-lora" not in prepare(spec).workers[0].argv
     large = write_adapter("large", rank=64)

@@ -52,7 +52,7 @@ ENGINE = (
     ("events",),
     ("tree", "transfer"),
     ("sampling", "attention", "lora", "waiting", "metrics", "shared_weights"),
-    ("request_state", "hooking", "settings"),
+    ("request_state", "hooking", "settings", "machine_code"),
     ("compat",),
 )
 FORBIDDEN = {

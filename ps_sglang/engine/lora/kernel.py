@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from llvmlite import binding, ir
 
+from ps_sglang.engine.machine_code import compiled
+
 _NAME: Final = "low_rank"
 _INT, _FLOAT = ir.IntType(64), ir.FloatType()
 _INTS, _FLOATS = _INT.as_pointer(), _FLOAT.as_pointer()
@@ -231,22 +233,7 @@ class _Group:
 def _compiled() -> Kernel:
     module = ir.Module()
     _add_kernel(module)
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3
-    )
-    code = binding.parse_assembly(str(module))
-    options = binding.create_pipeline_tuning_options(speed_level=3)
-    passes = binding.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(code, passes)
-    engine = binding.create_mcjit_compiler(code, machine)
-    engine.finalize_object()
-    _engines.append(engine)
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
-    return kind(engine.get_function_address(_NAME))
+    return compiled(module, _NAME, *[ctypes.c_int64] * 6)
 
-
-_engines: Final[list[Any]] = []  # own the code
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
 
 add_low_rank: Final = _compiled()

@@ -14,13 +14,11 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from ps_sglang.engine.hooking import around
-from ps_sglang.engine.request_state import base_prefix_len
+from ps_sglang.engine.request_state import Request, base_prefix_len
 from ps_sglang.engine.settings import is_worker
 
-_base_prefix_lens: Final[ContextVar[list[int] | None]] = ContextVar(
-    "base_prefix_lens", default=None
-)
-"""Of the requests whose batch is being made ready for its forward pass."""
+_reqs: Final[ContextVar[Sequence[Request] | None]] = ContextVar("reqs", default=None)
+"""The requests whose batch is being made ready for its forward pass."""
 
 
 @around(
@@ -32,29 +30,29 @@ def init_new(original: Any, cls: Any, batch: Any, model_runner: Any, **kwargs: A
     """Around `ForwardBatch.init_new`: it makes the adapters ready, but knows no request."""
     if model_runner.lora_manager is None or not is_worker():
         return original(cls, batch, model_runner, **kwargs)
-    token = _base_prefix_lens.set([base_prefix_len(req) for req in batch.reqs])
+    token = _reqs.set(batch.reqs)
     try:
         return original(cls, batch, model_runner, **kwargs)
     finally:
-        _base_prefix_lens.reset(token)
+        _reqs.reset(token)
 
 
 @around("lora.lora_manager.LoRAManager.prepare_lora_batch", "self", "forward_batch")
 def prepare_lora_batch(original: Any, manager: Any, forward_batch: Any) -> None:
     """Around `LoRAManager.prepare_lora_batch`: leave the adapter out of the base prefix."""
-    base_prefix_lens = _base_prefix_lens.get()
-    if base_prefix_lens is not None and forward_batch.forward_mode.is_extend():
-        forward_batch = _by_segment(forward_batch, base_prefix_lens)
+    reqs = _reqs.get()
+    if reqs is not None and forward_batch.forward_mode.is_extend():
+        forward_batch = _by_segment(forward_batch, reqs)
     original(manager, forward_batch)
 
 
-def _by_segment(forward_batch: Any, base_prefix_lens: Sequence[int]) -> Any:
+def _by_segment(forward_batch: Any, reqs: Sequence[Request]) -> Any:
     """The batch as if the base's and the decoder's part of each request were two requests."""
     lengths: list[int] = []
     adapters: list[str | None] = []
     for adapter, base, done, new in zip(
         forward_batch.lora_ids,
-        base_prefix_lens,
+        map(base_prefix_len, reqs),
         forward_batch.extend_prefix_lens_cpu,
         forward_batch.extend_seq_lens_cpu,
         strict=True,

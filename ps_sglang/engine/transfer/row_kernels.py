@@ -23,7 +23,9 @@ import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from llvmlite import binding, ir
+from llvmlite import ir
+
+from ps_sglang.engine.machine_code import compiled
 
 LINE: Final = 64
 """Bytes that are moved and digested at a time: a cache line of most processors."""
@@ -194,24 +196,9 @@ def build(*, write: bool = True, stream: bool = False, digest: bool = True) -> K
     """
     module = ir.Module()
     _add_kernel(module, write=write, stream=stream, digest=digest)
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3
-    )
-    code = binding.parse_assembly(str(module))
-    options = binding.create_pipeline_tuning_options(speed_level=3)
-    passes = binding.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(code, passes)
-    engine = binding.create_mcjit_compiler(code, machine)
-    engine.finalize_object()
-    _engines.append(engine)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    kind = ctypes.CFUNCTYPE(None, *[pointer] * 5, size, size, pointer)
-    return kind(engine.get_function_address(_NAME))
+    return compiled(module, _NAME, *[pointer] * 5, size, size, pointer)
 
-
-_engines: Final[list[Any]] = []  # own the code
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
 
 digest: Final = build(write=False)
 copy: Final = build()
