@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.worker_info import adapter_name
 
 
@@ -121,6 +122,7 @@ class GatewayConfig:
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
+    limits: GatewayLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -206,6 +208,7 @@ def _problems(config: GatewayConfig) -> list[str]:
         if count > 1
     ]
     problems += filter(None, map(origin_problem, config.cors_origins))
+    problems += [f"`{name}` {problem}" for name, problem in config.limits.problems()]
     return problems
 
 
