@@ -43,4 +43,5 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        limits=plan.spec.limits,
     )

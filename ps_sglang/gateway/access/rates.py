@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 _MINUTE: Final = 60.0
+_ROUNDING: Final = 1e-9  # of a request: who waited as told is not refused for less
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,15 @@ class TokenBucket:
         refilled = (now - self._at) * per_minute / _MINUTE
         missing = max(self._missing - refilled, 0.0)
         too_many = missing + 1 - per_minute
-        if too_many <= 0:
-            missing += 1
+        if too_many < _ROUNDING:
+            missing, too_many = missing + 1, 0.0
         self._missing, self._at = missing, now
         seconds_each = _MINUTE / per_minute
         return Rate(
             per_minute,
-            max(int(per_minute - missing), 0),
+            max(int(per_minute - missing + _ROUNDING), 0),
             missing * seconds_each,
-            max(too_many, 0.0) * seconds_each,
+            too_many * seconds_each,
         )
 
 
