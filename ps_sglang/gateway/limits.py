@@ -8,7 +8,7 @@ from typing import Final
 
 QUEUED_PER_WORKER: Final = 2048
 """As many requests wait for a decode worker as SGLang 0.5.23 has it run at once, at the least."""
-SESSIONS_PER_TENANT: Final = 16_384
+SESSIONS_PER_TENANT: Final = 65_536
 
 
 @dataclass(frozen=True)

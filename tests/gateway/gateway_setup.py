@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
-from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
@@ -46,12 +46,15 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = (), **shape: Any
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
+    **shape: Any,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with (
         Cluster.running(**shape) as cluster,
-        serving(cluster, timing, cors_origins) as setup,
+        serving(cluster, timing, cors_origins, api_keys) as setup,
     ):
         yield setup
 
@@ -61,10 +64,12 @@ async def serving(
     cluster: Cluster,
     timing: ProbeTiming = DEFAULT_TIMING,
     cors_origins: tuple[str, ...] = (),
-    build: Callable[[GatewayConfig, ProbeTiming], web.Application] = build_app,
+    api_keys: str | None = None,
+    limits: GatewayLimits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Setup]:
-    """A gateway in front of a cluster; `build` makes its application."""
-    app = build(replace(cluster.config(), cors_origins=cors_origins), timing)
+    """A gateway in front of a cluster."""
+    config = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys, limits=limits)
+    app = build_app(config, timing)
     server = runner(app)
     await server.setup()
     try:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from ps_sglang.gateway.access.authentication import PRINCIPAL, authenticate
+from ps_sglang.gateway.access import key_file
+from ps_sglang.gateway.access.key_file import KeyEntry
 from ps_sglang.gateway.access.limits import KeyLimits
 from ps_sglang.gateway.access.principal import KeyRole, Principal
-from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import ConfigError
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.gateway.state import GATEWAY
@@ -41,28 +40,25 @@ ANTHROPIC_RATE = "anthropic-ratelimit-requests-{}"
 async def limited(
     limits: GatewayLimits = DEFAULT_LIMITS, **keys: KeyLimits
 ) -> AsyncIterator[Setup]:
-    """A gateway with these limits, before a cluster; the header `x-key` names who asks."""
-
-    @web.middleware
-    async def by_name(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if (name := request.headers.get("x-key")) is not None:
-            request[PRINCIPAL] = Principal(name, KeyRole.USER, name, keys[name])
-        return await handler(request)
-
-    def build(config: Any, timing: Any) -> web.Application:
-        app = build_app(replace(config, limits=limits), timing)
-        app.middlewares.insert(app.middlewares.index(authenticate) + 1, by_name)
-        return app
-
-    async with Cluster.running() as cluster, serving(cluster, build=build) as setup:
-        yield setup
+    """A gateway with these limits; without keys everybody may ask."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "keys")
+        for name, own in keys.items():
+            who = Principal(name, KeyRole.USER, name, own)
+            key_file.add(path, KeyEntry(who, key_file.digest_of(f"secret of {name}")))
+        api_keys = str(path) if keys else None
+        async with (
+            Cluster.running() as cluster,
+            serving(cluster, api_keys=api_keys, limits=limits) as setup,
+        ):
+            yield setup
 
 
 async def ask(
     gateway: Setup, key: str | None = None, path: str = "/v1/completions", **more: Any
 ) -> tuple[int, dict[str, str], str]:
     """Status, headers in lower case, and text of the answer."""
-    headers = {} if key is None else {"x-key": key}
+    headers = {} if key is None else {"x-api-key": f"secret of {key}"}
     body = {**ROUTES[path], **more}
     async with gateway.http.post(gateway.url + path, json=body, headers=headers) as response:
         told = {name.lower(): value for name, value in response.headers.items()}
@@ -184,10 +180,9 @@ async def test_openais_headers_tell_what_is_left(stream: bool) -> None:
         assert 1 <= int(headers["retry-after"]) <= 30
         assert "The key 'k' may send 2 requests a minute" in json.loads(text)["error"]["message"]
         # What has no limit says nothing of one.
-        for key in ("free", None):
-            status, headers, _ = await ask(gateway, key, stream=stream)
-            assert status == 200
-            assert not [name for name in headers if "ratelimit" in name]
+        status, headers, _ = await ask(gateway, "free", stream=stream)
+        assert status == 200
+        assert not [name for name in headers if "ratelimit" in name]
 
 
 async def test_anthropics_headers_tell_what_is_left() -> None:
@@ -234,6 +229,17 @@ async def test_a_stream_ends_at_its_deadline() -> None:
             assert gateway.pending() == 0
 
     await asyncio.gather(*map(ends, ROUTES))
+
+
+async def test_each_tenant_has_so_many_sessions() -> None:
+    """The oldest goes, of the same tenant."""
+    async with limited(GatewayLimits(max_sessions=2), k=KeyLimits(), other=KeyLimits()) as gateway:
+        for key, session in (("k", "1"), ("other", "1"), ("k", "2"), ("k", "3")):
+            assert (await ask(gateway, key, session_id=session))[0] == 200
+        sessions = gateway.app[GATEWAY].sessions
+        left = [len(sessions.of(tenant)) for tenant in ("k", "other")]
+        assert left == [2, 1]
+        assert sessions.of("k").get("1") is None
 
 
 async def test_a_limit_that_is_none_is_named() -> None:

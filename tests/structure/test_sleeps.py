@@ -11,7 +11,6 @@ TIME_ITSELF = {
     "gateway/test_limits.py::test_a_probe_that_could_not_be_made_says_nothing": "nothing happens",
     "gateway/test_limits.py::test_a_kept_connection_may_rest": "a client that rests",
     "gateway/test_limits.py::test_a_slow_body_is_taken": "a slow client",
-    "gateway/test_limits.py::test_a_stream_that_is_read_slowly_goes_on": "a slow client",
     "benchmarks/test_gateway_benchmark.py::post": "a slow server",
 }
 
