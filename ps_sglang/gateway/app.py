@@ -87,11 +87,8 @@ def _gateway(
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = (
-        WorkerPool(config.workers),
-        TenantSessions(config.limits.max_sessions),
-        GatewayMetrics(),
-    )
+    pool, metrics = WorkerPool(config.workers), GatewayMetrics()
+    sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:

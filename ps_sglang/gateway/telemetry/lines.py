@@ -28,12 +28,15 @@ def one_word(text: str) -> str:
 class LineFormatter(logging.Formatter):
     """Formats a record as one line; those of a traceback follow, indented."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line without its traceback."""
-        return one_line(super().formatMessage(record))
-
-    def formatException(self, ei: logging._SysExcInfoType) -> str:
-        """The traceback, whose last line may repeat what a client sent."""
-        return "\n".join(
-            _CONTINUED + one_line(line) for line in super().formatException(ei).split("\n")
-        )
+    def format(self, record: logging.LogRecord) -> str:
+        """Nothing is taken from what another formatter has left in the record."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        lines = [one_line(self.formatMessage(record))]
+        if record.exc_info:
+            # Its last lines may repeat what a client sent.
+            lines += (
+                _CONTINUED + one_line(line)
+                for line in self.formatException(record.exc_info).split("\n")
+            )
+        return "\n".join(lines)
