@@ -33,7 +33,7 @@ def limiter(workers: int = 1, clock: Clock | None = None, **limits: Any) -> Requ
         ({"max_queued_tokens": 3}, "queued tokens"),
     ],
 )
-def test_a_limit_of_the_gateway_counts_all_clients(limits: dict[str, int], limit: str) -> None:
+def test_a_limit_of_the_gateway_counts_all_clients(limits: dict[str, Any], limit: str) -> None:
     made = limiter(**limits)
     with made.admit(key("a"), [1]), made.admit(ANONYMOUS, [1]), made.admit(key("b"), [1]):
         with pytest.raises(LimitExceeded, match="This gateway has reached its limit of 3") as one:
