@@ -45,7 +45,7 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--disaggregation-transfer-backend": "it is chosen with --transfer-backend",
         "--config": "put the flags on the command line or in a --spec file",
         "--tokenizer-worker-num": "one server process answers for a worker, and says which it is",
-        "--api-key": "workers listen on the loopback only; clients' keys are the gateway's: --api-keys FILE",
+        "--api-key": "the gateway speaks to workers without one; they listen on the loopback only",
         "--tokenizer-path": "each model brings its own tokenizer, which the contract compares",
         "--skip-tokenizer-init": "the gateway sends text",
         "--disaggregation-decode-allocation-policy": _HANDOFF,

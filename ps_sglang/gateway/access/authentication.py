@@ -46,7 +46,7 @@ def authentication(config: GatewayConfig) -> Middleware:
 
     Raises UsageError if the file of keys is wrong.
     """
-    identify = _identify_by_place
+    identify: Callable[[web.Request], Principal] = _identify_by_place
     if config.api_keys is not None:
         keys = ApiKeys(Path(config.api_keys), config.launcher_key)
         identify = _by_key(keys)
@@ -128,5 +128,7 @@ def _is_of_this_machine(request: web.Request) -> bool:
     if ip_address(request.remote.partition("%")[0]).is_loopback:
         return True
     # Who calls the machine's address from the machine itself comes from that address.
-    own = request.transport and request.transport.get_extra_info("sockname")
-    return bool(own) and own[0] == request.remote
+    if request.transport is None:
+        return False
+    own = request.transport.get_extra_info("sockname")
+    return own is not None and own[0] == request.remote
