@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ps_sglang.events.messages import BlockStored, KvEventBatch, Span
-from ps_sglang.gateway.access import key_file
-from ps_sglang.gateway.access.key_file import KeyEntry
-from ps_sglang.gateway.access.limits import UNLIMITED
-from ps_sglang.gateway.access.principal import KeyRole, Principal
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from tests.gateway.gateway_setup import Setup, running
 from tests.gateway.index_model import block_hash
@@ -28,14 +24,6 @@ def make_tokenizer(folder: Path) -> str:
         "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
     )
     return str(folder)
-
-
-def make_key(path: Path, role: KeyRole) -> str:
-    """Write a new key of that role to a file of keys; returns the key."""
-    key = f"psk-{role}-s3cret"
-    who = Principal(role.value, role, "team", UNLIMITED)
-    key_file.add(path, KeyEntry(who, key_file.digest_of(key)))
-    return key
 
 
 class Shown:

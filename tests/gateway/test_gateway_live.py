@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ps_sglang.gateway.access.principal import KeyRole
 from ps_sglang.gateway.routes import live
 from ps_sglang.gateway.telemetry import activity
-from tests.gateway.gateway_setup import Setup, running
-from tests.gateway.live_setup import Shown, make_key, showing
+from tests.gateway.gateway_setup import Setup
+from tests.gateway.keys_setup import add_key, as_, running_with_keys
+from tests.gateway.live_setup import Shown, showing
 from tests.support.standin_engine import CHAT, COMPLETIONS, Plan
 
 CONTEXT = "The system asks the user a question"
@@ -139,8 +139,8 @@ async def test_another_tenants_branch_is_another(shown: Shown) -> None:
         await shown.store(shown.setup.prefill, CONTEXT, salt)
     await shown.turn("a", CONTEXT + " x", 1, cache_salt="two")
     branches = (await shown.live())["tree"]["branches"]
-    assert len(branches) == len({one.get("salt") for one in branches}) == 3
-    assert "two" not in {one.get("salt") for one in branches}
+    assert len(branches) == len({one["salt"] for one in branches}) == 3
+    assert "two" not in {one["salt"] for one in branches}
     assert [bool(one["used"]) for one in branches] == [True, False, False]
 
 
@@ -224,13 +224,30 @@ async def test_all_who_look_on_cost_as_much_as_one(gateway: Setup) -> None:
 
 
 async def test_the_data_is_for_admins_and_the_page_for_all(tmp_path: Path) -> None:
-    keys = {role: make_key(tmp_path / "keys", role) for role in KeyRole}
-    statuses = {None: 401, keys[KeyRole.USER]: 403, keys[KeyRole.ADMIN]: 200}
-    async with running(api_keys=str(tmp_path / "keys")) as gateway:
-        for key, status in statuses.items():
-            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    async with running_with_keys(tmp_path / "keys") as gateway:
+        for headers, status in (({}, 401), (as_("alice"), 403), (as_("ops"), 200)):
             async with gateway.http.get(gateway.url + "/v1/live", headers=headers) as response:
                 assert response.status == status
         for name in ("/", "/page/main.js"):
             async with gateway.http.get(gateway.url + name) as response:
                 assert response.status == 200
+
+
+async def test_tenants_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "FRESH_SECONDS", 0.0)
+    for name in ("alice", "ops"):
+        add_key(tmp_path / "keys", name)
+    async with showing(tmp_path, as_("ops"), api_keys=str(tmp_path / "keys")) as shown:
+        decode = shown.setup.decode()
+        decode.plan.gate = asyncio.Event()
+        body = {"model": "a", "prompt": CONTEXT, "cache_salt": "own"}
+        asking = asyncio.create_task(shown.setup.post(COMPLETIONS, body, headers=as_("alice")))
+        await decode.saw(1)
+        await shown.store(shown.setup.prefill, CONTEXT, decode.requests[0]["cache_salt"])
+        content = await shown.live()
+        assert content["requests"][0]["tenant"] == "team-a"
+        (branch,) = content["tree"]["branches"]
+        assert branch["tenant"] == "team-a"
+        assert branch["salt"] not in ("", "own")
+        decode.plan.gate.set()
+        assert (await asking)[0] == 200

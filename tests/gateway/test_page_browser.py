@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ps_sglang.gateway.access.principal import KeyRole
-from tests.gateway.live_setup import Shown, make_key, showing
+from tests.gateway.keys_setup import add_key, as_, secret
+from tests.gateway.live_setup import Shown, showing
 from tests.support import chromium
 from tests.support.chromium import Page, browsing
 from tests.support.standin_engine import COMPLETIONS
@@ -100,15 +100,15 @@ async def test_it_asks_decoders_side_by_side(shown: Shown, page: Page) -> None:
 
 
 async def test_it_asks_for_a_key_where_one_is_needed(tmp_path: Path, page: Page) -> None:
-    keys = {role: make_key(tmp_path / "keys", role) for role in KeyRole}
-    admin = {"Authorization": f"Bearer {keys[KeyRole.ADMIN]}"}
-    async with showing(tmp_path, admin, api_keys=str(tmp_path / "keys")) as shown:
+    for name in ("alice", "ops"):
+        add_key(tmp_path / "keys", name)
+    async with showing(tmp_path, as_("ops"), api_keys=str(tmp_path / "keys")) as shown:
         await page.go(shown.setup.url)
         await page.until("document.activeElement.id === 'key-value'")
         await give_key(page, "wrong")
         await page.until("document.querySelector('#key p').innerText.includes('none of this')")
         # A user may ask, but sees nothing of others.
-        await give_key(page, keys[KeyRole.USER])
+        await give_key(page, secret("alice"))
         await page.until("document.querySelectorAll('#choices input').length === 2")
         assert await page.run("document.querySelector('#live').hidden")
         assert "needs an admin's" in (await text(page, "#status"))[0]
@@ -116,7 +116,7 @@ async def test_it_asks_for_a_key_where_one_is_needed(tmp_path: Path, page: Page)
         await page.until("document.querySelectorAll('#answers .answer:not(:empty)').length === 2")
         await page.run("forget.click()")
         await page.until("document.activeElement.id === 'key-value'")
-        await give_key(page, keys[KeyRole.ADMIN])
+        await give_key(page, secret("ops"))
         await page.until("document.querySelectorAll('#workers h3').length === 3")
         assert await page.run("localStorage.length + document.cookie.length") == 0
 

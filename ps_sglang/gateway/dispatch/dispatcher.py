@@ -184,8 +184,8 @@ class Dispatcher:
             pd_request = PrefillDecodeRequest(
                 self._client, self._background, context, sample, route, len(tried), prefilled
             )
-            session = None if context.session is None else context.session.id
-            trace = self._traces.begin(pd_request.rid, context.decoder.name, route, session)
+            trace = self._traces.begin(pd_request.rid, context.decoder.name, route)
+            trace.session = None if context.session is None else context.session.id
             self._running[pd_request] = trace, suspect
             if route.prefill is None:
                 # The worker itself computes a prefix once for all that ask for it together, and

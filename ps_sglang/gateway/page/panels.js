@@ -79,7 +79,7 @@ export function showRequests({ requests, hidden_requests: hidden }) {
 function showRequest(item, one) {
   const find = (selector) => item.querySelector(selector);
   const speaks = one.phase === "decode";
-  setText(find(".session"), one.session ?? "no session");
+  setText(find(".session"), [one.session ?? "no session", one.tenant].filter(Boolean).join(" · "));
   setText(find(".phase"), speaks ? "speaks" : "is prefilled");
   find(".phase").className = `phase ${one.phase}`;
   setText(find(".age"), timeText(one.seconds));

@@ -11,7 +11,7 @@ export function showTree(tree) {
 }
 
 function showBranches(list, branches, widest) {
-  sync(list, branches, (one) => `${one.salt ?? ""} ${one.excerpt}`, makeBranch,
+  sync(list, branches, (one) => `${one.tenant} ${one.salt} ${one.excerpt}`, makeBranch,
     (item, one) => showBranch(item, one, widest));
 }
 
@@ -46,7 +46,8 @@ function showBranch(item, branch, widest) {
     : [["idle", width]]);
   const held = Object.entries(branch.held).map(([worker, tokens]) =>
     tokens === branch.tokens ? worker : `${worker} (${count(tokens)})`);
-  setText(find(".held"), `on ${held.join(", ")}${branch.salt ? ` · tenant ${branch.salt}` : ""}`);
+  const whose = [branch.tenant && `tenant ${branch.tenant}`, branch.salt && `salt ${branch.salt}`];
+  setText(find(".held"), [`on ${held.join(", ")}`, ...whose].filter(Boolean).join(" · "));
   showBranches(find("ul"), branch.branches, widest);
   setText(find(".more"), branch.hidden ? `and ${count(branch.hidden)} smaller branches` : "");
 }

@@ -17,6 +17,7 @@ import msgspec
 import xxhash
 from aiohttp import web
 
+from ps_sglang.gateway.bodies.samples import split_salt
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.branches import Branch
 from ps_sglang.gateway.routes.forwarding import ask
@@ -153,6 +154,7 @@ def _request(trace: Trace, now: float) -> Json:
         "id": trace.rid,
         "decoder": trace.decoder,
         "session": _cut(trace.session),
+        "tenant": split_salt(trace.route.prompt.salt)[0],
         "phase": "decode" if trace.route.is_handed_over else "prefill",
         "seconds": round(now - trace.started, 3),
         "prompt_tokens": round(trace.route.decision.tokens),
@@ -220,19 +222,20 @@ def _branches(branch: Branch) -> Json:
 
 
 def _branch(branch: Branch) -> Json:
-    salted = {"salt": _salt_name(branch.salt)} if branch.salt else {}
+    tenant, salt = split_salt(branch.salt)
     return {
+        "tenant": tenant,
+        "salt": _digest(salt) if salt else "",
         "excerpt": branch.excerpt,
         "tokens": branch.tokens,
         "held": branch.held,
         "used": branch.used,
-        **salted,
         **_branches(branch),
     }
 
 
-def _salt_name(salt: str) -> str:
-    """A salt is not told: who knows it can read its tenant's cache by asking for prompts."""
+def _digest(salt: str) -> str:
+    """A client's salt may be its secret: it is only told from others."""
     return xxhash.xxh3_64_hexdigest(salt.encode("utf-8", "replace"))[:6]
 
 

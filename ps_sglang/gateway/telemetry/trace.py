@@ -42,14 +42,14 @@ class Trace:
     route: Route
     started: float
     awaited: set[tuple[str, str]]
-    session: str | None = None
-    first: float | None = None
-    events: int = 0
-    is_answered: bool = False
     spans: dict[str, Span] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
     late: asyncio.TimerHandle | None = None
+    session: str | None = None
+    first: float | None = None
+    events: int = 0
+    is_answered: bool = False
 
     def workers(self) -> dict[str, str | None]:
         """The names of its workers; an aggregated one is its decode worker."""
@@ -135,13 +135,13 @@ class Traces:
         """The traces that are not concluded yet, the oldest first."""
         return iter(self._open.values())
 
-    def begin(self, rid: str, decoder: str, route: Route, session: str | None = None) -> Trace:
+    def begin(self, rid: str, decoder: str, route: Route) -> Trace:
         """A sample is being sent to its workers; `ended` must follow."""
         by_role = {"prefill": route.prefills.worker, "decode": route.decode.worker}
         awaited = {
             (worker.name, role) for role, worker in by_role.items() if worker.events is not None
         }
-        trace = Trace(rid, decoder, route, time.monotonic(), awaited, session)
+        trace = Trace(rid, decoder, route, time.monotonic(), awaited)
         self._open[rid] = trace
         self._check(trace)
         return trace
@@ -172,11 +172,11 @@ class Traces:
     def _conclude(self, trace: Trace) -> None:
         if self._open.pop(trace.rid, None) is None:
             return
+        for listener in self.concluded:
+            listener(trace)
         trace.complete.set()
         if trace.late is not None:
             trace.late.cancel()  # it would keep all of this alive
-        for listener in self.concluded:
-            listener(trace)
         if not trace.spans:
             return
         stages, tokens = trace.stages(), trace.tokens()
