@@ -47,6 +47,7 @@ TIERS: Final = {
         "gateway/test_health.py",
         "gateway/test_index.py",
         "gateway/test_limits.py",
+        "gateway/test_page_browser.py",
         "install",
         "launch/test_cluster.py",
         "launch/test_fork_server.py",
