@@ -9,6 +9,7 @@ from aiohttp import web
 
 from ps_sglang.gateway import cors
 from ps_sglang.gateway.access.authentication import authentication
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
@@ -33,6 +34,7 @@ from ps_sglang.gateway.routes import (
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
+from ps_sglang.gateway.routes.limits import limit_rate
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
@@ -60,7 +62,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
-    app.middlewares.extend((authentication(config), read_whole_body))
+    app.middlewares.extend((authentication(config), read_whole_body, limit_rate))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
@@ -96,7 +98,8 @@ def _gateway(
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = WorkerPool(config.workers), TenantSessions(), GatewayMetrics()
+    pool, metrics = WorkerPool(config.workers), GatewayMetrics()
+    sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:
@@ -130,6 +133,7 @@ def _gateway(
         cache_index=cache_index,
         router=router,
         descriptors=descriptors,
+        limiter=RequestLimiter(config.limits, lambda: len(pool.decode())),
         dispatcher=dispatcher,
         metrics=metrics,
         hint_actions=hint_actions,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
@@ -40,6 +41,7 @@ class Gateway:
     cache_index: CacheIndex
     router: Router
     descriptors: Descriptors
+    limiter: RequestLimiter
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     hint_actions: HintActions

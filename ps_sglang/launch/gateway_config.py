@@ -45,6 +45,7 @@ def gateway_config(plan: Plan, launcher_key: str | None = None) -> GatewayConfig
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        limits=plan.spec.limits,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,
         no_keys=plan.spec.no_keys,

@@ -180,7 +180,7 @@ class Dispatcher:
             if context.session is not None and context.session.ended is not None:
                 raise context.session.ended
             route, turn = await self._route(context, suspect, sample, tried)
-            prefilled = partial(self._prefilled, route, gate, turn)
+            prefilled = partial(self._prefilled, context, sample, route, gate, turn)
             pd_request = PrefillDecodeRequest(
                 self._client, self._background, context, sample, route, len(tried), prefilled
             )
@@ -263,7 +263,16 @@ class Dispatcher:
     def _is_same(self, suspect: Suspect, pd_request: PrefillDecodeRequest) -> bool:
         return self._running[pd_request][1].digest == suspect.digest
 
-    def _prefilled(self, route: Route, gate: asyncio.Event, turn: Turn | None) -> None:
+    def _prefilled(
+        self,
+        context: RequestContext,
+        sample: Sample,
+        route: Route,
+        gate: asyncio.Event,
+        turn: Turn | None,
+    ) -> None:
+        if context.prefilled is not None:
+            context.prefilled(sample.index)
         self._watch.succeeded(route.prefills)
         gate.set()
         if turn is not None:

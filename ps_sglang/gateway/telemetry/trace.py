@@ -19,6 +19,7 @@ import msgspec
 from ps_sglang.events.messages import Span
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.telemetry.lines import one_word
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
 log = logging.getLogger("ps_sglang.timeline")
@@ -230,7 +231,7 @@ def _line(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) 
     times = {**stages, "total": trace.total}
     return " ".join(
         (
-            trace.rid,
+            one_word(trace.rid),
             f"model={trace.decoder}",
             *(f"{role}={name}" for role, name in trace.workers().items() if name is not None),
             *(f"{name}_ms={seconds * 1000:.1f}" for name, seconds in times.items()),
