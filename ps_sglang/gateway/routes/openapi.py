@@ -26,6 +26,19 @@ _QUERIES: Final[dict[tuple[str, str], dict[str, Schema]]] = {
     ("get", "/get_server_info"): _MODEL,
     ("get", "/server_info"): _MODEL,
 }
+_CREATES: Final = frozenset((("post", "/workers"), ("post", "/decoders")))
+# The kind of an answer that is not JSON; None for one without content.
+_KINDS: Final[dict[str, str | None]] = {
+    "/abort_request": None,
+    "/docs": "text/html",
+    "/flush_cache": "text/plain",
+    "/metrics": "text/plain",
+}
+# The status that says no in the form in which 200 says yes.
+_NO: Final = {
+    "/flush_cache": "400",
+    **dict.fromkeys(("/health", "/health_generate", "/ready", "/readiness"), "503"),
+}
 _ABOUT: Final = (
     "Many of these routes stand behind /models/NAME too, for one decoder, whatever `model` says. "
     "A field that is null counts as not given, and unknown fields are left out."
@@ -79,7 +92,7 @@ def _summary(handler: Any) -> str:
 
 
 def _operation(method: str, path: str, summary: str) -> dict[str, Any]:
-    operation: dict[str, Any] = {"summary": summary, "responses": _responses(path)}
+    operation: dict[str, Any] = {"summary": summary, "responses": _responses(method, path)}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in re.findall(r"{(\w+)}", path)
@@ -95,15 +108,20 @@ def _operation(method: str, path: str, summary: str) -> dict[str, Any]:
     return operation
 
 
-def _responses(path: str) -> dict[str, Any]:
+def _responses(method: str, path: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "The answer."}
+    if (kind := _KINDS.get(path, "application/json")) is not None:
+        answer["content"] = {kind: {}}
     if path in STREAMED:
-        answer["content"] = {"application/json": {}, "text/event-stream": {}}
+        answer["content"]["text/event-stream"] = {}
     error = {
         "description": "An error.",
         "content": {"application/json": {"schema": error_schema(path)}},
     }
-    return {"200": answer, "default": error}
+    answers = {"201" if (method, path) in _CREATES else "200": answer, "default": error}
+    if path in _NO:
+        answers[_NO[path]] = {**answer, "description": "The answer is no."}
+    return answers
 
 
 _STYLE: Final = (
