@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ import requests
 import schemathesis
 from schemathesis import APIOperation, Case, GenerationMode, Response
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -40,6 +42,10 @@ _LENGTH: Final = {
     "/v1/responses": "max_output_tokens",
     "/generate": "max_new_tokens",
 }
+
+
+_Operation = APIOperation[Any, Any, Any, Any]
+_Case = Case[_Operation]
 
 
 @dataclass
@@ -64,7 +70,10 @@ def drive(url: str, count: int, seed: int, longest: int | None = None) -> Report
     Where real models answer, `longest` bounds the tokens of an answer.
     """
     document = schemathesis.openapi.from_url(url + "/openapi.json")
-    operations = [found.ok() for found in document.get_all_operations()]
+    document.config.max_stream_events = sys.maxsize  # it would hang up after 100
+    found = list(document.get_all_operations())
+    operations = [one.ok() for one in found if isinstance(one, Ok)]
+    assert len(operations) == len(found), "the document is wrong itself"
     served = [one["id"] for one in requests.get(url + "/v1/models", timeout=SECONDS).json()["data"]]
     report, numbers = Report(), random.Random(seed)
     with requests.Session() as session:
@@ -79,9 +88,9 @@ def drive(url: str, count: int, seed: int, longest: int | None = None) -> Report
     return report
 
 
-def _cases(operation: APIOperation, mode: GenerationMode, seed: int) -> list[Case]:
+def _cases(operation: _Operation, mode: GenerationMode, seed: int) -> list[_Case]:
     """Some requests to one route, as the document has them, or not."""
-    found: list[Case] = []
+    found: list[_Case] = []
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -92,7 +101,7 @@ def _cases(operation: APIOperation, mode: GenerationMode, seed: int) -> list[Cas
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
-    def generate(case: Case) -> None:
+    def generate(case: _Case) -> None:
         found.append(case)
 
     # Nothing can be wrong with a request that takes nothing, or any text.
@@ -102,7 +111,7 @@ def _cases(operation: APIOperation, mode: GenerationMode, seed: int) -> list[Cas
 
 
 def _fill_in(
-    case: Case, mode: GenerationMode, numbers: random.Random, served: Sequence[str]
+    case: _Case, mode: GenerationMode, numbers: random.Random, served: Sequence[str]
 ) -> None:
     """Names that are served, and SGLang's own: made up ones would only show that they are not."""
     is_right = mode is GenerationMode.POSITIVE
@@ -124,7 +133,7 @@ def _fill_in(
         case.path_parameters["name"] = known["model"]
 
 
-def _shorten(case: Case, longest: int) -> None:
+def _shorten(case: _Case, longest: int) -> None:
     name, body = _LENGTH.get(case.path), case.body
     if name is None or not isinstance(body, dict):
         return
@@ -142,7 +151,7 @@ def _shorten(case: Case, longest: int) -> None:
         body[name] = longest
 
 
-def _send(case: Case, url: str, session: requests.Session, report: Report) -> None:
+def _send(case: _Case, url: str, session: requests.Session, report: Report) -> None:
     try:
         response = case.call(url, session, timeout=SECONDS)
     except requests.RequestException as error:
@@ -178,6 +187,6 @@ def _has_an_end(text: str) -> bool:
     return lines[-1] == "[DONE]" or "error" in events[-1] or events[-1].get("type") in _LAST
 
 
-def _note(report: Report, case: Case, fault: str) -> None:
+def _note(report: Report, case: _Case, fault: str) -> None:
     kind = f"{case.method} {case.path} {fault.splitlines()[0][:60]}"
     report.faults.setdefault(kind, f"{fault[:600]}\n{case.as_curl_command()[:1000]}")

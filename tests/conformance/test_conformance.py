@@ -21,8 +21,7 @@ SEED = int(os.environ.get("CONFORMANCE_SEED", "0"))
 
 @pytest.mark.timeout(120 + COUNT)
 async def test_the_gateway_keeps_to_its_document(caplog: pytest.LogCaptureFixture) -> None:
-    shape = {"prefill": 2, "decoders": ("a",), "replicas": 2, "adapters": {"l": "/l"}}
-    async with running(**shape) as gateway:
+    async with running(prefill=2, decoders=("a",), replicas=2, adapters={"l": "/l"}) as gateway:
         report = await asyncio.to_thread(drive, gateway.url, COUNT, SEED)
         assert gateway.pending() == 0
         body = {"model": "a", "prompt": "x y", "max_tokens": 2, "seed": 7}

@@ -13,13 +13,17 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from ps_sglang.gateway.bodies.engine_fields import LOAD_SECTIONS
 from ps_sglang.gateway.bodies.schemas import Schema
 from ps_sglang.gateway.routes.bodies_schema import BODIES, STREAMED, error_schema
 
 _PREFIX: Final = "/models/{model}"
 _MODEL: Final = {"model": {"type": "string"}}
 _QUERIES: Final[dict[tuple[str, str], dict[str, Schema]]] = {
-    ("get", "/v1/loads"): {"dp_rank": {"type": "integer"}, "include": {"type": "string"}},
+    ("get", "/v1/loads"): {
+        "dp_rank": {"type": "integer", "minimum": 0},
+        "include": {"type": "string", "description": "Some of " + ", ".join(LOAD_SECTIONS)},
+    },
     ("delete", "/workers/{name}"): {"now": {"enum": ["0", "1"]}},
     ("get", "/get_model_info"): _MODEL,
     ("get", "/model_info"): _MODEL,
