@@ -36,6 +36,7 @@ TIERS: Final = {
         "benchmarks/test_handoff_benchmark.py",
         "benchmarks/test_lora_benchmark_engines.py",
         "benchmarks/test_report.py",
+        "conformance",
         "contract/test_sglang_names.py",
         "docs",
         "gateway/test_gateway_failures.py",
