@@ -21,7 +21,16 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
+from ps_sglang.gateway.routes import (
+    debug,
+    engine,
+    generation,
+    info,
+    messages,
+    openapi,
+    page,
+    responses,
+)
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
@@ -32,6 +41,7 @@ from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
@@ -72,6 +82,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
     openapi.add_routes(app.router)
+    page.add_routes(app)
     workers_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
@@ -96,6 +107,8 @@ def _gateway(
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
     pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
+    activity = Activity(traces, cache_index)
+    pool.left.append(lambda worker_state: activity.left(worker_state.name))
     router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
     decoder_changes = DecoderChanges(http, pool)
     health = HealthMonitor(
@@ -125,6 +138,7 @@ def _gateway(
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
+        activity=activity,
     )
 
 

@@ -22,6 +22,7 @@ from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
@@ -45,6 +46,7 @@ class Gateway:
     metrics: GatewayMetrics
     hint_actions: HintActions
     decoder_changes: DecoderChanges
+    activity: Activity
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -112,8 +112,13 @@ async def test_a_tenants_prefix_cannot_be_probed(keyed: Setup) -> None:
     for who in ("eve", "alice"):
         status, answer = await ask(keyed, who, "POST", "/debug/route", secret)
         assert (status, set(answer)) == (403, {"error"})
-    _, explained = await ask(keyed, "ops", "POST", "/debug/route", secret)
-    assert explained["decisions"][0]["candidates"]
+    # An admin may ask for any tenant.
+    new = {}
+    for tenant in ("team-a", "team-b"):
+        _, told = await ask(keyed, "ops", "POST", f"/debug/route?tenant={tenant}", secret)
+        (pair,) = told["decisions"][0]["candidates"]
+        new[tenant] = pair["cost"]
+    assert new["team-a"] < new["team-b"]
 
 
 async def test_a_timeline_is_of_ones_own_request(keyed: Setup) -> None:
@@ -191,6 +196,9 @@ async def test_a_foreign_response_is_not_there(keyed: Setup) -> None:
         sent = {"model": "a", "input": "go on", "previous_response_id": id}
         assert (await ask(keyed, who, "POST", RESPONSES, sent))[0] == 404
     assert await ask(keyed, "anna", "GET", f"{RESPONSES}/{id}") == (200, answer)
+    chosen = f"{RESPONSES}/{id}?tenant=team-a"
+    assert (await ask(keyed, "eve", "GET", chosen))[0] == 403
+    assert await ask(keyed, "ops", "GET", chosen) == (200, answer), "an admin sees all"
 
 
 async def test_a_foreign_response_in_progress_is_not_there(keyed: Setup) -> None:
@@ -219,8 +227,11 @@ async def test_a_foreign_request_cannot_be_aborted(keyed: Setup) -> None:
     assert not running[0].done()
     status, answer = await ask(keyed, "eve", "POST", "/abort_request", {"abort_all": True})
     assert (status, answer["error"]["param"]) == (400, "abort_all")
+    status, _ = await ask(keyed, "eve", "POST", "/abort_request?tenant=team-a", {"rid": "mine"})
+    assert status == 403
     for rid in (keyed.decode().requests[0]["rid"], "min", "team-a\0mine"):
         await ask(keyed, "eve", "POST", "/abort_request", {"rid": rid})
+    assert not running[0].done()
     assert (await ask(keyed, "anna", "POST", "/abort_request", {"rid": "mine"}))[0] == 200
     assert (await running[0])[0] == 499
 

@@ -81,6 +81,18 @@ def require_admin(request: web.Request) -> Principal:
     )
 
 
+def tenant_of(request: web.Request) -> str:
+    """Whose things a request is about: its own tenant's, or with `?tenant=NAME` another's.
+
+    Raises Forbidden where that is asked by a user.
+    """
+    own = principal_of(request).tenant
+    tenant = request.query.get("tenant", own)
+    if tenant != own:
+        require_admin(request)
+    return tenant
+
+
 def key_in(headers: CIMultiDictProxy[str]) -> str | None:
     """The key that a client sends, None for none; raises Unauthorized for two that differ."""
     keys = {

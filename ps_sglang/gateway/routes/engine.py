@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
-from ps_sglang.gateway.access.authentication import principal_of
+from ps_sglang.gateway.access.authentication import tenant_of
 from ps_sglang.gateway.bodies import engine_fields
 from ps_sglang.gateway.bodies.anthropic_request import chat_body
 from ps_sglang.gateway.bodies.checks import Body, Limits, refuse
@@ -131,7 +131,7 @@ async def abort_request(request: web.Request) -> web.Response:
     rid = body.get("rid")
     if not rid:
         refuse("rid", rid, "the `rid` with which a request was sent")
-    abort_by_rid(gateway.dispatcher, rid, principal_of(request).tenant)
+    abort_by_rid(gateway.dispatcher, rid, tenant_of(request))
     return web.Response()
 
 
@@ -141,9 +141,7 @@ async def loads(request: web.Request) -> web.Response:
     Each of `loads` tells its worker.
     """
     gateway = request.app[GATEWAY]
-    if request.query.get("format", "json") != "json":
-        raise BadRequest("`format` must be json; /metrics has all in Prometheus' format.")
-    query = {name: request.query[name] for name in ("dp_rank", "include") if name in request.query}
+    query = engine_fields.loads_query(request.query)
     path = "/v1/loads" + (f"?{urlencode(query)}" if query else "")
 
     async def of(worker_state: AnyWorkerState) -> Body | None:
