@@ -149,6 +149,7 @@ def test_every_request_is_answered_or_refused(
 def test_the_gateway_keeps_to_its_document(served: Served, prompts: Prompts) -> None:
     before = state(served)
     report = drive(served.cluster.url, OF_DOCUMENT, FIRST, longest=8)
+    print(report)
     assert not report.faults, str(report)
     assert report.statuses[200] > 0.15 * report.statuses.total(), str(report)
     assert state(served) == before
