@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -11,7 +12,7 @@ from ps_sglang.gateway import cors
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
@@ -21,6 +22,7 @@ from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
 from ps_sglang.gateway.routes import decoders as decoders_api
+from ps_sglang.gateway.routes import leases as leases_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.middleware import handle_request
@@ -33,6 +35,7 @@ from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.leases import Leases
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
@@ -56,7 +59,9 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             gateway = app[GATEWAY] = _gateway(config, prompts, http, client, background, timing)
             await gateway.cache_index.start()
             await gateway.health.first_probes()
+            watch = asyncio.create_task(gateway.leases.watch())
             yield
+            await cancel(watch)
             await gateway.health.close()
             await gateway.cache_index.stop()
             await background.close()
@@ -68,6 +73,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
         _add_routes(app.router, prefix)
     openapi.add_routes(app.router)
     workers_api.add_routes(app)
+    leases_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
     app.router.add_post("/sessions/{id}/end", sessions_api.end)
@@ -118,6 +124,7 @@ def _gateway(
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
+        leases=Leases(pool, health.take_requests_from),
     )
 
 

@@ -107,8 +107,11 @@ class GatewayConfig:
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
     prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
     `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
-    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all. Raises
-    ConfigError, listing everything that is wrong.
+    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
+    `is_aggregated`: each worker serves its requests alone, from their prompts on. `fingerprint` is
+    the base's, which the first worker to join an empty cluster must have; None takes it as it is.
+    Workers that are listed need no lease; all others join. Raises ConfigError, listing everything
+    that is wrong.
     """
 
     host: str
@@ -116,11 +119,13 @@ class GatewayConfig:
     base: str
     context_length: int
     vocabulary: int
-    prefill: tuple[PrefillWorker, ...]
-    decode: tuple[DecodeWorker, ...]
+    prefill: tuple[PrefillWorker, ...] = ()
+    decode: tuple[DecodeWorker, ...] = ()
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
+    is_aggregated: bool = False
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -130,11 +135,6 @@ class GatewayConfig:
     def workers(self) -> tuple[Worker, ...]:
         """All workers, prefill first."""
         return (*self.prefill, *self.decode)
-
-    @property
-    def is_aggregated(self) -> bool:
-        """Whether each worker serves its requests alone, from their prompts on."""
-        return not self.prefill
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -167,16 +167,14 @@ class GatewayConfig:
 
 def _problems(config: GatewayConfig) -> list[str]:
     problems = []
-    aggregated = [worker.name for worker in config.decode if worker.aggregated]
-    if not config.prefill and len(aggregated) < len(config.decode):
-        problems.append("`prefill` lists no worker, and not all of `decode` are aggregated")
-    if config.prefill and aggregated:
-        problems.append(
-            f"{', '.join(aggregated)}: an aggregated worker needs no prefill worker, so there may "
-            "be none beside it"
-        )
-    if not config.decode:
-        problems.append("`decode` lists no worker")
+    if config.is_aggregated and config.prefill:
+        problems.append("`prefill` lists workers, and aggregated ones need none beside them")
+    problems += [
+        f"{worker.name}: `is_aggregated` of the cluster is {config.is_aggregated}, and its own "
+        f"`aggregated` is {worker.aggregated}"
+        for worker in config.decode
+        if worker.aggregated is not config.is_aggregated
+    ]
     problems += [
         f"`{name}` must be at least 1, not {getattr(config, name)}"
         for name in ("context_length", "vocabulary")

@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
+from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
@@ -57,10 +58,13 @@ async def running(
 
 @asynccontextmanager
 async def serving(
-    cluster: Cluster, timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = ()
+    cluster: Cluster,
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    config: GatewayConfig | None = None,
 ) -> AsyncIterator[Setup]:
-    """A gateway in front of a cluster."""
-    app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)
+    """A gateway in front of a cluster, which it knows from the beginning without a `config`."""
+    app = build_app(config or replace(cluster.config(), cors_origins=cors_origins), timing)
     server = runner(app)
     await server.setup()
     try:

@@ -244,14 +244,13 @@ async def test_decoders_leave_with_their_last_worker(quick: Setup) -> None:
 
 
 def config(*decode: DecodeWorker) -> GatewayConfig:
-    return GatewayConfig("127.0.0.1", 0, "base", 100, 100, (), decode)
+    return GatewayConfig("127.0.0.1", 0, "base", 100, 100, (), decode, is_aggregated=True)
 
 
 @pytest.mark.parametrize(
     ("decode", "said"),
     [
-        ((DecodeWorker("d", "u", "a"),), "not all of `decode` are aggregated"),
-        ((), "`decode` lists no worker"),
+        ((DecodeWorker("d", "u", "a"),), "its own `aggregated` is False"),
         (
             (DecodeWorker("d", "u", "base", adapters=(Adapter("base", "/x"),), aggregated=True),),
             "'base' is a whole model and an adapter",
@@ -281,5 +280,5 @@ def test_a_configuration_is_read_as_it_was_written() -> None:
 def test_no_prefill_worker_stands_beside_an_aggregated_one() -> None:
     prefill = (PrefillWorker("p", "u", "h", 1),)
     decode = (DecodeWorker("d", "u", "base", adapters=(), aggregated=True),)
-    with pytest.raises(ConfigError, match="needs no prefill worker"):
-        GatewayConfig("127.0.0.1", 0, "base", 100, 100, prefill, decode)
+    with pytest.raises(ConfigError, match="need none beside them"):
+        GatewayConfig("127.0.0.1", 0, "base", 100, 100, prefill, decode, is_aggregated=True)

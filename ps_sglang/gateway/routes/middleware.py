@@ -20,6 +20,7 @@ from ps_sglang.gateway.errors import (
     BadRequest,
     GatewayBusy,
     GatewayError,
+    ModelNotFound,
 )
 from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
@@ -93,6 +94,8 @@ async def _answer(
         if request.method == "POST" and request.match_info.http_exception is None:
             await read_body(request)
         return await handler(request)
+    except ModelNotFound as error:
+        record.failed(request.app[GATEWAY].not_found(error))
     except GatewayError as error:
         record.failed(error)
     except web.HTTPException as error:
