@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway import cors
+from ps_sglang.gateway.access.authentication import authenticate
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
@@ -25,7 +26,7 @@ from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import leases as leases_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
-from ps_sglang.gateway.routes.middleware import handle_request
+from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
@@ -51,6 +52,8 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
+    # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
+    app.middlewares.extend((authenticate, read_whole_body))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()

@@ -41,6 +41,7 @@ GATEWAY = (
     ("routing",),
     ("bodies",),
     ("index",),
+    ("access",),
     ("errors",),
     ("config", "refusals", "ids", "gc_control"),
 )

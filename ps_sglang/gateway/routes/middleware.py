@@ -85,14 +85,20 @@ async def handle_request(request: web.Request, handler: Handler) -> web.StreamRe
         _conclude(request, record, status)
 
 
+@web.middleware
+async def read_whole_body(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Have the body at hand before the handler begins; only for clients that may ask."""
+    _check_encoding(request)
+    if request.method == "POST" and request.match_info.http_exception is None:
+        await read_body(request)
+    return await handler(request)
+
+
 async def _answer(
     request: web.Request, handler: Handler, record: RequestRecord
 ) -> web.StreamResponse:
     headers: dict[str, str] = {}
     try:
-        _check_encoding(request)
-        if request.method == "POST" and request.match_info.http_exception is None:
-            await read_body(request)
         return await handler(request)
     except ModelNotFound as error:
         record.failed(request.app[GATEWAY].not_found(error))
