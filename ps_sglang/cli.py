@@ -47,6 +47,12 @@ def _launch(argv: Sequence[str]) -> int:
     return launch(argv)
 
 
+def _worker(argv: Sequence[str]) -> int:
+    from ps_sglang.launch.worker import main as worker
+
+    return worker(argv)
+
+
 def _verify(argv: Sequence[str]) -> int:
     from ps_sglang.verify.__main__ import main as verify
 
@@ -116,6 +122,7 @@ def _models(argv: Sequence[str]) -> int:
 
 COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "launch": (_launch, "start a cluster and serve until Ctrl-C"),
+    "worker": (_worker, "start one worker of a running cluster, and look after it"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),

@@ -19,7 +19,11 @@ TIMEOUT_S: Final = 3600.0
 
 
 class RefusedError(UsageError):
-    """The gateway refused a change; the message is its reason."""
+    """The gateway refused a change; the message is its reason, `code` the error's code."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class GatewayAdmin:
@@ -47,7 +51,7 @@ class GatewayAdmin:
             return call(self._url + path, body, method=method, timeout_s=self._timeout_s)
         except GatewayRefused as error:
             status = "" if error.is_explained else f"status {error.status}: "
-            raise RefusedError(status + error.reason) from error
+            raise RefusedError(status + error.reason, error.code) from error
         except GatewayUnreachable as error:
             raise UsageError(no_gateway(self._url, error)) from error
 

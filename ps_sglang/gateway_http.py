@@ -12,11 +12,17 @@ Json = dict[str, Any]
 
 
 class GatewayRefused(Exception):
-    """The gateway answered with an error. `is_explained`: `reason` is the error's own message."""
+    """The gateway answered with an error. `is_explained`: `reason` is the error's own message.
+
+    `code` is the error's own, if it has one.
+    """
 
     def __init__(self, status: int, content: bytes) -> None:
+        self.code: str | None = None
         try:
-            self.reason = str(json.loads(content)["error"]["message"])
+            error = json.loads(content)["error"]
+            self.reason = str(error["message"])
+            self.code = error.get("code")
             self.is_explained = True
         except (ValueError, KeyError, TypeError):
             self.reason = content.decode(errors="replace").strip()

@@ -43,11 +43,11 @@ class PrefillWorker:
 class Adapter:
     """A LoRA decoder of a worker: its name for clients, its folder and its version there.
 
-    `path` is as the worker sees it, None where only the worker knows.
+    `path` is as the worker sees it.
     """
 
     decoder: str
-    path: str | None
+    path: str
     version: int = 1
 
     @property

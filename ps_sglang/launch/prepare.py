@@ -25,8 +25,8 @@ from ps_sglang.launch import flag_check, flags, lora
 from ps_sglang.launch.environment import encode_adapters, has_accelerator
 from ps_sglang.launch.parsers import check_parsers, parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
-from ps_sglang.launch.ports import free_ports, require_free
-from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
+from ps_sglang.launch.ports import free_ports, listen_address, require_free
+from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, EventPorts, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
 
@@ -49,6 +49,11 @@ class Plan:
     vocabulary: int
     log_dir: Path
     chat: ChatFlags
+
+    @property
+    def host(self) -> str:
+        """Where other hosts reach the workers, if they do."""
+        return self.spec.advertise or LOOPBACK
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -230,14 +235,18 @@ def _workers(
 ) -> tuple[WorkerSpec, ...]:
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
     ports = iter(free_ports(5 * len(placements)))
+    host = spec.advertise or LOOPBACK
+    listen = listen_address(host)
+    # ZeroMQ takes no names to bind to, and whoever joins is asked at the host of its URL.
+    bind = LOOPBACK if host == LOOPBACK else "*"
     workers = []
     for placement in placements:
         name, role, model = placement.name, placement.role, placement.model
         port, rendezvous = next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
-        events = EventPorts(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
+        events = EventPorts(f"tcp://{bind}:{next(ports)}", f"tcp://{bind}:{next(ports)}")
         owned = flags.owned(
-            role, model, port, rendezvous, bootstrap, backend, events, lora=placement.lora
+            role, model, port, rendezvous, bootstrap, backend, events, listen, lora=placement.lora
         )
         workers.append(
             WorkerSpec(
@@ -251,6 +260,8 @@ def _workers(
                 argv=(*owned, *command_lines[name]),
                 log=log_dir / f"{name}.log",
                 adapters=placement.adapters,
+                host=host,
+                local_host={"0.0.0.0": LOOPBACK, "::": "::1"}.get(listen, listen),
             )
         )
     return tuple(workers)

@@ -11,6 +11,7 @@ from typing import Final, Self
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter, origin_problem
 
+LOOPBACK: Final = "127.0.0.1"
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
 
@@ -46,9 +47,11 @@ class ClusterSpec:
     adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
     base's work. `one_worker` has one server do it all, for adapters. `join` is the URL of a
     running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
-    and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
+    and `port`, where 0 means any free one. Web pages of
     `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
-    chooses by device. `allow_unverified` admits decoders that have no manifest. `log_dir` gets one
+    chooses by device. `advertise` is the address under which other hosts reach the workers; they
+    listen on the loopback only without one. `max_restarts` times in ten minutes a process that died
+    is started again. `allow_unverified` admits decoders that have no manifest. `log_dir` gets one
     log file a worker; None makes a folder under the cache folder. Every worker must answer within
     `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for all workers;
     `prefill_engine_args` and `decode_engine_args` are those of one role, and win over them.
@@ -64,6 +67,8 @@ class ClusterSpec:
     port: int = 8000
     cors_origins: tuple[str, ...] = ()
     transfer_backend: str | None = None
+    advertise: str | None = None
+    max_restarts: int = 5
     allow_unverified: bool = False
     log_dir: Path | None = None
     ready_timeout_s: float = 300.0
@@ -101,6 +106,10 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append(f"--decode-replicas is {spec.decode_replicas}, must be at least 1")
     if spec.one_worker:
         problems += _one_worker_problems(spec)
+    if spec.advertise == "":
+        problems.append("--advertise is empty, must be an address of this machine")
+    if spec.max_restarts < 0:
+        problems.append(f"--max-restarts is {spec.max_restarts}, must be at least 0")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
     problems += [
@@ -147,7 +156,8 @@ class EventPorts:
 class WorkerSpec:
     """One SGLang server: its place in the cluster and its whole command line.
 
-    `adapters` are the LoRA decoders that it begins with, None for a server that takes none.
+    `adapters` are the LoRA decoders that it begins with, None for a server that takes none. Others
+    reach it at `host`, and its own machine at `local_host`.
     """
 
     name: str
@@ -160,6 +170,8 @@ class WorkerSpec:
     argv: tuple[str, ...]
     log: Path
     adapters: tuple[Adapter, ...] | None = None
+    host: str = LOOPBACK
+    local_host: str = LOOPBACK
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -171,4 +183,9 @@ class WorkerSpec:
     @property
     def url(self) -> str:
         """Base address of the worker's HTTP server."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{in_url(self.host)}:{self.port}"
+
+
+def in_url(host: str) -> str:
+    """A host as URLs and endpoints have it: an IPv6 address stands in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -23,6 +23,8 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int | None = None
     cors_origins: tuple[str, ...] | None = None
     transfer_backend: str | None = None
+    advertise: str | None = None
+    max_restarts: int | None = None
     allow_unverified: bool | None = None
     log_dir: Path | None = None
     ready_timeout: float | None = None

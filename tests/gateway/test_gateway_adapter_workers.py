@@ -196,12 +196,13 @@ async def test_a_joined_worker_comes_back(quick: Setup) -> None:
     assert worker.adapters is not None
     worker.adapters.environment.pop("other@1")
     await worker.restart()
-    while (problem := (await worker_entry(quick, "more"))["problem"]) is None or (
-        "decoder 'other'" not in problem
-    ):
+    asked = worker.adapters.asked
+    async with worker.arrived:
+        await worker.arrived.wait_for(lambda: "load other@1 /other" in asked)
+    while (await worker_entry(quick, "more"))["state"] not in ("good", "trial"):
         pass
-    assert "only it knew the folder" in problem
     assert await ask(quick, "new") == (200, "new@1")
+    assert await ask(quick, "other") == (200, "other@1")
 
 
 async def test_another_adapter_of_the_same_name_does_not_join(quick: Setup) -> None:

@@ -174,10 +174,10 @@ def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_p
         *("--chat-template", str(file), "--hf-chat-template-name=rag"),
         *("--default-chat-template-kwargs", '{"enable_thinking": false}'),
     ]
-    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))))
+    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))), 0)
     assert config.chat == ChatFlags(str(file), "rag", {"enable_thinking": False})
     assert type(config).from_json(config.to_json()) == config
-    assert gateway_config(prepare(spec)).chat == ChatFlags()
+    assert gateway_config(prepare(spec), 0).chat == ChatFlags()
 
 
 @pytest.mark.parametrize(

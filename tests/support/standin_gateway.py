@@ -47,21 +47,25 @@ DECODERS = [
 ]  # fmt: skip
 
 
+LEASE_S = 12.0
+
+
 class RefusedError(Exception):
     """A subclass raises it to answer with an error."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class StandInGateway:
     """The gateway's routes.
 
     `calls` has the method, path and body of all requests, in order, and `asked` the decoder and
-    body of those that ask for generation. `refuse` has the message by which a path is refused,
-    `names` those of workers that join without one, and `model_info` what every decoder answers
-    about its model.
+    body of those that ask for generation. `refuse` has the message by which a path is refused, and
+    `codes` the code that goes with it. `names` are those of workers that join without one, and
+    `model_info` what every decoder answers about its model.
     """
 
     def __init__(self, decoders: tuple[str, ...] = (), max_model_len: int = 2048) -> None:
@@ -69,6 +73,7 @@ class StandInGateway:
         self.calls: list[tuple[str, str, Any]] = []
         self.asked: list[tuple[str, Json]] = []
         self.refuse: dict[str, str] = {}
+        self.codes: dict[str, str] = {}
         self.names: list[str] = []
         self.model_info: Json = {}
         self._models = [{"id": name, "max_model_len": max_model_len} for name in decoders]
@@ -87,7 +92,7 @@ class StandInGateway:
         with self._lock:
             self.calls.append((method, path, body))
         if path in self.refuse:
-            raise RefusedError(409, self.refuse[path])
+            raise RefusedError(409, self.refuse[path], self.codes.get(path))
         match method, path.split("/")[1:]:
             case "GET", ["v1", "models"]:
                 return {"data": self._models}
@@ -120,7 +125,8 @@ class StandInGateway:
             self.asked.append((decoder, body))
 
     def _worker(self, name: str, state: str = "good") -> Json:
-        return {"name": name, "role": "decode", "state": state, "load": {"requests": 2}}
+        worker = {"name": name, "role": "decode", "state": state, "load": {"requests": 2}}
+        return {**worker, "lease": {"id": f"lease-{name}", "seconds": LEASE_S}}
 
 
 @contextmanager
@@ -134,7 +140,8 @@ def serving(gateway: StandInGateway) -> Iterator[str]:
             try:
                 answer = gateway.answer(self.command, self.path, body)
             except RefusedError as error:
-                self._send(error.status, {"error": {"message": str(error)}})
+                problem = {"message": str(error), "code": error.code}
+                self._send(error.status, {"error": problem})
                 return
             if body is not None and body.get("stream"):
                 self._stream(answer)

@@ -225,7 +225,7 @@ def _adapters(facts: WorkerInfo) -> Iterator[Adapter]:
     for decoder, version in map(split_adapter_name, facts.adapters or ()):
         newest[decoder] = max(version, newest.get(decoder, 0))
     for decoder, version in newest.items():
-        path = facts.adapter_folders.get(adapter_name(decoder, version))
+        path = facts.adapter_folders[adapter_name(decoder, version)]
         yield Adapter(decoder, path, version)
 
 
