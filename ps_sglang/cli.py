@@ -65,6 +65,18 @@ def _workers(argv: Sequence[str]) -> int:
     return workers(argv)
 
 
+def _status(argv: Sequence[str]) -> int:
+    from ps_sglang.status.__main__ import status
+
+    return status(argv)
+
+
+def _top(argv: Sequence[str]) -> int:
+    from ps_sglang.status.__main__ import top
+
+    return top(argv)
+
+
 def _decoders(argv: Sequence[str]) -> int:
     from ps_sglang.decoders.__main__ import main as decoders
 
@@ -125,6 +137,8 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "worker": (_worker, "start one worker of a running cluster, and look after it"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
+    "status": (_status, "show the workers and decoders of a running cluster"),
+    "top": (_top, "show them again and again, with rates"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
     "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -71,10 +71,15 @@ def exit_status(command: Callable[[], None]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need."""
+    print(*table(rows), sep="\n")
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of rows, in columns as wide as they need."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
 def path_on_worker(text: str) -> str:

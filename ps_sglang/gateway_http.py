@@ -39,16 +39,27 @@ def call(
     url: str, body: Json | None = None, *, method: str | None = None, timeout_s: float
 ) -> Json:
     """The JSON answer to a GET, or with a body to a POST; raises the two errors above."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        answer: Json = json.loads(_content(url, data, method, timeout_s))
+    except ValueError as error:
+        raise GatewayUnreachable(str(error)) from error
+    return answer
+
+
+def get_text(url: str, *, timeout_s: float) -> str:
+    """The answer to a GET as text; raises the two errors above."""
+    return _content(url, None, "GET", timeout_s).decode(errors="replace")
+
+
+def _content(url: str, data: bytes | None, method: str | None, timeout_s: float) -> bytes:
     try:
         request = urllib.request.Request(
-            url,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-            method=method,
+            url, data=data, headers={"Content-Type": "application/json"}, method=method
         )
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            answer: Json = json.load(response)
-            return answer
+            content: bytes = response.read()
+            return content
     except urllib.error.HTTPError as error:
         raise GatewayRefused(error.code, error.read()) from error
     except (OSError, ValueError, http.client.HTTPException) as error:

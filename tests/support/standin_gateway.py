@@ -18,16 +18,19 @@ WORKERS = [
         "name": "prefill-0", "role": "prefill", "decoder": None, "decoders": [],
         "url": "http://h:1",
         "state": "good", "problem": None, "load": {"requests": 3},
+        "lease_seconds": 12.3, "cache": {"tokens": 500},
     },
     {
         "name": "decode-a", "role": "decode", "decoder": "a", "decoders": ["a"],
         "url": "http://h:2",
         "state": "broken", "problem": "it did not answer", "load": {"requests": 0},
+        "lease_seconds": None, "cache": {"tokens": 0},
     },
     {
         "name": "decode-a-1", "role": "decode", "decoder": "a", "decoders": ["a", "m", "n"],
         "url": "http://h:3",
         "state": "good", "problem": None, "load": {"requests": 1},
+        "lease_seconds": None, "cache": {"tokens": 0},
     },
 ]  # fmt: skip
 
@@ -87,6 +90,10 @@ class StandInGateway:
         """What the chat route answers."""
         raise NotImplementedError
 
+    def text(self, path: str) -> tuple[int, str] | None:
+        """Status and text of what is answered with no JSON."""
+        return None
+
     def answer(self, method: str, path: str, body: Any) -> Json:
         """One request's answer, or RefusedError."""
         with self._lock:
@@ -137,6 +144,9 @@ def serving(gateway: StandInGateway) -> Iterator[str]:
         def reply(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(size)) if size else None
+            if (text := gateway.text(self.path)) is not None:
+                self._send(*text)
+                return
             try:
                 answer = gateway.answer(self.command, self.path, body)
             except RefusedError as error:
@@ -159,8 +169,8 @@ def serving(gateway: StandInGateway) -> Iterator[str]:
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def _send(self, status: int, content: Json) -> None:
-            data = json.dumps(content).encode()
+        def _send(self, status: int, content: Json | str) -> None:
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

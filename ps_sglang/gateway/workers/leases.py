@@ -33,7 +33,7 @@ TakeRequests = Callable[[AnyWorkerState, str, Loss], int]
 
 
 @dataclass
-class Lease:
+class WorkerLease:
     """A worker's right to be asked, until `ends`; only its holder knows `id`."""
 
     ends: float
@@ -57,14 +57,14 @@ class Leases:
         self._clock = clock
         self._awake = 0.0
         self._checked = clock()
-        self._leases: dict[AnyWorkerState, Lease] = {}
+        self._leases: dict[AnyWorkerState, WorkerLease] = {}
         self._removed: OrderedDict[str, str] = OrderedDict()  # id -> worker's name
         pool.left.append(self._left)
 
-    def grant(self, worker_state: AnyWorkerState) -> Lease:
+    def grant(self, worker_state: AnyWorkerState) -> WorkerLease:
         """A worker has joined, and will renew."""
         self._advance()
-        lease = self._leases[worker_state] = Lease(self._awake + SECONDS)
+        lease = self._leases[worker_state] = WorkerLease(self._awake + SECONDS)
         return lease
 
     def renew(self, name: str, id: str) -> AnyWorkerState:
