@@ -77,6 +77,8 @@ def parse_args(
     chosen |= options | {"engine_args": engine_args}
     if "join" in chosen:
         _check_join(chosen)
+    if chosen.get("gateway_only"):
+        chosen = {"decoders": (), "prefill_replicas": 0} | chosen
     for flag in ("prefill", "decoders"):
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
@@ -143,6 +145,11 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         metavar="N",
         help="number of decode workers for all adapters together, and for each whole model "
         f"without a *N of its own (default {default.decode_replicas})",
+    )
+    add(
+        "--gateway-only",
+        action="store_true",
+        help="start the gateway alone; workers join it with `ps-sglang worker`, from any machine",
     )
     add(
         "--one-worker",

@@ -188,7 +188,7 @@ class Cluster:
         )
 
     def _wait_until_imported(self, deadline: float) -> None:
-        if self.plan.cpu:
+        if self.plan.cpu and self.plan.workers:
             self._on_progress("importing SGLang, once for all workers")
             self._wait(lambda: () if self._link.import_s is not None else (FORK_SERVER,), deadline)
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.events.messages import PUBLISHER
-from ps_sglang.launch.spec import LOOPBACK, EventPorts, Role
+from ps_sglang.launch.spec import BOOTSTRAP_FLAG, LOOPBACK, EventPorts, Role
 from ps_sglang.models.resolve import NamedModel
 
 Flags = Mapping[str, str | tuple[str, ...] | None]
@@ -156,7 +156,7 @@ def owned(
     if role is not Role.AGGREGATED:
         flags["--disaggregation-transfer-backend"] = transfer_backend
     if bootstrap_port is not None:
-        flags["--disaggregation-bootstrap-port"] = str(bootstrap_port)
+        flags[BOOTSTRAP_FLAG] = str(bootstrap_port)
     words = tuple(word for pair in flags.items() for word in pair)
     if role is Role.DECODE:
         words += ("--disaggregation-decode-enable-radix-cache",)

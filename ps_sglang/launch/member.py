@@ -77,9 +77,8 @@ class Member:
         except RefusedError as error:
             self.heard = True
             return self._refused(error)
-        except UsageError as error:
+        except UsageError:
             self.heard, self.state = False, None
-            self._report(f"{self.title}: {error}")
             return RETRY_S
 
     def drain(self) -> None:

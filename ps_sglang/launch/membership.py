@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from ps_sglang.errors import LaunchError, UsageError
@@ -34,12 +35,11 @@ class Membership:
         on_progress: OnProgress = lambda line: None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.members = {
-            worker.name: Member(
-                self.url, worker.name, _joining(worker, allow_unverified, named), on_progress
-            )
-            for worker in workers
-        }
+        self._allow_unverified = allow_unverified
+        self._named = named
+        self._on_progress = on_progress
+        self.members = {worker.name: self._member(worker) for worker in workers}
+        self._heard = True
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -69,18 +69,22 @@ class Membership:
 
     def keep(self) -> None:
         """From now on all say that they are there, each by itself."""
-        for name, member in self.members.items():
-            # Daemons, as a gateway that hangs must not hold up an end.
-            thread = threading.Thread(
-                target=self._keep, args=(member,), name=f"lease-{name}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        for member in self.members.values():
+            self._in_background(self._keep, member)
+
+    def drop(self, name: str) -> None:
+        """A worker has died: it leaves at once."""
+        self._in_background(partial(Member.leave, now=True), self.members.pop(name))
+
+    def add(self, worker: WorkerSpec) -> None:
+        """A worker that was dropped is back, maybe on other ports: it joins anew."""
+        self.members[worker.name] = self._member(worker)
+        self._in_background(self._keep, self.members[worker.name])
 
     @property
     def hears_gateway(self) -> bool:
         """Whether the gateway answered anybody the last time, or nobody asks it."""
-        asking = [member for member in self.members.values() if member.asks]
+        asking = [member for member in list(self.members.values()) if member.asks]
         return not asking or any(member.heard for member in asking)
 
     def close(self) -> None:
@@ -101,8 +105,21 @@ class Membership:
         seconds: float | None = 0.0
         while seconds is not None and not self._closed.wait(seconds):
             seconds = member.step()
+            if self._heard != (heard := self.hears_gateway):
+                self._heard = heard
+                does = "answers again" if heard else "does not answer; its workers go on asking"
+                self._on_progress(f"the gateway at {self.url} {does}")
 
+    def _in_background(self, work: Callable[[Member], None], member: Member) -> None:
+        # A daemon, as a gateway that hangs must not hold up an end.
+        thread = threading.Thread(
+            target=work, args=(member,), name=f"member-{member.title}", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
 
-def _joining(worker: WorkerSpec, allow_unverified: bool, named: bool) -> Json:
-    joining: Json = {"url": worker.url, "allow_unverified": allow_unverified}
-    return {**joining, "name": worker.name} if named else joining
+    def _member(self, worker: WorkerSpec) -> Member:
+        joining: Json = {"url": worker.url, "allow_unverified": self._allow_unverified}
+        if self._named:
+            joining["name"] = worker.name
+        return Member(self.url, worker.name, joining, self._on_progress)

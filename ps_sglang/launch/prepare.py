@@ -92,7 +92,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         tuple(reports),
         _workers(spec, cpu, placements, command_lines, log_dir),
         shape.architecture,
-        min([shape.context_length, *_limits(command_lines.values())]),
+        min([shape.context_length, *_limits([spec.engine_args, *command_lines.values()])]),
         shape.vocabulary,
         log_dir,
         chat_flags(spec),
@@ -233,6 +233,8 @@ def _workers(
     command_lines: Mapping[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
+    if not placements:
+        return ()
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
     ports = iter(free_ports(5 * len(placements)))
     host = spec.advertise or LOOPBACK

@@ -20,8 +20,10 @@ from ps_sglang.launch.environment import (
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.messages import Start, StartMethod
+from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.prepare import Plan
 from ps_sglang.launch.readiness import Probe, gateway_lives, is_ready, tail
+from ps_sglang.launch.spec import WorkerSpec
 
 GATEWAY: Final = "gateway"
 FORK_SERVER: Final = "fork-server"
@@ -36,15 +38,17 @@ class Processes:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._workers = {worker.name: worker for worker in plan.workers}
+        # Numbered, as a decoder's name could make a socket's path too long.
+        self._folders = {name: f"w{number}" for number, name in enumerate(self._workers)}
         for name in (FORK_SERVER, GATEWAY, *self._workers):
             self.log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
         environ = fork_server_environment(
             os.environ, self._runtime, plan.architecture, plan.host, cpu=plan.cpu
         )
-        self.link = ForkServerClient(
-            self._runtime, plan.base.path if plan.cpu else None, environ, self.log(FORK_SERVER)
-        )
+        # What all workers import and load once, on a CPU.
+        shared = plan.base.path if plan.cpu and plan.workers else None
+        self.link = ForkServerClient(self._runtime, shared, environ, self.log(FORK_SERVER))
 
     @property
     def dead(self) -> set[str]:
@@ -57,11 +61,28 @@ class Processes:
         pids = [self.link.pid, *procfs.descendants(self.link.pid)]
         return sum(procfs.proportional_bytes(pid) for pid in pids)
 
+    def worker(self, name: str) -> WorkerSpec:
+        """A worker as it is started now."""
+        return self._workers[name]
+
+    def moves(self, name: str) -> bool:
+        """Whether a restart of the worker has another address, so that it must join anew.
+
+        Decode workers keep a prefill worker's sockets in mind, by its bootstrap server. They would
+        wait for its dead process.
+        """
+        return self._workers[name].bootstrap_port is not None
+
+    def restart_worker(self, name: str) -> None:
+        """Start a worker in place of one that has ended."""
+        if self.moves(name):
+            self._workers[name] = self._workers[name].moved(*free_ports(1))
+        self.start_worker(name)
+
     def start_worker(self, name: str) -> None:
         """Start a worker, on the ports and with the weights of its specification."""
         worker, plan = self._workers[name], self._plan
-        # Numbered, as a decoder's name could make a socket's path too long.
-        folder = self._runtime / f"w{plan.workers.index(worker)}"
+        folder = self._runtime / self._folders[name]
         shutil.rmtree(folder, ignore_errors=True)  # of its process before
         env = worker_environment(os.environ, folder, worker.role, cpu=plan.cpu)
         self.link.start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
@@ -11,6 +11,7 @@ from typing import Final, Self
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter, origin_problem
 
+BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
 LOOPBACK: Final = "127.0.0.1"
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
@@ -45,9 +46,9 @@ class ClusterSpec:
     `prefill` is the base model and `decoders` the decoders, as `ps_sglang.models.resolve.resolve`
     takes them; one that ends in `*N` has N workers, any other has `decode_replicas`. All LoRA
     adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
-    base's work. `one_worker` has one server do it all, for adapters. `join` is the URL of a
-    running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
-    and `port`, where 0 means any free one. Web pages of
+    base's work. `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as
+    all join later. `join` is the URL of a running cluster's gateway that the workers join; None
+    starts a gateway. It listens on `host` and `port`, where 0 means any free one. Web pages of
     `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
     chooses by device. `advertise` is the address under which other hosts reach the workers; they
     listen on the loopback only without one. `max_restarts` times in ten minutes a process that died
@@ -61,6 +62,7 @@ class ClusterSpec:
     decoders: tuple[str, ...]
     prefill_replicas: int = 1
     decode_replicas: int = 1
+    gateway_only: bool = False
     one_worker: bool = False
     join: str | None = None
     host: str = "127.0.0.1"
@@ -93,12 +95,14 @@ class ClusterSpec:
 
 def _problems(spec: ClusterSpec) -> list[str]:
     problems = []
-    least = 1 if spec.join is None else 0
+    least = 1 if spec.join is None and not spec.gateway_only else 0
     if spec.join == "":
         problems.append("--join is empty, must be the URL of a running cluster's gateway")
     if not spec.host:
         problems.append("--host is empty, must be an address of this machine")
-    if not spec.decoders and (spec.join is None or not spec.prefill_replicas):
+    if spec.gateway_only:
+        problems += _gateway_only_problems(spec)
+    elif not spec.decoders and (spec.join is None or not spec.prefill_replicas):
         problems.append("no decoder given: name at least one with --decoders")
     if spec.prefill_replicas < least:
         problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least {least}")
@@ -121,6 +125,21 @@ def _problems(spec: ClusterSpec) -> list[str]:
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems
+
+
+def _gateway_only_problems(spec: ClusterSpec) -> list[str]:
+    given = {
+        "--decoders": bool(spec.decoders),
+        "--prefill-replicas": spec.prefill_replicas > 0,
+        "--join": spec.join is not None,
+        "--one-worker": spec.one_worker,
+    }
+    return [
+        f"{flag} does not go with --gateway-only, which starts no worker: start them with "
+        "ps-sglang worker"
+        for flag, is_given in given.items()
+        if is_given
+    ]
 
 
 # A second such worker would prefill each conversation again, which is what a cluster is to save.
@@ -179,6 +198,12 @@ class WorkerSpec:
         if self.role is Role.PREFILL:
             return ()
         return (*(adapter.decoder for adapter in self.adapters or ()), self.model_name)
+
+    def moved(self, bootstrap_port: int) -> WorkerSpec:
+        """The same prefill worker with its bootstrap server on another port."""
+        argv = list(self.argv)
+        argv[argv.index(BOOTSTRAP_FLAG) + 1] = str(bootstrap_port)
+        return replace(self, bootstrap_port=bootstrap_port, argv=tuple(argv))
 
     @property
     def url(self) -> str:

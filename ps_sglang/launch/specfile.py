@@ -17,6 +17,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoders: tuple[str, ...] | None = None
     prefill_replicas: int | None = None
     decode_replicas: int | None = None
+    gateway_only: bool | None = None
     one_worker: bool | None = None
     join: str | None = None
     host: str | None = None

@@ -129,6 +129,8 @@ class Supervisor:
         log = f"Log: {self._processes.log(name)}"
         if seconds is not None:
             process.restart_at = now + seconds
+            if name != GATEWAY and self._processes.moves(name):
+                self._leave(name)
             count = f"{process.restarts.count} of {process.restarts.most}"
             outlook = "" if name == GATEWAY else f"{self._outlook()}; "
             self._on_progress(f"{name} {ending}; {outlook}restart {count} in {seconds:g} s. {log}")
@@ -139,7 +141,7 @@ class Supervisor:
             one.given_up for key, one in self._supervised.items() if key != GATEWAY
         ):
             raise self._processes.failure(name, f"{name} {limit}", ServingEndedError)
-        self._membership.members[name].leave(now=True)
+        self._leave(name)
         self._on_progress(f"{name} {limit}; {self._outlook()}. {log}")
 
     def _restart(self, name: str, process: _Process) -> None:
@@ -149,7 +151,7 @@ class Supervisor:
         if name == GATEWAY:
             self._processes.start_gateway(self._port)
         else:
-            self._processes.start_worker(name)
+            self._processes.restart_worker(name)
         process.probe = self._probe(name)
 
     def _judge(self, name: str, process: _Process) -> None:
@@ -162,6 +164,8 @@ class Supervisor:
             if suspected:
                 return
             self._processes.link.send(Loaded())
+            if name != GATEWAY and name not in self._membership.members:
+                self._membership.add(self._processes.worker(name))
             self._on_progress(f"{name} is back after {now - process.began:.1f} s")
         elif now > process.deadline:
             self._kill(
@@ -181,10 +185,15 @@ class Supervisor:
             process.probe = self._probe(name)
             process.deadline = now + WEDGED_S
 
+    def _leave(self, name: str) -> None:
+        if name in self._membership.members:
+            self._membership.drop(name)
+
     def _is_well(self, name: str) -> bool:
         if name == GATEWAY:
             return self._membership.hears_gateway
-        return self._membership.members[name].state != "broken"
+        member = self._membership.members.get(name)
+        return member is None or member.state != "broken"
 
     def _probe(self, name: str) -> Probe:
         return self._processes.probe(name, self._membership.url)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.processes import GATEWAY, Processes
 from ps_sglang.launch.readiness import Probe
 from ps_sglang.launch.restarts import LONGEST_S, SHORTEST_S, WINDOW_S, Restarts
+from ps_sglang.launch.spec import BOOTSTRAP_FLAG, WorkerSpec
 from ps_sglang.launch.supervisor import WEDGED_S, Supervisor
 from tests.gateway.hand_clock import Clock
 from tests.workers.test_membership import worker
@@ -37,7 +40,8 @@ class Link:
 class Standing(Processes):
     """Processes that only the test ends. `probes` are those that were begun, by name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: list[WorkerSpec]) -> None:
+        self._workers = {worker.name: worker for worker in workers}
         self.link = Link()  # type: ignore[assignment]
         self.folder = folder
         self.started: list[str] = []
@@ -45,7 +49,8 @@ class Standing(Processes):
 
     def start_worker(self, name: str) -> None:
         del self.link.exits[name]
-        self.started.append(name)
+        port = self._workers[name].bootstrap_port
+        self.started.append(f"{name} {port}" if port else name)
 
     def start_gateway(self, port: int) -> None:
         del self.link.exits[GATEWAY]
@@ -63,8 +68,11 @@ class Supervised:
     def __init__(self, folder: Path, most: int = 2) -> None:
         self.clock = Clock()
         self.lines: list[str] = []
-        self.processes = Standing(folder)
-        workers = [worker(name, 1) for name in ("prefill-0", "decode-a")]
+        prefill = replace(
+            worker("prefill-0", 1), bootstrap_port=2, argv=("--x", BOOTSTRAP_FLAG, "2", "--y")
+        )
+        workers = [prefill, worker("decode-a", 3)]
+        self.processes = Standing(folder, workers)
         self.membership = Membership("http://h:1", workers, allow_unverified=False, named=True)
         self.supervisor = Supervisor(
             self.processes,
@@ -97,8 +105,10 @@ class Supervised:
 
 
 @pytest.fixture
-def supervised(tmp_path: Path) -> Supervised:
-    return Supervised(tmp_path)
+def supervised(tmp_path: Path) -> Iterator[Supervised]:
+    supervised = Supervised(tmp_path)
+    yield supervised
+    supervised.membership.close()
 
 
 def test_back_off_and_limit() -> None:
@@ -126,6 +136,21 @@ def test_a_dead_worker_is_restarted(supervised: Supervised) -> None:
     ]  # fmt: skip
 
 
+def test_a_prefill_worker_comes_back_with_another_bootstrap_server(
+    supervised: Supervised,
+) -> None:
+    """Decode workers would take the new process for the dead one."""
+    before = supervised.membership.members["prefill-0"]
+    supervised.dies("prefill-0")
+    assert "prefill-0" not in supervised.membership.members
+    supervised.recovers("prefill-0")
+    moved = supervised.processes.worker("prefill-0")
+    assert moved.bootstrap_port not in (None, 2)
+    assert moved.argv == ("--x", BOOTSTRAP_FLAG, str(moved.bootstrap_port), "--y")
+    assert supervised.processes.started == [f"prefill-0 {moved.bootstrap_port}"]
+    assert supervised.membership.members["prefill-0"] is not before
+
+
 def test_the_gateway_is_restarted_on_its_port(supervised: Supervised) -> None:
     supervised.dies(GATEWAY, 1)
     supervised.passes(SHORTEST_S)
@@ -141,7 +166,7 @@ def test_a_worker_that_dies_too_often_is_given_up(supervised: Supervised) -> Non
         supervised.recovers("decode-a")
     supervised.dies("decode-a")
     assert "and 2 restarts in ten minutes are the limit; still served: b" in supervised.lines[-1]
-    assert not supervised.membership.members["decode-a"].asks
+    assert "decode-a" not in supervised.membership.members
     supervised.passes(2 * WINDOW_S)
     assert supervised.processes.started == ["decode-a"] * 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ps_sglang.errors import UsageError
+from ps_sglang.launch.args import parse_args as launch_args
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.launch.worker import main, parse_args
 
@@ -59,3 +60,16 @@ def test_a_refusal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--role", "decode", *COMMON]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ps-sglang: error: --model is missing")
+
+
+def test_a_gateway_alone() -> None:
+    spec = launch_args(["--prefill", "base", "--gateway-only", "--port", "0"])
+    assert spec == ClusterSpec("base", (), prefill_replicas=0, gateway_only=True, port=0)
+
+
+@pytest.mark.parametrize(
+    "words", [["--decoders", "a"], ["--prefill-replicas", "1"], ["--one-worker"]]
+)
+def test_what_a_gateway_alone_cannot_ask_for(words: list[str]) -> None:
+    with pytest.raises(UsageError, match=f"{words[0]} does not go with --gateway-only"):
+        launch_args(["--prefill", "base", "--gateway-only", *words])

@@ -158,8 +158,7 @@ def test_a_gateway_that_is_gone_is_asked_on() -> None:
     joining: dict[str, Any] = {"url": "http://h:1"}
     member = Member("http://127.0.0.1:1", "decode-a", joining, lines.append)
     assert [member.step(), member.step()] == [RETRY_S, RETRY_S]
-    assert (len(lines), member.heard, member.asks) == (1, False, True)
-    assert "no ps_sglang gateway answers at http://127.0.0.1:1" in lines[0]
+    assert (lines, member.heard, member.asks) == ([], False, True)
 
 
 def test_whether_the_gateway_is_heard(gateway: StandInGateway) -> None:
