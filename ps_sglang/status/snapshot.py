@@ -107,7 +107,7 @@ def read(url: str, timeout_s: float) -> ClusterSnapshot:
 
 def parse(text: str) -> Metrics:
     """Prometheus' text: the samples of each name with their labels."""
-    samples = defaultdict(list)
+    samples: defaultdict[str, list[tuple[Mapping[str, str], float]]] = defaultdict(list)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             samples[sample.name].append((sample.labels, sample.value))
@@ -153,7 +153,8 @@ def _worker(worker: Json, metrics: Metrics) -> WorkerStatus:
 def _used(pool: list[float | None]) -> float | None:
     """Of used, evictable and available tokens the part that is not available."""
     known = [tokens for tokens in pool if tokens is not None]
-    return 1 - known[2] / sum(known) if len(known) == 3 and sum(known) else None
+    total = sum(known, 0.0)
+    return 1 - known[2] / total if len(known) == 3 and total else None
 
 
 def _decoder(name: str, metrics: Metrics) -> DecoderStatus:

@@ -56,7 +56,7 @@ def listener(url: str) -> int:
     """The process that listens there."""
     port = int(url.rpartition(":")[2])
     (pid,) = {
-        one.pid
+        int(one.pid)
         for one in psutil.net_connections("tcp")
         if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid
     }

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from ps_sglang.cli import main
-from ps_sglang.status import __main__ as commands
 from ps_sglang.status.snapshot import read
 from ps_sglang.status.tables import lines
 from tests.status.conftest import WithMetrics
@@ -90,7 +89,7 @@ def test_top_goes_on_while_the_gateway_is_away(
         if len(waited) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.time, "sleep", wait)
+    monkeypatch.setattr("ps_sglang.status.__main__.time.sleep", wait)
     assert main(["top", "--gateway", gateway.url, "--interval", "7"]) == 0
     out = capsys.readouterr().out
     assert waited == [7.0] * 3
