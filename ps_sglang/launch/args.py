@@ -11,7 +11,7 @@ from typing import Any, Final
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.serve import STATUSES
 from ps_sglang.launch.spec import ClusterSpec
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 
 _DESCRIPTION: Final = f"""\
 Serve several fine-tuned decoders from one shared prefill.
@@ -92,7 +92,7 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    for flag in ("host", "port", "cors_origins"):
+    for flag in ("host", "port", "cors_origins", "api_keys", "no_keys", "tls_cert", "tls_key"):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -133,6 +133,25 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=listed,
         help="let web pages of these origins use the gateway, * for all (default: none)",
     )
+    add(
+        "--api-keys",
+        type=user_path,
+        metavar="FILE",
+        help="ask clients for a key of this file, which `ps-sglang keys` writes (default: serve "
+        "this machine only, without keys)",
+    )
+    add(
+        "--no-keys",
+        action="store_true",
+        help="let everybody use the gateway who reaches --host, though not change the cluster",
+    )
+    add(
+        "--tls-cert",
+        type=user_path,
+        metavar="FILE",
+        help="serve HTTPS with this certificate (PEM); a new one is taken without a restart",
+    )
+    add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
     add(
         "--prefill-replicas",
         type=int,

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Loaded
 from ps_sglang.launch.outlook import candidates, outlook, sharing
@@ -57,7 +58,7 @@ class Cluster:
         self._began = time.monotonic()
         self._membership: Membership | None = None
         if plan.spec.join:
-            self._membership = self._member_of(plan.spec.join)
+            self._membership = self._member_of(plan.spec.join, None)
             self._membership.require_gateway()
         self._processes = Processes(plan)
         self._link = self._processes.link
@@ -155,7 +156,8 @@ class Cluster:
     def _outlook(self) -> str:
         workers, ended = self.plan.workers, self._processes.dead
         dead = {worker.url for worker in workers if worker.name in ended}
-        return outlook(candidates(self.url, workers), dead)
+        credentials = None if self.plan.spec.join else self._processes.credentials
+        return outlook(candidates(self.url, workers, credentials), dead)
 
     def _bring_up(self) -> None:
         deadline = self._began + self.plan.spec.ready_timeout_s
@@ -172,18 +174,21 @@ class Cluster:
         self._wait_until_ready(deadline)
         self._link.send(Loaded())
         if self._membership is None:
-            self._membership = self._member_of(self._wait_for_gateway(deadline))
+            self._membership = self._member_of(
+                self._wait_for_gateway(deadline), self._processes.credentials
+            )
         self._wait(self._membership.join, deadline)
         self._membership.keep()
         self.ready_s = time.monotonic() - self._began
 
-    def _member_of(self, gateway: str) -> Membership:
+    def _member_of(self, gateway: str, credentials: Credentials | None) -> Membership:
         spec = self.plan.spec
         return Membership(
             gateway,
             self.plan.workers,
             allow_unverified=spec.allow_unverified,
             named=not spec.join,
+            credentials=credentials,
             on_progress=self._on_progress,
         )
 

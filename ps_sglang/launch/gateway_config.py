@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.launch.prepare import Plan
 
 
-def gateway_config(plan: Plan, port: int) -> GatewayConfig:
+def gateway_config(plan: Plan, port: int, launcher_key: str | None = None) -> GatewayConfig:
     """What the gateway must know of a plan; its workers join it themselves.
 
-    It listens on `port`, 0 for any free one.
+    It listens on `port`, 0 for any free one. `launcher_key` is the digest of the launcher's key.
     """
     return GatewayConfig(
         host=plan.spec.host,
@@ -22,4 +24,14 @@ def gateway_config(plan: Plan, port: int) -> GatewayConfig:
         cors_origins=plan.spec.cors_origins,
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
+        api_keys=_absolute(plan.spec.api_keys),
+        launcher_key=launcher_key,
+        no_keys=plan.spec.no_keys,
+        tls_cert=_absolute(plan.spec.tls_cert),
+        tls_key=_absolute(plan.spec.tls_key),
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    # Links are kept: who changes the certificate may change where one leads.
+    return None if path is None else str(path.absolute())

@@ -11,7 +11,7 @@ from typing import Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway_admin import RefusedError
-from ps_sglang.gateway_http import Json
+from ps_sglang.gateway_http import Credentials, Json
 from ps_sglang.progress import OnProgress
 from ps_sglang.workers.client import WorkersClient
 
@@ -31,7 +31,14 @@ class Member:
     `joining` is the body of its POST /workers, and `title` what messages call it.
     """
 
-    def __init__(self, url: str, title: str, joining: Json, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        url: str,
+        title: str,
+        joining: Json,
+        on_progress: OnProgress,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.title = title
         self.name: str | None = None
         """What the gateway calls it, None while it does not know it."""
@@ -40,6 +47,7 @@ class Member:
         self.heard = True
         """Whether the gateway answered the last question, whatever it said."""
         self._url = url
+        self._credentials = credentials
         self._joining = {**joining, "lease": True}
         self._on_progress = on_progress
         self._lease = ""
@@ -54,7 +62,7 @@ class Member:
 
     def join(self) -> None:
         """Try once. Raises UsageError: RefusedError if the gateway refuses it."""
-        joined = WorkersClient(self._url, JOIN_S).add(self._joining)
+        joined = self._client(JOIN_S).add(self._joining)
         self.name, self.state = joined["name"], joined["state"]
         self._lease = joined["lease"]["id"]
         self._interval_s = joined["lease"]["seconds"] / _RENEWALS
@@ -68,9 +76,7 @@ class Member:
                 self.join()
                 self._report(f"{self.title} has joined again, as {self.name}")
             else:
-                self.state = WorkersClient(self._url, RENEW_S).renew(self.name, self._lease)[
-                    "state"
-                ]
+                self.state = self._client(RENEW_S).renew(self.name, self._lease)["state"]
             self.heard = True
             self._reported = None
             return self._interval_s
@@ -85,7 +91,7 @@ class Member:
         """It gets nothing new from now on. Never fails."""
         if self.name is not None:
             with contextlib.suppress(UsageError):
-                WorkersClient(self._url, RENEW_S).drain(self.name)
+                self._client(RENEW_S).drain(self.name)
 
     def leave(self, *, now: bool = False) -> None:
         """It leaves with its last request, or after 30 s; or `now`. Never fails."""
@@ -94,7 +100,7 @@ class Member:
             return
         for at_once in dict.fromkeys((now, True)):
             try:
-                WorkersClient(self._url, DRAIN_S).remove(name, now=at_once, lease=self._lease)
+                self._client(DRAIN_S).remove(name, now=at_once, lease=self._lease)
             except RefusedError:
                 return  # it has left already
             except UsageError:
@@ -114,6 +120,9 @@ class Member:
             return 0.0
         self._report(f"{self.title} cannot join: {error}")
         return RETRY_S
+
+    def _client(self, timeout_s: float) -> WorkersClient:
+        return WorkersClient(self._url, timeout_s, self._credentials)
 
     def _report(self, line: str) -> None:
         if line != self._reported:

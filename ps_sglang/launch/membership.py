@@ -9,7 +9,7 @@ from typing import Final
 
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.gateway_admin import RefusedError
-from ps_sglang.gateway_http import Json
+from ps_sglang.gateway_http import Credentials, Json
 from ps_sglang.launch.member import Member, may_pass
 from ps_sglang.launch.spec import WorkerSpec
 from ps_sglang.progress import OnProgress
@@ -22,7 +22,8 @@ class Membership:
     """All `workers`, which join the gateway at `url`, keep their leases, and leave together.
 
     `named`: they keep the names of their specifications; else the gateway chooses, as another
-    launcher may have workers of the same names.
+    launcher may have workers of the same names. They show the gateway these `credentials`, or those
+    of the environment.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Membership:
         *,
         allow_unverified: bool,
         named: bool,
+        credentials: Credentials | None = None,
         on_progress: OnProgress = lambda line: None,
     ) -> None:
         self.url = url.rstrip("/")
         self._allow_unverified = allow_unverified
         self._named = named
+        self._credentials = credentials
         self._on_progress = on_progress
         self.members = {worker.name: self._member(worker) for worker in workers}
         self._heard = True
@@ -48,7 +51,7 @@ class Membership:
 
         Raises UsageError, which names the address.
         """
-        WorkersClient(self.url).list()
+        WorkersClient(self.url, credentials=self._credentials).list()
 
     def join(self) -> Sequence[str]:
         """Have ready workers join, in their order; returns the names of those that could not yet.
@@ -122,4 +125,4 @@ class Membership:
         joining: Json = {"url": worker.url, "allow_unverified": self._allow_unverified}
         if self._named:
             joining["name"] = worker.name
-        return Member(self.url, worker.name, joining, self._on_progress)
+        return Member(self.url, worker.name, joining, self._on_progress, self._credentials)

@@ -11,6 +11,8 @@ from signal import Signals
 from typing import Final
 
 from ps_sglang.errors import LaunchError
+from ps_sglang.gateway.access.key_file import digest_of, new_secret
+from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import (
     fork_server_environment,
@@ -46,6 +48,10 @@ class Processes:
         environ = fork_server_environment(
             os.environ, self._runtime, plan.architecture, plan.host, cpu=plan.cpu
         )
+        # Where clients need keys it needs one, too.
+        key = None if plan.spec.api_keys is None else new_secret()
+        self.credentials = Credentials(key, plan.spec.tls_cert)
+        """What the launcher shows its own gateway."""
         # What all workers import and load once, on a CPU.
         shared = plan.base.path if plan.cpu and plan.workers else None
         self.link = ForkServerClient(self._runtime, shared, environ, self.log(FORK_SERVER))
@@ -105,7 +111,9 @@ class Processes:
     def start_gateway(self, port: int) -> None:
         """Start the gateway, which knows no worker yet."""
         config = self._runtime / "gateway.json"
-        config.write_bytes(gateway_config(self._plan, port).to_json())
+        key = self.credentials.api_key
+        digest = None if key is None else digest_of(key)
+        config.write_bytes(gateway_config(self._plan, port, digest).to_json())
         self.link.start(
             Start(
                 name=GATEWAY,
@@ -120,7 +128,7 @@ class Processes:
     def probe(self, name: str, gateway: str = "") -> Probe:
         """Begin to ask a worker, or the gateway at its URL, until it answers or is cancelled."""
         if name == GATEWAY:
-            probe = Probe(name, partial(gateway_lives, gateway))
+            probe = Probe(name, partial(gateway_lives, gateway, self.credentials))
         else:
             worker, pid = self._workers[name], partial(self.link.pids.get, name)
             probe = Probe(name, partial(is_ready, worker.local_host, worker.port, pid))

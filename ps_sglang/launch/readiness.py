@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from ps_sglang.gateway_http import GatewayRefused, GatewayUnreachable, call
+from ps_sglang.gateway_http import Credentials, GatewayRefused, GatewayUnreachable, call
 from ps_sglang.launch import procfs
 
 _TAIL_LINES: Final = 20
@@ -80,15 +80,15 @@ def gateway_url(log: Path) -> str | None:
     if not log.exists():
         return None
     for line in log.read_text(errors="replace").splitlines():
-        if line.startswith("ready http://"):
+        if line.startswith(("ready http://", "ready https://")):
             return line.removeprefix("ready ").strip()
     return None
 
 
-def gateway_lives(gateway: str) -> bool:
+def gateway_lives(gateway: str, credentials: Credentials) -> bool:
     """Whether the gateway at a URL answers."""
     try:
-        call(f"{gateway}/liveness", timeout_s=_PROBE_TIMEOUT_S)
+        call(f"{gateway}/liveness", timeout_s=_PROBE_TIMEOUT_S, credentials=credentials)
     except (GatewayRefused, GatewayUnreachable):
         return False
     return True

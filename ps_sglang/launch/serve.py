@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ps_sglang.errors import LaunchError, PsSglangError, ServingEndedError
+from ps_sglang.gateway.config import is_loopback
+from ps_sglang.gateway_http import KEY_VARIABLE
 from ps_sglang.progress import progress
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ def serve(make_plan: Callable[[], Plan]) -> int:
     """Bring up what `make_plan` plans, and supervise it; returns one of STATUSES."""
     try:
         plan = make_plan()
+        if plan.spec.no_keys and not is_loopback(plan.spec.host):
+            progress(f"no keys: whoever reaches {plan.spec.host} may use this cluster")
         from ps_sglang.launch.cluster import Cluster
 
         _interrupt_on_signals()
@@ -55,10 +59,12 @@ def ready_line(cluster: Cluster) -> str:
     )
     if not decoders:
         return line
+    needs_key = cluster.plan.spec.api_keys is not None
+    key = f"-H 'Authorization: Bearer '${KEY_VARIABLE} " if needs_key else ""
     body = json.dumps({"model": decoders[0], "messages": [{"role": "user", "content": "Hello!"}]})
     return (
         f"{line}\n"
-        f"try: curl {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"try: curl {cluster.url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
         f"-d '{body}'"
     )
 

@@ -23,6 +23,10 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str | None = None
     port: int | None = None
     cors_origins: tuple[str, ...] | None = None
+    api_keys: Path | None = None
+    no_keys: bool | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     transfer_backend: str | None = None
     advertise: str | None = None
     max_restarts: int | None = None

@@ -46,12 +46,15 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = (), **shape: Any
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
+    **shape: Any,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with (
         Cluster.running(**shape) as cluster,
-        serving(cluster, timing, cors_origins) as setup,
+        serving(cluster, timing, cors_origins, api_keys) as setup,
     ):
         yield setup
 
@@ -61,10 +64,12 @@ async def serving(
     cluster: Cluster,
     timing: ProbeTiming = DEFAULT_TIMING,
     cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
     config: GatewayConfig | None = None,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster, which it knows from the beginning without a `config`."""
-    app = build_app(config or replace(cluster.config(), cors_origins=cors_origins), timing)
+    known = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys)
+    app = build_app(config or known, timing)
     server = runner(app)
     await server.setup()
     try:
