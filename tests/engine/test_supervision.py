@@ -122,10 +122,10 @@ def test_a_worker_of_its_own_looks_after_itself(
             assert_serves_again(served, "b", prompts)
             kill(listener(worker["url"]))
             assert_serves_again(served, "b", prompts)
+            assert any("is back after" in line for line in lines)
             process.send_signal(signal.SIGTERM)
-            said = "".join(lines)
+            assert "stopped" in "".join(lines)
             assert process.wait(30) == 0
-            assert "is back after" in said
         finally:
             process.kill()
     assert set(workers(served)) == {"prefill-0", "decode-a"}

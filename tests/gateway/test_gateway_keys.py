@@ -140,7 +140,8 @@ ADMINS = {
     ("POST", "/flush_cache"), ("GET", "/get_server_info"), ("GET", "/metrics"),
     ("GET", "/server_info"), ("GET", "/v1/loads"), ("GET", "/workers"), ("POST", "/workers"),
     ("DELETE", "/workers/{name}"), ("GET", "/workers/{name}"), ("POST", "/workers/{name}/drain"),
-    ("POST", "/workers/{name}/resume"), ("POST", "/workers/{name}/swap"),
+    ("POST", "/workers/{name}/resume"),
+    ("POST", "/workers/{name}/renew"), ("POST", "/workers/{name}/swap"),
 }  # fmt: skip
 
 
