@@ -24,6 +24,7 @@ def gateway_config(plan: Plan, port: int, launcher_key: str | None = None) -> Ga
         cors_origins=plan.spec.cors_origins,
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
+        limits=plan.spec.limits,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,
         no_keys=plan.spec.no_keys,
