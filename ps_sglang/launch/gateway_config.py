@@ -8,10 +8,13 @@ from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.launch.prepare import Plan
 
 
-def gateway_config(plan: Plan, port: int, launcher_key: str | None = None) -> GatewayConfig:
+def gateway_config(
+    plan: Plan, port: int, launcher_key: str | None = None, *, restarts: bool = False
+) -> GatewayConfig:
     """What the gateway must know of a plan; its workers join it themselves.
 
     It listens on `port`, 0 for any free one. `launcher_key` is the digest of the launcher's key.
+    `restarts`: there was a gateway before it, whose workers do not all belong to the launcher.
     """
     return GatewayConfig(
         host=plan.spec.host,
@@ -24,6 +27,7 @@ def gateway_config(plan: Plan, port: int, launcher_key: str | None = None) -> Ga
         cors_origins=plan.spec.cors_origins,
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
+        awaits_workers=restarts or plan.spec.gateway_only,
         limits=plan.spec.limits,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,

@@ -113,7 +113,9 @@ class Processes:
         config = self._runtime / "gateway.json"
         key = self.credentials.api_key
         digest = None if key is None else digest_of(key)
-        config.write_bytes(gateway_config(self._plan, port, digest).to_json())
+        restarts = GATEWAY in self.link.pids
+        told = gateway_config(self._plan, port, digest, restarts=restarts)
+        config.write_bytes(told.to_json())
         self.link.start(
             Start(
                 name=GATEWAY,
