@@ -8,7 +8,8 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway import cors
-from ps_sglang.gateway.access.authentication import authenticate
+from ps_sglang.gateway.access.authentication import authentication
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
@@ -20,16 +21,27 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
+from ps_sglang.gateway.routes import (
+    debug,
+    engine,
+    generation,
+    info,
+    messages,
+    openapi,
+    page,
+    responses,
+)
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
+from ps_sglang.gateway.routes.limits import limit_rate
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
-from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
@@ -43,14 +55,14 @@ _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info"
 def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
-    `timing` says how often workers are probed.
+    `timing` says how often workers are probed. Raises UsageError if the file of keys is wrong.
     """
     prompts = Prompts.load(config.tokenizer, config.chat)
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
-    app.middlewares.extend((authenticate, read_whole_body))
+    app.middlewares.extend((authentication(config), read_whole_body, limit_rate))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
@@ -70,6 +82,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
     openapi.add_routes(app.router)
+    page.add_routes(app)
     workers_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
@@ -85,7 +98,8 @@ def _gateway(
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
+    pool, metrics = WorkerPool(config.workers), GatewayMetrics()
+    sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:
@@ -93,6 +107,8 @@ def _gateway(
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
     pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
+    activity = Activity(traces, cache_index)
+    pool.left.append(lambda worker_state: activity.left(worker_state.name))
     router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
     decoder_changes = DecoderChanges(http, pool)
     health = HealthMonitor(
@@ -117,10 +133,12 @@ def _gateway(
         cache_index=cache_index,
         router=router,
         descriptors=descriptors,
+        limiter=RequestLimiter(config.limits, lambda: len(pool.decode())),
         dispatcher=dispatcher,
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
+        activity=activity,
     )
 
 

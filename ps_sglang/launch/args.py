@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.launch.limit_args import LIMITS, add_limits, taken_limits
 from ps_sglang.launch.spec import ClusterSpec
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 
 _DESCRIPTION: Final = """\
 Serve several fine-tuned decoders from one shared prefill.
@@ -79,6 +80,7 @@ def parse_args(
     for flag in ("prefill", "decoders"):
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
+    chosen["limits"] = taken_limits(chosen)
     if "ready_timeout" in chosen:
         chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
     return ClusterSpec(**chosen)
@@ -89,7 +91,8 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    for flag in ("host", "port", "cors_origins"):
+    gateways = ("host", "port", "cors_origins", "api_keys", "no_keys", "tls_cert", "tls_key")
+    for flag in (*gateways, *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -130,6 +133,26 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=_listed,
         help="let web pages of these origins use the gateway, * for all (default: none)",
     )
+    add_limits(parser)
+    add(
+        "--api-keys",
+        type=user_path,
+        metavar="FILE",
+        help="ask clients for a key of this file, which `ps-sglang keys` writes (default: serve "
+        "this machine only, without keys)",
+    )
+    add(
+        "--no-keys",
+        action="store_true",
+        help="let everybody use the gateway who reaches --host, though not change the cluster",
+    )
+    add(
+        "--tls-cert",
+        type=user_path,
+        metavar="FILE",
+        help="serve HTTPS with this certificate (PEM); a new one is taken without a restart",
+    )
+    add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
     add(
         "--prefill-replicas",
         type=int,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.launch.prepare import Plan
 from ps_sglang.launch.spec import Role
 
 
-def gateway_config(plan: Plan) -> GatewayConfig:
-    """What the gateway must know of a plan."""
+def gateway_config(plan: Plan, launcher_key: str | None = None) -> GatewayConfig:
+    """What the gateway must know of a plan; `launcher_key` is the digest of the launcher's key."""
     return GatewayConfig(
         host=plan.spec.host,
         port=plan.spec.port,
@@ -43,4 +45,15 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        limits=plan.spec.limits,
+        api_keys=_absolute(plan.spec.api_keys),
+        launcher_key=launcher_key,
+        no_keys=plan.spec.no_keys,
+        tls_cert=_absolute(plan.spec.tls_cert),
+        tls_key=_absolute(plan.spec.tls_key),
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    # Links are kept: who changes the certificate may change where one leads.
+    return None if path is None else str(path.absolute())

@@ -18,6 +18,7 @@ from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat import SGLANG_VERSION
 from ps_sglang.errors import MissingPackageError, UsageError
+from ps_sglang.gateway.access import key_file, tls
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
@@ -69,6 +70,7 @@ def prepare(spec: ClusterSpec) -> Plan:
     """
     require_sglang()
     spec = check_flags(spec)
+    _check_access(spec)
     if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
     log_dir = _log_dir(spec.log_dir)
@@ -92,6 +94,16 @@ def prepare(spec: ClusterSpec) -> Plan:
         log_dir,
         chat_flags(spec),
     )
+
+
+def _check_access(spec: ClusterSpec) -> None:
+    """Read what the gateway will read; raises UsageError for a file that it could not use."""
+    if spec.api_keys is not None and not key_file.read(spec.api_keys):
+        raise UsageError(
+            f"--api-keys {spec.api_keys}: it has no key: `ps-sglang keys add {spec.api_keys} NAME`"
+        )
+    if spec.tls_cert is not None and spec.tls_key is not None:
+        tls.load(spec.tls_cert, spec.tls_key)
 
 
 def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:

@@ -22,6 +22,15 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str | None = None
     port: int | None = None
     cors_origins: tuple[str, ...] | None = None
+    max_concurrent_requests: int | None = None
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    request_timeout: float | None = None
+    max_sessions: int | None = None
+    api_keys: Path | None = None
+    no_keys: bool | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     transfer_backend: str | None = None
     allow_unverified: bool | None = None
     log_dir: Path | None = None

@@ -19,7 +19,7 @@ FLOORS = (
     ("cli", "demo"),
     ("training",),
     ("verify",),
-    ("launch",),
+    ("launch", "keys"),
     ("gateway", "workers", "decoders", "frontend"),
     ("engine",),
     ("events", "models"),
@@ -44,6 +44,7 @@ GATEWAY = (
     ("access",),
     ("errors",),
     ("config", "refusals", "ids", "gc_control"),
+    ("limits",),
 )
 ENGINE = (
     ("plugin", "platform"),  # SGLang's two entry points
@@ -62,6 +63,7 @@ FORBIDDEN = {
     "contract": ("torch", "sglang"),
     "workers": ("torch", "sglang"),
     "decoders": ("torch", "sglang"),
+    "keys": ("torch", "sglang"),
     "models": ("sglang",),
     "training": ("sglang",),
     "verify": ("sglang",),
