@@ -51,6 +51,6 @@ def judged(client: openai.OpenAI, planner: str, coder: str, judge: str) -> list[
 
 
 if __name__ == "__main__":
-    args = sharing.arguments(__doc__, planner="tools", coder="code", judge="math")
+    args = sharing.arguments(__doc__, planner="base", coder="code", judge="math")
     client = openai.OpenAI(base_url=f"{args.url}/v1", api_key=args.api_key)
     print(sharing.table(judged(client, args.planner, args.coder, args.judge)))

@@ -34,15 +34,17 @@ def judged(s: Any, planner: str, coder: str, judge: str, turns: list[sharing.Tur
         fork += sgl.user(f"{TASK} Use {how}. Reply with the code only.")
         fork += sgl.assistant(by(coder, sgl.gen(f"code {way}", max_tokens=64)))
     forks.join()
-    turns += [sharing.sglang_turn(fork, coder, f"code {way}") for fork, way in zip(forks, WAYS)]
-    shown = "\n\n".join(f"{way}:\n{turns[-2 + index].said}" for index, way in enumerate(WAYS))
-    s += sgl.user(f"{shown}\n\nWhich is better, A or B?")
+    shown = ""
+    for fork, way in zip(forks, WAYS, strict=True):
+        turns.append(sharing.sglang_turn(fork, coder, f"code {way}"))
+        shown += f"{way}:\n{turns[-1].said}\n\n"
+    s += sgl.user(f"{shown}Which is better, A or B?")
     s += sgl.assistant(by(judge, sgl.select("verdict", list(WAYS))))
     turns.append(sharing.sglang_turn(s, judge, "verdict"))
 
 
 if __name__ == "__main__":
-    args = sharing.arguments(__doc__, planner="tools", coder="code", judge="math")
+    args = sharing.arguments(__doc__, planner="base", coder="code", judge="math")
     backend = PrefillShareBackend(args.url, api_key=args.api_key)
     turns: list[sharing.Turn] = []
     judged.run(args.planner, args.coder, args.judge, turns, backend=backend, temperature=0)

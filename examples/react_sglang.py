@@ -18,7 +18,7 @@ import sharing
 from ps_sglang.frontend import PrefillShareBackend, by
 
 QUESTION = "A train runs at 84 km/h for 3 hours. How many kilometres is that?"
-STEPS = 3
+STEPS = 2
 FACTS = {"speed of light": "299792 km/s", "speed of sound": "343 m/s"}
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 SUM = r"[0-9]{1,4} [-+*] [0-9]{1,4}"
@@ -62,7 +62,7 @@ def react(s: Any, planner: str, actor: str, turns: list[sharing.Turn]) -> None:
 
 
 if __name__ == "__main__":
-    args = sharing.arguments(__doc__, planner="code", actor="math")
+    args = sharing.arguments(__doc__, planner="base", actor="math")
     backend = PrefillShareBackend(args.url, api_key=args.api_key)
     turns: list[sharing.Turn] = []
     react.run(args.planner, args.actor, turns, backend=backend, temperature=0)

@@ -16,11 +16,11 @@ import openai
 import sharing
 
 QUESTION = (
-    "How many legs are there in total if you have 7 dogs, 6 birds, 5 spiders, 4 ants and a snake? "
+    "How many legs are there in total if you have 4 dogs and 3 birds, and one dog lost a leg? "
     "Work it out in short steps and end with #### and the number."
 )
-RIGHT = 7 * 4 + 6 * 2 + 5 * 8 + 4 * 6
-TRIALS = 3
+RIGHT = 4 * 4 + 3 * 2 - 1
+TRIALS = 2
 
 
 def reflexion(client: openai.OpenAI, solver: str, critic: str) -> list[sharing.Turn]:
@@ -33,7 +33,7 @@ def reflexion(client: openai.OpenAI, solver: str, critic: str) -> list[sharing.T
             model=decoder,
             messages=messages,
             temperature=0,
-            max_tokens=64,
+            max_tokens=48,
             extra_body={"return_cached_tokens_details": True},
         )
         turns.append(sharing.openai_turn(what, answer))
@@ -51,6 +51,6 @@ def reflexion(client: openai.OpenAI, solver: str, critic: str) -> list[sharing.T
 
 
 if __name__ == "__main__":
-    args = sharing.arguments(__doc__, solver="math", critic="code")
+    args = sharing.arguments(__doc__, solver="math", critic="base")
     client = openai.OpenAI(base_url=f"{args.url}/v1", api_key=args.api_key)
     print(sharing.table(reflexion(client, args.solver, args.critic)))

@@ -17,10 +17,10 @@ import sharing
 from ps_sglang.frontend import PrefillShareBackend, by
 
 QUESTION = (
-    "How many legs are there in total if you have 7 dogs, 6 birds, 5 spiders, 4 ants and a snake?"
+    "How many legs are there in total if you have 4 dogs and 3 birds, and one dog lost a leg?"
 )
-RIGHT = 7 * 4 + 6 * 2 + 5 * 8 + 4 * 6
-TRIALS = 3
+RIGHT = 4 * 4 + 3 * 2 - 1
+TRIALS = 2
 
 
 @sgl.function
@@ -43,7 +43,7 @@ def reflexion(s: Any, solver: str, critic: str, turns: list[sharing.Turn]) -> No
 
 
 if __name__ == "__main__":
-    args = sharing.arguments(__doc__, solver="math", critic="code")
+    args = sharing.arguments(__doc__, solver="math", critic="base")
     backend = PrefillShareBackend(args.url, api_key=args.api_key)
     turns: list[sharing.Turn] = []
     reflexion.run(args.solver, args.critic, turns, backend=backend, temperature=0)
