@@ -47,12 +47,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def plain(demo: str) -> Callable[..., Any]:
-    """The demo's answer to a user's message, asked for by plain HTTP, greedy, in 8 tokens."""
+    """The demo's answer to a user's message, asked for by plain HTTP, greedy."""
 
     @cache
-    def plain(decoder: str, content: str) -> Any:
+    def plain(decoder: str, content: str, tokens: int = 8) -> Any:
         messages = [{"role": "user", "content": content}]
-        body = {"messages": messages, "temperature": 0, "max_tokens": 8}
+        body = {"messages": messages, "temperature": 0, "max_tokens": tokens}
         return post(f"{demo}/models/{decoder}/v1/chat/completions", body)
 
     return plain

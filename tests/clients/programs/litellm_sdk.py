@@ -10,6 +10,7 @@ from typing import Any
 import litellm
 
 URL, PROMPT = sys.argv[1:]
+litellm.suppress_debug_info = True  # it prints beside the answer otherwise
 ASKED: dict[str, Any] = {
     "messages": [{"role": "user", "content": PROMPT}],
     "api_base": f"{URL}/v1",

@@ -1,4 +1,7 @@
-"""Two agents on two decoders in one conversation, whole and streamed, by either API; as JSON."""
+"""Two agents on two decoders, whole and streamed, by either API; as JSON.
+
+The package takes an answer that was cut off for a failure, so there is room for whole ones.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import agents
 import openai
 
 URL, PROMPT, QUESTION = sys.argv[1:]
-SETTINGS = agents.ModelSettings(temperature=0, max_tokens=8)
+SETTINGS = agents.ModelSettings(temperature=0, max_tokens=64)
 
 
 @agents.function_tool
@@ -31,9 +34,7 @@ async def main() -> dict[str, Any]:
 
         def agent(decoder: str, kind: Any, **options: Any) -> agents.Agent:
             model = kind(decoder, client)
-            return agents.Agent(
-                name=decoder, model=model, **{"model_settings": SETTINGS, **options}
-            )
+            return agents.Agent(name=decoder, model=model, model_settings=SETTINGS, **options)
 
         said: dict[str, Any] = {}
         for name, kind in (
@@ -41,14 +42,12 @@ async def main() -> dict[str, Any]:
             ("responses", agents.OpenAIResponsesModel),
         ):
             first = await agents.Runner.run(agent("code", kind), PROMPT)
-            talk = [*first.to_input_list(), {"role": "user", "content": PROMPT}]
-            stream = agents.Runner.run_streamed(agent("math", kind), talk)
+            stream = agents.Runner.run_streamed(agent("code", kind), PROMPT)
             async for _ in stream.stream_events():
                 pass
             caller = agent(
                 "tools",
                 kind,
-                model_settings=agents.ModelSettings(temperature=0, max_tokens=64),
                 tools=[get_weather_forecast],
                 tool_use_behavior="stop_on_first_tool",
             )

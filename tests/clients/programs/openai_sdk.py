@@ -44,20 +44,21 @@ def refused(call: Callable[[], Any]) -> list[Any]:
 
 def sync(client: openai.OpenAI) -> dict[str, Any]:
     whole = client.chat.completions.create(model="code", **CHAT)
+    # The SDK's helper takes an answer that was cut off for a failure.
     with client.chat.completions.stream(
-        model="math", stream_options={"include_usage": True}, **CHAT
+        model="code", stream_options={"include_usage": True}, **{**CHAT, "max_tokens": 64}
     ) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
         streamed = stream.get_final_completion()
     parsed = client.chat.completions.parse(
-        model="base", response_format=Verdict, **{**CHAT, "max_tokens": 16}
+        model="base", response_format=Verdict, **{**CHAT, "max_tokens": 32}
     )
     response = client.responses.create(model="code", **RESPONSE)
     with client.responses.stream(model="math", **RESPONSE) as events:
         kinds = [event.type for event in events]
         final = events.get_final_response()
     verdict = client.responses.parse(
-        model="base", text_format=Verdict, **{**RESPONSE, "max_output_tokens": 16}
+        model="base", text_format=Verdict, **{**RESPONSE, "max_output_tokens": 32}
     )
     call = client.responses.create(
         model="tools",
