@@ -47,6 +47,12 @@ def _launch(argv: Sequence[str]) -> int:
     return launch(argv)
 
 
+def _worker(argv: Sequence[str]) -> int:
+    from ps_sglang.launch.worker import main as worker
+
+    return worker(argv)
+
+
 def _verify(argv: Sequence[str]) -> int:
     from ps_sglang.verify.__main__ import main as verify
 
@@ -57,6 +63,18 @@ def _workers(argv: Sequence[str]) -> int:
     from ps_sglang.workers.__main__ import main as workers
 
     return workers(argv)
+
+
+def _status(argv: Sequence[str]) -> int:
+    from ps_sglang.status.__main__ import status
+
+    return status(argv)
+
+
+def _top(argv: Sequence[str]) -> int:
+    from ps_sglang.status.__main__ import top
+
+    return top(argv)
 
 
 def _decoders(argv: Sequence[str]) -> int:
@@ -122,8 +140,11 @@ def _models(argv: Sequence[str]) -> int:
 
 COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "launch": (_launch, "start a cluster and serve until Ctrl-C"),
+    "worker": (_worker, "start one worker of a running cluster, and look after it"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
+    "status": (_status, "show the workers and decoders of a running cluster"),
+    "top": (_top, "show them again and again, with rates"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
     "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
     "keys": (_keys, "list, add and revoke the API keys of clients"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,11 @@ TIMEOUT_S: Final = 3600.0
 
 
 class RefusedError(UsageError):
-    """The gateway refused a change; the message is its reason."""
+    """The gateway refused a change; the message is its reason, `code` the error's code."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class GatewayAdmin:
@@ -67,7 +71,7 @@ class GatewayAdmin:
             status = "" if error.is_explained else f"status {error.status}: "
             # Whoever has a key may have forgotten to give it.
             hint = f" (the key is read from ${KEY_VARIABLE})" if error.status in (401, 403) else ""
-            raise RefusedError(status + error.reason + hint) from error
+            raise RefusedError(status + error.reason + hint, error.code) from error
         except GatewayUnreachable as error:
             raise UsageError(no_gateway(self._url, error)) from error
 
@@ -87,10 +91,15 @@ def exit_status(command: Callable[[], None]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need."""
+    print(*table(rows), sep="\n")
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of rows, in columns as wide as they need."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
 def path_on_worker(text: str) -> str:

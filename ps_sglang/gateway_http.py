@@ -50,11 +50,17 @@ def from_environment() -> Credentials:
 
 
 class GatewayRefused(Exception):
-    """The gateway answered with an error. `is_explained`: `reason` is the error's own message."""
+    """The gateway answered with an error. `is_explained`: `reason` is the error's own message.
+
+    `code` is the error's own, if it has one.
+    """
 
     def __init__(self, status: int, content: bytes) -> None:
+        self.code: str | None = None
         try:
-            self.reason = str(json.loads(content)["error"]["message"])
+            error = json.loads(content)["error"]
+            self.reason = str(error["message"])
+            self.code = error.get("code")
             self.is_explained = True
         except (ValueError, KeyError, TypeError):
             self.reason = content.decode(errors="replace").strip()
@@ -79,19 +85,40 @@ def call(
 
     Without `credentials` it shows those of the environment.
     """
+    data = None if body is None else json.dumps(body).encode()
+    content = _content(url, data, method, timeout_s, credentials)
+    try:
+        answer: Json = json.loads(content)
+    except ValueError as error:
+        raise GatewayUnreachable(str(error)) from error
+    return answer
+
+
+def get_text(url: str, *, timeout_s: float) -> str:
+    """The answer to a GET as text; raises the two errors above."""
+    return _content(url, None, "GET", timeout_s, None).decode(errors="replace")
+
+
+def _content(
+    url: str,
+    data: bytes | None,
+    method: str | None,
+    timeout_s: float,
+    credentials: Credentials | None,
+) -> bytes:
     credentials = credentials or from_environment()
     try:
         request = urllib.request.Request(
             url,
-            data=None if body is None else json.dumps(body).encode(),
+            data=data,
             headers={"Content-Type": "application/json", **credentials.headers},
             method=method,
         )
         with urllib.request.urlopen(
             request, timeout=timeout_s, context=credentials.tls()
         ) as response:
-            answer: Json = json.load(response)
-            return answer
+            content: bytes = response.read()
+            return content
     except urllib.error.HTTPError as error:
         raise GatewayRefused(error.code, error.read()) from error
     except (OSError, ValueError, http.client.HTTPException) as error:

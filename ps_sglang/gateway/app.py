@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -13,7 +14,7 @@ from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
@@ -32,6 +33,7 @@ from ps_sglang.gateway.routes import (
     responses,
 )
 from ps_sglang.gateway.routes import decoders as decoders_api
+from ps_sglang.gateway.routes import leases as leases_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.limits import limit_rate
@@ -46,6 +48,7 @@ from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.leases import Leases
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
@@ -71,7 +74,9 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             gateway = app[GATEWAY] = _gateway(config, prompts, http, client, background, timing)
             await gateway.cache_index.start()
             await gateway.health.first_probes()
+            watch = asyncio.create_task(gateway.leases.watch())
             yield
+            await cancel(watch)
             await gateway.health.close()
             await gateway.cache_index.stop()
             await background.close()
@@ -84,6 +89,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     openapi.add_routes(app.router)
     page.add_routes(app)
     workers_api.add_routes(app)
+    leases_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
     app.router.add_post("/sessions/{id}/end", sessions_api.end)
@@ -138,6 +144,7 @@ def _gateway(
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
+        leases=Leases(pool, health.take_requests_from),
         activity=activity,
     )
 

@@ -45,11 +45,11 @@ class PrefillWorker:
 class Adapter:
     """A LoRA decoder of a worker: its name for clients, its folder and its version there.
 
-    `path` is as the worker sees it, None where only the worker knows.
+    `path` is as the worker sees it.
     """
 
     decoder: str
-    path: str | None
+    path: str
     version: int = 1
 
     @property
@@ -110,10 +110,13 @@ class GatewayConfig:
     prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
     `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
     workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
-    `api_keys` is the file of keys (`access.key_file`), and `launcher_key` the digest of one more
-    key, the launcher's own. Without keys only this machine may be served, unless `no_keys`.
-    `tls_cert` and `tls_key` are files in PEM format, both or neither. Raises ConfigError, listing
-    everything that is wrong.
+    `is_aggregated`: each worker serves its requests alone, from their prompts on. `fingerprint` is
+    the base's, which the first worker to join an empty cluster must have; None takes it as it is.
+    Workers that are listed need no lease; all others join. `awaits_workers`: some that served
+    before may be about to join again. `api_keys` is the file of keys
+    (`access.key_file`), and `launcher_key` the digest of one more key, the launcher's own. Without
+    keys only this machine may be served, unless `no_keys`. `tls_cert` and `tls_key` are files in
+    PEM format, both or neither. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -121,11 +124,14 @@ class GatewayConfig:
     base: str
     context_length: int
     vocabulary: int
-    prefill: tuple[PrefillWorker, ...]
-    decode: tuple[DecodeWorker, ...]
+    prefill: tuple[PrefillWorker, ...] = ()
+    decode: tuple[DecodeWorker, ...] = ()
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
+    is_aggregated: bool = False
+    fingerprint: str | None = None
+    awaits_workers: bool = False
     limits: GatewayLimits = DEFAULT_LIMITS
     api_keys: str | None = None
     launcher_key: str | None = None
@@ -141,11 +147,6 @@ class GatewayConfig:
     def workers(self) -> tuple[Worker, ...]:
         """All workers, prefill first."""
         return (*self.prefill, *self.decode)
-
-    @property
-    def is_aggregated(self) -> bool:
-        """Whether each worker serves its requests alone, from their prompts on."""
-        return not self.prefill
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -178,16 +179,14 @@ class GatewayConfig:
 
 def _problems(config: GatewayConfig) -> list[str]:
     problems = []
-    aggregated = [worker.name for worker in config.decode if worker.aggregated]
-    if not config.prefill and len(aggregated) < len(config.decode):
-        problems.append("`prefill` lists no worker, and not all of `decode` are aggregated")
-    if config.prefill and aggregated:
-        problems.append(
-            f"{', '.join(aggregated)}: an aggregated worker needs no prefill worker, so there may "
-            "be none beside it"
-        )
-    if not config.decode:
-        problems.append("`decode` lists no worker")
+    if config.is_aggregated and config.prefill:
+        problems.append("`prefill` lists workers, and aggregated ones need none beside them")
+    problems += [
+        f"{worker.name}: `is_aggregated` of the cluster is {config.is_aggregated}, and its own "
+        f"`aggregated` is {worker.aggregated}"
+        for worker in config.decode
+        if worker.aggregated is not config.is_aggregated
+    ]
     problems += [
         f"`{name}` must be at least 1, not {getattr(config, name)}"
         for name in ("context_length", "vocabulary")

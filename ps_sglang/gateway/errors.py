@@ -91,6 +91,7 @@ class ModelNotFound(BadRequest):
             param="model",
             code="model_not_found",
         )
+        self.name = name
 
 
 class EngineError(GatewayError):
@@ -178,6 +179,11 @@ class NoWorker(GatewayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503, code="no_worker")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again."""
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
 class WorkerError(GatewayError):

@@ -16,7 +16,7 @@ from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
-from ps_sglang.gateway.errors import BadRequest, ModelNotFound
+from ps_sglang.gateway.errors import BadRequest, GatewayError, ModelNotFound, NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
@@ -26,6 +26,8 @@ from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.leases import SECONDS as LEASE_SECONDS
+from ps_sglang.gateway.workers.leases import Leases
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Gateway:
     metrics: GatewayMetrics
     hint_actions: HintActions
     decoder_changes: DecoderChanges
+    leases: Leases
     activity: Activity
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -57,6 +60,19 @@ class Gateway:
     def served_to(self, tenant: str) -> Served:
         """What a tenant's requests are checked against now."""
         return Served(self.pool.decoders, self.limits, self.cache_index.prompts, tenant)
+
+    def not_found(self, error: ModelNotFound) -> GatewayError:
+        """`error`, unless the model's workers may be about to join: then one to try again on.
+
+        A gateway that has restarted hears of all workers that are there within a lease's time.
+        """
+        is_awaited = self.config.awaits_workers and time.time() < self.started + LEASE_SECONDS
+        if self.config.workers or (self.pool.decoders and not is_awaited):
+            return error
+        return NoWorker(
+            f"No worker of {error.name!r} has joined the cluster yet; "
+            f"served models: {', '.join(self.pool.decoders) or 'none'}."
+        )
 
     def workers(self, decoder: str | None) -> tuple[AnyWorkerState, ...]:
         """All workers, or the prefill workers and those of one decoder."""

@@ -2,77 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ps_sglang.errors import LaunchError, PsSglangError
-from ps_sglang.gateway.config import is_loopback
-from ps_sglang.gateway_http import KEY_VARIABLE
 from ps_sglang.launch.args import parse_args
-from ps_sglang.progress import progress
+from ps_sglang.launch.serve import serve
 
 if TYPE_CHECKING:
-    from ps_sglang.launch.cluster import Cluster
+    from ps_sglang.launch.prepare import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 stopped on request, 1 a worker failed, 2 refused before any start."""
-    try:
+    """Exit status: see `serve.STATUSES`."""
+
+    def plan() -> Plan:
         spec = parse_args(sys.argv[1:] if argv is None else argv)
-        from ps_sglang.launch.cluster import Cluster
+        from ps_sglang.launch.prepare import prepare
 
-        if spec.no_keys and not is_loopback(spec.host):
-            progress(f"no keys: whoever reaches {spec.host} may use this cluster")
-        _interrupt_on_signals()
-        with Cluster.start(spec, progress) as cluster:
-            progress(ready_line(cluster))
-            cluster.wait()
-    except KeyboardInterrupt:
-        progress("stopped")
-    except LaunchError as error:
-        progress(f"error: {error}")
-        return 1
-    except PsSglangError as error:
-        progress(f"error: {error}")
-        return 2
-    return 0
+        return prepare(spec)
 
-
-def ready_line(cluster: Cluster) -> str:
-    """What a person needs to use the cluster, the request to copy included."""
-    decoders = list(dict.fromkeys(name for worker in cluster.workers for name in worker.decoders))
-    ready = "joined" if cluster.plan.spec.join else "ready"
-    line = (
-        f"{ready} {cluster.url} after {cluster.ready_s:.1f} s, "
-        f"{cluster.memory_bytes / 1e9:.1f} GB; decoders: {', '.join(decoders) or 'none'}; "
-        f"logs: {cluster.plan.log_dir}"
-    )
-    if not decoders:
-        return line
-    needs_key = cluster.plan.spec.api_keys is not None
-    key = f"-H 'Authorization: Bearer '${KEY_VARIABLE} " if needs_key else ""
-    body = json.dumps({"model": decoders[0], "messages": [{"role": "user", "content": "Hello!"}]})
-    return (
-        f"{line}\n"
-        f"try: curl {cluster.url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
-        f"-d '{body}'"
-    )
-
-
-def _interrupt_on_signals() -> None:
-    """The first Ctrl-C or SIGTERM begins the stop, which takes seconds; more change nothing."""
-
-    def interrupt(*_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        progress("stopping")
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    return serve(plan)
 
 
 if __name__ == "__main__":

@@ -4,47 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.launch.prepare import Plan
-from ps_sglang.launch.spec import Role
 
 
-def gateway_config(plan: Plan, launcher_key: str | None = None) -> GatewayConfig:
-    """What the gateway must know of a plan; `launcher_key` is the digest of the launcher's key."""
+def gateway_config(
+    plan: Plan, port: int, launcher_key: str | None = None, *, restarts: bool = False
+) -> GatewayConfig:
+    """What the gateway must know of a plan; its workers join it themselves.
+
+    It listens on `port`, 0 for any free one. `launcher_key` is the digest of the launcher's key.
+    `restarts`: there was a gateway before it, whose workers do not all belong to the launcher.
+    """
     return GatewayConfig(
         host=plan.spec.host,
-        port=plan.spec.port,
+        port=port,
         base=plan.base.name,
         context_length=plan.context_length,
         vocabulary=plan.vocabulary,
-        prefill=tuple(
-            PrefillWorker(
-                worker.name,
-                worker.url,
-                "127.0.0.1",
-                worker.bootstrap_port,
-                worker.events.publishes,
-                worker.events.control,
-            )
-            for worker in plan.workers
-            if worker.bootstrap_port is not None
-        ),
-        decode=tuple(
-            DecodeWorker(
-                worker.name,
-                worker.url,
-                worker.model_name,
-                worker.events.publishes,
-                worker.events.control,
-                worker.adapters,
-                aggregated=worker.role is Role.AGGREGATED,
-            )
-            for worker in plan.workers
-            if worker.role is not Role.PREFILL
-        ),
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        is_aggregated=plan.spec.one_worker,
+        fingerprint=plan.fingerprint,
+        awaits_workers=restarts or plan.spec.gateway_only,
         limits=plan.spec.limits,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,

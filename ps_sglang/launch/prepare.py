@@ -26,8 +26,8 @@ from ps_sglang.launch import flag_check, flags, lora
 from ps_sglang.launch.environment import encode_adapters, has_accelerator
 from ps_sglang.launch.parsers import check_parsers, parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
-from ps_sglang.launch.ports import free_ports, require_free
-from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
+from ps_sglang.launch.ports import free_ports, listen_address, require_free
+from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, EventPorts, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
 
@@ -50,6 +50,11 @@ class Plan:
     vocabulary: int
     log_dir: Path
     chat: ChatFlags
+
+    @property
+    def host(self) -> str:
+        """Where other hosts reach the workers, if they do."""
+        return self.spec.advertise or LOOPBACK
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -89,7 +94,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         tuple(reports),
         _workers(spec, cpu, placements, command_lines, log_dir),
         shape.architecture,
-        min([shape.context_length, *_limits(command_lines.values())]),
+        min([shape.context_length, *_limits([spec.engine_args, *command_lines.values()])]),
         shape.vocabulary,
         log_dir,
         chat_flags(spec),
@@ -240,16 +245,22 @@ def _workers(
     command_lines: Mapping[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
+    if not placements:
+        return ()
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
     ports = iter(free_ports(5 * len(placements)))
+    host = spec.advertise or LOOPBACK
+    listen = listen_address(host)
+    # ZeroMQ takes no names to bind to, and whoever joins is asked at the host of its URL.
+    bind = LOOPBACK if host == LOOPBACK else "*"
     workers = []
     for placement in placements:
         name, role, model = placement.name, placement.role, placement.model
         port, rendezvous = next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
-        events = EventPorts(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
+        events = EventPorts(f"tcp://{bind}:{next(ports)}", f"tcp://{bind}:{next(ports)}")
         owned = flags.owned(
-            role, model, port, rendezvous, bootstrap, backend, events, lora=placement.lora
+            role, model, port, rendezvous, bootstrap, backend, events, listen, lora=placement.lora
         )
         workers.append(
             WorkerSpec(
@@ -263,6 +274,8 @@ def _workers(
                 argv=(*owned, *command_lines[name]),
                 log=log_dir / f"{name}.log",
                 adapters=placement.adapters,
+                host=host,
+                local_host={"0.0.0.0": LOOPBACK, "::": "::1"}.get(listen, listen),
             )
         )
     return tuple(workers)

@@ -17,6 +17,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoders: tuple[str, ...] | None = None
     prefill_replicas: int | None = None
     decode_replicas: int | None = None
+    gateway_only: bool | None = None
     one_worker: bool | None = None
     join: str | None = None
     host: str | None = None
@@ -32,6 +33,8 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     transfer_backend: str | None = None
+    advertise: str | None = None
+    max_restarts: int | None = None
     allow_unverified: bool | None = None
     log_dir: Path | None = None
     ready_timeout: float | None = None

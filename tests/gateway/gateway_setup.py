@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
+from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
@@ -66,10 +67,11 @@ async def serving(
     cors_origins: tuple[str, ...] = (),
     api_keys: str | None = None,
     limits: GatewayLimits = DEFAULT_LIMITS,
+    config: GatewayConfig | None = None,
 ) -> AsyncIterator[Setup]:
-    """A gateway in front of a cluster."""
-    config = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys, limits=limits)
-    app = build_app(config, timing)
+    """A gateway in front of a cluster, which it knows from the beginning without a `config`."""
+    known = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys, limits=limits)
+    app = build_app(config or known, timing)
     server = runner(app)
     await server.setup()
     try:

@@ -141,7 +141,8 @@ ADMINS = {
     ("GET", "/server_info"), ("GET", "/v1/live"), ("GET", "/v1/loads"), ("GET", "/workers"),
     ("POST", "/workers"),
     ("DELETE", "/workers/{name}"), ("GET", "/workers/{name}"), ("POST", "/workers/{name}/drain"),
-    ("POST", "/workers/{name}/resume"), ("POST", "/workers/{name}/swap"),
+    ("POST", "/workers/{name}/resume"),
+    ("POST", "/workers/{name}/renew"), ("POST", "/workers/{name}/swap"),
 }  # fmt: skip
 
 

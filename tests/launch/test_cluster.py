@@ -186,7 +186,7 @@ def test_a_missed_deadline_names_who_was_late(
     assert marked.pids() == []
 
 
-def test_a_worker_that_dies_is_reported_and_the_rest_serves(
+def test_a_worker_that_dies_is_reported_and_restarted(
     tiny: dict[str, Path], tmp_path: Path, marked: Marked
 ) -> None:
     launcher = Launcher(
@@ -200,6 +200,8 @@ def test_a_worker_that_dies_is_reported_and_the_rest_serves(
     launcher.wait_for("decode-a was killed by SIGKILL; still served: b; no longer: a")
     assert psutil.wait_procs(family, 10)[1] == []
     assert ask(url, "b")["model"] == "b"
+    launcher.wait_for("decode-a is back after")
+    assert ask(url, "a")["model"] == "a"
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.end() == 0
     assert marked.pids() == []

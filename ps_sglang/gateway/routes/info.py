@@ -85,9 +85,8 @@ async def _health(request: web.Request, path: str, seconds: float) -> web.Respon
         {**_identity(worker_state.worker), "healthy": ready, "state": worker_state.state}
         for worker_state, ready in zip(worker_states, healthy, strict=True)
     ]
-    well = all(not able.isdisjoint(workers) for workers in needed) and (
-        gateway.config.is_aggregated or not able.isdisjoint(gateway.pool.prefill)
-    )
+    served = bool(needed) and all(not able.isdisjoint(workers) for workers in needed)
+    well = served and (gateway.config.is_aggregated or not able.isdisjoint(gateway.pool.prefill))
     return _status(request, well, {"workers": listed})
 
 

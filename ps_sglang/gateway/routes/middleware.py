@@ -20,6 +20,7 @@ from ps_sglang.gateway.errors import (
     BadRequest,
     GatewayBusy,
     GatewayError,
+    ModelNotFound,
 )
 from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
@@ -105,6 +106,8 @@ async def _answer(
     try:
         _check_head(request)
         return await handler(request)
+    except ModelNotFound as error:
+        record.failed(request.app[GATEWAY].not_found(error))
     except GatewayError as error:
         record.failed(error)
     except web.HTTPException as error:
