@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvloop
 
+from ps_sglang.errors import PsSglangError
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import ConfigError, GatewayConfig
 from ps_sglang.gateway.dispatch.background import cancel
@@ -56,7 +57,7 @@ def main() -> None:
     raise_limit()
     try:
         uvloop.run(serve(GatewayConfig.load(arguments.config)))
-    except (ConfigError, OSError) as error:
+    except (ConfigError, PsSglangError, OSError) as error:
         sys.exit(f"gateway: {error}")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway import cors
 from ps_sglang.gateway.access.authentication import authenticate
 from ps_sglang.gateway.bodies import size
@@ -45,6 +47,8 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 
     `timing` says how often workers are probed.
     """
+    file = config.cluster_key_file
+    key = None if file is None else ClusterKey.load(Path(file))
     prompts = Prompts.load(config.tokenizer, config.chat)
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
     app = web.Application(middlewares=[handle_request], client_max_size=most)
@@ -54,9 +58,10 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
-        client = WorkerClient()
+        client = WorkerClient(key)
         async with _http() as http:
-            gateway = app[GATEWAY] = _gateway(config, prompts, http, client, background, timing)
+            gateway = _gateway(config, key, prompts, http, client, background, timing)
+            app[GATEWAY] = gateway
             await gateway.cache_index.start()
             await gateway.health.first_probes()
             yield
@@ -79,13 +84,14 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 
 def _gateway(
     config: GatewayConfig,
+    key: ClusterKey | None,
     prompts: Prompts,
     http: aiohttp.ClientSession,
     client: WorkerClient,
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
+    pool, sessions, metrics = WorkerPool(config.workers, key), Sessions(), GatewayMetrics()
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:
@@ -96,7 +102,7 @@ def _gateway(
     router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
     decoder_changes = DecoderChanges(http, pool)
     health = HealthMonitor(
-        http, pool, timing, config.context_length, restore=decoder_changes.restore
+        http, pool, timing, config.context_length, key=key, restore=decoder_changes.restore
     )
     health.recognition.admitted.append(
         lambda worker_state: cache_index.admitted(worker_state.name, worker_state.incarnation)
@@ -109,7 +115,9 @@ def _gateway(
     hint_actions = HintActions(dispatcher, pool, background, sessions, cache_index, metrics)
     return Gateway(
         config=config,
+        cluster_key=key,
         http=http,
+        client=client,
         background=background,
         pool=pool,
         health=health,

@@ -107,8 +107,11 @@ class GatewayConfig:
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
     prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
     `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
-    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all. Raises
-    ConfigError, listing everything that is wrong.
+    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
+    `cluster_key_file` holds the secret that its workers share with it, None for workers without
+    one. Weights are loaded from below `model_roots` only, while the cluster runs. With `admin_port`
+    (0 for any free one) what is for admins is served there only; it listens on `admin_host`, or on
+    `host`. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -121,6 +124,10 @@ class GatewayConfig:
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
+    cluster_key_file: str | None = None
+    model_roots: tuple[str, ...] = ()
+    admin_host: str | None = None
+    admin_port: int | None = None
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -182,6 +189,10 @@ def _problems(config: GatewayConfig) -> list[str]:
         for name in ("context_length", "vocabulary")
         if getattr(config, name) < 1
     ]
+    if config.admin_port and config.admin_port == config.port:
+        problems.append(f"`admin_port` is {config.admin_port}, which is `port`")
+    if config.admin_host is not None and config.admin_port is None:
+        problems.append(f"`admin_host` is {config.admin_host}, but there is no `admin_port`")
     names = Counter(worker.name for worker in config.workers)
     problems += [f"two workers are called {name!r}" for name, count in names.items() if count > 1]
     problems += [

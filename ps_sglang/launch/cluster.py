@@ -14,6 +14,7 @@ from signal import Signals
 from types import TracebackType
 from typing import Final, Self
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import (
@@ -62,7 +63,8 @@ class Cluster:
         with Cluster.start(ClusterSpec("base", ("a", "b"), port=0)) as cluster:
             openai.OpenAI(base_url=cluster.url + "/v1", api_key="none")
 
-    Leaving the block ends every process and removes every temporary file, whatever happened.
+    Leaving the block ends every process and removes every temporary file, whatever happened. `key`
+    opens the workers' own ports.
     """
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
@@ -76,11 +78,18 @@ class Cluster:
             if plan.spec.join
             else None
         )
+        key_file = plan.spec.cluster_key_file
         if self._joined is not None:
             self._joined.require_gateway()
+            key_file = self._joined.key_file(key_file)
+        self.key = ClusterKey.make() if key_file is None else ClusterKey.load(key_file)
         for name in (FORK_SERVER, GATEWAY, *(worker.name for worker in plan.workers)):
             self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
+        if key_file is None:
+            key_file = self._runtime / "cluster.key"
+            self.key.save(key_file)
+        self._key_file = key_file.resolve()
         self._environ = fork_server_environment(
             os.environ, self._runtime, plan.architecture, cpu=plan.cpu
         )
@@ -180,7 +189,7 @@ class Cluster:
         deadline = self._began + self.plan.spec.ready_timeout_s
         for report in self.plan.reports:
             self._on_progress(f"decoder {report.name}: {report.description}")
-        for line in sharing(self.plan.workers):
+        for line in (*sharing(self.plan.workers), *self.plan.warnings):
             self._on_progress(line)
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
@@ -199,7 +208,7 @@ class Cluster:
 
     def _start_gateway(self) -> None:
         config = self._runtime / "gateway.json"
-        config.write_bytes(gateway_config(self.plan).to_json())
+        config.write_bytes(gateway_config(self.plan, self._key_file).to_json())
         self._link.send(
             Start(
                 name=GATEWAY,
@@ -225,7 +234,10 @@ class Cluster:
                     self.plan.fingerprint,
                     worker,
                     allow_unverified=self.plan.spec.allow_unverified,
+                    allow_unsafe=self.plan.spec.allow_unsafe,
                     shares_weights=self.plan.cpu and self.plan.shares_model(worker),
+                    key_file=self._key_file,
+                    model_roots=self.plan.model_roots,
                 ),
                 log=str(worker.log),
                 start_method=StartMethod.FORK if self.plan.cpu else StartMethod.EXEC,
@@ -239,7 +251,9 @@ class Cluster:
 
     def _wait_until_ready(self, deadline: float) -> None:
         probes = {
-            worker.name: Probe(worker.name, worker.port, partial(self._link.pids.get, worker.name))
+            worker.name: Probe(
+                worker.name, worker.port, partial(self._link.pids.get, worker.name), self.key
+            )
             for worker in self.plan.workers
         }
         for probe in probes.values():

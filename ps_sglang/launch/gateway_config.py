@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.launch.prepare import Plan
 from ps_sglang.launch.spec import Role
 
 
-def gateway_config(plan: Plan) -> GatewayConfig:
-    """What the gateway must know of a plan."""
+def gateway_config(plan: Plan, key_file: Path | None = None) -> GatewayConfig:
+    """What the gateway must know of a plan, and where the cluster's key is."""
     return GatewayConfig(
         host=plan.spec.host,
         port=plan.spec.port,
@@ -43,4 +45,8 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        cluster_key_file=key_file and str(key_file),
+        model_roots=plan.model_roots,
+        admin_host=plan.spec.admin_host,
+        admin_port=plan.spec.admin_port,
     )

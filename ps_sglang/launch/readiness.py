@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import UsageError
 from ps_sglang.launch import procfs
 from ps_sglang.workers.client import READY_STATES, WorkersClient
@@ -26,12 +27,19 @@ class Probe(threading.Thread):
 
     `pid` tells the process that leads the worker's session, once there is one: another program may
     have taken the port meanwhile, and answer there. The worker then ends as it cannot bind it.
+    Nobody else gets the `key`.
     A daemon, as a request to a worker that hangs must not hold up a Ctrl-C.
     """
 
-    def __init__(self, name: str, port: int, pid: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        pid: Callable[[], int | None],
+        key: ClusterKey | None = None,
+    ) -> None:
         super().__init__(name=f"probe-{name}", daemon=True)
-        self._port, self._pid = port, pid
+        self._port, self._pid, self._key = port, pid, key
         self._answered = threading.Event()
         self._cancelled = threading.Event()
 
@@ -47,13 +55,14 @@ class Probe(threading.Thread):
     def run(self) -> None:
         while not self._cancelled.is_set():
             pid = self._pid()
-            if pid is not None and answers(self._port) and procfs.listens(pid, self._port):
+            is_there = pid is not None and procfs.listens(pid, self._port)
+            if is_there and answers(self._port, self._key):
                 self._answered.set()
                 return
             self._cancelled.wait(_POLL_S)
 
 
-def answers(port: int) -> bool:
+def answers(port: int, key: ClusterKey | None = None) -> bool:
     """Whether a worker's engine runs a request now.
 
     `/health_generate` sends one token through the scheduler, with the bootstrap host that
@@ -61,7 +70,8 @@ def answers(port: int) -> bool:
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_TIMEOUT_S)
     try:
-        connection.request("GET", "/health_generate")
+        headers = {} if key is None else {"Authorization": key.authorization}
+        connection.request("GET", "/health_generate", headers=headers)
         return connection.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False

@@ -47,8 +47,13 @@ class ClusterSpec:
     base's work. `one_worker` has one server do it all, for adapters. `join` is the URL of a
     running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
     and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
-    `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
-    chooses by device. `allow_unverified` admits decoders that have no manifest. `log_dir` gets one
+    `cors_origins` may use it, `*` for all. With `admin_port` the routes for admins are on that
+    port only, of `admin_host` or else `host`. `cluster_key_file` holds the key of the workers; None
+    makes one, or finds that of the cluster that is joined. While the cluster runs, weights may be
+    loaded from below `model_roots`; without any, from the folders in which those given here lie.
+    `allow_unsafe` admits SGLang's flags that run what clients send. `transfer_backend` is `zmq`,
+    `mooncake` or `nixl`; None chooses by device. `allow_unverified` admits decoders that have no
+    manifest. `log_dir` gets one
     log file a worker; None makes a folder under the cache folder. Every worker must answer within
     `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for all workers;
     `prefill_engine_args` and `decode_engine_args` are those of one role, and win over them.
@@ -63,6 +68,11 @@ class ClusterSpec:
     host: str = "127.0.0.1"
     port: int = 8000
     cors_origins: tuple[str, ...] = ()
+    admin_host: str | None = None
+    admin_port: int | None = None
+    cluster_key_file: Path | None = None
+    model_roots: tuple[Path, ...] = ()
+    allow_unsafe: bool = False
     transfer_backend: str | None = None
     allow_unverified: bool = False
     log_dir: Path | None = None
@@ -103,6 +113,12 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems += _one_worker_problems(spec)
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    if spec.admin_port is not None and not 0 <= spec.admin_port <= 65535:
+        problems.append(f"--admin-port is {spec.admin_port}, must be 0 (any free port) to 65535")
+    if spec.admin_port and spec.admin_port == spec.port:
+        problems.append(f"--admin-port is {spec.admin_port}, which is --port: choose another")
+    if spec.admin_host is not None and spec.admin_port is None:
+        problems.append("--admin-host needs --admin-port")
     problems += [
         f"decoder {entry.model}*0: it must have at least 1 worker"
         for entry in spec.entries
