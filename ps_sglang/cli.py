@@ -65,6 +65,12 @@ def _decoders(argv: Sequence[str]) -> int:
     return decoders(argv)
 
 
+def _keys(argv: Sequence[str]) -> int:
+    from ps_sglang.keys.__main__ import main as keys
+
+    return keys(argv)
+
+
 def _train(argv: Sequence[str]) -> int:
     from ps_sglang.training.train.__main__ import main as train
 
@@ -120,6 +126,7 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
     "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
+    "keys": (_keys, "list, add and revoke the API keys of clients"),
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),

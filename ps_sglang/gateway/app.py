@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway import cors
-from ps_sglang.gateway.access.authentication import authenticate
+from ps_sglang.gateway.access.authentication import authentication
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
@@ -30,7 +30,7 @@ from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
-from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
@@ -45,7 +45,7 @@ _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info"
 def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
-    `timing` says how often workers are probed.
+    `timing` says how often workers are probed. Raises UsageError if the file of keys is wrong.
     """
     file = config.cluster_key_file
     key = None if file is None else ClusterKey.load(Path(file))
@@ -54,7 +54,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
-    app.middlewares.extend((authenticate, read_whole_body))
+    app.middlewares.extend((authentication(config), read_whole_body))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
@@ -91,7 +91,7 @@ def _gateway(
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = WorkerPool(config.workers, key), Sessions(), GatewayMetrics()
+    pool, sessions, metrics = WorkerPool(config.workers, key), TenantSessions(), GatewayMetrics()
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -108,10 +109,13 @@ class GatewayConfig:
     prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
     `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
     workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
-    `cluster_key_file` holds the secret that its workers share with it, None for workers without
-    one. Weights are loaded from below `model_roots` only, while the cluster runs. With `admin_port`
-    (0 for any free one) what is for admins is served there only; it listens on `admin_host`, or on
-    `host`. Raises ConfigError, listing everything that is wrong.
+    `api_keys` is the file of keys (`access.key_file`), and `launcher_key` the digest of one more
+    key, the launcher's own. Without keys only this machine may be served, unless `no_keys`.
+    `tls_cert` and `tls_key` are files in PEM format, both or neither. `cluster_key_file` holds the
+    secret that its workers share with it, None for workers without one. Weights are loaded from
+    below `model_roots` only, while the cluster runs. With `admin_port` (0 for any free one) what is
+    for admins is served there only; it listens on `admin_host`, or on `host`. Raises ConfigError,
+    listing everything that is wrong.
     """
 
     host: str
@@ -128,6 +132,11 @@ class GatewayConfig:
     model_roots: tuple[str, ...] = ()
     admin_host: str | None = None
     admin_port: int | None = None
+    api_keys: str | None = None
+    launcher_key: str | None = None
+    no_keys: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -217,7 +226,38 @@ def _problems(config: GatewayConfig) -> list[str]:
         if count > 1
     ]
     problems += filter(None, map(origin_problem, config.cors_origins))
+    problems += access_problems(
+        config.host,
+        has_keys=config.api_keys is not None,
+        no_keys=config.no_keys,
+        tls=(config.tls_cert, config.tls_key),
+    )
     return problems
+
+
+def access_problems(
+    host: str, *, has_keys: bool, no_keys: bool, tls: tuple[object | None, object | None]
+) -> list[str]:
+    """What of the flags about access does not go together; `tls` are certificate and key."""
+    problems = []
+    if has_keys and no_keys:
+        problems.append("--no-keys does not go with --api-keys")
+    if not (has_keys or no_keys or is_loopback(host)):
+        problems.append(
+            f"--host {host} lets other machines in, and there are no keys: make some (`ps-sglang "
+            "keys add FILE NAME`) and give --api-keys FILE, or let everybody in with --no-keys"
+        )
+    if (tls[0] is None) != (tls[1] is None):
+        problems.append("--tls-cert and --tls-key are needed together")
+    return problems
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def origin_problem(origin: str) -> str | None:

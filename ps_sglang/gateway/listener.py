@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -36,12 +38,21 @@ _PAUSE_SECONDS: Final = 0.05
 
 
 class HttpListener:
-    """Listens for the application of `runner`, which must be set up."""
+    """Listens for the application of `runner`, which must be set up.
 
-    def __init__(self, runner: web.BaseRunner, descriptors: Descriptors) -> None:
+    With `tls` connections are encrypted; it is asked anew for each.
+    """
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        descriptors: Descriptors,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         assert runner.server is not None, "the runner is set up first"
         self._server = runner.server
         self._descriptors = descriptors
+        self._tls = tls
         self._sockets: list[socket.socket] = []
         self._clients: set[_Client] = set()
         self._paused: asyncio.TimerHandle | None = None
@@ -112,7 +123,15 @@ class HttpListener:
 
     async def _connect(self, client: _Client, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: client, connection)
+            if self._tls is None:
+                await self._loop.connect_accepted_socket(lambda: client, connection)
+            else:
+                await self._loop.connect_accepted_socket(
+                    lambda: client,
+                    connection,
+                    ssl=self._tls(),
+                    ssl_handshake_timeout=HEAD_SECONDS,
+                )
         except OSError as error:
             connection.close()
             self.gone(client)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 import aiohttp
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.bodies.checks import Limits
@@ -21,7 +21,7 @@ from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
-from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.workers.decoders import DecoderChanges
@@ -39,7 +39,7 @@ class Gateway:
     background: Background
     pool: WorkerPool
     health: HealthMonitor
-    sessions: Sessions
+    sessions: TenantSessions
     cache_index: CacheIndex
     router: Router
     descriptors: Descriptors
@@ -50,10 +50,13 @@ class Gateway:
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
-    def served(self) -> Served:
-        """What requests are checked against now."""
-        limits = Limits(self.config.vocabulary, self.config.context_length)
-        return Served(self.pool.decoders, limits, self.cache_index.prompts)
+    def limits(self) -> Limits:
+        """What engines can take."""
+        return Limits(self.config.vocabulary, self.config.context_length)
+
+    def served_to(self, tenant: str) -> Served:
+        """What a tenant's requests are checked against now."""
+        return Served(self.pool.decoders, self.limits, self.cache_index.prompts, tenant)
 
     def workers(self, decoder: str | None) -> tuple[AnyWorkerState, ...]:
         """All workers, or the prefill workers and those of one decoder."""
@@ -70,21 +73,6 @@ def model_in_path(request: web.Request) -> str | None:
     if name is not None and name not in served:
         raise ModelNotFound(name, served)
     return name
-
-
-def worker_headers(request: web.Request) -> dict[str, str]:
-    """What of a client's headers goes to workers: their API key, if any, is the clients' too.
-
-    Anthropic's clients send a key as `x-api-key`.
-    """
-    authorization = request.headers.get(hdrs.AUTHORIZATION)
-    if authorization is None and (key := request.headers.get("x-api-key")) is not None:
-        authorization = f"Bearer {key}"
-    if authorization is None:
-        return {}
-    if not authorization.isascii() or not authorization.isprintable():
-        raise BadRequest("The API key has characters that are not printable ASCII.")
-    return {hdrs.AUTHORIZATION: authorization}
 
 
 def one_model(request: web.Request) -> str:

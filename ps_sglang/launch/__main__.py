@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ps_sglang.errors import LaunchError, PsSglangError
+from ps_sglang.gateway.config import is_loopback
+from ps_sglang.gateway_http import KEY_VARIABLE
 from ps_sglang.launch.args import parse_args
 from ps_sglang.progress import progress
 
@@ -22,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = parse_args(sys.argv[1:] if argv is None else argv)
         from ps_sglang.launch.cluster import Cluster
 
+        if spec.no_keys and not is_loopback(spec.host):
+            progress(f"no keys: whoever reaches {spec.host} may use this cluster")
         _interrupt_on_signals()
         with Cluster.start(spec, progress) as cluster:
             progress(ready_line(cluster))
@@ -48,10 +52,13 @@ def ready_line(cluster: Cluster) -> str:
     )
     if not decoders:
         return line
+    key = (
+        "" if cluster.plan.spec.api_keys is None else f"-H 'Authorization: Bearer '${KEY_VARIABLE} "
+    )
     body = json.dumps({"model": decoders[0], "messages": [{"role": "user", "content": "Hello!"}]})
     return (
         f"{line}\n"
-        f"try: curl {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"try: curl {cluster.url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
         f"-d '{body}'"
     )
 

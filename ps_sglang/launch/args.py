@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.spec import ClusterSpec
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 
 _DESCRIPTION: Final = """\
 Serve several fine-tuned decoders from one shared prefill.
@@ -91,7 +91,8 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    for flag in ("host", "port", "admin_host", "admin_port", "cors_origins"):
+    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins")
+    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key"):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -140,6 +141,25 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     add("--admin-host", metavar="HOST", help="address for --admin-port (default: that of --host)")
     add(
+        "--api-keys",
+        type=user_path,
+        metavar="FILE",
+        help="ask clients for a key of this file, which `ps-sglang keys` writes (default: serve "
+        "this machine only, without keys)",
+    )
+    add(
+        "--no-keys",
+        action="store_true",
+        help="let everybody use the gateway who reaches --host, though not change the cluster",
+    )
+    add(
+        "--tls-cert",
+        type=user_path,
+        metavar="FILE",
+        help="serve HTTPS with this certificate (PEM); a new one is taken without a restart",
+    )
+    add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
+    add(
         "--prefill-replicas",
         type=int,
         metavar="N",
@@ -176,7 +196,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     add(
         "--model-root",
-        type=Path,
+        type=user_path,
         action="append",
         dest="model_roots",
         metavar="FOLDER",
@@ -185,7 +205,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     add(
         "--cluster-key-file",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="the key that workers and gateway share, for workers on other hosts (default: a new "
         "one; with --join that of the cluster, if it is on this machine)",

@@ -16,6 +16,8 @@ from typing import Final, Self
 
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
+from ps_sglang.gateway.access.key_file import digest_of, new_secret
+from ps_sglang.gateway_http import Credentials, from_environment
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import (
     fork_server_environment,
@@ -85,6 +87,11 @@ class Cluster:
         self.key = ClusterKey.make() if key_file is None else ClusterKey.load(key_file)
         for name in (FORK_SERVER, GATEWAY, *(worker.name for worker in plan.workers)):
             self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
+        if plan.spec.join:
+            self._credentials = from_environment()
+        else:  # where clients need keys it needs one, too
+            key = None if plan.spec.api_keys is None else new_secret()
+            self._credentials = Credentials(key, plan.spec.tls_cert)
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
         if key_file is None:
             key_file = self._runtime / "cluster.key"
@@ -179,7 +186,7 @@ class Cluster:
     def _outlook(self) -> str:
         workers = self.plan.workers
         dead = {worker.url for worker in workers if worker.name in self._dead}
-        return outlook(candidates(self.url, workers), dead)
+        return outlook(candidates(self.url, workers, self._credentials), dead)
 
     @property
     def _dead(self) -> set[str]:
@@ -208,7 +215,9 @@ class Cluster:
 
     def _start_gateway(self) -> None:
         config = self._runtime / "gateway.json"
-        config.write_bytes(gateway_config(self.plan, self._key_file).to_json())
+        key = self._credentials.api_key
+        digest = None if key is None else digest_of(key)
+        config.write_bytes(gateway_config(self.plan, digest, self._key_file).to_json())
         self._link.send(
             Start(
                 name=GATEWAY,
@@ -269,7 +278,7 @@ class Cluster:
 
         def missing() -> Sequence[str]:
             url = gateway_url(log)
-            return () if url is not None and knows_workers(url) else (GATEWAY,)
+            return () if url is not None and knows_workers(url, self._credentials) else (GATEWAY,)
 
         self._wait(missing, deadline)
         return gateway_url(log) or ""

@@ -9,8 +9,10 @@ from ps_sglang.launch.prepare import Plan
 from ps_sglang.launch.spec import Role
 
 
-def gateway_config(plan: Plan, key_file: Path | None = None) -> GatewayConfig:
-    """What the gateway must know of a plan, and where the cluster's key is."""
+def gateway_config(
+    plan: Plan, launcher_key: str | None = None, cluster_key_file: Path | None = None
+) -> GatewayConfig:
+    """What the gateway must know of a plan; `launcher_key` is the digest of the launcher's key."""
     return GatewayConfig(
         host=plan.spec.host,
         port=plan.spec.port,
@@ -45,8 +47,18 @@ def gateway_config(plan: Plan, key_file: Path | None = None) -> GatewayConfig:
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
-        cluster_key_file=key_file and str(key_file),
+        cluster_key_file=cluster_key_file and str(cluster_key_file),
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,
         admin_port=plan.spec.admin_port,
+        api_keys=_absolute(plan.spec.api_keys),
+        launcher_key=launcher_key,
+        no_keys=plan.spec.no_keys,
+        tls_cert=_absolute(plan.spec.tls_cert),
+        tls_key=_absolute(plan.spec.tls_key),
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    # Links are kept: who changes the certificate may change where one leads.
+    return None if path is None else str(path.absolute())

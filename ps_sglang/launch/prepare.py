@@ -18,6 +18,7 @@ from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat import SGLANG_VERSION
 from ps_sglang.errors import MissingPackageError, UsageError
+from ps_sglang.gateway.access import key_file, tls
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
@@ -84,6 +85,7 @@ def prepare(spec: ClusterSpec) -> Plan:
     require_sglang()
     spec = check_flags(spec)
     check_model_roots(spec.model_roots)
+    _check_access(spec)
     if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
     if spec.admin_port and spec.join is None:
@@ -116,6 +118,16 @@ def check_model_roots(roots: Iterable[Path]) -> None:
     for folder in roots:
         if not folder.is_dir():
             raise UsageError(f"--model-root {folder} is no folder")
+
+
+def _check_access(spec: ClusterSpec) -> None:
+    """Read what the gateway will read; raises UsageError for a file that it could not use."""
+    if spec.api_keys is not None and not key_file.read(spec.api_keys):
+        raise UsageError(
+            f"--api-keys {spec.api_keys}: it has no key: `ps-sglang keys add {spec.api_keys} NAME`"
+        )
+    if spec.tls_cert is not None and spec.tls_key is not None:
+        tls.load(spec.tls_cert, spec.tls_key)
 
 
 def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch import procfs
 from ps_sglang.workers.client import READY_STATES, WorkersClient
 
@@ -84,15 +85,15 @@ def gateway_url(log: Path) -> str | None:
     if not log.exists():
         return None
     for line in log.read_text(errors="replace").splitlines():
-        if line.startswith("ready http://"):
+        if line.startswith(("ready http://", "ready https://")):
             return line.removeprefix("ready ").strip()
     return None
 
 
-def knows_workers(gateway: str) -> bool:
+def knows_workers(gateway: str, credentials: Credentials) -> bool:
     """Whether the gateway has heard all its workers well: until then they get no requests."""
     try:
-        workers = WorkersClient(gateway, _PROBE_TIMEOUT_S).list()
+        workers = WorkersClient(gateway, _PROBE_TIMEOUT_S, credentials).list()
     except UsageError:
         return False
     return all(worker["state"] in READY_STATES for worker in workers)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import Adapter, origin_problem
+from ps_sglang.gateway.config import Adapter, access_problems, origin_problem
 
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
@@ -47,16 +47,18 @@ class ClusterSpec:
     base's work. `one_worker` has one server do it all, for adapters. `join` is the URL of a
     running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
     and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
-    `cors_origins` may use it, `*` for all. With `admin_port` the routes for admins are on that
-    port only, of `admin_host` or else `host`. `cluster_key_file` holds the key of the workers; None
-    makes one, or finds that of the cluster that is joined. While the cluster runs, weights may be
-    loaded from below `model_roots`; without any, from the folders in which those given here lie.
-    `allow_unsafe` admits SGLang's flags that run what clients send. `transfer_backend` is `zmq`,
-    `mooncake` or `nixl`; None chooses by device. `allow_unverified` admits decoders that have no
-    manifest. `log_dir` gets one
-    log file a worker; None makes a folder under the cache folder. Every worker must answer within
-    `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for all workers;
-    `prefill_engine_args` and `decode_engine_args` are those of one role, and win over them.
+    `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
+    gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
+    certificate and its key. With `admin_port` the routes for admins are on that port only, of
+    `admin_host` or else `host`. `cluster_key_file` holds the key of the workers; None makes one, or
+    finds that of the cluster that is joined. While the cluster runs, weights may be loaded from
+    below `model_roots`; without any, from the folders in which those given here lie. `allow_unsafe`
+    admits SGLang's flags that run what clients send. `transfer_backend` is `zmq`, `mooncake` or
+    `nixl`; None chooses by device. `allow_unverified` admits decoders that have no manifest.
+    `log_dir` gets one log file a worker; None makes a folder under the cache folder. Every worker
+    must answer within `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for
+    all workers; `prefill_engine_args` and `decode_engine_args` are those of one role, and win over
+    them.
     """
 
     prefill: str
@@ -73,6 +75,10 @@ class ClusterSpec:
     cluster_key_file: Path | None = None
     model_roots: tuple[Path, ...] = ()
     allow_unsafe: bool = False
+    api_keys: Path | None = None
+    no_keys: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     transfer_backend: str | None = None
     allow_unverified: bool = False
     log_dir: Path | None = None
@@ -125,6 +131,12 @@ def _problems(spec: ClusterSpec) -> list[str]:
         if entry.replicas == 0
     ]
     problems += filter(None, map(origin_problem, spec.cors_origins))
+    problems += access_problems(
+        spec.host,
+        has_keys=spec.api_keys is not None,
+        no_keys=spec.no_keys,
+        tls=(spec.tls_cert, spec.tls_key),
+    )
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems

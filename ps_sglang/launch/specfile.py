@@ -27,6 +27,10 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster_key_file: Path | None = None
     model_roots: tuple[Path, ...] | None = None
     allow_unsafe: bool | None = None
+    api_keys: Path | None = None
+    no_keys: bool | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     transfer_backend: str | None = None
     allow_unverified: bool | None = None
     log_dir: Path | None = None

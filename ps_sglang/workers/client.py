@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import quote
 
 from ps_sglang.gateway_admin import TIMEOUT_S, GatewayAdmin
-from ps_sglang.gateway_http import Json
+from ps_sglang.gateway_http import Credentials, Json
 
 READY_STATES: Final = ("good", "trial")
 """States of a worker in `/workers` in which it gets requests."""
@@ -15,8 +15,10 @@ READY_STATES: Final = ("good", "trial")
 class WorkersClient:
     """The workers of the gateway at `url`; its methods raise what those of GatewayAdmin raise."""
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._gateway = GatewayAdmin(url, timeout_s)
+    def __init__(
+        self, url: str, timeout_s: float = TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
+        self._gateway = GatewayAdmin(url, timeout_s, credentials)
 
     def list(self) -> list[Json]:
         """Every worker, as `GET /workers` has it."""

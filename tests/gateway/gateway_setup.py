@@ -45,22 +45,28 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = (), **shape: Any
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
+    **shape: Any,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with (
         Cluster.running(**shape) as cluster,
-        serving(cluster, timing, cors_origins) as setup,
+        serving(cluster, timing, cors_origins, api_keys) as setup,
     ):
         yield setup
 
 
 @asynccontextmanager
 async def serving(
-    cluster: Cluster, timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = ()
+    cluster: Cluster,
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster."""
-    app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)
+    app = build_app(replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys), timing)
     server = runner(app)
     await server.setup()
     try:

@@ -19,7 +19,7 @@ FLOORS = (
     ("cli", "demo"),
     ("training",),
     ("verify",),
-    ("launch",),
+    ("launch", "keys"),
     ("gateway", "workers", "decoders", "frontend"),
     ("engine",),
     ("events", "models"),

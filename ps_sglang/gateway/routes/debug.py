@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import parse
@@ -18,12 +19,12 @@ async def route(request: web.Request) -> web.Response:
     The route that the body is meant for follows from its prompt: `messages`, `prompt`, or else
     /generate. Of several prompts each is explained.
     """
-    gateway = request.app[GATEWAY]
+    gateway, tenant = request.app[GATEWAY], principal_of(request).tenant
     content = await request.read()
     endpoint = _endpoint(decode_body(content))
     model = request.match_info.get("model")
-    parsed = parse(endpoint, content, model, request.headers, gateway.served)
-    session = gateway.sessions.get(parsed.session) if parsed.session else None
+    parsed = parse(endpoint, content, model, request.headers, gateway.served_to(tenant))
+    session = gateway.sessions.of(tenant).get(parsed.session) if parsed.session else None
     decoder = gateway.pool.served(parsed.decoder)
     decisions = [
         gateway.router.decide(sample.prompt, decoder, session=session).explain()

@@ -9,6 +9,7 @@ from contextlib import aclosing, contextmanager
 import msgspec
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
@@ -19,7 +20,7 @@ from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
 from ps_sglang.gateway.routes.middleware import RECORD, RequestRecord
 from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.state import GATEWAY, Gateway, worker_headers
+from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry import trace
 from ps_sglang.gateway.telemetry.trace import Trace
 
@@ -44,7 +45,8 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
 
     async def generate(request: web.Request) -> web.StreamResponse:
         content, model = await request.read(), request.match_info.get("model")
-        parsed = parse(endpoint, content, model, request.headers, request.app[GATEWAY].served)
+        served = request.app[GATEWAY].served_to(principal_of(request).tenant)
+        parsed = parse(endpoint, content, model, request.headers, served)
         return await respond(request, parsed)
 
     generate.__doc__ = _SUMMARIES[endpoint]
@@ -58,13 +60,13 @@ async def respond(
     gateway = request.app[GATEWAY]
     record = request[RECORD]
     record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
-    session = _session(gateway, parsed)
+    tenant = principal_of(request).tenant
+    session = _session(gateway, tenant, parsed)
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
-    headers = worker_headers(request)
     context = RequestContext(
         parsed.endpoint,
         gateway.pool.served(parsed.decoder),
-        headers,
+        tenant,
         session,
         traces=traces,
         names_rid=parsed.names_rid,
@@ -126,13 +128,13 @@ def _naming_prompt(parsed: GenerationRequest) -> Iterator[None]:
         raise
 
 
-def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
+def _session(gateway: Gateway, tenant: str, parsed: GenerationRequest) -> Session | None:
     if parsed.session is None:
         return None
     # A conversation without a name of its client's has this turn only.
     if not parsed.named:
-        return Session(parsed.session)
-    return gateway.sessions.use(parsed.session, parsed.ancestors)
+        return Session(parsed.session, tenant)
+    return gateway.sessions.of(tenant).use(parsed.session, parsed.ancestors)
 
 
 async def _stream(

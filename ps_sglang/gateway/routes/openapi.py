@@ -18,8 +18,11 @@ from ps_sglang.gateway.routes.bodies_schema import BODIES, STREAMED, error_schem
 
 _PREFIX: Final = "/models/{model}"
 _MODEL: Final = {"model": {"type": "string"}}
+_TENANT: Final = {"tenant": {"type": "string"}}
 _QUERIES: Final[dict[tuple[str, str], dict[str, Schema]]] = {
     ("get", "/v1/loads"): {"dp_rank": {"type": "integer"}, "include": {"type": "string"}},
+    ("delete", "/sessions/{id}"): _TENANT,
+    ("post", "/sessions/{id}/end"): _TENANT,
     ("delete", "/workers/{name}"): {"now": {"enum": ["0", "1"]}},
     ("get", "/get_model_info"): _MODEL,
     ("get", "/model_info"): _MODEL,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import check
 from ps_sglang.gateway.bodies.responses_answer import ResponsesAnswer, response_id
@@ -14,7 +15,7 @@ from ps_sglang.gateway.dispatch.aborts import abort_by_rid
 from ps_sglang.gateway.errors import BadRequest, GatewayError
 from ps_sglang.gateway.routes.generation import respond
 from ps_sglang.gateway.routes.response_store import ResponseStore
-from ps_sglang.gateway.state import GATEWAY, worker_headers
+from ps_sglang.gateway.state import GATEWAY
 
 RESPONSES = web.AppKey("responses", ResponseStore)
 
@@ -30,9 +31,9 @@ def add_routes(router: web.UrlDispatcher, prefix: str) -> None:
 
 async def create(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses: an answer, whole or streamed, to `input` behind what came before it."""
-    served, store = request.app[GATEWAY].served, request.app[RESPONSES]
-    asked = ResponsesRequest(decode_body(await request.read()), served.limits)
     owner, id = _owner(request), response_id()
+    served, store = request.app[GATEWAY].served_to(owner), request.app[RESPONSES]
+    asked = ResponsesRequest(decode_body(await request.read()), served.limits)
     history = [] if asked.previous is None else store.history(asked.previous, owner)
     chat, model = asked.chat(history, id), request.match_info.get("model")
     parsed = check(Endpoint.CHAT, chat, model, request.headers, served)
@@ -66,7 +67,7 @@ async def cancel(request: web.Request) -> web.Response:
     id, owner = request.match_info["id"], _owner(request)
     answer = store.running(id, owner)
     if answer is not None:
-        abort_by_rid(gateway.dispatcher, id, worker_headers(request))
+        abort_by_rid(gateway.dispatcher, id, owner)
         return web.json_response({**answer.response, "status": "cancelled"})
     return web.Response(body=store.get(id, owner), content_type="application/json")
 
@@ -79,5 +80,5 @@ async def delete(request: web.Request) -> web.Response:
 
 
 def _owner(request: web.Request) -> str:
-    """Whose responses a client may see: those of its API key."""
-    return worker_headers(request).get(hdrs.AUTHORIZATION, "")
+    """Whose responses a client may see: those of its tenant."""
+    return principal_of(request).tenant

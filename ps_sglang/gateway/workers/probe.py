@@ -56,8 +56,8 @@ class Problem:
 
 
 NO_PROOF: Final = (
-    f"it does not show that it has the cluster's key: start it with {VARIABLE}=FILE and a copy of "
-    "the cluster's key file"
+    "it does not show that it has the cluster's key: start it with PS_SGLANG_ENABLE=1, and "
+    f"{VARIABLE}=FILE with a copy of the cluster's key file"
 )
 
 
