@@ -31,12 +31,15 @@ def refusal(path: str, roots: Sequence[str]) -> str | None:
     if not os.path.isabs(path):
         return f"{path!r} is no absolute path"
     try:
-        real = os.path.realpath(path)
+        # A `..` behind a link is read in two ways, by the system and by programs.
+        readings = {os.path.realpath(one) for one in (path, os.path.normpath(path))}
     except ValueError as error:  # a zero byte, or what is no text
         return f"{path!r} is no path: {error}"
-    if any(_lies_in(real, os.path.realpath(root)) for root in roots):
+    allowed_roots = [os.path.realpath(root) for root in roots]
+    outside = [real for real in readings if not any(_lies_in(real, one) for one in allowed_roots)]
+    if not outside:
         return None
-    led = "" if real == os.path.normpath(path) else f", which is {real!r},"
+    led = "" if outside == [path] else f", which is {outside[0]!r},"
     allowed = f"only from {', '.join(roots)}" if roots else "from no folder"
     return (
         f"{path!r}{led} may not be loaded, {allowed}: start with --model-root FOLDER to allow more"

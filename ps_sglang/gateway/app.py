@@ -11,6 +11,7 @@ from aiohttp import web
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway import cors
 from ps_sglang.gateway.access.authentication import authentication
+from ps_sglang.gateway.access.own_pages import own_pages_only
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
@@ -26,6 +27,7 @@ from ps_sglang.gateway.routes import debug, engine, generation, info, messages, 
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
+from ps_sglang.gateway.routes.admin_port import on_their_port
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
@@ -54,7 +56,8 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
-    app.middlewares.extend((authentication(config), read_whole_body))
+    access = (*on_their_port(config), *own_pages_only(config), authentication(config))
+    app.middlewares.extend((*access, read_whole_body))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()

@@ -198,10 +198,6 @@ def _problems(config: GatewayConfig) -> list[str]:
         for name in ("context_length", "vocabulary")
         if getattr(config, name) < 1
     ]
-    if config.admin_port and config.admin_port == config.port:
-        problems.append(f"`admin_port` is {config.admin_port}, which is `port`")
-    if config.admin_host is not None and config.admin_port is None:
-        problems.append(f"`admin_host` is {config.admin_host}, but there is no `admin_port`")
     names = Counter(worker.name for worker in config.workers)
     problems += [f"two workers are called {name!r}" for name, count in names.items() if count > 1]
     problems += [
@@ -232,6 +228,28 @@ def _problems(config: GatewayConfig) -> list[str]:
         no_keys=config.no_keys,
         tls=(config.tls_cert, config.tls_key),
     )
+    problems += admin_port_problems(
+        config.port, config.admin_host, config.admin_port, has_keys=config.api_keys is not None
+    )
+    return problems
+
+
+def admin_port_problems(
+    port: int, admin_host: str | None, admin_port: int | None, *, has_keys: bool
+) -> list[str]:
+    """What of the flags about the admins' port does not go together."""
+    problems = []
+    if admin_port is not None and not 0 <= admin_port <= 65535:
+        problems.append(f"--admin-port is {admin_port}, must be 0 (any free port) to 65535")
+    if admin_port and admin_port == port:
+        problems.append(f"--admin-port is {admin_port}, which is --port: choose another")
+    if admin_host is not None and admin_port is None:
+        problems.append("--admin-host needs --admin-port")
+    if admin_host is not None and not (has_keys or is_loopback(admin_host)):
+        problems.append(
+            f"--admin-host {admin_host} lets other machines in, and without keys none of them is "
+            "an admin's: give --api-keys FILE"
+        )
     return problems
 
 

@@ -66,12 +66,12 @@ class Cluster:
             openai.OpenAI(base_url=cluster.url + "/v1", api_key="none")
 
     Leaving the block ends every process and removes every temporary file, whatever happened. `key`
-    opens the workers' own ports.
+    opens the workers' own ports; `admin_url` is where admins are served.
     """
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.plan = plan
-        self.url = ""
+        self.url = self.admin_url = ""
         self.ready_s = 0.0
         self._on_progress = on_progress
         self._began = time.monotonic()
@@ -186,7 +186,7 @@ class Cluster:
     def _outlook(self) -> str:
         workers = self.plan.workers
         dead = {worker.url for worker in workers if worker.name in self._dead}
-        return outlook(candidates(self.url, workers, self._credentials), dead)
+        return outlook(candidates(self.admin_url, workers, self._credentials), dead)
 
     @property
     def _dead(self) -> set[str]:
@@ -207,10 +207,10 @@ class Cluster:
         self._wait_until_ready(deadline)
         self._link.send(Loaded())
         if self._joined is None:
-            self.url = self._wait_for_gateway(deadline)
+            self._wait_for_gateway(deadline)
         else:
             self._joined.join(self.plan.workers)
-            self.url = self._joined.url
+            self.url = self.admin_url = self._joined.url
         self.ready_s = time.monotonic() - self._began
 
     def _start_gateway(self) -> None:
@@ -273,15 +273,20 @@ class Cluster:
             for probe in probes.values():
                 probe.cancel()
 
-    def _wait_for_gateway(self, deadline: float) -> str:
+    def _wait_for_gateway(self, deadline: float) -> None:
         log = self._log(GATEWAY)
 
         def missing() -> Sequence[str]:
-            url = gateway_url(log)
-            return () if url is not None and knows_workers(url, self._credentials) else (GATEWAY,)
+            ready, url = gateway_url(log), self._find_admin_url()
+            known = ready is not None and knows_workers(url or ready, self._credentials)
+            return () if known else (GATEWAY,)
 
         self._wait(missing, deadline)
-        return gateway_url(log) or ""
+        self.url = gateway_url(log) or ""
+        self.admin_url = self._find_admin_url() or self.url
+
+    def _find_admin_url(self) -> str | None:
+        return gateway_url(self._log(GATEWAY), "admin")
 
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
         """Wait until nothing is `missing`, telling what is, and what no longer is.

@@ -80,13 +80,14 @@ def answers(port: int, key: ClusterKey | None = None) -> bool:
         connection.close()
 
 
-def gateway_url(log: Path) -> str | None:
-    """The address in the gateway's ready line, once it has written one."""
+def gateway_url(log: Path, line_for: str = "ready") -> str | None:
+    """The address in the gateway's ready line, or in its `admin` line, once there is one."""
     if not log.exists():
         return None
     for line in log.read_text(errors="replace").splitlines():
-        if line.startswith(("ready http://", "ready https://")):
-            return line.removeprefix("ready ").strip()
+        word, _, url = line.partition(" ")
+        if word == line_for and url.startswith(("http://", "https://")):
+            return url.strip()
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import Adapter, access_problems, origin_problem
+from ps_sglang.gateway.config import Adapter, access_problems, admin_port_problems, origin_problem
 
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
@@ -119,12 +119,9 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems += _one_worker_problems(spec)
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
-    if spec.admin_port is not None and not 0 <= spec.admin_port <= 65535:
-        problems.append(f"--admin-port is {spec.admin_port}, must be 0 (any free port) to 65535")
-    if spec.admin_port and spec.admin_port == spec.port:
-        problems.append(f"--admin-port is {spec.admin_port}, which is --port: choose another")
-    if spec.admin_host is not None and spec.admin_port is None:
-        problems.append("--admin-host needs --admin-port")
+    problems += admin_port_problems(
+        spec.port, spec.admin_host, spec.admin_port, has_keys=spec.api_keys is not None
+    )
     problems += [
         f"decoder {entry.model}*0: it must have at least 1 worker"
         for entry in spec.entries

@@ -621,6 +621,7 @@ class Cluster:
         self.lora: list[Worker] = []  # those that serve adapters on the base
         self.extra: list[Worker] = []
         self.key: ClusterKey | None = None
+        self.model_roots: tuple[str, ...] = ()
         self.key_file: Path | None = None
         self.tokenizer: str | None = None  # the folder of the base's, if the gateway has it
         self._tasks: set[asyncio.Task[None]] = set()
@@ -644,6 +645,7 @@ class Cluster:
         adapters: dict[str, str] | None = None,
         aggregated: bool = False,
         keyed: bool = True,
+        model_roots: tuple[str, ...] = ("/",),
     ) -> AsyncIterator[Cluster]:
         """`adapters` are decoders, with their folders, of `replicas` further workers.
 
@@ -654,7 +656,7 @@ class Cluster:
         if keyed:
             cluster.key, cluster.key_file = ClusterKey.make(), Path(folder.name) / "cluster.key"
             cluster.key.save(cluster.key_file)
-        cluster.tokenizer = tokenizer
+        cluster.tokenizer, cluster.model_roots = tokenizer, model_roots
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
         for number, worker in enumerate(cluster.prefill):
             assert worker.facts is not None
@@ -709,7 +711,7 @@ class Cluster:
             + tuple(map(_adapter_worker, self.lora)),
             tokenizer=self.tokenizer,
             cluster_key_file=self.key_file and str(self.key_file),
-            model_roots=("/",),
+            model_roots=self.model_roots,
         )
 
 
