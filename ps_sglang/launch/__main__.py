@@ -54,9 +54,8 @@ def ready_line(cluster: Cluster) -> str:
         line += f"; for admins: {cluster.admin_url}"
     if not decoders:
         return line
-    key = (
-        "" if cluster.plan.spec.api_keys is None else f"-H 'Authorization: Bearer '${KEY_VARIABLE} "
-    )
+    needs_key = cluster.plan.spec.api_keys is not None
+    key = f"-H 'Authorization: Bearer '${KEY_VARIABLE} " if needs_key else ""
     body = json.dumps({"model": decoders[0], "messages": [{"role": "user", "content": "Hello!"}]})
     return (
         f"{line}\n"

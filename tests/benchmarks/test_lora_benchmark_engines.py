@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from benchmarks import lora_cluster
 from benchmarks.lora.systems import ONE_WORKER, OURS, STOCK, SYSTEMS
 from benchmarks.lora.workload import SEED, trace
+from benchmarks.plain import generate
 from benchmarks.sessions.drive import Load
 from benchmarks.sessions.run import measure
 from benchmarks.sessions.running import memory_bytes
@@ -36,12 +39,15 @@ def test_each_system_does_the_same_work_and_ours_prefills_each_token_once(
     base = make_tiny("llama", tmp_path)["base"]
     adapters = {
         f"a{seed}": write_stand_in_adapter(base, tmp_path / f"a{seed}", Noise(0.1, seed))
-        for seed in range(ADAPTERS)
+        for seed in range(ADAPTERS + 1)
     }
+    new = adapters.popitem()[1]
     sessions = trace(SHAPE, ADAPTERS, SESSIONS, None)
     with SYSTEMS[name](base, adapters, TOKENS, tmp_path / "logs") as running:
         figures = measure(running, sessions, Load(concurrent=1), converse)
         assert memory_bytes(running) > 1e8
+        if name == OURS:
+            _add_under_load(running.endpoints[0].url.partition("/models/")[0], adapters, new)
     allowed, turns = work(sessions), sum(len(session.turns) for session in sessions)
     assert figures["failures"] == []
     assert figures["turns"] == turns
@@ -63,3 +69,14 @@ def test_each_system_does_the_same_work_and_ours_prefills_each_token_once(
         # It keeps what it has decoded, too, which the next turn of the same adapter finds.
         assert allowed.shared * 2 < figures["prefilled_tokens"] <= allowed.per_model + turns
         assert held["unified"] > allowed.shared * 2
+
+
+def _add_under_load(url: str, adapters: Mapping[str, Path], new: Path) -> None:
+    """As `benchmarks.lora_cluster` does."""
+    answers: list[float] = []
+    failures: list[str] = []
+    with lora_cluster.under_load(url, list(adapters.values()), answers, failures):
+        assert lora_cluster.add(url, new) > 0
+        generate(f"{url}/models/{new.name}", [100], {"max_new_tokens": 1})
+    assert answers
+    assert failures == []

@@ -30,8 +30,8 @@ def chat(**fields: Any) -> dict[str, Any]:
     return request.chat([], "resp_1")
 
 
-async def get(gateway: Setup, id: str, **headers: str) -> tuple[int, Any]:
-    async with gateway.http.get(f"{gateway.url}{PATH}/{id}", headers=headers) as response:
+async def get(gateway: Setup, id: str) -> tuple[int, Any]:
+    async with gateway.http.get(f"{gateway.url}{PATH}/{id}") as response:
         return response.status, await response.json()
 
 

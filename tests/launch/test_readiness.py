@@ -7,22 +7,22 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 
 import pytest
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.launch.readiness import Probe
 
 pytestmark = pytest.mark.timeout(30)
 
 
 class Healthy(HTTPServer):
-    """Answers every health request, and lets a test wait for the third of them."""
-
-    asked = 0
+    """Answers every health request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
-        self.third = threading.Event()
+        self.asked: list[str | None] = []
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -31,9 +31,7 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.server.asked += 1
-        if self.server.asked == 3:
-            self.server.third.set()
+        self.server.asked.append(self.headers["Authorization"])
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -50,25 +48,34 @@ def server() -> Iterator[Healthy]:
 
 
 def test_the_process_that_listens_is_ready(server: Healthy) -> None:
-    probe = Probe("here", server.server_port, lambda: os.getsid(0))
+    key = ClusterKey.make()
+    probe = Probe("here", server.server_port, lambda: os.getsid(0), key)
     probe.start()
     probe.join(20)
     assert probe.ready
+    assert server.asked == [key.authorization]
 
 
 def test_another_process_on_the_port_does_not_make_a_worker_ready(server: Healthy) -> None:
+    """Nor does it get the key."""
+    looks, third = count(1), threading.Event()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as worker:
-        probe = Probe("there", server.server_port, lambda: worker.pid)
+
+        def pid() -> int:
+            if next(looks) == 3:  # by then the first two looks have led to nothing
+                third.set()
+            return worker.pid
+
+        probe = Probe("there", server.server_port, pid, ClusterKey.make())
         probe.start()
         try:
-            # By the third question, what the first two answers meant has been decided.
-            assert server.third.wait(20)
-            assert not probe.ready
+            assert third.wait(20)
         finally:
             probe.cancel()
             worker.kill()
         probe.join(20)
         assert not probe.ready
+        assert not server.asked
 
 
 def test_a_worker_that_has_not_started_is_not_asked(server: Healthy) -> None:
@@ -84,4 +91,4 @@ def test_a_worker_that_has_not_started_is_not_asked(server: Healthy) -> None:
     probe.cancel()
     probe.join(20)
     assert not probe.ready
-    assert server.asked == 0
+    assert not server.asked

@@ -63,6 +63,7 @@ FORBIDDEN = {
     "contract": ("torch", "sglang"),
     "workers": ("torch", "sglang"),
     "decoders": ("torch", "sglang"),
+    "keys": ("torch", "sglang"),
     "models": ("sglang",),
     "training": ("sglang",),
     "verify": ("sglang",),

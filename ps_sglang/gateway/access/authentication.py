@@ -46,7 +46,7 @@ def authentication(config: GatewayConfig) -> Middleware:
 
     Raises UsageError if the file of keys is wrong.
     """
-    identify = _identify_by_place
+    identify: Callable[[web.Request], Principal] = _identify_by_place
     if config.api_keys is not None:
         keys = ApiKeys(Path(config.api_keys), config.launcher_key)
         identify = _by_key(keys)
@@ -79,6 +79,18 @@ def require_admin(request: web.Request) -> Principal:
     raise Forbidden(
         "This server has no keys, so it takes this only from its own machine: ask who runs it."
     )
+
+
+def tenant_of(request: web.Request) -> str:
+    """Whose things a request is about: its own tenant's, or with `?tenant=NAME` another's.
+
+    Raises Forbidden where that is asked by a user.
+    """
+    own = principal_of(request).tenant
+    tenant = request.query.get("tenant", own)
+    if tenant != own:
+        require_admin(request)
+    return tenant
 
 
 def key_in(headers: CIMultiDictProxy[str]) -> str | None:
@@ -128,5 +140,7 @@ def _is_of_this_machine(request: web.Request) -> bool:
     if ip_address(request.remote.partition("%")[0]).is_loopback:
         return True
     # Who calls the machine's address from the machine itself comes from that address.
-    own = request.transport and request.transport.get_extra_info("sockname")
-    return bool(own) and own[0] == request.remote
+    if request.transport is None:
+        return False
+    own = request.transport.get_extra_info("sockname")
+    return own is not None and own[0] == request.remote

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
-from ps_sglang.gateway.access.authentication import principal_of
+from ps_sglang.gateway.access.authentication import tenant_of
 from ps_sglang.gateway.bodies import engine_fields
 from ps_sglang.gateway.bodies.anthropic_request import chat_body
 from ps_sglang.gateway.bodies.checks import Body, Limits, refuse
@@ -131,7 +131,7 @@ async def abort_request(request: web.Request) -> web.Response:
     rid = body.get("rid")
     if not rid:
         refuse("rid", rid, "the `rid` with which a request was sent")
-    abort_by_rid(gateway.dispatcher, rid, principal_of(request).tenant)
+    abort_by_rid(gateway.dispatcher, rid, tenant_of(request))
     return web.Response()
 
 
