@@ -40,7 +40,8 @@ _PAUSE_SECONDS: Final = 0.05
 class HttpListener:
     """Listens for the application of `runner`, which must be set up.
 
-    With `tls` connections are encrypted; it is asked anew for each.
+    With `tls` connections are encrypted; it is asked anew for each. `for_admins`: it is the port
+    for admins.
     """
 
     def __init__(
@@ -48,11 +49,14 @@ class HttpListener:
         runner: web.BaseRunner,
         descriptors: Descriptors,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        *,
+        for_admins: bool = False,
     ) -> None:
         assert runner.server is not None, "the runner is set up first"
         self._server = runner.server
         self._descriptors = descriptors
         self._tls = tls
+        self.for_admins = for_admins
         self._sockets: list[socket.socket] = []
         self._clients: set[_Client] = set()
         self._paused: asyncio.TimerHandle | None = None
@@ -159,6 +163,11 @@ class _Client(asyncio.Protocol):
         self._idle_since = self._loop.time()
         self._late: asyncio.TimerHandle | None = None
         _BY_INNER[inner] = self
+
+    @property
+    def is_for_admins(self) -> bool:
+        """Whether it came by the port for admins."""
+        return self._listener.for_admins
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

@@ -8,14 +8,16 @@ from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.launch.prepare import Plan
 
 
-def gateway_config(plan: Plan, port: int, launcher_key: str | None = None) -> GatewayConfig:
+def gateway_config(
+    plan: Plan, launcher_key: str | None = None, cluster_key_file: Path | None = None
+) -> GatewayConfig:
     """What the gateway must know of a plan; its workers join it themselves.
 
-    It listens on `port`, 0 for any free one. `launcher_key` is the digest of the launcher's key.
+    `launcher_key` is the digest of the launcher's key.
     """
     return GatewayConfig(
         host=plan.spec.host,
-        port=port,
+        port=plan.spec.port,
         base=plan.base.name,
         context_length=plan.context_length,
         vocabulary=plan.vocabulary,
@@ -24,6 +26,10 @@ def gateway_config(plan: Plan, port: int, launcher_key: str | None = None) -> Ga
         cors_origins=plan.spec.cors_origins,
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
+        cluster_key_file=cluster_key_file and str(cluster_key_file),
+        model_roots=plan.model_roots,
+        admin_host=plan.spec.admin_host,
+        admin_port=plan.spec.admin_port,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,
         no_keys=plan.spec.no_keys,

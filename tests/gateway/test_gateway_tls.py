@@ -104,7 +104,14 @@ async def test_who_speaks_no_tls_is_ended_and_holds_nothing(
 async def test_the_launcher_knows_its_gateways_certificate(
     encrypted: Encrypted, tmp_path: Path
 ) -> None:
-    """By the certificate itself, whatever address it is for."""
+    """By the certificate itself, whoever has issued it and whatever address it is for."""
+    issuer = write_certificate(tmp_path, "issuer")
+    for made, place in zip(
+        write_certificate(tmp_path, "issued", issuer=issuer),
+        (encrypted.cert, encrypted.key),
+        strict=True,
+    ):
+        place.write_bytes(made.read_bytes())
     other, _ = write_certificate(tmp_path, "other")
     url = encrypted.url.replace("127.0.0.1", "localhost") + "/v1/models"
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -121,8 +122,8 @@ def test_one_worker_has_both_roles(spec: ClusterSpec, tiny: dict[str, Path]) -> 
     assert {name for name in names if name.startswith("--disaggregation-")} == {
         "--disaggregation-mode"
     }
-    assert gateway_config(plan, 0).is_aggregated
-    assert not gateway_config(prepare(spec), 0).is_aggregated
+    assert gateway_config(plan).is_aggregated
+    assert not gateway_config(prepare(spec)).is_aggregated
     only = prepare(replace(spec, one_worker=True, decoders=(str(tiny["base"]),)))
     assert placed(only) == {"worker": (Role.AGGREGATED, ("base",))}
     assert only.workers[0].adapters == ()
@@ -130,7 +131,10 @@ def test_one_worker_has_both_roles(spec: ClusterSpec, tiny: dict[str, Path]) -> 
 
 def test_the_worker_is_told_its_adapters(spec: ClusterSpec, code: Path, math: Path) -> None:
     prefill, decode = prepare(spec).workers
-    options = {"allow_unverified": False, "shares_weights": False}
+    options: dict[str, Any] = dict.fromkeys(
+        ("allow_unverified", "allow_unsafe", "shares_weights"), False
+    )
+    options |= {"key_file": Path("key"), "model_roots": ()}
     variables = plugin_environment("ps1:x", decode, **options)
     assert json.loads(variables[ADAPTERS]) == {"code@1": str(code), "math@1": str(math)}
     assert ADAPTERS not in plugin_environment("ps1:x", prefill, **options)

@@ -137,7 +137,8 @@ def test_a_cluster_with_keys_and_a_certificate(
         monkeypatch.setenv(KEY_VARIABLE, "none")
         assert main(["workers", "--gateway", cluster.url, "list"]) == 1
         assert "the key is read from $PS_SGLANG_API_KEY" in capsys.readouterr().err
-        assert cluster._outlook() == "still served: code, base", "the launcher has a key, too"
+        # In the gateway's order: the launcher has a key, too.
+        assert cluster._outlook() == "still served: base, code"
         secrets = "".join(path.read_text(errors="replace") for path in Path("logs").iterdir())
         assert admin not in secrets
 

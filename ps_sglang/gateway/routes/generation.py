@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from ps_sglang.gateway.access.authentication import principal_of
+from ps_sglang.gateway.access.authentication import Forbidden, principal_of
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
@@ -32,6 +33,8 @@ _STREAM_HEADERS = {
 # The fields of a prompt; where a chat has token ids, they are it.
 _PROMPTS = ("input_ids", "messages", "prompt", "text")
 
+
+_CODE: Final = "custom_logit_processor"
 
 _SUMMARIES = {
     Endpoint.CHAT: "A chat's next message, by OpenAI's API.",
@@ -57,6 +60,7 @@ async def respond(
     request: web.Request, parsed: GenerationRequest, translation: Translation | None = None
 ) -> web.StreamResponse:
     """Answer a checked request, in the words of another API if there is a `translation`."""
+    _require_admin_for_code(request, parsed)
     gateway = request.app[GATEWAY]
     record = request[RECORD]
     record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
@@ -83,6 +87,13 @@ async def respond(
         if translation is not None:
             answer = msgspec.json.encode(translation.whole(msgspec.json.decode(answer)))
         return web.Response(body=answer, content_type="application/json")
+
+
+def _require_admin_for_code(request: web.Request, parsed: GenerationRequest) -> None:
+    """Raise Forbidden if a user sends code, which engines run where `--allow-unsafe` admits it."""
+    has_code = any(sample.body.get(_CODE) is not None for sample in parsed.samples)
+    if has_code and not principal_of(request).is_admin:
+        raise Forbidden(f"`{_CODE}` is code, which only an admin's key may send.")
 
 
 class _Writer:
