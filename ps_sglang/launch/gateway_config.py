@@ -26,7 +26,7 @@ def gateway_config(
         cors_origins=plan.spec.cors_origins,
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
-        cluster_key_file=cluster_key_file and str(cluster_key_file),
+        cluster_key_file=None if cluster_key_file is None else str(cluster_key_file),
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,
         admin_port=plan.spec.admin_port,
