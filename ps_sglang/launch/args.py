@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.launch.limit_args import LIMITS, add_limits, taken_limits
 from ps_sglang.launch.serve import STATUSES
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.parser import SettingsParser, user_path
@@ -82,6 +83,7 @@ def parse_args(
     for flag in ("prefill", "decoders"):
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
+    chosen["limits"] = taken_limits(chosen)
     return ClusterSpec(**settled(chosen))
 
 
@@ -100,7 +102,7 @@ def _check_join(chosen: dict[str, Any]) -> None:
     Raises UsageError for an option that is the gateway's.
     """
     of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins")
-    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key"):
+    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -141,6 +143,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=listed,
         help="let web pages of these origins use the gateway, * for all (default: none)",
     )
+    add_limits(parser)
     add(
         "--admin-port",
         type=int,

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
 from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
@@ -65,10 +66,11 @@ async def serving(
     timing: ProbeTiming = DEFAULT_TIMING,
     cors_origins: tuple[str, ...] = (),
     api_keys: str | None = None,
+    limits: GatewayLimits = DEFAULT_LIMITS,
     config: GatewayConfig | None = None,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster, which it knows from the beginning without a `config`."""
-    known = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys)
+    known = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys, limits=limits)
     app = build_app(config or known, timing)
     server = runner(app)
     await server.setup()
