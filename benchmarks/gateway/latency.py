@@ -172,17 +172,12 @@ async def open_loop(
 
 
 async def carried(
-    target: Target,
-    decoders: Sequence[str],
-    mode: Mode,
-    count: int,
-    pids: Sequence[int],
-    client: Client | None = None,
+    target: Target, decoders: Sequence[str], mode: Mode, count: int, pids: Sequence[int]
 ) -> dict[str, float]:
     """Requests/s with 32 clients that wait for each answer, and CPU ms per request of `pids`."""
     work = chats(decoders, count, 2, stream=mode.stream)
     cpu, begin = _cpu_seconds(pids), perf_counter()
-    await _closed_loop(target, work, client or Client())
+    await _closed_loop(target, work, Client())
     seconds = perf_counter() - begin
     return {
         "requests_per_second": count / seconds,

@@ -112,7 +112,8 @@ class GatewayConfig:
     workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
     `is_aggregated`: each worker serves its requests alone, from their prompts on. `fingerprint` is
     the base's, which the first worker to join an empty cluster must have; None takes it as it is.
-    Workers that are listed need no lease; all others join. `api_keys` is the file of keys
+    Workers that are listed need no lease; all others join. `awaits_workers`: some that served
+    before may be about to join again. `api_keys` is the file of keys
     (`access.key_file`), and `launcher_key` the digest of one more key, the launcher's own. Without
     keys only this machine may be served, unless `no_keys`. `tls_cert` and `tls_key` are files in
     PEM format, both or neither. `cluster_key_file` holds the secret that its workers share with it,
@@ -133,6 +134,7 @@ class GatewayConfig:
     cors_origins: tuple[str, ...] = ()
     is_aggregated: bool = False
     fingerprint: str | None = None
+    awaits_workers: bool = False
     cluster_key_file: str | None = None
     model_roots: tuple[str, ...] = ()
     admin_host: str | None = None

@@ -68,10 +68,10 @@ class Gateway:
     def not_found(self, error: ModelNotFound) -> GatewayError:
         """`error`, unless the model's workers may be about to join: then one to try again on.
 
-        A gateway that began empty hears of all workers that are there within a lease's time.
+        A gateway that has restarted hears of all workers that are there within a lease's time.
         """
-        is_settled = self.pool.decoders and time.time() > self.started + LEASE_SECONDS
-        if self.config.workers or is_settled:
+        is_awaited = self.config.awaits_workers and time.time() < self.started + LEASE_SECONDS
+        if self.config.workers or (self.pool.decoders and not is_awaited):
             return error
         return NoWorker(
             f"No worker of {error.name!r} has joined the cluster yet; "

@@ -9,11 +9,16 @@ from ps_sglang.launch.prepare import Plan
 
 
 def gateway_config(
-    plan: Plan, launcher_key: str | None = None, cluster_key_file: Path | None = None
+    plan: Plan,
+    launcher_key: str | None = None,
+    cluster_key_file: Path | None = None,
+    *,
+    restarts: bool = False,
 ) -> GatewayConfig:
     """What the gateway must know of a plan; its workers join it themselves.
 
-    `launcher_key` is the digest of the launcher's key.
+    `launcher_key` is the digest of the launcher's key. `restarts`: there was a gateway before it,
+    whose workers do not all belong to the launcher.
     """
     return GatewayConfig(
         host=plan.spec.host,
@@ -26,6 +31,7 @@ def gateway_config(
         cors_origins=plan.spec.cors_origins,
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
+        awaits_workers=restarts or plan.spec.gateway_only,
         cluster_key_file=None if cluster_key_file is None else str(cluster_key_file),
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,

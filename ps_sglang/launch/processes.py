@@ -135,8 +135,9 @@ class Processes:
         file = self._runtime / "gateway.json"
         key = self.credentials.api_key
         digest = None if key is None else digest_of(key)
-        config = gateway_config(self._plan, digest, self._key_file)
-        if self.gateway.url:
+        restarts = GATEWAY in self.link.pids
+        config = gateway_config(self._plan, digest, self._key_file, restarts=restarts)
+        if restarts:
             config = replace(config, port=_port(self.gateway.url))
             if config.admin_port is not None:
                 config = replace(config, admin_port=_port(self.gateway.admin_url))

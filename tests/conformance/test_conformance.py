@@ -26,6 +26,7 @@ async def test_the_gateway_keeps_to_its_document(caplog: pytest.LogCaptureFixtur
         assert gateway.pending() == 0
         body = {"model": "a", "prompt": "x y", "max_tokens": 2, "seed": 7}
         status, answer = await gateway.post("/v1/completions", body)
+    print(report)
     assert not report.faults, str(report)
     assert not [one for one in caplog.records if one.exc_info or one.levelno >= logging.ERROR]
     assert (status, answer["choices"][0]["text"]) == (200, "a-7-0 a-7-1 ")

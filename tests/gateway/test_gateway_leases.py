@@ -170,17 +170,22 @@ async def test_a_gateway_is_filled_by_its_workers(alone: Setup) -> None:
     await joins(alone, prefill)
     assert (await get(alone, "/ready"))[0] == 200
     assert (await alone.post(ROUTE, BODY))[0] == 200
-    # Workers of other decoders may be about to join, too: the gateway has just begun.
-    assert (await alone.post(ROUTE, {**BODY, "model": "b"}))[0] == 503
 
 
-async def test_an_unknown_model_is_404_once_all_can_have_joined(
-    alone: Setup, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("awaits", "seconds"), [(True, 60.0), (True, -10.0), (False, 60.0)])
+async def test_an_unknown_model_while_workers_may_be_about_to_join_again(
+    awaits: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await joins(alone, alone.decode())
-    monkeypatch.setattr("ps_sglang.gateway.state.LEASE_SECONDS", -10.0)
-    status, answer = await alone.post(ROUTE, {**BODY, "model": "b"})
-    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    monkeypatch.setattr("ps_sglang.gateway.state.LEASE_SECONDS", seconds)
+    async with (
+        Cluster.running(decoders=("a",)) as cluster,
+        empty(cluster, awaits_workers=awaits) as setup,
+    ):
+        await joins(setup, setup.decode())
+        status, answer = await setup.post(ROUTE, {**BODY, "model": "b"})
+        waits = awaits and seconds > 0
+        want = (503, "no_worker") if waits else (404, "model_not_found")
+        assert (status, answer["error"]["code"]) == want
 
 
 async def test_a_renewal(alone: Setup) -> None:

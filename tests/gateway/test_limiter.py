@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ps_sglang.gateway.access.limiter import RequestLimiter, Usage
+from ps_sglang.gateway.access.limiter import RequestLimiter, Unfinished
 from ps_sglang.gateway.access.limits import KeyLimits
 from ps_sglang.gateway.access.principal import ANONYMOUS, KeyRole, Principal
 from ps_sglang.gateway.access.rates import Rate, TokenBucket
@@ -14,7 +14,7 @@ from ps_sglang.gateway.errors import BadRequest, LimitExceeded
 from ps_sglang.gateway.limits import QUEUED_PER_WORKER, GatewayLimits
 from tests.gateway.hand_clock import Clock
 
-EMPTY = Usage()
+EMPTY = Unfinished()
 
 
 def key(name: str = "k", **limits: int) -> Principal:
@@ -60,12 +60,12 @@ def test_a_limit_of_a_key_is_its_own(name: str) -> None:
 def test_a_prompt_that_is_prefilled_waits_no_more() -> None:
     made = limiter(max_queued_requests=2, max_concurrent_requests=5)
     with made.admit(ANONYMOUS, [10, 0]) as admission:
-        assert made.total == Usage(2, 2, 10)
+        assert made.total == Unfinished(2, 2, 10)
         for _ in range(2):  # of two attempts
             admission.prefilled(0)
-        assert made.total == Usage(2, 1, 0)
+        assert made.total == Unfinished(2, 1, 0)
         with made.admit(ANONYMOUS, [7]):
-            assert made.total == Usage(3, 2, 7)
+            assert made.total == Unfinished(3, 2, 7)
     # What follows in the background, as a prefetch, has no place in it any more.
     admission.prefilled(1)
     assert made.total == EMPTY

@@ -21,7 +21,7 @@ from ps_sglang.gateway.limits import QUEUED_PER_WORKER, GatewayLimits
 
 
 @dataclass(slots=True)
-class Usage:
+class Unfinished:
     """What is unfinished: answers, those whose prompt waits, and the tokens of these prompts."""
 
     requests: int = 0
@@ -31,7 +31,7 @@ class Usage:
 
 @dataclass(slots=True)
 class _Key:
-    usage: Usage = field(default_factory=Usage)
+    usage: Unfinished = field(default_factory=Unfinished)
     bucket: TokenBucket = field(default_factory=TokenBucket)
 
 
@@ -40,7 +40,7 @@ class Admission:
 
     __slots__ = ("_answers", "_usages", "_waiting")
 
-    def __init__(self, usages: tuple[Usage, ...], prompt_tokens: Sequence[int]) -> None:
+    def __init__(self, usages: tuple[Unfinished, ...], prompt_tokens: Sequence[int]) -> None:
         self._usages = usages
         self._answers = len(prompt_tokens)
         self._waiting = dict(enumerate(prompt_tokens))
@@ -88,7 +88,7 @@ class RequestLimiter:
         decode_workers: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total = Usage()
+        self.total = Unfinished()
         self._limits = limits
         self._decode_workers = decode_workers
         self._clock = clock

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from ps_sglang.gateway.bodies.engine_fields import LOAD_SECTIONS
 from ps_sglang.gateway.bodies.schemas import Schema
 from ps_sglang.gateway.routes.bodies_schema import BODIES, STREAMED, error_schema
+from ps_sglang.gateway.routes.page import KINDS
 
 _PREFIX: Final = "/models/{model}"
 _MODEL: Final = {"model": {"type": "string"}}
@@ -39,12 +40,16 @@ _QUERIES: Final[dict[tuple[str, str], dict[str, Schema]]] = {
     ("get", "/server_info"): _MODEL,
 }
 _CREATES: Final = frozenset((("post", "/workers"), ("post", "/decoders")))
-# The kind of an answer that is not JSON; None for one without content.
-_KINDS: Final[dict[str, str | None]] = {
-    "/abort_request": None,
-    "/docs": "text/html",
-    "/flush_cache": "text/plain",
-    "/metrics": "text/plain",
+_JSON: Final = ("application/json",)
+# The kinds of answers that are not JSON.
+_KINDS: Final[dict[str, Collection[str]]] = {
+    "/": ("text/html",),
+    "/abort_request": (),  # without content
+    "/docs": ("text/html",),
+    "/flush_cache": ("text/plain",),
+    "/metrics": ("text/plain",),
+    "/page/{file}": KINDS.values(),
+    **dict.fromkeys(STREAMED, (*_JSON, "text/event-stream")),
 }
 # The status that says no in the form in which 200 says yes.
 _NO: Final = {
@@ -122,10 +127,8 @@ def _operation(method: str, path: str, summary: str) -> dict[str, Any]:
 
 def _responses(method: str, path: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "The answer."}
-    if (kind := _KINDS.get(path, "application/json")) is not None:
-        answer["content"] = {kind: {}}
-    if path in STREAMED:
-        answer["content"]["text/event-stream"] = {}
+    if kinds := _KINDS.get(path, _JSON):
+        answer["content"] = {kind: {} for kind in kinds}
     error = {
         "description": "An error.",
         "content": {"application/json": {"schema": error_schema(path)}},

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.routes.live import LIVE, LiveView
 
-_KINDS: Final = {
+KINDS: Final = {
     "html": "text/html",
     "css": "text/css",
     "js": "text/javascript",
@@ -61,7 +61,7 @@ def _answer(name: str) -> web.Response:
     content = _files().get(name)
     if content is None:
         raise GatewayError(f"The page has no file {name!r}.", status=404)
-    kind = _KINDS[name.rpartition(".")[2]]
+    kind = KINDS[name.rpartition(".")[2]]
     return web.Response(body=content, content_type=kind, charset="utf-8", headers=_HEADERS)
 
 
@@ -72,5 +72,5 @@ def _files() -> dict[str, bytes]:
     return {
         one.name: one.read_bytes()
         for one in folder.iterdir()
-        if one.name.rpartition(".")[2] in _KINDS
+        if one.name.rpartition(".")[2] in KINDS
     }
