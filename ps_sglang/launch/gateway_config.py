@@ -47,7 +47,7 @@ def gateway_config(
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
-        cluster_key_file=cluster_key_file and str(cluster_key_file),
+        cluster_key_file=_absolute(cluster_key_file),
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,
         admin_port=plan.spec.admin_port,

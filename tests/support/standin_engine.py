@@ -710,7 +710,7 @@ class Cluster:
             )
             + tuple(map(_adapter_worker, self.lora)),
             tokenizer=self.tokenizer,
-            cluster_key_file=self.key_file and str(self.key_file),
+            cluster_key_file=None if self.key_file is None else str(self.key_file),
             model_roots=self.model_roots,
         )
 
