@@ -32,7 +32,7 @@ def gateway_config(
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
         awaits_workers=restarts or plan.spec.gateway_only,
-        cluster_key_file=None if cluster_key_file is None else str(cluster_key_file),
+        cluster_key_file=_absolute(cluster_key_file),
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,
         admin_port=plan.spec.admin_port,
