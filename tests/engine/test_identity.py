@@ -66,7 +66,7 @@ class Guests:
         env = worker_environment(os.environ, folder, like.role, cpu=True) | {
             BASE_FINGERPRINT: fingerprint or plan.fingerprint,
             ALLOW_UNVERIFIED: "0",
-            VARIABLE: str(self._served.cluster._key_file),
+            VARIABLE: str(self._served.cluster._processes._key_file),
         }
         argv = tuple(_replaced(like.argv, guest_flags))
         log = str(self._folder / f"{name}.log")

@@ -69,7 +69,7 @@ def assert_only_for_the_gateway(cluster: Cluster, marked: Marked) -> None:
     logs = [path.read_text() for path in cluster.plan.log_dir.iterdir()]
     lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in marked.pids()]
     assert not [text for text in (*logs, *lines) if secret in text]
-    for place in cluster._runtime.rglob("cluster.key"):
+    for place in cluster._processes._runtime.rglob("cluster.key"):
         assert place.stat().st_mode & 0o777 == 0o600
 
 
