@@ -6,13 +6,15 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from ps_sglang.cli import main as cli
+from ps_sglang.cluster_key import VARIABLE
 from ps_sglang.contract import read_manifest, write_manifest
-from ps_sglang.engine.settings import ADAPTERS
+from ps_sglang.engine.settings import ADAPTERS, MODEL_ROOTS
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter
 from ps_sglang.launch import lora
@@ -138,9 +140,13 @@ def test_the_gateway_is_told_the_adapters(spec: ClusterSpec) -> None:
 
 def test_the_worker_is_told_its_adapters(spec: ClusterSpec, code: Path, math: Path) -> None:
     prefill, decode = prepare(spec).workers
-    options = {"allow_unverified": False, "shares_weights": False}
+    options: dict[str, Any] = {
+        "allow_unverified": False, "allow_unsafe": False, "shares_weights": False,
+        "key_file": Path("/k"), "model_roots": ("/weights",),
+    }  # fmt: skip
     variables = plugin_environment("ps1:x", decode, **options)
     assert json.loads(variables[ADAPTERS]) == {"code@1": str(code), "math@1": str(math)}
+    assert (variables[VARIABLE], json.loads(variables[MODEL_ROOTS])) == ("/k", ["/weights"])
     assert ADAPTERS not in plugin_environment("ps1:x", prefill, **options)
 
 
