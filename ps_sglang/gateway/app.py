@@ -11,6 +11,7 @@ from aiohttp import web
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway import cors
 from ps_sglang.gateway.access.authentication import authentication
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.access.own_pages import own_pages_only
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
@@ -23,17 +24,28 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
+from ps_sglang.gateway.routes import (
+    debug,
+    engine,
+    generation,
+    info,
+    messages,
+    openapi,
+    page,
+    responses,
+)
 from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
 from ps_sglang.gateway.routes.admin_port import on_their_port
+from ps_sglang.gateway.routes.limits import limit_rate
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
@@ -57,7 +69,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
     access = (*on_their_port(config), *own_pages_only(config), authentication(config))
-    app.middlewares.extend((*access, read_whole_body))
+    app.middlewares.extend((*access, read_whole_body, limit_rate))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
@@ -78,6 +90,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
     openapi.add_routes(app.router)
+    page.add_routes(app)
     workers_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
@@ -94,7 +107,8 @@ def _gateway(
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = WorkerPool(config.workers, key), TenantSessions(), GatewayMetrics()
+    pool, metrics = WorkerPool(config.workers, key), GatewayMetrics()
+    sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:
@@ -102,6 +116,8 @@ def _gateway(
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
     pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
+    activity = Activity(traces, cache_index)
+    pool.left.append(lambda worker_state: activity.left(worker_state.name))
     router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
     decoder_changes = DecoderChanges(http, pool)
     health = HealthMonitor(
@@ -128,10 +144,12 @@ def _gateway(
         cache_index=cache_index,
         router=router,
         descriptors=descriptors,
+        limiter=RequestLimiter(config.limits, lambda: len(pool.decode())),
         dispatcher=dispatcher,
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
+        activity=activity,
     )
 
 

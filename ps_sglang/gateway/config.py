@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.worker_info import adapter_name
 
 
@@ -132,6 +133,7 @@ class GatewayConfig:
     model_roots: tuple[str, ...] = ()
     admin_host: str | None = None
     admin_port: int | None = None
+    limits: GatewayLimits = DEFAULT_LIMITS
     api_keys: str | None = None
     launcher_key: str | None = None
     no_keys: bool = False
@@ -222,6 +224,7 @@ def _problems(config: GatewayConfig) -> list[str]:
         if count > 1
     ]
     problems += filter(None, map(origin_problem, config.cors_origins))
+    problems += [f"`{name}` {problem}" for name, problem in config.limits.problems()]
     problems += access_problems(
         config.host,
         has_keys=config.api_keys is not None,

@@ -6,7 +6,9 @@ GatewayError
 ├── EngineError         4xx/5xx  an engine refused or aborted the request; its status is kept
 ├── PoisonRequest       422  two workers died with the request in flight
 ├── PathNotAllowed      403  weights may not be loaded from there
+├── DeadlineExceeded    504  the request took longer than any may
 ├── DecoderRefused      409  a worker refuses to load or unload an adapter, and says why
+├── LimitExceeded       429  a limit is reached, of a key or of the whole gateway
 ├── GatewayBusy         429  the gateway has no descriptors, ports or memory left for the request
 ├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
@@ -125,6 +127,42 @@ class DecoderRefused(GatewayError):
 
     def __init__(self, message: str, *, status: int = 409) -> None:
         super().__init__(message, status=status, code="decoder_refused")
+
+
+class DeadlineExceeded(GatewayError):
+    """The request took longer than any may here; another try would do the same work again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The request was not answered in {seconds:g} s, the longest that one may take here. "
+            "Ask for fewer tokens, or have whoever runs this raise --request-timeout.",
+            status=504,
+            code="deadline_exceeded",
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """OpenAI's and Anthropic's clients would send it again."""
+        return {"x-should-retry": "false"}
+
+
+class LimitExceeded(GatewayError):
+    """A limit is reached; the same request will do later.
+
+    `limit` says which one.
+    """
+
+    def __init__(self, reason: str, *, limit: str, retry_after: int = RETRY_AFTER_SECONDS) -> None:
+        super().__init__(
+            f"{reason}. Try again in {retry_after} s.", status=429, code="rate_limit_exceeded"
+        )
+        self.limit = limit
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, in seconds."""
+        return {"Retry-After": str(self.retry_after)}
 
 
 class GatewayBusy(GatewayError):

@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.cluster_key import ClusterKey
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
@@ -23,6 +24,7 @@ from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
@@ -43,10 +45,12 @@ class Gateway:
     cache_index: CacheIndex
     router: Router
     descriptors: Descriptors
+    limiter: RequestLimiter
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     hint_actions: HintActions
     decoder_changes: DecoderChanges
+    activity: Activity
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property

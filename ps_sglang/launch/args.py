@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.launch.limit_args import LIMITS, add_limits, taken_limits
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.parser import SettingsParser, user_path
 
@@ -81,6 +82,7 @@ def parse_args(
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
     if "model_roots" in chosen:
         chosen["model_roots"] = tuple(chosen["model_roots"])
+    chosen["limits"] = taken_limits(chosen)
     if "ready_timeout" in chosen:
         chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
     return ClusterSpec(**chosen)
@@ -91,8 +93,11 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins")
-    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key"):
+    gateways = (
+        *("host", "port", "admin_host", "admin_port", "cors_origins"),
+        *("api_keys", "no_keys", "tls_cert", "tls_key"),
+    )
+    for flag in (*gateways, *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -133,6 +138,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=_listed,
         help="let web pages of these origins use the gateway, * for all (default: none)",
     )
+    add_limits(parser)
     add(
         "--admin-port",
         type=int,

@@ -51,6 +51,7 @@ def gateway_config(
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,
         admin_port=plan.spec.admin_port,
+        limits=plan.spec.limits,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,
         no_keys=plan.spec.no_keys,

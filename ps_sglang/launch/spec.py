@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter, access_problems, admin_port_problems, origin_problem
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
@@ -49,12 +50,13 @@ class ClusterSpec:
     and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
     `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
     gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
-    certificate and its key. With `admin_port` the routes for admins are on that port only, of
-    `admin_host` or else `host`. `cluster_key_file` holds the key of the workers; None makes one, or
-    finds that of the cluster that is joined. While the cluster runs, weights may be loaded from
-    below `model_roots`; without any, from the folders in which those given here lie. `allow_unsafe`
-    admits SGLang's flags that run what clients send. `transfer_backend` is `zmq`, `mooncake` or
-    `nixl`; None chooses by device. `allow_unverified` admits decoders that have no manifest.
+    certificate and its key, and `limits` what it takes on. With `admin_port` the routes for admins
+    are on that port only, of `admin_host` or else `host`. `cluster_key_file` holds the key of the
+    workers; None makes one, or finds that of the cluster that is joined. While the cluster runs,
+    weights may be loaded from below `model_roots`; without any, from the folders in which those
+    given here lie. `allow_unsafe` admits SGLang's flags that run what clients send.
+    `transfer_backend` is `zmq`, `mooncake` or `nixl`; None chooses by device. `allow_unverified`
+    admits decoders that have no manifest.
     `log_dir` gets one log file a worker; None makes a folder under the cache folder. Every worker
     must answer within `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for
     all workers; `prefill_engine_args` and `decode_engine_args` are those of one role, and win over
@@ -75,6 +77,7 @@ class ClusterSpec:
     cluster_key_file: Path | None = None
     model_roots: tuple[Path, ...] = ()
     allow_unsafe: bool = False
+    limits: GatewayLimits = DEFAULT_LIMITS
     api_keys: Path | None = None
     no_keys: bool = False
     tls_cert: Path | None = None
@@ -128,6 +131,7 @@ def _problems(spec: ClusterSpec) -> list[str]:
         if entry.replicas == 0
     ]
     problems += filter(None, map(origin_problem, spec.cors_origins))
+    problems += [f"--{name.replace('_', '-')} {text}" for name, text in spec.limits.problems()]
     problems += access_problems(
         spec.host,
         has_keys=spec.api_keys is not None,

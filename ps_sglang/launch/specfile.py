@@ -27,6 +27,11 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster_key_file: Path | None = None
     model_roots: tuple[Path, ...] | None = None
     allow_unsafe: bool | None = None
+    max_concurrent_requests: int | None = None
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    request_timeout: float | None = None
+    max_sessions: int | None = None
     api_keys: Path | None = None
     no_keys: bool | None = None
     tls_cert: Path | None = None

@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
@@ -64,9 +65,11 @@ async def serving(
     timing: ProbeTiming = DEFAULT_TIMING,
     cors_origins: tuple[str, ...] = (),
     api_keys: str | None = None,
+    limits: GatewayLimits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster."""
-    app = build_app(replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys), timing)
+    config = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys, limits=limits)
+    app = build_app(config, timing)
     server = runner(app)
     await server.setup()
     try:

@@ -157,8 +157,11 @@ async def test_loads_of_all_workers(gateway: Setup) -> None:
     await gateway.decode("b").stop()
     _, answer = await get(gateway, "/v1/loads")
     assert [load["worker"] for load in answer["loads"]] == ["prefill-0", "a-0"]
-    assert (await get(gateway, "/v1/loads?include=nonsense"))[0] == 400
-    assert (await get(gateway, "/v1/loads?format=prometheus"))[0] == 400
+    for wrong in ("include=nonsense", "include=core,", "format=prometheus", "dp_rank=x"):
+        status, answer = await get(gateway, f"/v1/loads?{wrong}")
+        assert (status, answer["error"]["param"]) == (400, wrong.partition("=")[0])
+    status, answer = await get(gateway, "/v1/loads?dp_rank=7")
+    assert (status, answer["error"]["message"]) == (400, "There is no such rank")
 
 
 async def test_one_worker(gateway: Setup) -> None:

@@ -138,7 +138,8 @@ ADMINS = {
     ("POST", "/debug/route"), ("GET", "/decoders"), ("POST", "/decoders"),
     ("DELETE", "/decoders/{name}"), ("PUT", "/decoders/{name}"), ("GET", "/flush_cache"),
     ("POST", "/flush_cache"), ("GET", "/get_server_info"), ("GET", "/metrics"),
-    ("GET", "/server_info"), ("GET", "/v1/loads"), ("GET", "/workers"), ("POST", "/workers"),
+    ("GET", "/server_info"), ("GET", "/v1/live"), ("GET", "/v1/loads"), ("GET", "/workers"),
+    ("POST", "/workers"),
     ("DELETE", "/workers/{name}"), ("GET", "/workers/{name}"), ("POST", "/workers/{name}/drain"),
     ("POST", "/workers/{name}/resume"), ("POST", "/workers/{name}/swap"),
 }  # fmt: skip

@@ -48,7 +48,7 @@ async def test_a_response_is_answered_and_kept(gateway: Setup) -> None:
     assert item["content"] == [{"type": "output_text", "text": "a-x-0 a-x-1 ", "annotations": []}]
     assert answer["usage"] == {
         "input_tokens": 4,
-        "input_tokens_details": {"cached_tokens": 1},
+        "input_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 0},
         "output_tokens": 2,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": 6,

@@ -44,6 +44,7 @@ GATEWAY = (
     ("access",),
     ("errors",),
     ("config", "refusals", "ids", "gc_control"),
+    ("limits",),
 )
 ENGINE = (
     ("plugin", "platform"),  # SGLang's two entry points

@@ -14,7 +14,7 @@ OPEN: Final = frozenset(
         # Probes of load balancers and orchestrators, which have no keys.
         *("/health", "/liveness", "/ready", "/readiness"),
         # The same at every gateway.
-        *("/docs", "/openapi.json"),
+        *("/docs", "/openapi.json", "/", "/page/{file}"),
     )
 )
 """Routes for everybody. To whoever is no admin they tell nothing of the cluster but its health."""

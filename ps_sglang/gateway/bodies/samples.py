@@ -226,6 +226,14 @@ def _salt(tenant: str, body: Body, number: int, batch: int | None) -> str:
     return f"\0{tenant}\0{salt}" if tenant else salt
 
 
+def split_salt(salt: str) -> tuple[str, str]:
+    """The tenant in a prompt's salt, and what its client divides it by; see `_salt`."""
+    if not salt.startswith("\0"):
+        return "", salt
+    _, tenant, own = salt.split("\0", 2)
+    return tenant, own
+
+
 def _division(body: Body, name: str, number: int, batch: int | None) -> str:
     value = body.get(name)
     if isinstance(value, list):

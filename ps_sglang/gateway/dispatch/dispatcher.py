@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -119,6 +120,7 @@ class Dispatcher:
         pd_request, answer = await self._start(
             context, suspect, sample, gate, PrefillDecodeRequest.answer
         )
+        self._running[pd_request][0].is_answered = not context.only_prompt
         await self._close(pd_request, served=sample.leads)
         return answer
 
@@ -128,10 +130,14 @@ class Dispatcher:
         pd_request, events = await self._start(
             context, suspect, sample, gate, PrefillDecodeRequest.open_stream
         )
+        trace, _ = self._running[pd_request]
+        trace.first = time.monotonic()
         try:
             while events:
+                trace.events += len(events)
                 yield events
                 events = await pd_request.events()
+            trace.is_answered = True
         except WorkerError as error:
             self._lost(suspect, pd_request.route, error)
             raise
@@ -174,11 +180,12 @@ class Dispatcher:
             if context.session is not None and context.session.ended is not None:
                 raise context.session.ended
             route, turn = await self._route(context, suspect, sample, tried)
-            prefilled = partial(self._prefilled, route, gate, turn)
+            prefilled = partial(self._prefilled, context, sample, route, gate, turn)
             pd_request = PrefillDecodeRequest(
                 self._client, self._background, context, sample, route, len(tried), prefilled
             )
             trace = self._traces.begin(pd_request.rid, context.decoder.name, route)
+            trace.session = None if context.session is None else context.session.id
             self._running[pd_request] = trace, suspect
             if route.prefill is None:
                 # The worker itself computes a prefix once for all that ask for it together, and
@@ -256,7 +263,16 @@ class Dispatcher:
     def _is_same(self, suspect: Suspect, pd_request: PrefillDecodeRequest) -> bool:
         return self._running[pd_request][1].digest == suspect.digest
 
-    def _prefilled(self, route: Route, gate: asyncio.Event, turn: Turn | None) -> None:
+    def _prefilled(
+        self,
+        context: RequestContext,
+        sample: Sample,
+        route: Route,
+        gate: asyncio.Event,
+        turn: Turn | None,
+    ) -> None:
+        if context.prefilled is not None:
+            context.prefilled(sample.index)
         self._watch.succeeded(route.prefills)
         gate.set()
         if turn is not None:

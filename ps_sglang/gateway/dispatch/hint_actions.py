@@ -127,7 +127,7 @@ class HintActions:
         outcome = "done"
         try:
             served = self._pool.served(decoder)
-            context = replace(context, decoder=served, only_prompt=True)
+            context = replace(context, decoder=served, only_prompt=True, prefilled=None)
             await self._dispatcher.complete(following, context)
         except GatewayError as error:
             outcome = "failed"

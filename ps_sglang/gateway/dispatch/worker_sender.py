@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class RequestContext:
     # By the samples' places in the answer, where the client wants them.
     traces: dict[int, Trace] | None = None
     names_rid: bool = False
+    # Called with a sample's place in the answer once its prompt is prefilled, perhaps again.
+    prefilled: Callable[[int], None] | None = None
 
 
 class WorkerSender:

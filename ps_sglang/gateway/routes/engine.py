@@ -141,9 +141,7 @@ async def loads(request: web.Request) -> web.Response:
     Each of `loads` tells its worker.
     """
     gateway = request.app[GATEWAY]
-    if request.query.get("format", "json") != "json":
-        raise BadRequest("`format` must be json; /metrics has all in Prometheus' format.")
-    query = {name: request.query[name] for name in ("dp_rank", "include") if name in request.query}
+    query = engine_fields.loads_query(request.query)
     path = "/v1/loads" + (f"?{urlencode(query)}" if query else "")
 
     async def of(worker_state: AnyWorkerState) -> Body | None:

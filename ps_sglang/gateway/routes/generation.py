@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from ps_sglang.gateway.access.authentication import Forbidden, principal_of
+from ps_sglang.gateway.access.limiter import Admission
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
@@ -19,6 +21,7 @@ from ps_sglang.gateway.bodies.translation import Translation, named_event
 from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
+from ps_sglang.gateway.routes.limits import Deadline, within
 from ps_sglang.gateway.routes.middleware import RECORD, RequestRecord
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.state import GATEWAY, Gateway
@@ -64,6 +67,22 @@ async def respond(
     gateway = request.app[GATEWAY]
     record = request[RECORD]
     record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
+    prompt_tokens = [
+        round(gateway.cache_index.tokens(sample.prompt, {})) if sample.leads else 0
+        for sample in parsed.samples
+    ]
+    with gateway.limiter.admit(principal_of(request), prompt_tokens) as admission:
+        return await _admitted(request, parsed, translation, admission)
+
+
+async def _admitted(
+    request: web.Request,
+    parsed: GenerationRequest,
+    translation: Translation | None,
+    admission: Admission,
+) -> web.StreamResponse:
+    gateway = request.app[GATEWAY]
+    deadline = partial(within, request[RECORD].started, gateway.config.limits.request_timeout)
     tenant = principal_of(request).tenant
     session = _session(gateway, tenant, parsed)
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
@@ -74,12 +93,14 @@ async def respond(
         session,
         traces=traces,
         names_rid=parsed.names_rid,
+        prefilled=admission.prefilled,
     )
     with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
         if parsed.stream:
             writer = _Writer() if translation is None else _TranslatingWriter(translation)
-            return await _stream(request, gateway, parsed, context, writer)
-        answer = await gateway.dispatcher.complete(parsed, context)
+            return await _stream(request, gateway, parsed, context, writer, deadline)
+        async with deadline():
+            answer = await gateway.dispatcher.complete(parsed, context)
         completion = in_answer(parsed.endpoint, answer) if parsed.hints.next else None
         gateway.hint_actions.ended(parsed, context, completion)
         if context.traces is not None:
@@ -154,6 +175,7 @@ async def _stream(
     parsed: GenerationRequest,
     context: RequestContext,
     writer: _Writer,
+    deadline: Deadline,
 ) -> web.StreamResponse:
     record = request[RECORD]
     collector = Collector(parsed.endpoint) if parsed.hints.next else None
@@ -161,14 +183,15 @@ async def _stream(
         if context.traces is not None:
             stream = _with_traces(stream, context.endpoint, context.traces)
         # An error before the first event still has a status of its own: it is raised here.
-        first = await anext(stream)
+        async with deadline():
+            first = await anext(stream)
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
         await response.prepare(request)
         await response.write(writer.events(first))
         if collector is not None:
             collector.add(first)
-        await _forward(stream, response, record, collector, writer)
+        await _forward(stream, response, record, collector, writer, deadline)
     if record.error is None:
         gateway.hint_actions.ended(parsed, context, collector.completion() if collector else None)
     await response.write_eof()
@@ -192,13 +215,15 @@ async def _forward(
     record: RequestRecord,
     collector: Collector | None,
     writer: _Writer,
+    deadline: Deadline,
 ) -> None:
     try:
-        async for events in stream:
-            if said := writer.events(events):
-                await response.write(said)
-            if collector is not None:
-                collector.add(events)
+        async with deadline():
+            async for events in stream:
+                if said := writer.events(events):
+                    await response.write(said)
+                if collector is not None:
+                    collector.add(events)
     except GatewayError as error:
         record.failed(error)
         await response.write(writer.failed(error))

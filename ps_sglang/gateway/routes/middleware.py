@@ -23,17 +23,21 @@ from ps_sglang.gateway.errors import (
 )
 from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.telemetry.lines import one_word
 
 log = logging.getLogger("ps_sglang.gateway")
 
 REQUEST_ID = "x-request-id"
 CLIENT_HUNG_UP = 499
-_LONGEST_ID = 128
+_GOOD_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII, no blank: it is a word of a log line
+_MOST_HEADER_BYTES = 2**16
+"""Of all names and values together; the parser bounds each, and their number."""
 # The last two only where aiohttp finds a package for them; it refuses them otherwise.
 _ENCODINGS = frozenset(("gzip", "deflate", "identity", "", "br", "zstd"))
 # By path, as a wrong method has no route.
 _ANTHROPIC = re.compile(r"(/models/[^/]+)?/v1/messages(/.*)?")
 _TRANSLATED = ("/v1/messages", "/v1/responses")
+_WITH_BODY = frozenset(("POST", "PUT"))
 _GENERATION = frozenset((*(endpoint.value for endpoint in Endpoint), *_TRANSLATED))
 
 
@@ -47,11 +51,12 @@ class RequestRecord:
     decoder: str = ""
     rid: str = ""  # of its first sample: that one's trace, and workers' logs, begin with it
     error: GatewayError | None = None
+    rate_headers: dict[str, str] = field(default_factory=dict)  # what is left of its key's rate
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers that every answer carries."""
-        return {REQUEST_ID: self.id}
+        return {REQUEST_ID: self.id, **self.rate_headers}
 
     def failed(self, error: GatewayError) -> None:
         """The request failed after its status had gone out."""
@@ -88,7 +93,7 @@ async def handle_request(request: web.Request, handler: Handler) -> web.StreamRe
 async def read_whole_body(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Have the body at hand before the handler begins; only for clients that may ask."""
     _check_encoding(request)
-    if request.method == "POST" and request.match_info.http_exception is None:
+    if request.method in _WITH_BODY and request.match_info.http_exception is None:
         await read_body(request)
     return await handler(request)
 
@@ -98,6 +103,7 @@ async def _answer(
 ) -> web.StreamResponse:
     headers: dict[str, str] = {}
     try:
+        _check_head(request)
         return await handler(request)
     except GatewayError as error:
         record.failed(error)
@@ -113,7 +119,7 @@ async def _answer(
         log.exception("%s failed inside the gateway", record.id)
         record.failed(GatewayError(INTERNAL, status=500))
     assert record.error is not None
-    if _ANTHROPIC.fullmatch(request.path):
+    if is_anthropic(request):
         response = _json(record.error, error_payload(record.error, record.id))
     else:
         response = error_response(record.error)
@@ -125,6 +131,11 @@ async def _answer(
     return response
 
 
+def is_anthropic(request: web.Request) -> bool:
+    """Whether the path is one of Anthropic's API."""
+    return _ANTHROPIC.fullmatch(request.path) is not None
+
+
 def error_response(error: GatewayError) -> web.Response:
     """The error as an answer of its own, in OpenAI's format."""
     return _json(error, error.payload())
@@ -132,6 +143,15 @@ def error_response(error: GatewayError) -> web.Response:
 
 def _json(error: GatewayError, payload: dict[str, Any]) -> web.Response:
     return web.json_response(payload, status=error.status, headers=error.headers)
+
+
+def _check_head(request: web.Request) -> None:
+    length = sum(len(name) + len(value) for name, value in request.raw_headers)
+    if length > _MOST_HEADER_BYTES:
+        raise GatewayError(
+            f"The headers have {length} bytes; at most {_MOST_HEADER_BYTES} are allowed.",
+            status=431,
+        )
 
 
 def _check_encoding(request: web.Request) -> None:
@@ -155,14 +175,7 @@ def _http_problem(request: web.Request, error: web.HTTPException) -> str:
 
 def _request_id(request: web.Request) -> str:
     request_id = request.headers.get(REQUEST_ID, "")
-    if (
-        request_id
-        and len(request_id) <= _LONGEST_ID
-        and request_id.isascii()
-        and request_id.isprintable()
-    ):
-        return request_id
-    return ids.unique()
+    return request_id if _GOOD_ID.fullmatch(request_id) else ids.unique()
 
 
 def _route(request: web.Request) -> str:
@@ -177,9 +190,9 @@ def _conclude(request: web.Request, record: RequestRecord, status: int) -> None:
         logging.INFO if generation or status >= 400 else logging.DEBUG,
         "%s rid=%s model=%s route=%s status=%d ms=%.0f%s",
         record.id,
-        record.rid or "-",
+        one_word(record.rid) or "-",
         record.decoder or "-",
-        record.route or request.path,
+        record.route or request.rel_url.raw_path,
         status,
         seconds * 1000,
         f" error={record.error.message!r}" if record.error else "",

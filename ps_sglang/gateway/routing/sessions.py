@@ -1,8 +1,8 @@
 """Conversations: which workers each stays with.
 
 A client may name a conversation (see `bodies.session_id`), and the one above it. Sessions are
-remembered until they end, until they are idle for IDLE_SECONDS, or until MOST newer ones of their
-tenant have come.
+remembered until they end, until they are idle for IDLE_SECONDS, or until too many newer ones of
+their tenant have come.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from ps_sglang.gateway.bodies import session_id
 from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.limits import SESSIONS_PER_TENANT
 from ps_sglang.gateway.routing.family import Family
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
 IDLE_SECONDS = 3600.0
-MOST = 65_536
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +56,7 @@ class Sessions:
         self,
         tenant: str = "",
         *,
-        most: int = MOST,
+        most: int = SESSIONS_PER_TENANT,
         idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -122,14 +122,15 @@ class Sessions:
 class TenantSessions:
     """The conversations of all tenants: an id names one within its tenant only."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = SESSIONS_PER_TENANT) -> None:
+        self._most = most
         self._of: dict[str, Sessions] = {}
 
     def of(self, tenant: str) -> Sessions:
         """Those of one tenant."""
         sessions = self._of.get(tenant)
         if sessions is None:
-            sessions = self._of[tenant] = Sessions(tenant)
+            sessions = self._of[tenant] = Sessions(tenant, most=self._most)
         return sessions
 
     def end(self, session: Session, error: GatewayError) -> None:

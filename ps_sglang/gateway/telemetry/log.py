@@ -7,6 +7,8 @@ import logging
 import sys
 from typing import Final, TextIO
 
+from ps_sglang.gateway.telemetry.lines import LineFormatter
+
 _DELAY_SECONDS: Final = 0.1
 _MOST_LINES: Final = 512
 
@@ -64,7 +66,7 @@ class BufferedHandler(logging.Handler):
 def configure() -> None:
     """Log to stderr from level INFO on."""
     handler = BufferedHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # What the format does not show need not be found out for each line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

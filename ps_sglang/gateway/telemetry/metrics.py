@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from ps_sglang.gateway.bodies.engine_errors import PrefillAnswer
 
@@ -166,6 +167,11 @@ class GatewayMetrics:
         """A request got its whole answer. `decoder` is empty if it named none that exists."""
         self._requests(decoder, route, str(status)).inc()
         self._duration(decoder).observe(seconds)
+
+    def samples(self, *names: str) -> Iterator[Sample]:
+        """What the metrics that have samples of these names say now."""
+        for family in self._registry.restricted_registry(names).collect():
+            yield from family.samples
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""

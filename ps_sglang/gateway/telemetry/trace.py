@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import msgspec
 from ps_sglang.events.messages import Span
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.telemetry.lines import one_word
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
 log = logging.getLogger("ps_sglang.timeline")
@@ -32,7 +33,9 @@ LATE_SECONDS: Final = 2.0
 class Trace:
     """One attempt at a sample: its workers, and their spans so far.
 
-    `awaited` are the spans that are yet to come, by worker and role.
+    `awaited` are the spans that are yet to come, by worker and role. `first` is when a stream gave
+    its first event, a monotonic time, and `events` how many it gave. `is_answered`: the client has
+    it all.
     """
 
     rid: str
@@ -44,6 +47,10 @@ class Trace:
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
     late: asyncio.TimerHandle | None = None
+    session: str | None = None
+    first: float | None = None
+    events: int = 0
+    is_answered: bool = False
 
     def workers(self) -> dict[str, str | None]:
         """The names of its workers; an aggregated one is its decode worker."""
@@ -90,6 +97,14 @@ class Trace:
             counts["pulled_bytes"] = decode.pulled_bytes
         return counts
 
+    def found_tokens(self) -> int | None:
+        """Tokens of the base prefix that need not be computed, None if its workers did not tell."""
+        tokens = self.tokens()
+        parts = ("computed", "tree") if self.route.prefill is None else ("own", "pulled")
+        if "computed" not in tokens or parts[1] not in tokens:
+            return None
+        return max(sum(tokens[part] for part in parts) - tokens["computed"], 0)
+
     def payload(self) -> dict[str, Any]:
         """The trace as clients get it."""
         total = time.monotonic() - self.started if self.total is None else self.total
@@ -102,16 +117,24 @@ class Trace:
 
 
 class Traces:
-    """The traces of the requests that run or have just ended; for the event loop's thread."""
+    """The traces of the requests that run or have just ended; for the event loop's thread.
+
+    Register functions in `concluded` to be called with each one that is complete, or never will be.
+    """
 
     def __init__(self, metrics: GatewayMetrics, late_seconds: float = LATE_SECONDS) -> None:
         self._metrics = metrics
         self._late_seconds = late_seconds
         self._open: dict[str, Trace] = {}
+        self.concluded: list[Callable[[Trace], None]] = []
 
     def __len__(self) -> int:
         """Traces that are not concluded yet."""
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Trace]:
+        """The traces that are not concluded yet, the oldest first."""
+        return iter(self._open.values())
 
     def begin(self, rid: str, decoder: str, route: Route) -> Trace:
         """A sample is being sent to its workers; `ended` must follow."""
@@ -150,6 +173,8 @@ class Traces:
     def _conclude(self, trace: Trace) -> None:
         if self._open.pop(trace.rid, None) is None:
             return
+        for listener in self.concluded:
+            listener(trace)
         trace.complete.set()
         if trace.late is not None:
             trace.late.cancel()  # it would keep all of this alive
@@ -206,7 +231,7 @@ def _line(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) 
     times = {**stages, "total": trace.total}
     return " ".join(
         (
-            trace.rid,
+            one_word(trace.rid),
             f"model={trace.decoder}",
             *(f"{role}={name}" for role, name in trace.workers().items() if name is not None),
             *(f"{name}_ms={seconds * 1000:.1f}" for name, seconds in times.items()),
