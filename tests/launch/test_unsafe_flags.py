@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ SPEC = ClusterSpec("base", ("a",))
 @pytest.mark.parametrize("role", ["engine_args", "prefill_engine_args", "decode_engine_args"])
 def test_what_runs_what_clients_send_needs_that_the_user_insists(flag: str, role: str) -> None:
     kind = next(one["kind"] for one in flag_check._table() if flag in one["names"])
-    spec = replace(SPEC, **{role: (flag,) if kind == "switch" else (flag, "1")})
+    words: dict[str, Any] = {role: (flag,) if kind == "switch" else (flag, "1")}
+    spec = replace(SPEC, **words)
     with pytest.raises(UsageError, match=f"{flag} is refused, as .*--allow-unsafe admits it"):
         check_flags(spec)
     assert flag in getattr(check_flags(replace(spec, allow_unsafe=True)), role)
