@@ -83,6 +83,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
             decoders=tuple(f"{name}={served[name]}" for name in decoders),
             port=0,
             log_dir=tmp_path_factory.mktemp("logs"),
+            model_roots=(tmp_path_factory.getbasetemp(),),
             **options,
         )
         running.append(Cluster.start(spec))
