@@ -202,7 +202,7 @@ async def test_what_is_shown_has_a_bounded_size(
         monkeypatch.setattr(live, name, 2)
     for text in "uvwxyz":
         await shown.store(shown.setup.prefill, text)
-    shown.setup.decode().plan.gate = asyncio.Event()
+    gate = shown.setup.decode().plan.gate = asyncio.Event()
     bodies = [{"model": "a", "prompt": CONTEXT, "session_id": "s" * 256}] * 3
     asking = [asyncio.create_task(shown.setup.post(COMPLETIONS, body)) for body in bodies]
     await shown.setup.decode().saw(3)
@@ -211,7 +211,7 @@ async def test_what_is_shown_has_a_bounded_size(
     assert (len(content["requests"]), content["hidden_requests"]) == (2, 1)
     assert (len(content["tree"]["branches"]), content["tree"]["hidden"]) == (2, 4)
     assert len(content["requests"][0]["session"]) < 256
-    shown.setup.decode().plan.gate.set()
+    gate.set()
     await asyncio.gather(*asking)
 
 

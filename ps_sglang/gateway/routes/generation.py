@@ -21,7 +21,7 @@ from ps_sglang.gateway.bodies.translation import Translation, named_event
 from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
-from ps_sglang.gateway.routes.limits import Deadline, within
+from ps_sglang.gateway.routes.limits import Deadline, TimeLimit
 from ps_sglang.gateway.routes.middleware import RECORD, RequestRecord
 from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.state import GATEWAY, Gateway
@@ -82,7 +82,7 @@ async def _admitted(
     admission: Admission,
 ) -> web.StreamResponse:
     gateway = request.app[GATEWAY]
-    deadline = partial(within, request[RECORD].started, gateway.config.limits.request_timeout)
+    deadline = partial(TimeLimit, request[RECORD].started, gateway.config.limits.request_timeout)
     tenant = principal_of(request).tenant
     session = _session(gateway, tenant, parsed)
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -38,20 +39,33 @@ async def limit_rate(request: web.Request, handler: Handler) -> web.StreamRespon
     return await handler(request)
 
 
-@asynccontextmanager
-async def within(started: float, seconds: float | None) -> AsyncIterator[None]:
+class TimeLimit:
     """In this block a request that `started` then, by the monotonic clock, must end in time.
 
-    Raises DeadlineExceeded.
+    Raises DeadlineExceeded. It is no generator, as each request passes through it.
     """
-    if seconds is None:
-        yield
-        return
-    limit = asyncio.timeout(started + seconds - time.monotonic())
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded(seconds) from None
+
+    __slots__ = ("_limit", "_seconds", "_started")
+
+    def __init__(self, started: float, seconds: float | None) -> None:
+        self._started = started
+        self._seconds = seconds
+        self._limit: asyncio.Timeout | None = None
+
+    async def __aenter__(self) -> None:
+        if self._seconds is not None:
+            self._limit = asyncio.timeout(self._started + self._seconds - time.monotonic())
+            await self._limit.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._limit is None or self._seconds is None:
+            return
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:  # it raises none but its own
+            raise DeadlineExceeded(self._seconds) from None
