@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.worker_keys import let_in
 from ps_sglang.cli import main
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch import Cluster, ClusterSpec, procfs
@@ -58,6 +59,7 @@ def guests(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A second prefill worker, a second decode worker of decoder a, and one of a new decoder b."""
     folder = tmp_path_factory.mktemp("guests")
     with Cluster.start(guest_spec(served, folder, "a", "b", prefill_replicas=1)) as cluster:
+        let_in(cluster)
         yield cluster
 
 

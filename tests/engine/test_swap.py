@@ -160,9 +160,9 @@ def test_a_worker_with_unknown_weights_ends(llama: Models, monkeypatch: pytest.M
     ended = []
     before = signal.signal(signal.SIGQUIT, lambda number, _frame: ended.append(number))
     monkeypatch.setenv(BASE_FINGERPRINT, base_fingerprint(llama.base))
-    manager = SimpleNamespace(
-        model_path=str(llama.decoders["a"]), config_value=lambda name: "decode"
-    )
+    started = SimpleNamespace(model_path=str(llama.decoders["a"]))
+    monkeypatch.setattr("ps_sglang.engine.swap.get_model", lambda: started)
+    manager = SimpleNamespace(model_path=started.model_path, config_value=lambda name: "decode")
     message = "Failed to update weights: a disk error.\nRolling back to original weights."
 
     async def original(*_: object) -> tuple[bool, str, int]:

@@ -269,7 +269,7 @@ async def test_a_kept_connection_may_rest(listening: tuple[Setup, int]) -> None:
     _, port = listening
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for _ in range(2):
-        writer.write(b"GET /workers HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         length = int(re.search(rb"Content-Length: (\d+)", head)[1])  # type: ignore[index]
