@@ -22,7 +22,10 @@ from ps_sglang.open_files import raise_limit
 
 
 async def serve(config: GatewayConfig) -> None:
-    """Serve until a signal comes; prints `ready http://host:port` once it listens."""
+    """Serve until a signal comes; prints `ready http://host:port` once it listens.
+
+    In a log of JSON that is the line's `message`.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -34,7 +37,7 @@ async def serve(config: GatewayConfig) -> None:
     listener = HttpListener(app, app.app[GATEWAY].descriptors)
     try:
         port = await listener.start(config.host, config.port)
-        print(f"ready {_url(config, port)}", flush=True)
+        print(log.line_of(config.log_format, f"ready {_url(config, port)}"), flush=True)
         await stop.wait()
     finally:
         await cancel(garbage)
@@ -52,10 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ps_sglang.gateway", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a GatewayConfig as JSON")
     arguments = parser.parse_args()
-    log.configure()
     raise_limit()
     try:
-        uvloop.run(serve(GatewayConfig.load(arguments.config)))
+        config = GatewayConfig.load(arguments.config)
+        log.configure(config.log_format)
+        uvloop.run(serve(config))
     except (ConfigError, OSError) as error:
         sys.exit(f"gateway: {error}")
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
 from ps_sglang.worker_info import adapter_name
+
+
+class LogFormat(StrEnum):
+    """How the lines of a log are written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class ConfigError(ValueError):
@@ -107,8 +116,9 @@ class GatewayConfig:
     `port` 0 asks for any free port. `base` is the base model's name, `context_length` the longest
     prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
     `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
-    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all. Raises
-    ConfigError, listing everything that is wrong.
+    workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
+    `log_format` is that of its log. `otlp_endpoint` is the URL that traces are exported to, if they
+    are. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -121,6 +131,8 @@ class GatewayConfig:
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
+    log_format: LogFormat = LogFormat.TEXT
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -207,6 +219,20 @@ def _problems(config: GatewayConfig) -> list[str]:
     ]
     problems += filter(None, map(origin_problem, config.cors_origins))
     return problems
+
+
+def endpoint_problem(endpoint: str) -> str | None:
+    """Why traces cannot be sent to a URL, if they cannot."""
+    try:
+        parts = urlsplit(endpoint)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return None
+    except ValueError:  # of its port
+        pass
+    return (
+        f"OTLP endpoint {endpoint!r} must be the URL of a collector that takes OTLP over HTTP, "
+        "like http://localhost:4318"
+    )
 
 
 def origin_problem(origin: str) -> str | None:

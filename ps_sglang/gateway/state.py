@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -25,6 +26,9 @@ from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
 
+if TYPE_CHECKING:
+    from ps_sglang.gateway.telemetry.otel import Tracing
+
 
 @dataclass(frozen=True)
 class Gateway:
@@ -43,6 +47,7 @@ class Gateway:
     metrics: GatewayMetrics
     hint_actions: HintActions
     decoder_changes: DecoderChanges
+    tracing: Tracing | None
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -61,6 +61,9 @@ async def respond(
     session = _session(gateway, parsed)
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
     headers = worker_headers(request)
+    if gateway.tracing is not None:
+        seconds = time.monotonic() - record.started
+        record.spans = gateway.tracing.begin(parsed, record.route, request.headers, seconds)
     context = RequestContext(
         parsed.endpoint,
         gateway.pool.served(parsed.decoder),
@@ -68,6 +71,7 @@ async def respond(
         session,
         traces=traces,
         names_rid=parsed.names_rid,
+        spans=record.spans,
     )
     with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
         if parsed.stream:
@@ -151,11 +155,12 @@ async def _stream(
         first = await anext(stream)
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
-        await response.prepare(request)
-        await response.write(writer.events(first))
-        if collector is not None:
-            collector.add(first)
-        await _forward(stream, response, record, collector, writer)
+        with gateway.metrics.open_stream(parsed.decoder):
+            await response.prepare(request)
+            await response.write(writer.events(first))
+            if collector is not None:
+                collector.add(first)
+            await _forward(stream, response, record, collector, writer)
     if record.error is None:
         gateway.hint_actions.ended(parsed, context, collector.completion() if collector else None)
     await response.write_eof()

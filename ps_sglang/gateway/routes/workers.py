@@ -26,7 +26,7 @@ from ps_sglang.gateway.routes.operations import (
     conflict,
     run_to_end,
 )
-from ps_sglang.gateway.routing.worker_state import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
 from ps_sglang.worker_info import HEADER
@@ -260,7 +260,7 @@ def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
         "url": worker.url,
         "state": worker_state.state,
         "problem": "; ".join(problems) or None,
-        "times_broken": gateway.health.broken[worker.name],
+        "times_broken": gateway.health.transitions[worker.name, BreakerState.OPEN],
         "load": {
             "requests": load.requests,
             "queued_tokens": round(load.queued_tokens),
