@@ -6,11 +6,14 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ps_sglang.errors import LaunchError, PsSglangError
+from ps_sglang.gateway.config import LogFormat
+from ps_sglang.gateway.telemetry.log import line_of
 from ps_sglang.launch.args import parse_args
-from ps_sglang.progress import progress
+from ps_sglang.progress import OnProgress, progress
 
 if TYPE_CHECKING:
     from ps_sglang.launch.cluster import Cluster
@@ -18,23 +21,33 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 stopped on request, 1 a worker failed, 2 refused before any start."""
+    say = partial(_say, LogFormat.TEXT)
     try:
         spec = parse_args(sys.argv[1:] if argv is None else argv)
+        say = partial(_say, spec.log_format)
         from ps_sglang.launch.cluster import Cluster
 
-        _interrupt_on_signals()
-        with Cluster.start(spec, progress) as cluster:
-            progress(ready_line(cluster))
+        _interrupt_on_signals(say)
+        with Cluster.start(spec, say) as cluster:
+            say(ready_line(cluster))
             cluster.wait()
     except KeyboardInterrupt:
-        progress("stopped")
+        say("stopped")
     except LaunchError as error:
-        progress(f"error: {error}")
+        say(f"error: {error}", level="ERROR")
         return 1
     except PsSglangError as error:
-        progress(f"error: {error}")
+        say(f"error: {error}", level="ERROR")
         return 2
     return 0
+
+
+def _say(log_format: LogFormat, line: str, *, level: str = "INFO") -> None:
+    if log_format is LogFormat.TEXT:
+        progress(line)
+    else:
+        sys.stderr.write(line_of(log_format, line, level=level, logger="ps_sglang.launch") + "\n")
+        sys.stderr.flush()
 
 
 def ready_line(cluster: Cluster) -> str:
@@ -56,13 +69,13 @@ def ready_line(cluster: Cluster) -> str:
     )
 
 
-def _interrupt_on_signals() -> None:
+def _interrupt_on_signals(say: OnProgress) -> None:
     """The first Ctrl-C or SIGTERM begins the stop, which takes seconds; more change nothing."""
 
     def interrupt(*_: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        progress("stopping")
+        say("stopping")
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.config import LogFormat
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.parser import SettingsParser
 
@@ -89,7 +90,7 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    for flag in ("host", "port", "cors_origins"):
+    for flag in ("host", "port", "cors_origins", "otlp_endpoint"):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -170,6 +171,19 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where each worker's log goes (default: a new folder under ~/.cache/ps_sglang/logs)",
+    )
+    add(
+        "--log-format",
+        type=LogFormat,
+        choices=tuple(LogFormat),
+        help="how the gateway and the launcher write their lines: text, or one JSON object each "
+        f"(default {default.log_format})",
+    )
+    add(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="export OpenTelemetry traces to the collector there, over HTTP, such as "
+        "http://localhost:4318 (needs the extra `otel`; default: none)",
     )
     add(
         "--ready-timeout",

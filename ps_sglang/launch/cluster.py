@@ -23,6 +23,7 @@ from ps_sglang.launch.environment import (
 )
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.gateway_config import gateway_config
+from ps_sglang.launch.log_rotation import LogRotation
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Loaded, Start, StartMethod
 from ps_sglang.launch.outlook import candidates, outlook, sharing
@@ -35,6 +36,7 @@ GATEWAY: Final = "gateway"
 FORK_SERVER: Final = "fork-server"
 _PROGRESS_S: Final = 5.0
 _POLL_S: Final = 0.1
+_ROTATION_S: Final = 10.0
 _GATEWAY_GRACE_S: Final = 2.0
 # On a CPU nothing outlives a killed worker; a GPU's memory is released by the worker itself.
 _WORKER_GRACE_S: Final = {True: 0.0, False: 6.0}
@@ -78,8 +80,9 @@ class Cluster:
         )
         if self._joined is not None:
             self._joined.require_gateway()
-        for name in (FORK_SERVER, GATEWAY, *(worker.name for worker in plan.workers)):
-            self._log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
+        names = (FORK_SERVER, GATEWAY, *(worker.name for worker in plan.workers))
+        self._logs = LogRotation([self._log(name) for name in names], on_progress)
+        self._logs.remove()  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
         self._environ = fork_server_environment(
             os.environ, self._runtime, plan.architecture, cpu=plan.cpu
@@ -143,13 +146,14 @@ class Cluster:
         return sum(procfs.proportional_bytes(pid) for pid in pids)
 
     def wait(self) -> None:
-        """Serve on, reporting each worker that dies.
+        """Serve on, reporting each worker that dies; keep the log files short.
 
         Raises LaunchError if the gateway or the fork server dies: nothing is served any more.
         """
         reported: set[str] = set()
         while True:
-            self._link.wait_for(lambda: self._link.gone or bool(self._dead - reported))
+            self._link.wait_for(lambda: self._link.gone or bool(self._dead - reported), _ROTATION_S)
+            self._logs.rotate()
             if self._link.gone:
                 raise self._failure(FORK_SERVER, "the fork server died, and all workers with it")
             for name in self._dead - reported:

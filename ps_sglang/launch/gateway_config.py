@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
 from ps_sglang.launch.prepare import Plan
 from ps_sglang.launch.spec import Role
@@ -43,4 +45,12 @@ def gateway_config(plan: Plan) -> GatewayConfig:
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        log_format=plan.spec.log_format,
+        otlp_endpoint=plan.spec.otlp_endpoint and traces_url(plan.spec.otlp_endpoint),
     )
+
+
+def traces_url(endpoint: str) -> str:
+    """Where a collector takes traces: at /v1/traces, unless its URL has a path of its own."""
+    parts = urlsplit(endpoint)
+    return parts._replace(path="/v1/traces").geturl() if parts.path in ("", "/") else endpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -74,9 +75,20 @@ def gateway_url(log: Path) -> str | None:
     if not log.exists():
         return None
     for line in log.read_text(errors="replace").splitlines():
-        if line.startswith("ready http://"):
-            return line.removeprefix("ready ").strip()
+        message = _message(line)
+        if message.startswith("ready http://"):
+            return message.removeprefix("ready ").strip()
     return None
+
+
+def _message(line: str) -> str:
+    """What a line of a log says, in text or JSON."""
+    if not line.startswith("{"):
+        return line
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, LookupError):
+        return line
 
 
 def knows_workers(gateway: str) -> bool:

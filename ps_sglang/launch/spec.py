@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import Adapter, origin_problem
+from ps_sglang.gateway.config import Adapter, LogFormat, endpoint_problem, origin_problem
 
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
@@ -49,8 +49,10 @@ class ClusterSpec:
     and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
     `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
     chooses by device. `allow_unverified` admits decoders that have no manifest. `log_dir` gets one
-    log file a worker; None makes a folder under the cache folder. Every worker must answer within
-    `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for all workers;
+    log file a worker; None makes a folder under the cache folder. `log_format` is that of the
+    gateway's log and the launcher's lines. Traces go to the OTLP collector at `otlp_endpoint`, None
+    for none. Every worker must answer within `ready_timeout_s` seconds of the start. `engine_args`
+    are SGLang flags for all workers;
     `prefill_engine_args` and `decode_engine_args` are those of one role, and win over them.
     """
 
@@ -66,6 +68,8 @@ class ClusterSpec:
     transfer_backend: str | None = None
     allow_unverified: bool = False
     log_dir: Path | None = None
+    log_format: LogFormat = LogFormat.TEXT
+    otlp_endpoint: str | None = None
     ready_timeout_s: float = 300.0
     engine_args: tuple[str, ...] = ()
     prefill_engine_args: tuple[str, ...] = ()
@@ -109,6 +113,8 @@ def _problems(spec: ClusterSpec) -> list[str]:
         if entry.replicas == 0
     ]
     problems += filter(None, map(origin_problem, spec.cors_origins))
+    if spec.otlp_endpoint is not None:
+        problems += filter(None, [endpoint_problem(spec.otlp_endpoint)])
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems

@@ -52,12 +52,10 @@ async def fed() -> AsyncIterator[Setup]:
     """A gateway that hears its workers' events."""
     async with running(events=True) as gateway:
         workers = [worker.name for worker in gateway.cluster.workers]
-        heard = [
-            f'ps_sglang_gateway_feed_total{{what="snapshots",worker="{name}"}} 1.0'
-            for name in workers
-        ]
-        for one in heard:
-            while one not in await metrics_of(gateway):
+        # Who has had a batch is subscribed to spans, too: that came before.
+        for name in workers:
+            nothing = f'ps_sglang_gateway_feed_total{{what="batches",worker="{name}"}} 0.0'
+            while nothing in await metrics_of(gateway):
                 pass
         yield gateway
 

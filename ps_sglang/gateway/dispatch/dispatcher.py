@@ -183,7 +183,9 @@ class Dispatcher:
                 raise context.session.ended
             route, turn = await self._route(context, suspect, sample, tried)
             prefilled = partial(self._prefilled, route, gate, turn)
-            spans = context.spans and context.spans.attempt(route, counts_prompt=sample.leads)
+            spans = None
+            if context.spans is not None:
+                spans = context.spans.attempt(route, counts_prompt=sample.leads)
             pd_request = PrefillDecodeRequest(
                 self._client,
                 self._background,
