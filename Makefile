@@ -39,4 +39,4 @@ check: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build out/site *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build out/site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -47,6 +47,12 @@ def _launch(argv: Sequence[str]) -> int:
     return launch(argv)
 
 
+def _worker(argv: Sequence[str]) -> int:
+    from ps_sglang.launch.worker import main as worker
+
+    return worker(argv)
+
+
 def _verify(argv: Sequence[str]) -> int:
     from ps_sglang.verify.__main__ import main as verify
 
@@ -59,6 +65,18 @@ def _workers(argv: Sequence[str]) -> int:
     return workers(argv)
 
 
+def _status(argv: Sequence[str]) -> int:
+    from ps_sglang.status.__main__ import status
+
+    return status(argv)
+
+
+def _top(argv: Sequence[str]) -> int:
+    from ps_sglang.status.__main__ import top
+
+    return top(argv)
+
+
 def _decoders(argv: Sequence[str]) -> int:
     from ps_sglang.decoders.__main__ import main as decoders
 
@@ -69,6 +87,12 @@ def _monitoring(argv: Sequence[str]) -> int:
     from ps_sglang.monitoring.__main__ import main as monitoring
 
     return monitoring(argv)
+
+
+def _keys(argv: Sequence[str]) -> int:
+    from ps_sglang.keys.__main__ import main as keys
+
+    return keys(argv)
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -122,11 +146,15 @@ def _models(argv: Sequence[str]) -> int:
 
 COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "launch": (_launch, "start a cluster and serve until Ctrl-C"),
+    "worker": (_worker, "start one worker of a running cluster, and look after it"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
+    "status": (_status, "show the workers and decoders of a running cluster"),
+    "top": (_top, "show them again and again, with rates"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
     "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
     "monitoring": (_monitoring, "write a Grafana dashboard and Prometheus alerts"),
+    "keys": (_keys, "list, add and revoke the API keys of clients"),
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),
     "evaluate": (_evaluate, "score a decoder on a task at any share of the base's cache"),

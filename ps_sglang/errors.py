@@ -10,7 +10,8 @@ PsSglangError
 ├── TrainingError             a training run stopped; its last checkpoint is good
 ├── EvaluationError           an evaluation stopped; the answers it had are kept
 ├── MissingPackageError       an optional package is not installed: install it
-└── LaunchError               a worker or the gateway did not come up, or died: read its log
+└── LaunchError               a worker or the gateway did not come up: read its log
+    └── ServingEndedError         ... or died, and is not restarted any more
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class MissingPackageError(PsSglangError):
 
 
 class LaunchError(PsSglangError):
-    """A worker or the gateway failed to start, or died.
+    """A worker or the gateway failed to start.
 
     `worker` is its name in the cluster and `log_tail` the last lines of its log.
     """
@@ -79,3 +80,7 @@ class LaunchError(PsSglangError):
         super().__init__(f"{message}\n{log_tail}" if log_tail else message)
         self.worker = worker
         self.log_tail = log_tail
+
+
+class ServingEndedError(LaunchError):
+    """What served has died, more often than it is restarted: nothing is left to serve."""

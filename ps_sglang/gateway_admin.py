@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from ps_sglang.errors import PsSglangError, UsageError
-from ps_sglang.gateway_http import GatewayRefused, GatewayUnreachable, Json, call, no_gateway
+from ps_sglang.gateway_http import (
+    KEY_VARIABLE,
+    Credentials,
+    GatewayRefused,
+    GatewayUnreachable,
+    Json,
+    call,
+    no_gateway,
+)
 from ps_sglang.progress import progress
 
 GATEWAY: Final = "http://127.0.0.1:8000"
@@ -19,18 +27,26 @@ TIMEOUT_S: Final = 3600.0
 
 
 class RefusedError(UsageError):
-    """The gateway refused a change; the message is its reason."""
+    """The gateway refused a change; the message is its reason, `code` the error's code."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class GatewayAdmin:
     """The gateway at `url`. All methods raise UsageError, at last after `timeout_s`.
 
-    By then a call that changes something may have succeeded, or may yet.
+    By then a call that changes something may have succeeded, or may yet. Without `credentials` it
+    shows those of the environment.
     """
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
         self._url = url.rstrip("/")
         self._timeout_s = timeout_s
+        self._credentials = credentials
 
     def list(self, path: str, key: str) -> list[Json]:
         """The list under `key` in the answer to a GET."""
@@ -44,10 +60,18 @@ class GatewayAdmin:
     def call(self, method: str, path: str, body: Json | None = None) -> Json:
         """The answer to one request; RefusedError if the gateway refuses it."""
         try:
-            return call(self._url + path, body, method=method, timeout_s=self._timeout_s)
+            return call(
+                self._url + path,
+                body,
+                method=method,
+                timeout_s=self._timeout_s,
+                credentials=self._credentials,
+            )
         except GatewayRefused as error:
             status = "" if error.is_explained else f"status {error.status}: "
-            raise RefusedError(status + error.reason) from error
+            # Whoever has a key may have forgotten to give it.
+            hint = f" (the key is read from ${KEY_VARIABLE})" if error.status in (401, 403) else ""
+            raise RefusedError(status + error.reason + hint, error.code) from error
         except GatewayUnreachable as error:
             raise UsageError(no_gateway(self._url, error)) from error
 
@@ -67,10 +91,15 @@ def exit_status(command: Callable[[], None]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need."""
+    print(*table(rows), sep="\n")
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of rows, in columns as wide as they need."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
 def path_on_worker(text: str) -> str:

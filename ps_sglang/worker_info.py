@@ -22,7 +22,9 @@ UNVERIFIED_HEADER: Final = "x-ps-sglang-allow-unverified"
 OTHER_PROCESS: Final = 421
 """HTTP's "Misdirected Request"."""
 
-_MAY_CHANGE: Final = frozenset(("incarnation", "common", "capacity", "problem", "adapters"))
+_MAY_CHANGE: Final = frozenset(
+    ("incarnation", "common", "capacity", "problem", "adapters", "adapter_folders")
+)
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +37,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     `events_control` are the addresses of its event stream, None without one.
     `context_length` is the one that it was started with, if any, and `capacity` what its KV pool
     holds, both in tokens. `adapters` are what a worker of LoRA decoders has, by the name that
-    `adapter_name` makes: the digest of each one's weights; None for a worker that takes none.
+    `adapter_name` makes: the digest of each one's weights; None for a worker that takes none. Their
+    folders are in `adapter_folders`.
     `problem` says why the rest is missing.
     """
 
@@ -51,6 +54,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     events_control: str | None = None
     context_length: int | None = None
     adapters: dict[str, str] | None = None
+    adapter_folders: dict[str, str] = {}
     problem: str | None = None
 
     def changes(self, now: WorkerInfo) -> Iterator[str]:

@@ -110,11 +110,13 @@ def _unchunk(buffer: bytearray, position: int) -> bytes:
 class Client:
     """Asks servers; a connection serves one request after the other.
 
-    `quick_ack`: acknowledge what arrives at once, instead of up to 40 ms later.
+    `quick_ack`: acknowledge what arrives at once, instead of up to 40 ms later. `key` is the API
+    key that each request carries.
     """
 
-    def __init__(self, *, quick_ack: bool = True) -> None:
+    def __init__(self, *, quick_ack: bool = True, key: str | None = None) -> None:
         self._quick_ack = quick_ack
+        self._key = "" if key is None else f"Authorization: Bearer {key}\r\n"
         self._idle: dict[str, list[_Connection]] = {}
 
     async def post(self, url: str, path: str, body: bytes) -> Reply:
@@ -124,7 +126,7 @@ class Client:
         connection = await self._connection(host, idle)
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Content-Length: {len(body)}\r\n{self._key}\r\n"
         )
         reply = await connection.ask(head.encode() + body)
         idle.append(connection)

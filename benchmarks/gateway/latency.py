@@ -141,10 +141,11 @@ def chats(decoders: Sequence[str], count: int, seed: int, *, stream: bool) -> li
     return made
 
 
-async def warm_up(target: Target, decoders: Sequence[str]) -> None:
+async def warm_up(target: Target, decoders: Sequence[str], client: Client | None = None) -> None:
     """Let connections, caches and code paths come into being."""
     for stream in (False, True):
-        await _closed_loop(target, chats(decoders, _WARM_UP, 1, stream=stream))
+        work = chats(decoders, _WARM_UP, 1, stream=stream)
+        await _closed_loop(target, work, client or Client())
 
 
 async def open_loop(
@@ -176,7 +177,7 @@ async def carried(
     """Requests/s with 32 clients that wait for each answer, and CPU ms per request of `pids`."""
     work = chats(decoders, count, 2, stream=mode.stream)
     cpu, begin = _cpu_seconds(pids), perf_counter()
-    await _closed_loop(target, work)
+    await _closed_loop(target, work, Client())
     seconds = perf_counter() - begin
     return {
         "requests_per_second": count / seconds,
@@ -184,8 +185,7 @@ async def carried(
     }
 
 
-async def _closed_loop(target: Target, work: Sequence[Chat]) -> None:
-    client = Client()
+async def _closed_loop(target: Target, work: Sequence[Chat], client: Client) -> None:
     left = iter(work)
 
     async def one() -> None:

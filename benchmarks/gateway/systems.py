@@ -10,11 +10,11 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -121,8 +121,14 @@ def _ask(url: str, body: bytes | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def gateway(engines: Fleet, folder: Path) -> Iterator[Served]:
-    """Our gateway, one for all decoders."""
+def gateway(
+    engines: Fleet,
+    folder: Path,
+    name: str = "gateway",
+    module: str = "ps_sglang.gateway",
+    **changes: Any,
+) -> Iterator[Served]:
+    """Our gateway, one for all decoders; `module` runs it, with `changes` of its configuration."""
     config = GatewayConfig(
         host="127.0.0.1",
         port=0,
@@ -152,11 +158,11 @@ def gateway(engines: Fleet, folder: Path) -> Iterator[Served]:
         ),
         tokenizer=str(engines.tokenizer),
     )
-    path = folder / "gateway.json"
-    path.write_bytes(config.to_json())
-    command = [sys.executable, "-m", "ps_sglang.gateway", "--config", str(path)]
+    path = folder / f"{name}.json"
+    path.write_bytes(replace(config, **changes).to_json())
+    command = [sys.executable, "-m", module, "--config", str(path)]
     with (
-        (folder / "gateway.log").open("wb") as log,
+        (folder / f"{name}.log").open("wb") as log,
         process(command, output=subprocess.PIPE, errors=log) as started,
     ):
         url = _ready_line(started).split()[1]

@@ -15,10 +15,11 @@ from typing import Final
 from benchmarks.sessions.workload import ALL_AT_ONCE, Conversation, Session, Shape, sessions
 
 SHAPE: Final = Shape(
-    steps=4, system_tokens=512, task_tokens=(64, 128), observation_tokens=512,
+    steps=6, system_tokens=512, task_tokens=(64, 128), observation_tokens=512,
     observation_most=1024, output_tokens=(4, 12), pause=0.1,
 )  # fmt: skip
-"""As heavy in prompts as the agents study; SmolLM2 reads some 500 tokens a second on two cores."""
+"""The agents study's shape that is heavy in prompts, with shorter contexts: SmolLM2 reads some 500
+tokens a second on two cores."""
 QUICK: Final = replace(SHAPE, steps=3)
 _SHORT: Final = replace(
     SHAPE, steps=1, system_tokens=16, task_tokens=(16, 16), observation_tokens=1,

@@ -12,7 +12,7 @@ from typing import Final
 
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import Cluster, ClusterSpec, procfs
-from ps_sglang.launch.cluster import GATEWAY
+from ps_sglang.launch.processes import GATEWAY
 
 _FLUSH_S: Final = 30.0
 _ASK_S: Final = 30.0

@@ -15,7 +15,7 @@ from ps_sglang.contract import model_facts, trained_on, weights_digest
 from ps_sglang.contract.served_template import served_template_digest
 from ps_sglang.engine.compat.srt import server_app
 from ps_sglang.engine.hooking import after, before
-from ps_sglang.engine.lora.adapters import registered
+from ps_sglang.engine.lora.adapters import folders, registered
 from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
 from ps_sglang.events.messages import PUBLISHER
@@ -138,6 +138,7 @@ def build_server_info(info: Json, server_args: Any, scheduler_info: Json) -> Jso
         events_control=events.get("replay_endpoint"),
         context_length=info["context_length"],
         adapters=registered(),
+        adapter_folders=folders(),
         **{**checkpoint, "common": {**base, **checkpoint["common"], **engine}},
     )
     return {**info, KEY: msgspec.to_builtins(worker)}

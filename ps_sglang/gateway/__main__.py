@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 from pathlib import Path
 
 import uvloop
 
+from ps_sglang.errors import UsageError
+from ps_sglang.gateway.access.tls import Certificate
 from ps_sglang.gateway.app import build_app
-from ps_sglang.gateway.config import ConfigError, GatewayConfig
+from ps_sglang.gateway.config import ConfigError, GatewayConfig, is_loopback
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.gc_control import collect_in_pauses
 from ps_sglang.gateway.listener import HttpListener
@@ -22,7 +25,7 @@ from ps_sglang.open_files import raise_limit
 
 
 async def serve(config: GatewayConfig) -> None:
-    """Serve until a signal comes; prints `ready http://host:port` once it listens.
+    """Serve until a signal comes; prints `ready http://host:port` (or https) once it listens.
 
     In a log of JSON that is the line's `message`.
     """
@@ -30,11 +33,19 @@ async def serve(config: GatewayConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    certificate = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        certificate = Certificate(Path(config.tls_cert), Path(config.tls_key))
     app = runner(build_app(config))
     await app.setup()
     pool = app.app[GATEWAY].pool
     garbage = asyncio.create_task(collect_in_pauses(pool.requests))
-    listener = HttpListener(app, app.app[GATEWAY].descriptors)
+    tls = None if certificate is None else certificate.context
+    listener = HttpListener(app, app.app[GATEWAY].descriptors, tls)
+    if config.api_keys is None and not is_loopback(config.host):
+        logging.getLogger("ps_sglang.gateway").warning(
+            "there are no keys: whoever reaches %s may use this cluster", config.host
+        )
     try:
         port = await listener.start(config.host, config.port)
         print(log.line_of(config.log_format, f"ready {_url(config, port)}"), flush=True)
@@ -47,7 +58,8 @@ async def serve(config: GatewayConfig) -> None:
 
 def _url(config: GatewayConfig, port: int) -> str:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"http://{host}:{port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://{host}:{port}"
 
 
 def main() -> None:
@@ -60,7 +72,7 @@ def main() -> None:
         config = GatewayConfig.load(arguments.config)
         log.configure(config.log_format)
         uvloop.run(serve(config))
-    except (ConfigError, OSError) as error:
+    except (ConfigError, UsageError, OSError) as error:
         sys.exit(f"gateway: {error}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,12 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway import cors
-from ps_sglang.gateway.access.authentication import authenticate
+from ps_sglang.gateway.access.authentication import authentication
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
-from ps_sglang.gateway.dispatch.background import Background
+from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
@@ -21,20 +23,33 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
-from ps_sglang.gateway.routes import debug, engine, generation, info, messages, openapi, responses
+from ps_sglang.gateway.routes import (
+    debug,
+    engine,
+    generation,
+    info,
+    messages,
+    openapi,
+    page,
+    responses,
+)
 from ps_sglang.gateway.routes import decoders as decoders_api
+from ps_sglang.gateway.routes import leases as leases_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
+from ps_sglang.gateway.routes.limits import limit_rate
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
-from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.leases import Leases
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
@@ -47,14 +62,14 @@ _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info"
 def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> web.Application:
     """The gateway for a cluster. Serve it with `runner`, which ends a request with its client.
 
-    `timing` says how often workers are probed.
+    `timing` says how often workers are probed. Raises UsageError if the file of keys is wrong.
     """
     prompts = Prompts.load(config.tokenizer, config.chat)
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
-    app.middlewares.extend((authenticate, read_whole_body))
+    app.middlewares.extend((authentication(config), read_whole_body, limit_rate))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
@@ -63,7 +78,9 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             gateway = app[GATEWAY] = _gateway(config, prompts, http, client, background, timing)
             await gateway.cache_index.start()
             await gateway.health.first_probes()
+            watch = asyncio.create_task(gateway.leases.watch())
             yield
+            await cancel(watch)
             await gateway.health.close()
             await gateway.cache_index.stop()
             await background.close()
@@ -76,7 +93,9 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     for prefix in ("", "/models/{model}"):
         _add_routes(app.router, prefix)
     openapi.add_routes(app.router)
+    page.add_routes(app)
     workers_api.add_routes(app)
+    leases_api.add_routes(app)
     decoders_api.add_routes(app)
     app.router.add_delete("/sessions/{id}", sessions_api.end)
     app.router.add_post("/sessions/{id}/end", sessions_api.end)
@@ -91,7 +110,8 @@ def _gateway(
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, sessions, metrics = WorkerPool(config.workers), Sessions(), GatewayMetrics()
+    pool, metrics = WorkerPool(config.workers), GatewayMetrics()
+    sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
     for worker_state in pool:
@@ -99,6 +119,8 @@ def _gateway(
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
     pool.left.append(lambda worker_state: cache_index.remove(worker_state.name))
     pool.left.append(sessions.leave)
+    activity = Activity(traces, cache_index)
+    pool.left.append(lambda worker_state: activity.left(worker_state.name))
     router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
     decoder_changes = DecoderChanges(http, pool)
     health = HealthMonitor(
@@ -123,11 +145,14 @@ def _gateway(
         cache_index=cache_index,
         router=router,
         descriptors=descriptors,
+        limiter=RequestLimiter(config.limits, lambda: len(pool.decode())),
         dispatcher=dispatcher,
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
         tracing=_tracing(config),
+        leases=Leases(pool, health.take_requests_from),
+        activity=activity,
     )
 
 

@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.worker_info import adapter_name
 
 
@@ -52,11 +54,11 @@ class PrefillWorker:
 class Adapter:
     """A LoRA decoder of a worker: its name for clients, its folder and its version there.
 
-    `path` is as the worker sees it, None where only the worker knows.
+    `path` is as the worker sees it.
     """
 
     decoder: str
-    path: str | None
+    path: str
     version: int = 1
 
     @property
@@ -117,8 +119,14 @@ class GatewayConfig:
     prompt plus answer in tokens, `vocabulary` how many token ids the model has (`vocab_size` of its
     `config.json`), `tokenizer` the folder of the base's tokenizer, if it is at hand, and `chat` how
     workers render chats. `cors_origins` are those whose web pages may use it, `*` for all.
-    `log_format` is that of its log. `otlp_endpoint` is the URL that traces are exported to, if they
-    are. Raises ConfigError, listing everything that is wrong.
+    `is_aggregated`: each worker serves its requests alone, from their prompts on. `fingerprint` is
+    the base's, which the first worker to join an empty cluster must have; None takes it as it is.
+    Workers that are listed need no lease; all others join. `awaits_workers`: some that served
+    before may be about to join again. `api_keys` is the file of keys
+    (`access.key_file`), and `launcher_key` the digest of one more key, the launcher's own. Without
+    keys only this machine may be served, unless `no_keys`. `tls_cert` and `tls_key` are files in
+    PEM format, both or neither. `log_format` is that of its log. `otlp_endpoint` is the URL that
+    traces are exported to, if they are. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -126,13 +134,22 @@ class GatewayConfig:
     base: str
     context_length: int
     vocabulary: int
-    prefill: tuple[PrefillWorker, ...]
-    decode: tuple[DecodeWorker, ...]
+    prefill: tuple[PrefillWorker, ...] = ()
+    decode: tuple[DecodeWorker, ...] = ()
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
     log_format: LogFormat = LogFormat.TEXT
     otlp_endpoint: str | None = None
+    is_aggregated: bool = False
+    fingerprint: str | None = None
+    awaits_workers: bool = False
+    limits: GatewayLimits = DEFAULT_LIMITS
+    api_keys: str | None = None
+    launcher_key: str | None = None
+    no_keys: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -142,11 +159,6 @@ class GatewayConfig:
     def workers(self) -> tuple[Worker, ...]:
         """All workers, prefill first."""
         return (*self.prefill, *self.decode)
-
-    @property
-    def is_aggregated(self) -> bool:
-        """Whether each worker serves its requests alone, from their prompts on."""
-        return not self.prefill
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -179,16 +191,14 @@ class GatewayConfig:
 
 def _problems(config: GatewayConfig) -> list[str]:
     problems = []
-    aggregated = [worker.name for worker in config.decode if worker.aggregated]
-    if not config.prefill and len(aggregated) < len(config.decode):
-        problems.append("`prefill` lists no worker, and not all of `decode` are aggregated")
-    if config.prefill and aggregated:
-        problems.append(
-            f"{', '.join(aggregated)}: an aggregated worker needs no prefill worker, so there may "
-            "be none beside it"
-        )
-    if not config.decode:
-        problems.append("`decode` lists no worker")
+    if config.is_aggregated and config.prefill:
+        problems.append("`prefill` lists workers, and aggregated ones need none beside them")
+    problems += [
+        f"{worker.name}: `is_aggregated` of the cluster is {config.is_aggregated}, and its own "
+        f"`aggregated` is {worker.aggregated}"
+        for worker in config.decode
+        if worker.aggregated is not config.is_aggregated
+    ]
     problems += [
         f"`{name}` must be at least 1, not {getattr(config, name)}"
         for name in ("context_length", "vocabulary")
@@ -218,6 +228,13 @@ def _problems(config: GatewayConfig) -> list[str]:
         if count > 1
     ]
     problems += filter(None, map(origin_problem, config.cors_origins))
+    problems += [f"`{name}` {problem}" for name, problem in config.limits.problems()]
+    problems += access_problems(
+        config.host,
+        has_keys=config.api_keys is not None,
+        no_keys=config.no_keys,
+        tls=(config.tls_cert, config.tls_key),
+    )
     return problems
 
 
@@ -233,6 +250,31 @@ def endpoint_problem(endpoint: str) -> str | None:
         f"OTLP endpoint {endpoint!r} must be the URL of a collector that takes OTLP over HTTP, "
         "like http://localhost:4318"
     )
+
+
+def access_problems(
+    host: str, *, has_keys: bool, no_keys: bool, tls: tuple[object | None, object | None]
+) -> list[str]:
+    """What of the flags about access does not go together; `tls` are certificate and key."""
+    problems = []
+    if has_keys and no_keys:
+        problems.append("--no-keys does not go with --api-keys")
+    if not (has_keys or no_keys or is_loopback(host)):
+        problems.append(
+            f"--host {host} lets other machines in, and there are no keys: make some (`ps-sglang "
+            "keys add FILE NAME`) and give --api-keys FILE, or let everybody in with --no-keys"
+        )
+    if (tls[0] is None) != (tls[1] is None):
+        problems.append("--tls-cert and --tls-key are needed together")
+    return problems
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def origin_problem(origin: str) -> str | None:

@@ -5,7 +5,9 @@ GatewayError
 │   └── ModelNotFound   404  ... or its choice of model
 ├── EngineError         4xx/5xx  an engine refused or aborted the request; its status is kept
 ├── PoisonRequest       422  two workers died with the request in flight
+├── DeadlineExceeded    504  the request took longer than any may
 ├── DecoderRefused      409  a worker refuses to load or unload an adapter, and says why
+├── LimitExceeded       429  a limit is reached, of a key or of the whole gateway
 ├── GatewayBusy         429  the gateway has no descriptors, ports or memory left for the request
 ├── NoWorker         503  no worker of a role can take the request now
 └── WorkerError
@@ -89,6 +91,7 @@ class ModelNotFound(BadRequest):
             param="model",
             code="model_not_found",
         )
+        self.name = name
 
 
 class EngineError(GatewayError):
@@ -119,6 +122,42 @@ class DecoderRefused(GatewayError):
         super().__init__(message, status=status, code="decoder_refused")
 
 
+class DeadlineExceeded(GatewayError):
+    """The request took longer than any may here; another try would do the same work again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The request was not answered in {seconds:g} s, the longest that one may take here. "
+            "Ask for fewer tokens, or have whoever runs this raise --request-timeout.",
+            status=504,
+            code="deadline_exceeded",
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """OpenAI's and Anthropic's clients would send it again."""
+        return {"x-should-retry": "false"}
+
+
+class LimitExceeded(GatewayError):
+    """A limit is reached; the same request will do later.
+
+    `limit` says which one.
+    """
+
+    def __init__(self, reason: str, *, limit: str, retry_after: int = RETRY_AFTER_SECONDS) -> None:
+        super().__init__(
+            f"{reason}. Try again in {retry_after} s.", status=429, code="rate_limit_exceeded"
+        )
+        self.limit = limit
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, in seconds."""
+        return {"Retry-After": str(self.retry_after)}
+
+
 class GatewayBusy(GatewayError):
     """The gateway itself has too little left for the request; a later try may help."""
 
@@ -140,6 +179,11 @@ class NoWorker(GatewayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503, code="no_worker")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again."""
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
 class WorkerError(GatewayError):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Final
+import ssl
+from collections.abc import Callable
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError
@@ -26,6 +28,8 @@ BODY_SECONDS: Final = 60.0
 """... and its body, from then on."""
 STALL_SECONDS: Final = 6.0
 """... of which something must come in this time."""
+READ_SECONDS: Final = 60.0
+"""A client that takes nothing of its answer in this time, or twice of it, is not there."""
 IDLE_SECONDS: Final = 75.0
 """A kept connection is closed after this time without a request."""
 PRESSED_SECONDS: Final = 1.0
@@ -36,16 +40,26 @@ _PAUSE_SECONDS: Final = 0.05
 
 
 class HttpListener:
-    """Listens for the application of `runner`, which must be set up."""
+    """Listens for the application of `runner`, which must be set up.
 
-    def __init__(self, runner: web.BaseRunner, descriptors: Descriptors) -> None:
+    With `tls` connections are encrypted; it is asked anew for each.
+    """
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        descriptors: Descriptors,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         assert runner.server is not None, "the runner is set up first"
         self._server = runner.server
         self._descriptors = descriptors
+        self._tls = tls
         self._sockets: list[socket.socket] = []
         self._clients: set[_Client] = set()
         self._paused: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._next_look = self._loop.call_later(READ_SECONDS, self._end_stalled)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, on any free port if `port` is 0; returns the port. Raises OSError."""
@@ -64,6 +78,7 @@ class HttpListener:
 
     def stop(self) -> None:
         """Accept nobody any more; those that are connected stay."""
+        self._next_look.cancel()
         if self._paused is not None:
             self._paused.cancel()
         else:
@@ -76,6 +91,11 @@ class HttpListener:
             self._clients.discard(client)
             self._descriptors.clients -= 1
             del _BY_INNER[client.inner]
+
+    def _end_stalled(self) -> None:
+        for client in list(self._clients):
+            client.end_if_stalled()
+        self._next_look = self._loop.call_later(READ_SECONDS, self._end_stalled)
 
     def _watch(self) -> None:
         self._paused = None
@@ -112,7 +132,15 @@ class HttpListener:
 
     async def _connect(self, client: _Client, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: client, connection)
+            if self._tls is None:
+                await self._loop.connect_accepted_socket(lambda: client, connection)
+            else:
+                await self._loop.connect_accepted_socket(
+                    lambda: client,
+                    connection,
+                    ssl=self._tls(),
+                    ssl_handshake_timeout=HEAD_SECONDS,
+                )
         except OSError as error:
             connection.close()
             self.gone(client)
@@ -128,21 +156,26 @@ class HttpListener:
 
 
 class _Client(asyncio.Protocol):
-    """Between a client's connection and aiohttp: it ends a head that does not come."""
+    """Between a client's connection and aiohttp.
+
+    It ends a head that does not come, and an answer that is not taken.
+    """
 
     def __init__(self, inner: asyncio.Protocol, listener: HttpListener) -> None:
         self.connecting: asyncio.Task[None] | None = None
         self.inner = inner
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._requests = 0  # at work
         self._idle_since = self._loop.time()
         self._late: asyncio.TimerHandle | None = None
+        self._is_full = False  # nothing more is written until the client has taken some of it
+        self._unread = 0  # bytes that it had not taken when `end_if_stalled` looked
         _BY_INNER[inner] = self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no class of it
         self.inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,14 +193,17 @@ class _Client(asyncio.Protocol):
         return self.inner.eof_received()
 
     def pause_writing(self) -> None:
+        self._is_full = True
         self.inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._is_full, self._unread = False, 0
         self.inner.resume_writing()
 
     def began(self) -> None:
         """A request's head has come."""
         self._requests += 1
+        self._unread = 0
         self._forget_head()
 
     def ended(self) -> None:
@@ -179,6 +215,18 @@ class _Client(asyncio.Protocol):
         """Close it if no request has been at work since then."""
         if not self._requests and self._idle_since < since:
             self._end()
+
+    def end_if_stalled(self) -> None:
+        """Break the connection off if the client has taken nothing since the last call.
+
+        Only where nothing more is written can that be told: then what waits can but shrink.
+        """
+        if self._transport is None or not (self._is_full or not self._requests):
+            return
+        before, self._unread = self._unread, self._transport.get_write_buffer_size()
+        if before and self._unread >= before:
+            log.info("a client took nothing of its answer for %g s", READ_SECONDS)
+            self._transport.abort()
 
     def _forget_head(self) -> None:
         if self._late is not None:

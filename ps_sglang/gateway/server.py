@@ -72,7 +72,7 @@ class _Connection(web.RequestHandler):
             log.error("a request of %s failed in the server", request.remote, exc_info=exc)
             error = GatewayError(INTERNAL, status=status)
         else:
-            error = GatewayError(_problem(exc, message), status=status)
+            error = GatewayError(_problem(exc, message), status=_status(exc, message, status))
             log.info("a request of %s was refused: %s", request.remote, error.message)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
@@ -80,6 +80,15 @@ class _Connection(web.RequestHandler):
         response.headers[REQUEST_ID] = ids.unique()
         response.force_close()
         return response
+
+
+_TOO_MANY = "Too many headers"
+
+
+def _status(error: BaseException | None, message: str | None, status: int) -> int:
+    """aiohttp knows 400 only. A URL that is too long is told apart from a header by neither."""
+    too_large = isinstance(error, LineTooLong) or (message or "").startswith(_TOO_MANY)
+    return 431 if too_large else status
 
 
 def _problem(error: BaseException | None, message: str | None) -> str:

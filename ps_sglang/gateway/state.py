@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import aiohttp
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
 from ps_sglang.gateway.config import GatewayConfig
@@ -16,15 +17,18 @@ from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
-from ps_sglang.gateway.errors import BadRequest, ModelNotFound
+from ps_sglang.gateway.errors import BadRequest, GatewayError, ModelNotFound, NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
-from ps_sglang.gateway.routing.sessions import Sessions
+from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
+from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
+from ps_sglang.gateway.workers.leases import SECONDS as LEASE_SECONDS
+from ps_sglang.gateway.workers.leases import Leases
 
 if TYPE_CHECKING:
     from ps_sglang.gateway.telemetry.otel import Tracing
@@ -39,22 +43,41 @@ class Gateway:
     background: Background
     pool: WorkerPool
     health: HealthMonitor
-    sessions: Sessions
+    sessions: TenantSessions
     cache_index: CacheIndex
     router: Router
     descriptors: Descriptors
+    limiter: RequestLimiter
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     hint_actions: HintActions
     decoder_changes: DecoderChanges
     tracing: Tracing | None
+    leases: Leases
+    activity: Activity
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
-    def served(self) -> Served:
-        """What requests are checked against now."""
-        limits = Limits(self.config.vocabulary, self.config.context_length)
-        return Served(self.pool.decoders, limits, self.cache_index.prompts)
+    def limits(self) -> Limits:
+        """What engines can take."""
+        return Limits(self.config.vocabulary, self.config.context_length)
+
+    def served_to(self, tenant: str) -> Served:
+        """What a tenant's requests are checked against now."""
+        return Served(self.pool.decoders, self.limits, self.cache_index.prompts, tenant)
+
+    def not_found(self, error: ModelNotFound) -> GatewayError:
+        """`error`, unless the model's workers may be about to join: then one to try again on.
+
+        A gateway that has restarted hears of all workers that are there within a lease's time.
+        """
+        is_awaited = self.config.awaits_workers and time.time() < self.started + LEASE_SECONDS
+        if self.config.workers or (self.pool.decoders and not is_awaited):
+            return error
+        return NoWorker(
+            f"No worker of {error.name!r} has joined the cluster yet; "
+            f"served models: {', '.join(self.pool.decoders) or 'none'}."
+        )
 
     def workers(self, decoder: str | None) -> tuple[AnyWorkerState, ...]:
         """All workers, or the prefill workers and those of one decoder."""
@@ -71,21 +94,6 @@ def model_in_path(request: web.Request) -> str | None:
     if name is not None and name not in served:
         raise ModelNotFound(name, served)
     return name
-
-
-def worker_headers(request: web.Request) -> dict[str, str]:
-    """What of a client's headers goes to workers: their API key, if any, is the clients' too.
-
-    Anthropic's clients send a key as `x-api-key`.
-    """
-    authorization = request.headers.get(hdrs.AUTHORIZATION)
-    if authorization is None and (key := request.headers.get("x-api-key")) is not None:
-        authorization = f"Bearer {key}"
-    if authorization is None:
-        return {}
-    if not authorization.isascii() or not authorization.isprintable():
-        raise BadRequest("The API key has characters that are not printable ASCII.")
-    return {hdrs.AUTHORIZATION: authorization}
 
 
 def one_model(request: web.Request) -> str:

@@ -10,16 +10,18 @@ from typing import Any, Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import LogFormat
+from ps_sglang.launch.limit_args import LIMITS, add_limits, taken_limits
+from ps_sglang.launch.serve import STATUSES
 from ps_sglang.launch.spec import ClusterSpec
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 
-_DESCRIPTION: Final = """\
+_DESCRIPTION: Final = f"""\
 Serve several fine-tuned decoders from one shared prefill.
 
 Starts one SGLang prefill worker for the base model, one SGLang decode worker for all LoRA
 adapters together and one for each whole model, and a gateway that speaks the OpenAI API and
 SGLang's own. Ctrl-C stops it all.
-Exit status: 0 stopped, 1 what was started failed, 2 refused before anything started."""
+{STATUSES}"""
 
 CHECK_DESCRIPTION: Final = """\
 Find the models of a launch and compare every decoder with the base; start nothing.
@@ -66,7 +68,7 @@ def parse_args(
 
     Raises UsageError, which says in one line what is wrong with which argument.
     """
-    parsed, rest = _parser(prog, description).parse_known_args(_glued(argv))
+    parsed, rest = _parser(prog, description).parse_known_args(glued(argv))
     options = vars(parsed)
     chosen: dict[str, Any] = {}
     if spec_file := options.pop("spec", None):
@@ -77,9 +79,12 @@ def parse_args(
     chosen |= options | {"engine_args": engine_args}
     if "join" in chosen:
         _check_join(chosen)
+    if chosen.get("gateway_only"):
+        chosen = {"decoders": (), "prefill_replicas": 0} | chosen
     for flag in ("prefill", "decoders"):
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
+    chosen["limits"] = taken_limits(chosen)
     if "ready_timeout" in chosen:
         chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
     return ClusterSpec(**chosen)
@@ -90,7 +95,8 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    for flag in ("host", "port", "cors_origins", "otlp_endpoint"):
+    gateways = ("host", "port", "cors_origins", "api_keys", "no_keys", "tls_cert", "tls_key")
+    for flag in (*gateways, "otlp_endpoint", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -112,7 +118,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add(
         "--decoders",
         metavar="MODEL,...",
-        type=_listed,
+        type=listed,
         help="the decoders, separated by commas",
     )
     add(
@@ -128,9 +134,29 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add(
         "--cors-origins",
         metavar="ORIGIN,...",
-        type=_listed,
+        type=listed,
         help="let web pages of these origins use the gateway, * for all (default: none)",
     )
+    add_limits(parser)
+    add(
+        "--api-keys",
+        type=user_path,
+        metavar="FILE",
+        help="ask clients for a key of this file, which `ps-sglang keys` writes (default: serve "
+        "this machine only, without keys)",
+    )
+    add(
+        "--no-keys",
+        action="store_true",
+        help="let everybody use the gateway who reaches --host, though not change the cluster",
+    )
+    add(
+        "--tls-cert",
+        type=user_path,
+        metavar="FILE",
+        help="serve HTTPS with this certificate (PEM); a new one is taken without a restart",
+    )
+    add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
     add(
         "--prefill-replicas",
         type=int,
@@ -145,6 +171,11 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         f"without a *N of its own (default {default.decode_replicas})",
     )
     add(
+        "--gateway-only",
+        action="store_true",
+        help="start the gateway alone; workers join it with `ps-sglang worker`, from any machine",
+    )
+    add(
         "--one-worker",
         action="store_true",
         help="start one server that prefills and decodes, for adapters of the base: for one GPU, "
@@ -155,6 +186,28 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         metavar="URL",
         help="start no gateway: have the decoders' workers (and prefill workers only as "
         "--prefill-replicas says) join the running cluster behind the gateway at URL",
+    )
+    add_shared(parser)
+    for flag, role in zip(_ROLE_FLAGS, ("prefill", "decode"), strict=True):
+        add(flag, type=_words, metavar='"..."', help=f"SGLang flags for {role} workers only")
+    return parser
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """The options that all kinds of workers have."""
+    default = ClusterSpec("", ("",))
+    add = parser.add_argument
+    add(
+        "--advertise",
+        metavar="ADDRESS",
+        help="the address under which other machines reach the workers",
+    )
+    add(
+        "--max-restarts",
+        type=int,
+        metavar="N",
+        help="restart a process that dies or hangs N times in ten minutes at most "
+        f"(default {default.max_restarts})",
     )
     add(
         "--transfer-backend",
@@ -192,12 +245,10 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="give up if a worker is not ready after so many seconds "
         f"(default {default.ready_timeout_s:g})",
     )
-    for flag, role in zip(_ROLE_FLAGS, ("prefill", "decode"), strict=True):
-        add(flag, type=_words, metavar='"..."', help=f"SGLang flags for {role} workers only")
-    return parser
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """What commas separate."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -208,7 +259,7 @@ def _words(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
-def _glued(argv: Sequence[str]) -> list[str]:
+def glued(argv: Sequence[str]) -> list[str]:
     """`--decode-engine-args --x` as `--decode-engine-args=--x`: argparse takes it for a flag."""
     glued: list[str] = []
     for word in argv:

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from signal import Signals
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
-from ps_sglang.errors import LaunchError
-from ps_sglang.launch import procfs
-from ps_sglang.launch.environment import (
-    fork_server_environment,
-    plugin_environment,
-    worker_environment,
-)
-from ps_sglang.launch.fork_server_client import ForkServerClient
-from ps_sglang.launch.gateway_config import gateway_config
-from ps_sglang.launch.log_rotation import LogRotation
+from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch.membership import Membership
-from ps_sglang.launch.messages import Loaded, Start, StartMethod
+from ps_sglang.launch.messages import Loaded
 from ps_sglang.launch.outlook import candidates, outlook, sharing
 from ps_sglang.launch.prepare import Plan, prepare
-from ps_sglang.launch.readiness import Probe, gateway_url, knows_workers, read_ahead, tail
-from ps_sglang.launch.spec import ClusterSpec, Role, WorkerSpec
+from ps_sglang.launch.processes import FORK_SERVER, GATEWAY, Processes
+from ps_sglang.launch.readiness import gateway_url, read_ahead
+from ps_sglang.launch.spec import ClusterSpec, Role
+from ps_sglang.launch.supervisor import Supervisor
 from ps_sglang.progress import OnProgress
 
-GATEWAY: Final = "gateway"
-FORK_SERVER: Final = "fork-server"
 _PROGRESS_S: Final = 5.0
 _POLL_S: Final = 0.1
-_ROTATION_S: Final = 10.0
-_GATEWAY_GRACE_S: Final = 2.0
-# On a CPU nothing outlives a killed worker; a GPU's memory is released by the worker itself.
-_WORKER_GRACE_S: Final = {True: 0.0, False: 6.0}
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,8 @@ class Worker:
 class Cluster:
     """Prefill workers, decode workers and the gateway; or one worker of both roles.
 
-    With `ClusterSpec.join` it is a part of another cluster, whose gateway `url` then names.
+    With `ClusterSpec.join` it is a part of another cluster, whose gateway `url` then names. Either
+    way its workers join a gateway, and hold leases there.
 
         with Cluster.start(ClusterSpec("base", ("a", "b"), port=0)) as cluster:
             openai.OpenAI(base_url=cluster.url + "/v1", api_key="none")
@@ -69,30 +53,15 @@ class Cluster:
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.plan = plan
-        self.url = ""
         self.ready_s = 0.0
         self._on_progress = on_progress
         self._began = time.monotonic()
-        self._joined = (
-            Membership(plan.spec.join, allow_unverified=plan.spec.allow_unverified)
-            if plan.spec.join
-            else None
-        )
-        if self._joined is not None:
-            self._joined.require_gateway()
-        names = (FORK_SERVER, GATEWAY, *(worker.name for worker in plan.workers))
-        self._logs = LogRotation([self._log(name) for name in names], on_progress)
-        self._logs.remove()  # an earlier cluster's, in a reused folder
-        self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
-        self._environ = fork_server_environment(
-            os.environ, self._runtime, plan.architecture, cpu=plan.cpu
-        )
-        self._link = ForkServerClient(
-            self._runtime,
-            plan.base.path if plan.cpu else None,
-            self._environ,
-            plan.log_dir / f"{FORK_SERVER}.log",
-        )
+        self._membership: Membership | None = None
+        if plan.spec.join:
+            self._membership = self._member_of(plan.spec.join, None)
+            self._membership.require_gateway()
+        self._processes = Processes(plan)
+        self._link = self._processes.link
 
     @classmethod
     def start(cls, spec: ClusterSpec, on_progress: OnProgress = lambda line: None) -> Self:
@@ -103,7 +72,12 @@ class Cluster:
         Raises UsageError before anything is started if the specification cannot work. Raises
         LaunchError if a worker ends or misses the deadline; everything is stopped then.
         """
-        cluster = cls(prepare(spec), on_progress)
+        return cls.start_plan(prepare(spec), on_progress)
+
+    @classmethod
+    def start_plan(cls, plan: Plan, on_progress: OnProgress) -> Self:
+        """Bring up what is planned; as `start`."""
+        cluster = cls(plan, on_progress)
         try:
             cluster._bring_up()
         except BaseException:
@@ -121,6 +95,11 @@ class Cluster:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def url(self) -> str:
+        """The gateway's address; empty before there is one."""
+        return "" if self._membership is None else self._membership.url
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -142,43 +121,43 @@ class Cluster:
     @property
     def memory_bytes(self) -> int:
         """Memory of all its processes now, shared pages counted once (sum of PSS)."""
-        pids = [self._link.pid, *procfs.descendants(self._link.pid)]
-        return sum(procfs.proportional_bytes(pid) for pid in pids)
+        return self._processes.memory_bytes
 
     def wait(self) -> None:
-        """Serve on, reporting each worker that dies; keep the log files short.
+        """Serve on, and restart what dies or hangs.
 
-        Raises LaunchError if the gateway or the fork server dies: nothing is served any more.
+        Raises ServingEndedError when nothing is served any more, and will not be.
         """
-        reported: set[str] = set()
-        while True:
-            self._link.wait_for(lambda: self._link.gone or bool(self._dead - reported), _ROTATION_S)
-            self._logs.rotate()
-            if self._link.gone:
-                raise self._failure(FORK_SERVER, "the fork server died, and all workers with it")
-            for name in self._dead - reported:
-                message = f"{name} {self._ending(name)}"
-                if name == GATEWAY:
-                    raise self._failure(name, message)
-                self._on_progress(f"{message}; {self._outlook()}. Log: {self._log(name)}")
-                reported.add(name)
+        assert self._membership is not None, "it has been brought up"
+        spec, workers = self.plan.spec, [worker.name for worker in self.plan.workers]
+        supervisor = Supervisor(
+            self._processes,
+            self._membership,
+            workers if spec.join else [GATEWAY, *workers],
+            most=spec.max_restarts,
+            ready_s=spec.ready_timeout_s,
+            port=urlsplit(self.url).port or 0,
+            outlook=self._outlook,
+            on_progress=self._on_progress,
+        )
+        try:
+            supervisor.run()
+        finally:
+            supervisor.close()
 
     def stop(self) -> None:
         """End every process of the cluster; may be called again."""
-        if self._joined is not None:
-            self._joined.leave()
-        self._link.stop(GATEWAY, _GATEWAY_GRACE_S)
-        self._link.close(_WORKER_GRACE_S[self.plan.cpu])
-        shutil.rmtree(self._runtime, ignore_errors=True)  # only if the fork server was killed
+        if self._membership is not None and self.plan.spec.join:
+            self._membership.leave()
+        elif self._membership is not None:
+            self._membership.close()
+        self._processes.close()
 
     def _outlook(self) -> str:
-        workers = self.plan.workers
-        dead = {worker.url for worker in workers if worker.name in self._dead}
-        return outlook(candidates(self.url, workers), dead)
-
-    @property
-    def _dead(self) -> set[str]:
-        return set(self._link.exits)
+        workers, ended = self.plan.workers, self._processes.dead
+        dead = {worker.url for worker in workers if worker.name in ended}
+        credentials = None if self.plan.spec.join else self._processes.credentials
+        return outlook(candidates(self.url, workers, credentials), dead)
 
     def _bring_up(self) -> None:
         deadline = self._began + self.plan.spec.ready_timeout_s
@@ -188,66 +167,38 @@ class Cluster:
             self._on_progress(line)
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
-        for index, worker in enumerate(self.plan.workers):
-            self._start_worker(index, worker)
-        if self._joined is None:
-            self._start_gateway()
+        for worker in self.plan.workers:
+            self._processes.start_worker(worker.name)
+        if self._membership is None:
+            self._processes.start_gateway(self.plan.spec.port)
         self._wait_until_ready(deadline)
         self._link.send(Loaded())
-        if self._joined is None:
-            self.url = self._wait_for_gateway(deadline)
-        else:
-            self._joined.join(self.plan.workers)
-            self.url = self._joined.url
+        if self._membership is None:
+            self._membership = self._member_of(
+                self._wait_for_gateway(deadline), self._processes.credentials
+            )
+        self._wait(self._membership.join, deadline)
+        self._membership.keep()
         self.ready_s = time.monotonic() - self._began
 
-    def _start_gateway(self) -> None:
-        config = self._runtime / "gateway.json"
-        config.write_bytes(gateway_config(self.plan).to_json())
-        self._link.send(
-            Start(
-                name=GATEWAY,
-                module="ps_sglang.gateway",
-                argv=("--config", str(config)),
-                env={},
-                log=str(self._log(GATEWAY)),
-                start_method=StartMethod.EXEC,
-            )
-        )
-
-    def _start_worker(self, index: int, worker: WorkerSpec) -> None:
-        # Numbered, as a decoder's name could make a socket's path too long.
-        folder = self._runtime / f"w{index}"
-        env = worker_environment(os.environ, folder, worker.role, cpu=self.plan.cpu)
-        self._link.send(
-            Start(
-                name=worker.name,
-                module="sglang.launch_server",
-                argv=worker.argv,
-                env=env
-                | plugin_environment(
-                    self.plan.fingerprint,
-                    worker,
-                    allow_unverified=self.plan.spec.allow_unverified,
-                    shares_weights=self.plan.cpu and self.plan.shares_model(worker),
-                ),
-                log=str(worker.log),
-                start_method=StartMethod.FORK if self.plan.cpu else StartMethod.EXEC,
-            )
+    def _member_of(self, gateway: str, credentials: Credentials | None) -> Membership:
+        spec = self.plan.spec
+        return Membership(
+            gateway,
+            self.plan.workers,
+            allow_unverified=spec.allow_unverified,
+            named=not spec.join,
+            credentials=credentials,
+            on_progress=self._on_progress,
         )
 
     def _wait_until_imported(self, deadline: float) -> None:
-        if self.plan.cpu:
+        if self.plan.cpu and self.plan.workers:
             self._on_progress("importing SGLang, once for all workers")
             self._wait(lambda: () if self._link.import_s is not None else (FORK_SERVER,), deadline)
 
     def _wait_until_ready(self, deadline: float) -> None:
-        probes = {
-            worker.name: Probe(worker.name, worker.port, partial(self._link.pids.get, worker.name))
-            for worker in self.plan.workers
-        }
-        for probe in probes.values():
-            probe.start()
+        probes = {worker.name: self._processes.probe(worker.name) for worker in self.plan.workers}
         try:
             self._wait(lambda: [n for n, probe in probes.items() if not probe.ready], deadline)
         finally:
@@ -255,13 +206,8 @@ class Cluster:
                 probe.cancel()
 
     def _wait_for_gateway(self, deadline: float) -> str:
-        log = self._log(GATEWAY)
-
-        def missing() -> Sequence[str]:
-            url = gateway_url(log)
-            return () if url is not None and knows_workers(url) else (GATEWAY,)
-
-        self._wait(missing, deadline)
+        log = self._processes.log(GATEWAY)
+        self._wait(lambda: () if gateway_url(log) else (GATEWAY,), deadline)
         return gateway_url(log) or ""
 
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
@@ -272,12 +218,13 @@ class Cluster:
         waiting = list(missing())
         reported = time.monotonic()
         while waiting:
-            self._link.wait_for(lambda: self._link.gone or bool(self._dead), _POLL_S)
+            self._link.wait_for(lambda: self._link.gone or bool(self._processes.dead), _POLL_S)
             self._fail_if_dead()
             now = time.monotonic()
             if now > deadline:
                 limit = self.plan.spec.ready_timeout_s
-                raise self._failure(waiting[0], f"{waiting[0]} was not ready within {limit:g} s")
+                message = f"{waiting[0]} was not ready within {limit:g} s"
+                raise self._processes.failure(waiting[0], message)
             still = list(missing())
             for name in sorted(set(waiting) - set(still)):
                 self._on_progress(f"{name} ready, {now - self._began:.1f} s")
@@ -287,18 +234,9 @@ class Cluster:
                 reported = now
 
     def _fail_if_dead(self) -> None:
-        for name in self._dead:
-            raise self._failure(name, f"{name} {self._ending(name)} while the cluster was starting")
+        for name in self._processes.dead:
+            message = f"{name} {self._processes.ending(name)} while the cluster was starting"
+            raise self._processes.failure(name, message)
         if self._link.gone:
-            raise self._failure(FORK_SERVER, "the fork server died while the cluster was starting")
-
-    def _failure(self, name: str, message: str) -> LaunchError:
-        log = self._log(name)
-        return LaunchError(f"{message}; log: {log}", worker=name, log_tail=tail(log))
-
-    def _ending(self, name: str) -> str:
-        status = self._link.exits[name]
-        return f"was killed by {Signals(-status).name}" if status < 0 else f"ended with {status}"
-
-    def _log(self, name: str) -> Path:
-        return self.plan.log_dir / f"{name}.log"
+            message = "the fork server died while the cluster was starting"
+            raise self._processes.failure(FORK_SERVER, message)

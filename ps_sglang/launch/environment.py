@@ -33,18 +33,19 @@ def has_accelerator(devices: Path = Path("/dev")) -> bool:
 
 
 def fork_server_environment(
-    environ: Mapping[str, str], runtime: Path, architecture: str, *, cpu: bool
+    environ: Mapping[str, str], runtime: Path, architecture: str, host: str, *, cpu: bool
 ) -> dict[str, str]:
     """What the fork server and everything it starts runs with; the user's own settings win.
 
     OpenMP, MKL and the allocator read theirs when they are loaded, so they cannot wait for
-    the worker. `runtime` takes all temporary files, and is removed when the cluster stops.
+    the worker. `runtime` takes all temporary files, and is removed when the cluster stops. Others
+    reach the workers at `host`.
     """
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        # Where KV managers listen: pages need not leave the machine.
-        "SGLANG_HOST_IP": "127.0.0.1",
+        # Where KV managers listen.
+        "SGLANG_HOST_IP": host,
     }
     fixed = {CLUSTER: runtime.name, "PS_SGLANG_ENABLE": "1", "TMPDIR": str(runtime)}
     if cpu:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.events.messages import PUBLISHER
-from ps_sglang.launch.spec import EventPorts, Role
+from ps_sglang.launch.spec import BOOTSTRAP_FLAG, LOOPBACK, EventPorts, Role
 from ps_sglang.models.resolve import NamedModel
 
 Flags = Mapping[str, str | tuple[str, ...] | None]
@@ -17,7 +17,8 @@ Flags = Mapping[str, str | tuple[str, ...] | None]
 
 _MODELS: Final = "models are chosen with --prefill and --decoders"
 _ADDRESS: Final = (
-    "workers listen on free ports of the loopback; --host and --port are the gateway's"
+    "workers take free ports, on the loopback or at --advertise; --host and --port are the "
+    "gateway's"
 )
 _PARALLEL: Final = "one launcher runs one machine"
 _ROLE: Final = "the launcher decides it from the worker's role"
@@ -127,17 +128,18 @@ def owned(
     bootstrap_port: int | None,
     transfer_backend: str,
     events: EventPorts,
+    listen: str = LOOPBACK,
     *,
     lora: bool = False,
 ) -> tuple[str, ...]:
     """The part of a worker's command line that only the launcher can know.
 
-    `lora`: the worker takes adapters.
+    It listens on `listen`. `lora`: it takes adapters.
     """
     flags: dict[str, str] = {
         "--model-path": str(model.path),
         "--served-model-name": model.name,
-        "--host": "127.0.0.1",
+        "--host": listen,
         "--port": str(port),
         "--nccl-port": str(rendezvous_port),
         "--disaggregation-mode": role.value,
@@ -154,7 +156,7 @@ def owned(
     if role is not Role.AGGREGATED:
         flags["--disaggregation-transfer-backend"] = transfer_backend
     if bootstrap_port is not None:
-        flags["--disaggregation-bootstrap-port"] = str(bootstrap_port)
+        flags[BOOTSTRAP_FLAG] = str(bootstrap_port)
     words = tuple(word for pair in flags.items() for word in pair)
     if role is Role.DECODE:
         words += ("--disaggregation-decode-enable-radix-cache",)

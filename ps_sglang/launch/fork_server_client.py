@@ -14,6 +14,7 @@ from ps_sglang.launch.messages import (
     Command,
     Exited,
     Imported,
+    Start,
     Started,
     Stop,
     decode_event,
@@ -67,6 +68,12 @@ class ForkServerClient:
             self._process.stdin.flush()
         except BrokenPipeError:
             return
+
+    def start(self, command: Start) -> None:
+        """Start a process, maybe in place of one of its name that has ended."""
+        with self._changed:
+            self.exits.pop(command.name, None)
+        self.send(command)
 
     def wait_for(self, predicate: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Block until `predicate` holds or the time is over; it is asked after each event."""

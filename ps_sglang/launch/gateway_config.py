@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from ps_sglang.gateway.config import DecodeWorker, GatewayConfig, PrefillWorker
+from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.launch.prepare import Plan
-from ps_sglang.launch.spec import Role
 
 
-def gateway_config(plan: Plan) -> GatewayConfig:
-    """What the gateway must know of a plan."""
+def gateway_config(
+    plan: Plan, port: int, launcher_key: str | None = None, *, restarts: bool = False
+) -> GatewayConfig:
+    """What the gateway must know of a plan; its workers join it themselves.
+
+    It listens on `port`, 0 for any free one. `launcher_key` is the digest of the launcher's key.
+    `restarts`: there was a gateway before it, whose workers do not all belong to the launcher.
+    """
     return GatewayConfig(
         host=plan.spec.host,
-        port=plan.spec.port,
+        port=port,
         base=plan.base.name,
         context_length=plan.context_length,
         vocabulary=plan.vocabulary,
-        prefill=tuple(
-            PrefillWorker(
-                worker.name,
-                worker.url,
-                "127.0.0.1",
-                worker.bootstrap_port,
-                worker.events.publishes,
-                worker.events.control,
-            )
-            for worker in plan.workers
-            if worker.bootstrap_port is not None
-        ),
-        decode=tuple(
-            DecodeWorker(
-                worker.name,
-                worker.url,
-                worker.model_name,
-                worker.events.publishes,
-                worker.events.control,
-                worker.adapters,
-                aggregated=worker.role is Role.AGGREGATED,
-            )
-            for worker in plan.workers
-            if worker.role is not Role.PREFILL
-        ),
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
         log_format=plan.spec.log_format,
         otlp_endpoint=plan.spec.otlp_endpoint and traces_url(plan.spec.otlp_endpoint),
+        is_aggregated=plan.spec.one_worker,
+        fingerprint=plan.fingerprint,
+        awaits_workers=restarts or plan.spec.gateway_only,
+        limits=plan.spec.limits,
+        api_keys=_absolute(plan.spec.api_keys),
+        launcher_key=launcher_key,
+        no_keys=plan.spec.no_keys,
+        tls_cert=_absolute(plan.spec.tls_cert),
+        tls_key=_absolute(plan.spec.tls_key),
     )
 
 
@@ -54,3 +44,8 @@ def traces_url(endpoint: str) -> str:
     """Where a collector takes traces: at /v1/traces, unless its URL has a path of its own."""
     parts = urlsplit(endpoint)
     return parts._replace(path="/v1/traces").geturl() if parts.path in ("", "/") else endpoint
+
+
+def _absolute(path: Path | None) -> str | None:
+    # Links are kept: who changes the certificate may change where one leads.
+    return None if path is None else str(path.absolute())

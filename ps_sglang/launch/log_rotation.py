@@ -24,15 +24,12 @@ KEPT: Final = 3
 class LogRotation:
     """The logs of a cluster; `rotate` is to be called again and again."""
 
-    def __init__(
-        self, logs: Sequence[Path], on_progress: OnProgress, most_bytes: int = MOST_BYTES
-    ) -> None:
+    def __init__(self, logs: Sequence[Path], most_bytes: int = MOST_BYTES) -> None:
         self._logs = logs
-        self._on_progress = on_progress
         self._most_bytes = most_bytes
         self._reported: set[Path] = set()
 
-    def rotate(self) -> None:
+    def rotate(self, on_progress: OnProgress) -> None:
         """Rotate the logs that are too long. One that cannot be rotated is reported once."""
         for log in self._logs:
             try:
@@ -44,7 +41,7 @@ class LogRotation:
                 _rotated(log, 0).unlink(missing_ok=True)
                 if log not in self._reported:
                     self._reported.add(log)
-                    self._on_progress(f"cannot rotate {log}, it grows on: {error.strerror}")
+                    on_progress(f"cannot rotate {log}, it grows on: {error.strerror}")
 
     def remove(self) -> None:
         """Remove all logs, with what was rotated."""

@@ -1,59 +1,128 @@
-"""Workers of this launcher in the cluster of another: they join when ready, and leave first."""
+"""The workers of one launcher in a cluster, the launcher's own or another's."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.gateway_admin import RefusedError
+from ps_sglang.gateway_http import Credentials, Json
+from ps_sglang.launch.member import Member, may_pass
 from ps_sglang.launch.spec import WorkerSpec
+from ps_sglang.progress import OnProgress
 from ps_sglang.workers.client import WorkersClient
 
-_DRAIN_S: Final = 30.0
+_CLOSE_S: Final = 1.0
 
 
 class Membership:
-    """What has joined the gateway at `url`, under the names that the gateway gave."""
+    """All `workers`, which join the gateway at `url`, keep their leases, and leave together.
 
-    def __init__(self, url: str, *, allow_unverified: bool) -> None:
+    `named`: they keep the names of their specifications; else the gateway chooses, as another
+    launcher may have workers of the same names. They show the gateway these `credentials`, or those
+    of the environment.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        workers: Iterable[WorkerSpec],
+        *,
+        allow_unverified: bool,
+        named: bool,
+        credentials: Credentials | None = None,
+        on_progress: OnProgress = lambda line: None,
+    ) -> None:
         self.url = url.rstrip("/")
         self._allow_unverified = allow_unverified
-        self._names: list[str] = []
+        self._named = named
+        self._credentials = credentials
+        self._on_progress = on_progress
+        self.members = {worker.name: self._member(worker) for worker in workers}
+        self._heard = True
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def require_gateway(self) -> None:
         """Refuse an address where no gateway answers, before anything is started.
 
         Raises UsageError, which names the address.
         """
-        WorkersClient(self.url).list()
+        WorkersClient(self.url, credentials=self._credentials).list()
 
-    def join(self, workers: Iterable[WorkerSpec]) -> None:
-        """Have ready workers join.
+    def join(self) -> Sequence[str]:
+        """Have ready workers join, in their order; returns the names of those that could not yet.
 
-        Raises LaunchError if the gateway refuses one, with all differences, or answers no more.
+        Raises LaunchError if the gateway refuses one for good, with all differences.
         """
-        client = WorkersClient(self.url)
-        for worker in workers:
-            joining = {"url": worker.url, "allow_unverified": self._allow_unverified}
+        waiting = [name for name, member in self.members.items() if member.name is None]
+        for number, name in enumerate(waiting):
             try:
-                self._names.append(client.add(joining)["name"])
-            except UsageError as error:
-                raise LaunchError(f"{worker.name}: {error}", worker=worker.name) from error
+                self.members[name].join()
+            except RefusedError as error:
+                if may_pass(error):
+                    return waiting[number:]
+                raise LaunchError(f"{name}: {error}", worker=name) from error
+            except UsageError:
+                return waiting[number:]
+        return ()
+
+    def keep(self) -> None:
+        """From now on all say that they are there, each by itself."""
+        for member in self.members.values():
+            self._in_background(self._keep, member)
+
+    def drop(self, name: str) -> None:
+        """A worker has died: it leaves at once."""
+        self._in_background(partial(Member.leave, now=True), self.members.pop(name))
+
+    def add(self, worker: WorkerSpec) -> None:
+        """A worker that was dropped is back, maybe on other ports: it joins anew."""
+        self.members[worker.name] = self._member(worker)
+        self._in_background(self._keep, self.members[worker.name])
+
+    @property
+    def hears_gateway(self) -> bool:
+        """Whether the gateway answered anybody the last time, or nobody asks it."""
+        asking = [member for member in list(self.members.values()) if member.asks]
+        return not asking or any(member.heard for member in asking)
+
+    def close(self) -> None:
+        """Say nothing any more."""
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(_CLOSE_S)
 
     def leave(self) -> None:
         """Have all leave: their requests end, or after 30 s go to others. Never fails."""
-        names, self._names = self._names, []
-        client = WorkersClient(self.url, _DRAIN_S)
-        for name in names:  # none gets anything new while another still has requests
-            with contextlib.suppress(UsageError):
-                client.drain(name)
-        for name in names:
-            try:
-                client.remove(name, now=False)
-            except RefusedError:
-                continue  # the last prefill worker, or one that has left already
-            except UsageError:
-                with contextlib.suppress(UsageError):
-                    client.remove(name, now=True)
+        self.close()
+        for member in self.members.values():  # none gets anything new while another has requests
+            member.drain()
+        for member in self.members.values():
+            member.leave()
+
+    def _keep(self, member: Member) -> None:
+        seconds: float | None = 0.0
+        while seconds is not None and not self._closed.wait(seconds):
+            seconds = member.step()
+            if self._heard != (heard := self.hears_gateway):
+                self._heard = heard
+                does = "answers again" if heard else "does not answer; its workers go on asking"
+                self._on_progress(f"the gateway at {self.url} {does}")
+
+    def _in_background(self, work: Callable[[Member], None], member: Member) -> None:
+        # A daemon, as a gateway that hangs must not hold up an end.
+        thread = threading.Thread(
+            target=work, args=(member,), name=f"member-{member.title}", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def _member(self, worker: WorkerSpec) -> Member:
+        joining: Json = {"url": worker.url, "allow_unverified": self._allow_unverified}
+        if self._named:
+            joining["name"] = worker.name
+        return Member(self.url, worker.name, joining, self._on_progress, self._credentials)

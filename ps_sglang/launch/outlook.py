@@ -8,6 +8,7 @@ from typing import Final
 
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch.spec import Role, WorkerSpec
 from ps_sglang.workers.client import READY_STATES, WorkersClient
 
@@ -50,13 +51,15 @@ def outlook(candidates: Iterable[Candidate], dead: Collection[str]) -> str:
     return f"still served: {', '.join(left)}" + (f"; no longer: {', '.join(lost)}" if lost else "")
 
 
-def candidates(url: str, workers: Iterable[WorkerSpec]) -> list[Candidate]:
+def candidates(
+    url: str, workers: Iterable[WorkerSpec], credentials: Credentials | None = None
+) -> list[Candidate]:
     """The workers of the gateway at `url`; `workers`, if it does not answer."""
     specs = list(workers)
     # Where one worker does it all there is no other kind, and the gateway lists it for decoding.
     aggregated = any(worker.role is Role.AGGREGATED for worker in specs)
     try:
-        listed = WorkersClient(url, _ANSWER_S).list()
+        listed = WorkersClient(url, _ANSWER_S, credentials).list()
     except UsageError:
         return [
             Candidate(worker.url, worker.role is not Role.DECODE, worker.decoders)

@@ -50,6 +50,20 @@ def require_free(host: str, port: int) -> None:
         ) from error
 
 
+def listen_address(advertised: str) -> str:
+    """Where to listen for those who ask at `advertised`: there, if it is this machine's own.
+
+    Raises UsageError for a name or address that is none.
+    """
+    try:
+        socket.getaddrinfo(advertised, None)
+    except OSError as error:
+        raise UsageError(f"--advertise {advertised}: {error}") from error
+    if is_free(advertised, 0):
+        return advertised
+    return "::" if ":" in advertised else "0.0.0.0"  # of a proxy or a service before it
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether a listener could bind `port` now."""
     try:

@@ -19,6 +19,7 @@ from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat import SGLANG_VERSION
 from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.extras import require_extra
+from ps_sglang.gateway.access import key_file, tls
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
@@ -26,8 +27,8 @@ from ps_sglang.launch import flag_check, flags, lora
 from ps_sglang.launch.environment import encode_adapters, has_accelerator
 from ps_sglang.launch.parsers import check_parsers, parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
-from ps_sglang.launch.ports import free_ports, require_free
-from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
+from ps_sglang.launch.ports import free_ports, listen_address, require_free
+from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, EventPorts, Role, WorkerSpec
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
 
@@ -52,6 +53,11 @@ class Plan:
     chat: ChatFlags
 
     @property
+    def host(self) -> str:
+        """Where other hosts reach the workers, if they do."""
+        return self.spec.advertise or LOOPBACK
+
+    @property
     def weight_files(self) -> tuple[Path, ...]:
         """Every file of weights that will be loaded, once each."""
         folders = dict.fromkeys(worker.model_path for worker in self.workers)
@@ -73,6 +79,7 @@ def prepare(spec: ClusterSpec) -> Plan:
     if spec.otlp_endpoint is not None:
         require_extra("otel", "--otlp-endpoint")
     spec = check_flags(spec)
+    _check_access(spec)
     if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
     log_dir = _log_dir(spec.log_dir)
@@ -91,11 +98,21 @@ def prepare(spec: ClusterSpec) -> Plan:
         tuple(reports),
         _workers(spec, cpu, placements, command_lines, log_dir),
         shape.architecture,
-        min([shape.context_length, *_limits(command_lines.values())]),
+        min([shape.context_length, *_limits([spec.engine_args, *command_lines.values()])]),
         shape.vocabulary,
         log_dir,
         chat_flags(spec),
     )
+
+
+def _check_access(spec: ClusterSpec) -> None:
+    """Read what the gateway will read; raises UsageError for a file that it could not use."""
+    if spec.api_keys is not None and not key_file.read(spec.api_keys):
+        raise UsageError(
+            f"--api-keys {spec.api_keys}: it has no key: `ps-sglang keys add {spec.api_keys} NAME`"
+        )
+    if spec.tls_cert is not None and spec.tls_key is not None:
+        tls.load(spec.tls_cert, spec.tls_key)
 
 
 def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:
@@ -232,16 +249,22 @@ def _workers(
     command_lines: Mapping[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
+    if not placements:
+        return ()
     backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
     ports = iter(free_ports(5 * len(placements)))
+    host = spec.advertise or LOOPBACK
+    listen = listen_address(host)
+    # ZeroMQ takes no names to bind to, and whoever joins is asked at the host of its URL.
+    bind = LOOPBACK if host == LOOPBACK else "*"
     workers = []
     for placement in placements:
         name, role, model = placement.name, placement.role, placement.model
         port, rendezvous = next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
-        events = EventPorts(f"tcp://127.0.0.1:{next(ports)}", f"tcp://127.0.0.1:{next(ports)}")
+        events = EventPorts(f"tcp://{bind}:{next(ports)}", f"tcp://{bind}:{next(ports)}")
         owned = flags.owned(
-            role, model, port, rendezvous, bootstrap, backend, events, lora=placement.lora
+            role, model, port, rendezvous, bootstrap, backend, events, listen, lora=placement.lora
         )
         workers.append(
             WorkerSpec(
@@ -255,6 +278,8 @@ def _workers(
                 argv=(*owned, *command_lines[name]),
                 log=log_dir / f"{name}.log",
                 adapters=placement.adapters,
+                host=host,
+                local_host={"0.0.0.0": LOOPBACK, "::": "::1"}.get(listen, listen),
             )
         )
     return tuple(workers)

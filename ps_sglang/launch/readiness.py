@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from ps_sglang.errors import UsageError
+from ps_sglang.gateway_http import Credentials, GatewayRefused, GatewayUnreachable, call
 from ps_sglang.launch import procfs
-from ps_sglang.workers.client import READY_STATES, WorkersClient
 
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 1 << 16
@@ -23,22 +22,20 @@ _POLL_S: Final = 0.1
 
 
 class Probe(threading.Thread):
-    """Asks one worker until it has answered; `ready` then holds.
+    """Asks a process whether it `answers` until it does; `ready` then holds.
 
-    `pid` tells the process that leads the worker's session, once there is one: another program may
-    have taken the port meanwhile, and answer there. The worker then ends as it cannot bind it.
     A daemon, as a request to a worker that hangs must not hold up a Ctrl-C.
     """
 
-    def __init__(self, name: str, port: int, pid: Callable[[], int | None]) -> None:
+    def __init__(self, name: str, answers: Callable[[], bool]) -> None:
         super().__init__(name=f"probe-{name}", daemon=True)
-        self._port, self._pid = port, pid
+        self._answers = answers
         self._answered = threading.Event()
         self._cancelled = threading.Event()
 
     @property
     def ready(self) -> bool:
-        """Whether the worker has answered."""
+        """Whether it has answered."""
         return self._answered.is_set()
 
     def cancel(self) -> None:
@@ -47,20 +44,29 @@ class Probe(threading.Thread):
 
     def run(self) -> None:
         while not self._cancelled.is_set():
-            pid = self._pid()
-            if pid is not None and answers(self._port) and procfs.listens(pid, self._port):
+            if self._answers():
                 self._answered.set()
                 return
             self._cancelled.wait(_POLL_S)
 
 
-def answers(port: int) -> bool:
+def is_ready(host: str, port: int, pid: Callable[[], int | None]) -> bool:
+    """Whether a worker answers.
+
+    `pid` tells the process that leads the worker's session, once there is one: another program may
+    have taken the port meanwhile, and answer there. The worker then ends as it cannot bind it.
+    """
+    leader = pid()
+    return leader is not None and answers(host, port) and procfs.listens(leader, port)
+
+
+def answers(host: str, port: int) -> bool:
     """Whether a worker's engine runs a request now.
 
     `/health_generate` sends one token through the scheduler, with the bootstrap host that
     SGLang reserves for such probes, so neither role waits for a peer.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_TIMEOUT_S)
+    connection = http.client.HTTPConnection(host, port, timeout=_PROBE_TIMEOUT_S)
     try:
         connection.request("GET", "/health_generate")
         return connection.getresponse().status == http.client.OK
@@ -76,7 +82,7 @@ def gateway_url(log: Path) -> str | None:
         return None
     for line in log.read_text(errors="replace").splitlines():
         message = _message(line)
-        if message.startswith("ready http://"):
+        if message.startswith(("ready http://", "ready https://")):
             return message.removeprefix("ready ").strip()
     return None
 
@@ -91,13 +97,13 @@ def _message(line: str) -> str:
         return line
 
 
-def knows_workers(gateway: str) -> bool:
-    """Whether the gateway has heard all its workers well: until then they get no requests."""
+def gateway_lives(gateway: str, credentials: Credentials) -> bool:
+    """Whether the gateway at a URL answers."""
     try:
-        workers = WorkersClient(gateway, _PROBE_TIMEOUT_S).list()
-    except UsageError:
+        call(f"{gateway}/liveness", timeout_s=_PROBE_TIMEOUT_S, credentials=credentials)
+    except (GatewayRefused, GatewayUnreachable):
         return False
-    return all(worker["state"] in READY_STATES for worker in workers)
+    return True
 
 
 def tail(log: Path) -> str:

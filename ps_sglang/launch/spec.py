@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import Adapter, LogFormat, endpoint_problem, origin_problem
+from ps_sglang.gateway.config import (
+    Adapter,
+    LogFormat,
+    access_problems,
+    endpoint_problem,
+    origin_problem,
+)
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 
+BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
+LOOPBACK: Final = "127.0.0.1"
 _COUNTED: Final = re.compile(r"(.+)\*(\d+)")
 
 
@@ -44,28 +53,40 @@ class ClusterSpec:
     `prefill` is the base model and `decoders` the decoders, as `ps_sglang.models.resolve.resolve`
     takes them; one that ends in `*N` has N workers, any other has `decode_replicas`. All LoRA
     adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
-    base's work. `one_worker` has one server do it all, for adapters. `join` is the URL of a
-    running cluster's gateway that the workers join; None starts a gateway. It listens on `host`
-    and `port`, where 0 means any free one; workers listen on the loopback only. Web pages of
-    `cors_origins` may use it, `*` for all. `transfer_backend` is `zmq`, `mooncake` or `nixl`; None
-    chooses by device. `allow_unverified` admits decoders that have no manifest. `log_dir` gets one
-    log file a worker; None makes a folder under the cache folder. `log_format` is that of the
-    gateway's log and the launcher's lines. Traces go to the OTLP collector at `otlp_endpoint`, None
-    for none. Every worker must answer within `ready_timeout_s` seconds of the start. `engine_args`
-    are SGLang flags for all workers;
-    `prefill_engine_args` and `decode_engine_args` are those of one role, and win over them.
+    base's work. `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as
+    all join later. `join` is the URL of a running cluster's gateway that the workers join; None
+    starts a gateway. It listens on `host` and `port`, where 0 means any free one. Web pages of
+    `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
+    gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
+    certificate and its key, and `limits` what it takes on. `transfer_backend` is `zmq`, `mooncake`
+    or `nixl`; None chooses by device. `advertise` is the address under which other hosts reach the
+    workers; they listen on the loopback only without one. `max_restarts` times in ten minutes a
+    process that died is started again. `allow_unverified` admits decoders that have no manifest.
+    `log_dir` gets one log file a worker; None makes a folder under the cache folder. `log_format`
+    is that of the gateway's log and the launcher's lines. Traces go to the OTLP collector at
+    `otlp_endpoint`, None for none. Every worker must answer within `ready_timeout_s` seconds of the
+    start. `engine_args` are SGLang flags for all workers; `prefill_engine_args` and
+    `decode_engine_args` are those of one role, and win over them.
     """
 
     prefill: str
     decoders: tuple[str, ...]
     prefill_replicas: int = 1
     decode_replicas: int = 1
+    gateway_only: bool = False
     one_worker: bool = False
     join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     cors_origins: tuple[str, ...] = ()
+    limits: GatewayLimits = DEFAULT_LIMITS
+    api_keys: Path | None = None
+    no_keys: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     transfer_backend: str | None = None
+    advertise: str | None = None
+    max_restarts: int = 5
     allow_unverified: bool = False
     log_dir: Path | None = None
     log_format: LogFormat = LogFormat.TEXT
@@ -92,12 +113,14 @@ class ClusterSpec:
 
 def _problems(spec: ClusterSpec) -> list[str]:
     problems = []
-    least = 1 if spec.join is None else 0
+    least = 1 if spec.join is None and not spec.gateway_only else 0
     if spec.join == "":
         problems.append("--join is empty, must be the URL of a running cluster's gateway")
     if not spec.host:
         problems.append("--host is empty, must be an address of this machine")
-    if not spec.decoders and (spec.join is None or not spec.prefill_replicas):
+    if spec.gateway_only:
+        problems += _gateway_only_problems(spec)
+    elif not spec.decoders and (spec.join is None or not spec.prefill_replicas):
         problems.append("no decoder given: name at least one with --decoders")
     if spec.prefill_replicas < least:
         problems.append(f"--prefill-replicas is {spec.prefill_replicas}, must be at least {least}")
@@ -105,6 +128,10 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append(f"--decode-replicas is {spec.decode_replicas}, must be at least 1")
     if spec.one_worker:
         problems += _one_worker_problems(spec)
+    if spec.advertise == "":
+        problems.append("--advertise is empty, must be an address of this machine")
+    if spec.max_restarts < 0:
+        problems.append(f"--max-restarts is {spec.max_restarts}, must be at least 0")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
     problems += [
@@ -115,9 +142,31 @@ def _problems(spec: ClusterSpec) -> list[str]:
     problems += filter(None, map(origin_problem, spec.cors_origins))
     if spec.otlp_endpoint is not None:
         problems += filter(None, [endpoint_problem(spec.otlp_endpoint)])
+    problems += [f"--{name.replace('_', '-')} {text}" for name, text in spec.limits.problems()]
+    problems += access_problems(
+        spec.host,
+        has_keys=spec.api_keys is not None,
+        no_keys=spec.no_keys,
+        tls=(spec.tls_cert, spec.tls_key),
+    )
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
     return problems
+
+
+def _gateway_only_problems(spec: ClusterSpec) -> list[str]:
+    given = {
+        "--decoders": bool(spec.decoders),
+        "--prefill-replicas": spec.prefill_replicas > 0,
+        "--join": spec.join is not None,
+        "--one-worker": spec.one_worker,
+    }
+    return [
+        f"{flag} does not go with --gateway-only, which starts no worker: start them with "
+        "ps-sglang worker"
+        for flag, is_given in given.items()
+        if is_given
+    ]
 
 
 # A second such worker would prefill each conversation again, which is what a cluster is to save.
@@ -153,7 +202,8 @@ class EventPorts:
 class WorkerSpec:
     """One SGLang server: its place in the cluster and its whole command line.
 
-    `adapters` are the LoRA decoders that it begins with, None for a server that takes none.
+    `adapters` are the LoRA decoders that it begins with, None for a server that takes none. Others
+    reach it at `host`, and its own machine at `local_host`.
     """
 
     name: str
@@ -166,6 +216,8 @@ class WorkerSpec:
     argv: tuple[str, ...]
     log: Path
     adapters: tuple[Adapter, ...] | None = None
+    host: str = LOOPBACK
+    local_host: str = LOOPBACK
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -174,7 +226,18 @@ class WorkerSpec:
             return ()
         return (*(adapter.decoder for adapter in self.adapters or ()), self.model_name)
 
+    def moved(self, bootstrap_port: int) -> WorkerSpec:
+        """The same prefill worker with its bootstrap server on another port."""
+        argv = list(self.argv)
+        argv[argv.index(BOOTSTRAP_FLAG) + 1] = str(bootstrap_port)
+        return replace(self, bootstrap_port=bootstrap_port, argv=tuple(argv))
+
     @property
     def url(self) -> str:
         """Base address of the worker's HTTP server."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{in_url(self.host)}:{self.port}"
+
+
+def in_url(host: str) -> str:
+    """A host as URLs and endpoints have it: an IPv6 address stands in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import quote
 
 from ps_sglang.gateway_admin import TIMEOUT_S, GatewayAdmin
-from ps_sglang.gateway_http import Json
+from ps_sglang.gateway_http import Credentials, Json
 
 READY_STATES: Final = ("good", "trial")
 """States of a worker in `/workers` in which it gets requests."""
@@ -15,8 +15,10 @@ READY_STATES: Final = ("good", "trial")
 class WorkersClient:
     """The workers of the gateway at `url`; its methods raise what those of GatewayAdmin raise."""
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._gateway = GatewayAdmin(url, timeout_s)
+    def __init__(
+        self, url: str, timeout_s: float = TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
+        self._gateway = GatewayAdmin(url, timeout_s, credentials)
 
     def list(self) -> list[Json]:
         """Every worker, as `GET /workers` has it."""
@@ -34,9 +36,17 @@ class WorkersClient:
         """Send a drained worker requests again."""
         return self._gateway.call("POST", f"{_path(name)}/resume")
 
-    def remove(self, name: str, *, now: bool) -> Json:
-        """Returns when the worker has left: with its last request, or `now`."""
-        return self._gateway.call("DELETE", f"{_path(name)}?now={int(now)}")
+    def renew(self, name: str, lease: str) -> Json:
+        """Say that a worker is still there, which has the lease of that id."""
+        return self._gateway.call("POST", f"{_path(name)}/renew", {"lease": lease})
+
+    def remove(self, name: str, *, now: bool, lease: str = "") -> Json:
+        """Returns when the worker has left: with its last request, or `now`.
+
+        With its `lease` it is the worker itself that leaves, which cannot be kept.
+        """
+        query = f"now={int(now)}" + (f"&lease={quote(lease, safe='')}" if lease else "")
+        return self._gateway.call("DELETE", f"{_path(name)}?{query}")
 
     def swap(self, name: str, model_path: str) -> Json:
         """Returns when the worker serves the weights in `model_path`, a folder on its machine."""

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, normalizers, processors
 
 from benchmarks import tiny
+from ps_sglang.gateway.config import DecodeWorker
 from ps_sglang.gateway.index import CacheIndex, PrefixMatch, Prompts
-from ps_sglang.launch.gateway_config import gateway_config
 from tests.engine.served import Launch, Models, Served
 from tests.engine.tree_mirror import TreeMirror
 from tests.support.engine_client import post
@@ -162,16 +162,17 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
     url = f"{served.cluster.url}/models/a/v1/chat/completions"
     prompt = prompts.chat(body, "tenant")
     cache_index = CacheIndex(prompts)
-    config = gateway_config(served.cluster.plan)
-    for worker in config.workers:
-        cache_index.add(worker)
+    specs = served.cluster.plan.workers
+    for spec in specs:
+        events = (spec.events.publishes, spec.events.control)
+        cache_index.add(DecodeWorker(spec.name, spec.url, spec.model_name, *events))
     await cache_index.start()
     try:
         answer = await asyncio.to_thread(post, url, request)
         tokens = answer["usage"]["prompt_tokens"] - 1
         ids = _tokenizer(served.models.base).encode(prompt.text.decode(), add_special_tokens=False)
         held = PrefixMatch(tokens, len(b"".join(prompts.texts.of(ids.ids[:-1]))))
-        want = {worker.name: held for worker in config.workers}
+        want = {spec.name: held for spec in specs}
         for _ in range(600):
             if cache_index.match(prompt) == want:
                 break

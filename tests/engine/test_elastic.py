@@ -17,8 +17,8 @@ import pytest
 from ps_sglang.cli import main
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch import Cluster, ClusterSpec, procfs
-from ps_sglang.launch.__main__ import ready_line
 from ps_sglang.launch.cluster import Worker
+from ps_sglang.launch.serve import ready_line
 from tests.engine.served import Launch, Models, Served
 from tests.support.engine_client import (
     RefusedError,

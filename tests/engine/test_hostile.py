@@ -1,7 +1,8 @@
 """Requests with every kind of value in every field, on two prefill and two decode workers.
 
 HOSTILE_REQUESTS says how many are sent (a few hundred if it is not set), HOSTILE_FIRST from which
-seed on. The bar of a release is 5,000.
+seed on. The bar of a release is 5,000. CONFORMANCE_REQUESTS says how many of those that are made of
+the OpenAPI document are sent, some hundreds at least.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from typing import Any
 
 import pytest
 
+from tests.conformance.drive import drive
 from tests.engine.served import Launch, Models, Served
 from tests.support.engine_client import assert_conserved, generate
 from tests.support.hf_reference import expected
 from tests.support.hostile_requests import request
 
 COUNT = int(os.environ.get("HOSTILE_REQUESTS", "300"))
+OF_DOCUMENT = int(os.environ.get("CONFORMANCE_REQUESTS", "1"))
 FIRST = int(os.environ.get("HOSTILE_FIRST", "0"))
 AT_ONCE = 8
 _DEADLINE_S = 120.0
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300 + COUNT)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300 + COUNT + OF_DOCUMENT)]
 
 Prompts = Callable[[int, int], list[list[int]]]
 KILLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -140,4 +143,14 @@ def test_every_request_is_answered_or_refused(
     assert state(served) == before
     statuses = Counter(status for status, _, _ in answers)
     assert 0.1 < statuses[200] / COUNT < 0.9, statuses
+    assert_exact(served, prompts)
+
+
+def test_the_gateway_keeps_to_its_document(served: Served, prompts: Prompts) -> None:
+    before = state(served)
+    report = drive(served.cluster.url, OF_DOCUMENT, FIRST, longest=8)
+    print(report)
+    assert not report.faults, str(report)
+    assert report.statuses[200] > 0.15 * report.statuses.total(), str(report)
+    assert state(served) == before
     assert_exact(served, prompts)

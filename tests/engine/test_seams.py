@@ -20,6 +20,7 @@ from sglang.srt.managers.io_struct import (
     ParseFunctionCallReq,
     SeparateReasoningReqInput,
 )
+from sglang.srt.managers.load_snapshot import LoadSnapshot
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from ps_sglang.engine.compat import memory, platform, srt
@@ -142,6 +143,10 @@ def test_the_gateway_checks_every_field(
     assert not annotations - table.keys() - UNSUPPORTED.keys() - elsewhere
     # `reasoning` is read before SGLang makes its request of the body.
     assert not table.keys() - annotations - {"reasoning"}
+
+
+def test_the_gateway_knows_what_loads_tell() -> None:
+    assert set(engine_fields.LOAD_SECTIONS) == LoadSnapshot.VALID_SECTIONS
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import aiohttp
 from aiohttp import web
 
 from ps_sglang.gateway.app import build_app
+from ps_sglang.gateway.config import GatewayConfig
+from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.gateway.server import runner
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
@@ -46,22 +48,31 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = (), **shape: Any
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
+    **shape: Any,
 ) -> AsyncIterator[Setup]:
     """A gateway in front of a cluster of the given shape, see `Cluster.running`."""
     async with (
         Cluster.running(**shape) as cluster,
-        serving(cluster, timing, cors_origins) as setup,
+        serving(cluster, timing, cors_origins, api_keys) as setup,
     ):
         yield setup
 
 
 @asynccontextmanager
 async def serving(
-    cluster: Cluster, timing: ProbeTiming = DEFAULT_TIMING, cors_origins: tuple[str, ...] = ()
+    cluster: Cluster,
+    timing: ProbeTiming = DEFAULT_TIMING,
+    cors_origins: tuple[str, ...] = (),
+    api_keys: str | None = None,
+    limits: GatewayLimits = DEFAULT_LIMITS,
+    config: GatewayConfig | None = None,
 ) -> AsyncIterator[Setup]:
-    """A gateway in front of a cluster."""
-    app = build_app(replace(cluster.config(), cors_origins=cors_origins), timing)
+    """A gateway in front of a cluster, which it knows from the beginning without a `config`."""
+    known = replace(cluster.config(), cors_origins=cors_origins, api_keys=api_keys, limits=limits)
+    app = build_app(config or known, timing)
     server = runner(app)
     await server.setup()
     try:

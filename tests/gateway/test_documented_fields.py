@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from ps_sglang.gateway.bodies import anthropic_request, others_hints, responses_request
+from tests.support.route_differences import table
 
-PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "clients.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 )
 def test_the_page_names_it(name: str) -> None:
     assert f"`{name}" in PAGE
+
+
+def test_the_page_shows_what_differs_from_one_sglang_server() -> None:
+    assert "\n\n" + "\n".join(table()) + "\n\n" in (DOCS / "compatibility.md").read_text()

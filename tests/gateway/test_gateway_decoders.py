@@ -251,6 +251,8 @@ async def test_a_cluster_without_an_adapter_worker() -> None:
         ({"name": "x", "path": ""}, "`path`"),
         ({"name": "", "path": "/x"}, "`name`"),
         ({"name": "x/y", "path": "/x"}, "'x/y'"),
+        ({"name": "x\ny", "path": "/x"}, "printable"),
+        ({"name": "..", "path": "/x"}, "'..'"),
         ({"name": "x:y", "path": "/x"}, "'x:y'"),
         ({"name": "x", "path": "/x", "rank": 3}, "rank"),
     ],

@@ -30,15 +30,15 @@ SAMPLING: dict[str, tuple[list[Any], list[Any], str]] = {
     "temperature": ([0, 0.7, 100], [-0.1, 1e39, 2**130, "1", True, [1], {}], "number|from 0"),
     "top_p": ([1, 1e-3], [0, 1.1, -1, "1", 1e-300], "above 0 and at most 1"),
     "top_k": (
-        [-1, 1, 10**6, 2**31 - 1],
-        [0, -2, 2**31, 2**70, 5.0, "5"],
+        [-1, 1, 5.0, 10**6, 2**31 - 1],
+        [0, -2, 2**31, 2**70, 5.5, "5"],
         "2147483647, or -1|integer",
     ),
     "min_p": ([0, 1], [-0.1, 1.5, "0"], "from 0 to 1"),
     "frequency_penalty": ([-2, 2], [-2.1, 2.1, None], "from -2 to 2"),
     "presence_penalty": ([-2, 2], [-2.1, 2.1], "from -2 to 2"),
     "repetition_penalty": ([0.1, 2], [0, 2.1, -1, 1e-300], "from 1e-06 to 2"),
-    "n": ([1, 3], [0, 129, -1, 2**70, 1.0, True], "from 1 to 128|integer"),
+    "n": ([1, 3, 2.0], [0, 129, -1, 2**70, 1.5, True], "from 1 to 128|integer"),
     "stop": (["x", [], ["x", "y"]], [5, [5], [None], ["x"] * 33, "x" * 1025], "text|characters"),
     "stop_token_ids": (
         [[], [0, LAST]],

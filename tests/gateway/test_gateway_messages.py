@@ -419,13 +419,6 @@ async def test_the_models_own_url_takes_any_name_for_the_model(gateway: Setup) -
     assert (status, answer["model"]) == (200, "b")
 
 
-async def test_a_key_of_anthropics_clients_reaches_the_workers(gateway: Setup) -> None:
-    headers = {"x-api-key": "secret", "anthropic-version": "2023-06-01"}
-    assert (await gateway.post(PATH, body(), headers=headers))[0] == 200
-    for worker in (gateway.prefill, gateway.decode()):
-        assert worker.headers[0]["Authorization"] == "Bearer secret"
-
-
 async def test_a_salt_and_a_session_reach_the_workers(gateway: Setup) -> None:
     sent = body(cache_salt="tenant", session_id="talk", hints={"priority": 3})
     assert (await gateway.post(PATH, sent))[0] == 200

@@ -125,7 +125,7 @@ async def test_one_call_ends_a_tree_of_agents(gateway: Setup) -> None:
     async with gateway.http.delete(gateway.url + "/sessions/other") as response:
         assert (await response.json())["aborted"] == 1
     assert (await tasks["other"])[0] == 409
-    assert not gateway.app[GATEWAY].sessions._family._parents, "nothing is left behind"
+    assert not gateway.app[GATEWAY].sessions.of("")._family._parents, "nothing is left behind"
     async with gateway.http.delete(gateway.url + "/sessions/root") as response:
         assert response.status == 404
 

@@ -130,7 +130,7 @@ async def test_those_that_were_only_there_are_answered() -> None:
 
 def suspect(prompt: str, **more: Any) -> Suspect:
     body = {"prompt": prompt, "model": "a", **more}
-    served = Served(("a", "b"), Limits(vocabulary=500, context_length=100), Prompts())
+    served = Served(("a", "b"), Limits(vocabulary=500, context_length=100), Prompts(), "")
     return Suspect(parse(Endpoint.COMPLETIONS, json.dumps(body).encode(), None, {}, served))
 
 

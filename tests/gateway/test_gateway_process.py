@@ -39,8 +39,8 @@ def test_a_broken_configuration_file(content: bytes) -> None:
 
 def test_all_problems_of_a_configuration_are_listed() -> None:
     with pytest.raises(ConfigError) as caught:
-        config(prefill=(), decode=(DECODE, DecodeWorker("d", "http://x", "a/b")))
-    for problem in ("`prefill` lists no worker", "two workers are called 'd'", "'a/b'"):
+        config(context_length=0, decode=(DECODE, DecodeWorker("d", "http://x", "a/b")))
+    for problem in ("`context_length` must be at least 1", "two workers are called 'd'", "'a/b'"):
         assert problem in str(caught.value)
 
 

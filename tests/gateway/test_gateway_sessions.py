@@ -142,9 +142,9 @@ async def test_a_client_that_stopped_reading_does_not_keep_its_session_alive(
     inside = gateway.app[GATEWAY]
     gateway.decode().plan.step = asyncio.Semaphore(1)
     content = json.dumps(body("/generate", "x", stream=True)).encode()
-    request = parse(Endpoint.GENERATE, content, None, {}, inside.served)
-    session = inside.sessions.use("talk")
-    call = RequestContext(Endpoint.GENERATE, inside.pool.served("a"), {}, session)
+    request = parse(Endpoint.GENERATE, content, None, {}, inside.served_to(""))
+    session = inside.sessions.of("").use("talk")
+    call = RequestContext(Endpoint.GENERATE, inside.pool.served("a"), "", session)
     async with aclosing(inside.dispatcher.stream(request, call)) as events:
         await anext(events)
         assert await inside.hint_actions.end_session(session) == 1
@@ -157,12 +157,12 @@ async def test_a_client_that_stopped_reading_does_not_keep_its_session_alive(
 async def test_nothing_is_sent_for_a_session_that_is_over(gateway: Setup) -> None:
     inside = gateway.app[GATEWAY]
     content = json.dumps(body("/generate", "x")).encode()
-    request = parse(Endpoint.GENERATE, content, None, {}, inside.served)
-    session = inside.sessions.use("talk")
+    request = parse(Endpoint.GENERATE, content, None, {}, inside.served_to(""))
+    session = inside.sessions.of("").use("talk")
     await inside.hint_actions.end_session(session)
     with pytest.raises(GatewayError, match=r"^The session 'talk' has ended\.$"):
         await inside.dispatcher.complete(
-            request, RequestContext(Endpoint.GENERATE, inside.pool.served("a"), {}, session)
+            request, RequestContext(Endpoint.GENERATE, inside.pool.served("a"), "", session)
         )
     assert not gateway.prefill.requests
 
@@ -183,7 +183,7 @@ async def test_a_worker_that_left_is_not_held_by_sessions(replicated: Setup) -> 
     sent = body("/generate", "x", session_id="talk")
     await replicated.post("/generate", sent)
     gateway = replicated.app[GATEWAY]
-    session = gateway.sessions.get("talk")
+    session = gateway.sessions.of("").get("talk")
     assert session is not None
     prefill, decode = session.prefill, session.decode["a"]
     assert prefill is not None
@@ -267,7 +267,7 @@ async def test_release_ends_the_session_with_its_answer(gateway: Setup) -> None:
     sent = body("/generate", "x", session_id="talk", hints={"release": True})
     assert (await gateway.post("/generate", sent))[0] == 200
     await ended(gateway)
-    assert gateway.app[GATEWAY].sessions.get("talk") is None
+    assert gateway.app[GATEWAY].sessions.of("").get("talk") is None
 
 
 async def test_workers_are_told_about_the_pages_of_a_conversation() -> None:
@@ -313,7 +313,7 @@ async def test_hints_about_pages_need_no_session_of_the_client(gateway: Setup) -
     await ended(gateway)
     first, second = (one["session_id"] for one in gateway.decode().requests)
     assert first != second
-    assert len(gateway.app[GATEWAY].sessions) == 0
+    assert len(gateway.app[GATEWAY].sessions.of("")) == 0
 
 
 async def test_workers_are_told_how_much_is_held(gateway: Setup) -> None:

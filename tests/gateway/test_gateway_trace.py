@@ -51,13 +51,17 @@ def decode_record(rid: str) -> Span:
 async def fed() -> AsyncIterator[Setup]:
     """A gateway that hears its workers' events."""
     async with running(events=True) as gateway:
-        workers = [worker.name for worker in gateway.cluster.workers]
-        # Who has had a batch is subscribed to spans, too: that came before.
-        for name in workers:
-            nothing = f'ps_sglang_gateway_feed_total{{what="batches",worker="{name}"}} 0.0'
-            while nothing in await metrics_of(gateway):
-                pass
+        await subscribed(gateway)
         yield gateway
+
+
+async def subscribed(gateway: Setup) -> None:
+    """The gateway hears all its workers."""
+    # Who has had a batch is subscribed to spans, too: that came before.
+    for worker in gateway.cluster.workers:
+        nothing = f'ps_sglang_gateway_feed_total{{what="batches",worker="{worker.name}"}} 0.0'
+        while nothing in await metrics_of(gateway):
+            pass
 
 
 async def tell(gateway: Setup, samples: int = 1, *, decode_too: bool = True) -> None:

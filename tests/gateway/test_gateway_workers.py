@@ -55,6 +55,7 @@ async def test_the_list(gateway: Setup) -> None:
         "state": "good",
         "problem": None,
         "times_broken": 0,
+        "lease_seconds": None,
         "load": {"requests": 0, "queued_tokens": 0, "moving_tokens": 0},
         "cache": {
             "known_by": "estimate",

@@ -36,6 +36,7 @@ from tests.support.standin_engine import Cluster
 FILES = 200
 CLIENTS = 400
 BODY = {"model": "a", "prompt": "one", "stream": True}
+CHAT = {"model": "a", "messages": [{"role": "user", "content": "one"}], "stream": True}
 
 _LOWERED = """
 import resource, runpy, sys
@@ -192,6 +193,7 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/j
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "STALL_SECONDS", 0.2)
     monkeypatch.setattr(listener, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(listener, "READ_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -285,6 +287,55 @@ async def test_a_slow_body_is_taken(listening: tuple[Setup, int]) -> None:
         writer.write(bytes([byte]))
         await asyncio.sleep(listener.STALL_SECONDS / 20)
     assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_a_stream_that_is_not_read_is_ended(listening: tuple[Setup, int]) -> None:
+    """Its workers are set free."""
+    gateway, port = listening
+    gateway.decode().plan.deltas = [{"content": "x" * 2**20}] * 64
+    body = json.dumps(CHAT).encode()
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+    writer.write(HEAD.replace(b"/completions", b"/chat/completions"))
+    writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    await gateway.decode().saw_hang_up()
+    assert gateway.pending() == 0
+    assert gateway.app[GATEWAY].descriptors.clients == 0
+    writer.close()
+
+
+async def test_answers_that_are_not_read_are_ended(listening: tuple[Setup, int]) -> None:
+    """A client sends requests and takes nothing; those at work are not stopped by another rule."""
+    gateway, port = listening
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+
+    async def send_on() -> None:
+        while True:
+            writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 16)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    with pytest.raises(ConnectionError):
+        await send_on()
+    assert gateway.app[GATEWAY].descriptors.clients == 0
+    assert (await gateway.post("/v1/completions", {"model": "a", "prompt": "x"}))[0] == 200
+
+
+async def test_a_stream_that_is_read_slowly_goes_on(listening: tuple[Setup, int]) -> None:
+    """Longer than one may stand still."""
+    gateway, port = listening
+    gateway.decode().plan.deltas = [{"content": "x" * 2**22}] * 4
+    body = json.dumps({**CHAT, "stream_options": {"include_usage": True}}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+    writer.write(HEAD.replace(b"/completions", b"/chat/completions"))
+    writer.write(b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    taken = b""
+    began = asyncio.get_running_loop().time()
+    while piece := await reader.read(2**20):
+        taken = taken[-16:] + piece
+        if asyncio.get_running_loop().time() < began + 6 * listener.READ_SECONDS:
+            await asyncio.sleep(listener.READ_SECONDS / 8)
+    assert b"data: [DONE]" in taken
     writer.close()
 
 

@@ -121,19 +121,11 @@ def test_one_worker_has_both_roles(spec: ClusterSpec, tiny: dict[str, Path]) -> 
     assert {name for name in names if name.startswith("--disaggregation-")} == {
         "--disaggregation-mode"
     }
-    config = gateway_config(plan)
-    assert config.prefill == ()
-    assert [(one.decoder, one.aggregated) for one in config.decode] == [("base", True)]
+    assert gateway_config(plan, 0).is_aggregated
+    assert not gateway_config(prepare(spec), 0).is_aggregated
     only = prepare(replace(spec, one_worker=True, decoders=(str(tiny["base"]),)))
     assert placed(only) == {"worker": (Role.AGGREGATED, ("base",))}
     assert only.workers[0].adapters == ()
-
-
-def test_the_gateway_is_told_the_adapters(spec: ClusterSpec) -> None:
-    config = gateway_config(prepare(replace(spec, decode_replicas=2)))
-    assert [worker.adapters for worker in config.decode] == [prepare(spec).workers[1].adapters] * 2
-    assert not any(worker.aggregated for worker in config.decode)
-    assert type(config).from_json(config.to_json()) == config
 
 
 def test_the_worker_is_told_its_adapters(spec: ClusterSpec, code: Path, math: Path) -> None:

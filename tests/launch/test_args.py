@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.limits import GatewayLimits
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.spec import ClusterSpec
 
@@ -26,7 +27,9 @@ def test_every_flag_reaches_the_spec() -> None:
             "--prefill x=./m --decoders a, --host ::1 --port 0 --prefill-replicas 2 "
             "--decode-replicas 3 "
             "--transfer-backend nixl --allow-unverified --log-dir logs --ready-timeout 9.5 "
-            "--cors-origins 'http://localhost:3000, *'"
+            "--cors-origins 'http://localhost:3000, *' --max-concurrent-requests 1 "
+            "--max-queued-requests 2 --max-queued-tokens 3 --request-timeout 4.5 --max-sessions 5 "
+            "--api-keys keys.txt --tls-cert c.pem --tls-key c.key"
         )
     )
     assert spec == ClusterSpec(
@@ -35,6 +38,10 @@ def test_every_flag_reaches_the_spec() -> None:
         host="::1",
         port=0,
         cors_origins=("http://localhost:3000", "*"),
+        limits=GatewayLimits(1, 2, 3, 4.5, 5),
+        api_keys=Path("keys.txt"),
+        tls_cert=Path("c.pem"),
+        tls_key=Path("c.key"),
         prefill_replicas=2,
         decode_replicas=3,
         transfer_backend="nixl",
@@ -42,6 +49,11 @@ def test_every_flag_reaches_the_spec() -> None:
         log_dir=Path("logs"),
         ready_timeout_s=9.5,
     )
+
+
+def test_a_user_may_insist_on_no_keys() -> None:
+    spec = parse_args([*MODELS, "--host", "0.0.0.0", "--no-keys"])
+    assert (spec.host, spec.no_keys) == ("0.0.0.0", True)
 
 
 def test_unknown_flags_go_to_the_engine_in_order() -> None:
@@ -70,7 +82,15 @@ def test_role_flags_are_split_like_a_shell_does(glue: bool) -> None:
         ("--prefill a --decoders b*0", "decoder b*0: it must have at least 1 worker"),
         ("--prefill a --decoders b --ready-timeout 0", "above 0 seconds"),
         ("--prefill a --decoders b --ready-timeout nan", "above 0 seconds"),
+        ("--prefill a --decoders b --max-queued-requests 0", "--max-queued-requests is 0, must"),
+        ("--prefill a --decoders b --request-timeout nan", "--request-timeout is nan, must be"),
         ("--prefill a --decoders b --host=", "--host is empty"),
+        ("--prefill a --decoders b --host 0.0.0.0", "--host 0.0.0.0 lets other machines in, and"),
+        ("--prefill a --decoders b --no-keys --api-keys f", "--no-keys does not go with --api-k"),
+        ("--prefill a --decoders b --tls-cert f", "--tls-cert and --tls-key are needed together"),
+        ("--prefill a --decoders b --join http://h --api-keys f", "--api-keys is the gateway's"),
+        ("--prefill a --decoders b --join http://h --no-keys", "--no-keys is the gateway's"),
+        ("--prefill a --decoders b --join http://h --tls-key f", "--tls-key is the gateway's"),
         ("--prefill a --decoders b --join=", "--join is empty"),
         ("--prefill a --decoders b --transfer-backend tcp", "invalid choice: 'tcp'"),
         ("--prefill a --decoders b --decode-engine-args '", "No closing quotation"),

@@ -9,14 +9,18 @@ import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
+from ps_sglang.cli import main
 from ps_sglang.errors import LaunchError
+from ps_sglang.gateway_http import KEY_VARIABLE, GatewayRefused, call
 from ps_sglang.launch import Cluster, ClusterSpec
+from ps_sglang.launch.args import parse_args
 from tests.launch.conftest import WriteAdapter
+from tests.support.certificates import write_certificate
 from tests.support.processes import Launcher, Marked, can_listen
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -29,16 +33,11 @@ def arguments(tiny: dict[str, Path], *more: str) -> list[str]:
 
 def ask(url: str, model: str) -> dict[str, object]:
     body = {"model": model, "prompt": "one two three", "max_tokens": 4, "temperature": 0}
-    request = Request(
-        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urlopen(request, timeout=60) as answer:
-        found: dict[str, object] = json.load(answer)
-    return found
+    return call(f"{url}/v1/completions", body, timeout_s=60)
 
 
 def url_of(ready_line: str) -> str:
-    found = re.search(r"ready (http://\S+)", ready_line)
+    found = re.search(r"ready (https?://\S+)", ready_line)
     assert found
     return found[1]
 
@@ -111,6 +110,39 @@ def test_adapters_are_served_by_one_worker(
             assert ask(cluster.url, "code")["choices"] == answers[0]
 
 
+def test_a_cluster_with_keys_and_a_certificate(
+    tiny: dict[str, Path],
+    tmp_path: Path,
+    write_adapter: WriteAdapter,
+    marked: Marked,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All by names without a folder, as a person in that folder gives them."""
+    monkeypatch.chdir(tmp_path)
+    cert, key = write_certificate(tmp_path, "server")
+    main(["keys", "add", "keys.txt", "ops", "--role", "admin"])
+    admin = capsys.readouterr().out.strip()
+    words = ["--prefill", str(tiny["base"]), "--decoders", str(write_adapter("code"))]
+    words += ["--one-worker", "--port", "0", "--device", "cpu", "--log-dir", "logs"]
+    words += ["--api-keys", "keys.txt", "--tls-cert", cert.name, "--tls-key", key.name]
+    with Cluster.start(parse_args(words)) as cluster:
+        assert cluster.url.startswith("https://")
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        with pytest.raises(GatewayRefused, match="status 401: There is no API key"):
+            ask(cluster.url, "code")
+        monkeypatch.setenv(KEY_VARIABLE, admin)
+        assert ask(cluster.url, "code")["model"] == "code"
+        assert main(["workers", "--gateway", cluster.url, "list"]) == 0
+        monkeypatch.setenv(KEY_VARIABLE, "none")
+        assert main(["workers", "--gateway", cluster.url, "list"]) == 1
+        assert "the key is read from $PS_SGLANG_API_KEY" in capsys.readouterr().err
+        # In the gateway's order: the launcher has a key, too.
+        assert cluster._outlook() == "still served: base, code"
+        secrets = "".join(path.read_text(errors="replace") for path in Path("logs").iterdir())
+        assert admin not in secrets
+
+
 def schedulers_of_shared_weights(marked: Marked) -> list[int]:
     """Processes that use weights which another has as well."""
     return [
@@ -154,7 +186,7 @@ def test_a_missed_deadline_names_who_was_late(
     assert marked.pids() == []
 
 
-def test_a_worker_that_dies_is_reported_and_the_rest_serves(
+def test_a_worker_that_dies_is_reported_and_restarted(
     tiny: dict[str, Path], tmp_path: Path, marked: Marked
 ) -> None:
     launcher = Launcher(
@@ -168,6 +200,8 @@ def test_a_worker_that_dies_is_reported_and_the_rest_serves(
     launcher.wait_for("decode-a was killed by SIGKILL; still served: b; no longer: a")
     assert psutil.wait_procs(family, 10)[1] == []
     assert ask(url, "b")["model"] == "b"
+    launcher.wait_for("decode-a is back after")
+    assert ask(url, "a")["model"] == "a"
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.end() == 0
     assert marked.pids() == []

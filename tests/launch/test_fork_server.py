@@ -38,9 +38,10 @@ def link(marked: Marked, runtime: Path, tmp_path: Path) -> Iterator[ForkServerCl
 
 def start(link: ForkServerClient, name: str, mode: str, folder: Path) -> Path:
     """Start the program in `mode` and wait until it and its child are up."""
+    folder.mkdir(exist_ok=True)
     log = folder / f"{name}.log"
     os.mkfifo(log) if mode != "ends" else log.touch()
-    link.send(Start(name, "stubborn", (mode,), {"OWN": name}, str(log), StartMethod.EXEC))
+    link.start(Start(name, "stubborn", (mode,), {"OWN": name}, str(log), StartMethod.EXEC))
     if mode != "ends":
         with log.open() as lines:
             assert [lines.readline(), lines.readline()] == [f"up {name}\n"] * 2
@@ -58,6 +59,17 @@ def test_an_end_is_reported_with_its_status(link: ForkServerClient, tmp_path: Pa
     start(link, "one", "ends", tmp_path)
     assert link.wait_for(lambda: "one" in link.exits, STOP_S)
     assert link.exits == {"one": 3}
+
+
+def test_a_process_is_started_in_place_of_one_that_ended(
+    link: ForkServerClient, tmp_path: Path
+) -> None:
+    start(link, "one", "ends", tmp_path)
+    assert link.wait_for(lambda: "one" in link.exits, STOP_S)
+    first = link.pids["one"]
+    start(link, "one", "plain", tmp_path / "again")
+    assert link.pids["one"] != first
+    assert not link.exits
 
 
 def test_what_a_dead_process_had_started_goes_with_it(

@@ -73,7 +73,7 @@ def test_a_port_in_use_is_refused(spec: ClusterSpec) -> None:
 
 def test_a_host_of_another_machine_is_refused(spec: ClusterSpec) -> None:
     with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1"):
-        prepare(replace(spec, host="192.0.2.1", port=18765))
+        prepare(replace(spec, no_keys=True, host="192.0.2.1", port=18765))
 
 
 def test_a_log_folder_that_is_a_file_is_refused(spec: ClusterSpec, tmp_path: Path) -> None:
@@ -167,6 +167,29 @@ def test_an_unknown_parser_is_refused_with_all_that_there_are(
         prepare(replace(spec, prefill=str(own["base"]), decoders=(str(own["a"]),)))
 
 
+def test_files_of_keys_and_certificates_are_read_before_anything_else(
+    spec: ClusterSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = Path("keys.txt")
+    nothing = replace(spec, prefill="/nowhere", api_keys=keys)
+    with pytest.raises(UsageError, match=r"keys file keys\.txt: No such file"):
+        prepare(nothing)
+    keys.touch()
+    with pytest.raises(UsageError, match=r"it has no key: `ps-sglang keys add keys\.txt NAME`"):
+        prepare(nothing)
+    keys.write_text("alice\n")
+    with pytest.raises(UsageError, match=r"keys\.txt: line 1: sha256, role, tenant is missing"):
+        prepare(nothing)
+    with pytest.raises(UsageError, match=r"--tls-cert keys\.txt and --tls-key keys\.txt: they"):
+        prepare(replace(nothing, api_keys=None, tls_cert=keys, tls_key=keys))
+    keys.write_text(f"alice sha256={'a' * 64} role=admin tenant=x\n")
+    config = gateway_config(prepare(replace(spec, host="0.0.0.0", port=0, api_keys=keys)), 0, "d")
+    assert config.api_keys == str(tmp_path / "keys.txt"), "the gateway may run elsewhere"
+    assert config.launcher_key == "d"
+    assert type(config).from_json(config.to_json()) == config
+
+
 def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages }}")
@@ -174,10 +197,10 @@ def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_p
         *("--chat-template", str(file), "--hf-chat-template-name=rag"),
         *("--default-chat-template-kwargs", '{"enable_thinking": false}'),
     ]
-    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))))
+    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))), 0)
     assert config.chat == ChatFlags(str(file), "rag", {"enable_thinking": False})
     assert type(config).from_json(config.to_json()) == config
-    assert gateway_config(prepare(spec)).chat == ChatFlags()
+    assert gateway_config(prepare(spec), 0).chat == ChatFlags()
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from ps_sglang.launch.readiness import Probe
+from ps_sglang.launch.readiness import Probe, is_ready
+from ps_sglang.launch.spec import LOOPBACK
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -50,7 +52,7 @@ def server() -> Iterator[Healthy]:
 
 
 def test_the_process_that_listens_is_ready(server: Healthy) -> None:
-    probe = Probe("here", server.server_port, lambda: os.getsid(0))
+    probe = Probe("here", partial(is_ready, LOOPBACK, server.server_port, lambda: os.getsid(0)))
     probe.start()
     probe.join(20)
     assert probe.ready
@@ -58,7 +60,7 @@ def test_the_process_that_listens_is_ready(server: Healthy) -> None:
 
 def test_another_process_on_the_port_does_not_make_a_worker_ready(server: Healthy) -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as worker:
-        probe = Probe("there", server.server_port, lambda: worker.pid)
+        probe = Probe("there", partial(is_ready, LOOPBACK, server.server_port, lambda: worker.pid))
         probe.start()
         try:
             # By the third question, what the first two answers meant has been decided.
@@ -78,7 +80,7 @@ def test_a_worker_that_has_not_started_is_not_asked(server: Healthy) -> None:
         looked.set()
         return None
 
-    probe = Probe("not yet", server.server_port, pid)
+    probe = Probe("not yet", partial(is_ready, LOOPBACK, server.server_port, pid))
     probe.start()
     assert looked.wait(20)
     probe.cancel()

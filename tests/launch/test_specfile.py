@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.limits import GatewayLimits
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.spec import ClusterSpec
 
@@ -17,7 +18,8 @@ def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(
         "prefill: base\ndecoders: [a, x=./y]\nport: 1\nlog_dir: logs\nready_timeout: 9\n"
-        "cors_origins: ['*']\ndecode_replicas: 2\n"
+        "cors_origins: ['*']\ndecode_replicas: 2\nmax_queued_requests: 7\n"
+        "host: '::'\napi_keys: ~/keys.txt\ntls_cert: c.pem\ntls_key: c.key\n"
         "engine_args: [--page-size, '16']\ndecode_engine_args: [--x]\n"
     )
     assert parse_args(["--spec", str(file), "--port", "0", "--z"]) == ClusterSpec(
@@ -26,6 +28,11 @@ def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
         port=0,
         decode_replicas=2,
         cors_origins=("*",),
+        limits=GatewayLimits(max_queued_requests=7),
+        host="::",
+        api_keys=Path.home() / "keys.txt",
+        tls_cert=Path("c.pem"),
+        tls_key=Path("c.key"),
         log_dir=Path("logs"),
         ready_timeout_s=9,
         engine_args=("--page-size", "16", "--z"),

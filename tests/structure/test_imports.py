@@ -19,8 +19,9 @@ FLOORS = (
     ("cli", "demo"),
     ("training",),
     ("verify",),
-    ("launch",),
-    ("gateway", "workers", "decoders", "frontend", "monitoring"),
+    ("launch", "keys"),
+    ("gateway", "status", "decoders", "frontend", "monitoring"),
+    ("workers",),
     ("engine",),
     ("events", "models"),
     ("contract",),
@@ -44,6 +45,7 @@ GATEWAY = (
     ("access",),
     ("errors",),
     ("config", "refusals", "ids", "gc_control"),
+    ("limits",),
 )
 ENGINE = (
     ("plugin", "platform"),  # SGLang's two entry points
@@ -61,7 +63,9 @@ FORBIDDEN = {
     "events": ("torch", "sglang"),
     "contract": ("torch", "sglang"),
     "workers": ("torch", "sglang"),
+    "status": ("torch", "sglang"),
     "decoders": ("torch", "sglang"),
+    "keys": ("torch", "sglang"),
     "models": ("sglang",),
     "training": ("sglang",),
     "verify": ("sglang",),

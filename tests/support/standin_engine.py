@@ -325,6 +325,7 @@ class Worker:
                 and {
                     "incarnation": self.incarnation,
                     "adapters": self.adapters and self.adapters.digests(),
+                    "adapter_folders": self.adapters.here if self.adapters else {},
                     **self.facts,
                 },
             }
@@ -679,6 +680,7 @@ class Cluster:
             )
             + tuple(map(_adapter_worker, self.lora)),
             tokenizer=self.tokenizer,
+            is_aggregated=not self.prefill,
         )
 
 

@@ -18,16 +18,19 @@ WORKERS = [
         "name": "prefill-0", "role": "prefill", "decoder": None, "decoders": [],
         "url": "http://h:1",
         "state": "good", "problem": None, "load": {"requests": 3},
+        "lease_seconds": 12.3, "cache": {"tokens": 500},
     },
     {
         "name": "decode-a", "role": "decode", "decoder": "a", "decoders": ["a"],
         "url": "http://h:2",
         "state": "broken", "problem": "it did not answer", "load": {"requests": 0},
+        "lease_seconds": None, "cache": {"tokens": 0},
     },
     {
         "name": "decode-a-1", "role": "decode", "decoder": "a", "decoders": ["a", "m", "n"],
         "url": "http://h:3",
         "state": "good", "problem": None, "load": {"requests": 1},
+        "lease_seconds": None, "cache": {"tokens": 0},
     },
 ]  # fmt: skip
 
@@ -47,21 +50,25 @@ DECODERS = [
 ]  # fmt: skip
 
 
+LEASE_S = 12.0
+
+
 class RefusedError(Exception):
     """A subclass raises it to answer with an error."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class StandInGateway:
     """The gateway's routes.
 
     `calls` has the method, path and body of all requests, in order, and `asked` the decoder and
-    body of those that ask for generation. `refuse` has the message by which a path is refused,
-    `names` those of workers that join without one, and `model_info` what every decoder answers
-    about its model.
+    body of those that ask for generation. `refuse` has the message by which a path is refused, and
+    `codes` the code that goes with it. `names` are those of workers that join without one, and
+    `model_info` what every decoder answers about its model.
     """
 
     def __init__(self, decoders: tuple[str, ...] = (), max_model_len: int = 2048) -> None:
@@ -69,6 +76,7 @@ class StandInGateway:
         self.calls: list[tuple[str, str, Any]] = []
         self.asked: list[tuple[str, Json]] = []
         self.refuse: dict[str, str] = {}
+        self.codes: dict[str, str] = {}
         self.names: list[str] = []
         self.model_info: Json = {}
         self._models = [{"id": name, "max_model_len": max_model_len} for name in decoders]
@@ -82,12 +90,16 @@ class StandInGateway:
         """What the chat route answers."""
         raise NotImplementedError
 
+    def text(self, path: str) -> tuple[int, str] | None:
+        """Status and text of what is answered with no JSON."""
+        return None
+
     def answer(self, method: str, path: str, body: Any) -> Json:
         """One request's answer, or RefusedError."""
         with self._lock:
             self.calls.append((method, path, body))
         if path in self.refuse:
-            raise RefusedError(409, self.refuse[path])
+            raise RefusedError(409, self.refuse[path], self.codes.get(path))
         match method, path.split("/")[1:]:
             case "GET", ["v1", "models"]:
                 return {"data": self._models}
@@ -120,7 +132,8 @@ class StandInGateway:
             self.asked.append((decoder, body))
 
     def _worker(self, name: str, state: str = "good") -> Json:
-        return {"name": name, "role": "decode", "state": state, "load": {"requests": 2}}
+        worker = {"name": name, "role": "decode", "state": state, "load": {"requests": 2}}
+        return {**worker, "lease": {"id": f"lease-{name}", "seconds": LEASE_S}}
 
 
 @contextmanager
@@ -131,10 +144,14 @@ def serving(gateway: StandInGateway) -> Iterator[str]:
         def reply(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(size)) if size else None
+            if (text := gateway.text(self.path)) is not None:
+                self._send(*text)
+                return
             try:
                 answer = gateway.answer(self.command, self.path, body)
             except RefusedError as error:
-                self._send(error.status, {"error": {"message": str(error)}})
+                problem = {"message": str(error), "code": error.code}
+                self._send(error.status, {"error": problem})
                 return
             if body is not None and body.get("stream"):
                 self._stream(answer)
@@ -152,8 +169,8 @@ def serving(gateway: StandInGateway) -> Iterator[str]:
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def _send(self, status: int, content: Json) -> None:
-            data = json.dumps(content).encode()
+        def _send(self, status: int, content: Json | str) -> None:
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -54,8 +54,8 @@ def add_routes(router: web.UrlDispatcher, worker: Engine) -> None:
         return web.json_response({"reasoning_text": thought, "text": text})
 
     async def loads(request: web.Request) -> web.Response:
-        if request.query.get("include") == "nonsense":
-            return web.json_response({"message": "Invalid include"}, status=400)
+        if request.query.get("dp_rank", "0") != "0":
+            return web.json_response({"message": "There is no such rank"}, status=400)
         load = {"dp_rank": 0, "num_running_reqs": 1}
         return web.json_response({"timestamp": "now", "version": "0.5.23", "loads": [load]})
 

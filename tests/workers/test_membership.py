@@ -1,16 +1,18 @@
-"""A launcher's workers in the cluster of another."""
+"""A launcher's workers in a cluster, its own or another's: they join, stay, and leave."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch.args import parse_args
+from ps_sglang.launch.member import RETRY_S, Member
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.spec import ClusterSpec, EventPorts, Role, WorkerSpec
-from tests.support.standin_gateway import StandInGateway
+from tests.support.standin_gateway import LEASE_S, StandInGateway
 
 
 def worker(name: str, port: int) -> WorkerSpec:
@@ -27,46 +29,154 @@ def worker(name: str, port: int) -> WorkerSpec:
     )
 
 
-def test_all_join_and_all_drain_before_the_first_leaves(gateway: StandInGateway) -> None:
-    membership = Membership(gateway.url + "/", allow_unverified=False)
-    membership.require_gateway()
+def membership(gateway: StandInGateway, *names: str, named: bool = False) -> Membership:
+    workers = [worker(name, port) for port, name in enumerate(names, 1)]
+    return Membership(gateway.url + "/", workers, allow_unverified=False, named=named)
+
+
+class Spoken:
+    """A member at a gateway, and what it has reported."""
+
+    def __init__(self, gateway: StandInGateway) -> None:
+        self.lines: list[str] = []
+        self.member = Member(gateway.url, "decode-a", {"url": "http://h:1"}, self.lines.append)
+        self.gateway = gateway
+
+    def steps(self, count: int) -> list[float | None]:
+        return [self.member.step() for _ in range(count)]
+
+
+@pytest.fixture
+def spoken(gateway: StandInGateway) -> Spoken:
     gateway.names = ["x", "y"]
-    membership.join([worker("decode-a", 1), worker("decode-b", 2)])
-    membership.leave()
-    membership.leave()
-    joining = [{"url": f"http://127.0.0.1:{port}", "allow_unverified": False} for port in (1, 2)]
+    spoken = Spoken(gateway)
+    spoken.member.join()
+    return spoken
+
+
+def test_all_join_and_all_drain_before_the_first_leaves(gateway: StandInGateway) -> None:
+    joined = membership(gateway, "decode-a", "decode-b")
+    joined.require_gateway()
+    gateway.names = ["x", "y"]
+    assert joined.join() == ()
+    assert joined.join() == ()
+    joined.leave()
+    joined.leave()
+    joining = [
+        {"url": f"http://127.0.0.1:{port}", "allow_unverified": False, "lease": True}
+        for port in (1, 2)
+    ]
     assert gateway.calls[1:] == [
         ("POST", "/workers", joining[0]),
         ("POST", "/workers", joining[1]),
         ("POST", "/workers/x/drain", None),
         ("POST", "/workers/y/drain", None),
-        ("DELETE", "/workers/x?now=0", None),
-        ("DELETE", "/workers/y?now=0", None),
+        ("DELETE", "/workers/x?now=0&lease=lease-x", None),
+        ("DELETE", "/workers/y?now=0&lease=lease-y", None),
     ]
+
+
+def test_workers_of_the_launchers_own_gateway_keep_their_names(gateway: StandInGateway) -> None:
+    assert membership(gateway, "decode-a", named=True).join() == ()
+    assert gateway.calls[0][2]["name"] == "decode-a"
 
 
 def test_a_refused_worker_is_named(gateway: StandInGateway) -> None:
     gateway.refuse["/workers"] = "page_size: cluster 1, worker 16"
-    membership = Membership(gateway.url, allow_unverified=True)
+    joined = membership(gateway, "decode-a")
     with pytest.raises(LaunchError, match="decode-a: page_size: cluster 1, worker 16"):
-        membership.join([worker("decode-a", 1)])
-    membership.leave()
+        joined.join()
+    joined.leave()
     assert len(gateway.calls) == 1
 
 
+def test_who_cannot_join_yet_is_waited_for(gateway: StandInGateway) -> None:
+    joined = membership(gateway, "decode-a", "decode-b")
+    gateway.refuse["/workers"] = "try again"
+    gateway.codes["/workers"] = "no_worker"
+    assert joined.join() == ["decode-a", "decode-b"]
+    del gateway.refuse["/workers"]
+    assert joined.join() == ()
+
+
 def test_leaving_never_fails(gateway: StandInGateway) -> None:
-    """The last prefill worker may not leave, and a gateway may be gone."""
-    membership = Membership(gateway.url, allow_unverified=False)
+    """A worker may have left already, and a gateway may be gone."""
+    joined = membership(gateway, "decode-a", "decode-b")
     gateway.names = ["x", "y"]
-    membership.join([worker("decode-a", 1), worker("decode-b", 2)])
-    gateway.refuse["/workers/x/drain"] = gateway.refuse["/workers/x?now=0"] = "no"
-    membership.leave()
-    assert gateway.calls[-1] == ("DELETE", "/workers/y?now=0", None)
+    joined.join()
+    gateway.refuse["/workers/x/drain"] = gateway.refuse["/workers/x?now=0&lease=lease-x"] = "no"
+    joined.leave()
+    assert gateway.calls[-1] == ("DELETE", "/workers/y?now=0&lease=lease-y", None)
+
+
+def test_a_lease_is_renewed_several_times_in_its_time(spoken: Spoken) -> None:
+    seconds = spoken.steps(2)
+    assert seconds[0] is not None
+    assert seconds == [seconds[0]] * 2
+    assert seconds[0] <= LEASE_S / 4
+    assert spoken.gateway.calls[-2:] == [("POST", "/workers/x/renew", {"lease": "lease-x"})] * 2
+    assert (spoken.member.state, spoken.lines) == ("good", [])
+
+
+def test_who_is_unknown_joins_again(spoken: Spoken) -> None:
+    """The gateway has restarted."""
+    spoken.gateway.refuse["/workers/x/renew"] = "no such lease"
+    spoken.gateway.codes["/workers/x/renew"] = "lease_unknown"
+    assert spoken.steps(1) == [0.0]
+    spoken.steps(2)
+    assert [path for _, path, _ in spoken.gateway.calls[-3:]] == [
+        "/workers/x/renew", "/workers", "/workers/y/renew",
+    ]  # fmt: skip
+    assert spoken.lines == ["decode-a has joined again, as y"]
+
+
+def test_what_lasts_is_reported_once(spoken: Spoken) -> None:
+    """Its engine may just be restarting, too: it goes on until it is in again."""
+    gateway = spoken.gateway
+    gateway.refuse |= {"/workers/x/renew": "unknown", "/workers": "there is no SGLang worker"}
+    assert spoken.steps(4) == [0.0, RETRY_S, RETRY_S, RETRY_S]
+    del gateway.refuse["/workers"]
+    spoken.steps(1)
+    assert spoken.lines == [
+        "decode-a cannot join: there is no SGLang worker", "decode-a has joined again, as y",
+    ]  # fmt: skip
+
+
+def test_who_was_removed_stays_away(spoken: Spoken) -> None:
+    spoken.gateway.refuse["/workers/x/renew"] = "it was removed"
+    spoken.gateway.codes["/workers/x/renew"] = "worker_removed"
+    assert spoken.steps(2) == [None, None]
+    assert spoken.lines == ["decode-a was removed from the cluster, and stays away"]
+    assert not spoken.member.asks
+    calls = len(spoken.gateway.calls)
+    spoken.member.leave()
+    assert len(spoken.gateway.calls) == calls
+
+
+def test_a_gateway_that_is_gone_is_asked_on() -> None:
+    lines: list[str] = []
+    joining: dict[str, Any] = {"url": "http://h:1"}
+    member = Member("http://127.0.0.1:1", "decode-a", joining, lines.append)
+    assert [member.step(), member.step()] == [RETRY_S, RETRY_S]
+    assert (lines, member.heard, member.asks) == ([], False, True)
+
+
+def test_whether_the_gateway_is_heard(gateway: StandInGateway) -> None:
+    joined = membership(gateway, "decode-a", "decode-b")
+    assert joined.hears_gateway
+    first, second = joined.members.values()
+    first.heard = False
+    assert joined.hears_gateway
+    second.heard = False
+    assert not joined.hears_gateway
+    for member in (first, second):  # nobody asks it any more
+        member.leave()
+    assert joined.hears_gateway
 
 
 def test_no_gateway_is_refused_before_any_start() -> None:
     with pytest.raises(UsageError, match=r"no ps_sglang gateway answers at http://127\.0\.0\.1:1"):
-        Membership("http://127.0.0.1:1", allow_unverified=False).require_gateway()
+        Membership("http://127.0.0.1:1", (), allow_unverified=False, named=False).require_gateway()
 
 
 def test_joining_workers_bring_no_prefill_worker_unless_asked() -> None:
@@ -87,6 +197,8 @@ def test_joining_workers_bring_no_prefill_worker_unless_asked() -> None:
         ([], "--decoders is missing"),
         (["--decoders", ""], "no decoder given"),
         (["--decoders", "c", "--prefill-replicas", "-1"], "must be at least 0"),
+        (["--decoders", "c", "--max-restarts", "-1"], "--max-restarts is -1"),
+        (["--decoders", "c", "--advertise", ""], "--advertise is empty"),
     ],
 )
 def test_what_joining_workers_cannot_ask_for(words: list[str], said: str) -> None:

@@ -19,8 +19,8 @@ from ps_sglang.launch.environment import fork_server_environment, worker_environ
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.messages import Loaded, Start, StartMethod
 from ps_sglang.launch.ports import free_ports
-from ps_sglang.launch.readiness import Probe, read_ahead, tail
-from ps_sglang.launch.spec import Role
+from ps_sglang.launch.readiness import Probe, is_ready, read_ahead, tail
+from ps_sglang.launch.spec import LOOPBACK, Role
 
 _READY_S: Final = 300.0
 _POLL_S: Final = 0.2
@@ -57,7 +57,7 @@ def stock_servers(
     Raises LaunchError if one ends, or is not ready in time.
     """
     runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
-    environ = fork_server_environment(os.environ, runtime, "LlamaForCausalLM", cpu=True)
+    environ = fork_server_environment(os.environ, runtime, "LlamaForCausalLM", LOOPBACK, cpu=True)
     link = ForkServerClient(
         runtime,
         servers[0].model,
@@ -130,8 +130,9 @@ def _ready(
     link: ForkServerClient, started: Sequence[_Started], deadline: float, log_dir: Path
 ) -> list[RunningServer]:
     probes = [
-        Probe(worker.server.name, worker.port, partial(link.pids.get, worker.server.name))
+        Probe(name, partial(is_ready, LOOPBACK, worker.port, partial(link.pids.get, name)))
         for worker in started
+        for name in (worker.server.name,)
     ]
     for probe in probes:
         probe.start()

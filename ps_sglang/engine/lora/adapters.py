@@ -47,6 +47,11 @@ def registered() -> dict[str, str] | None:
     return {name: adapter.digest for name, adapter in _Server.adapters.items()}
 
 
+def folders() -> dict[str, str]:
+    """The folder of each adapter by its name."""
+    return {name: adapter.folder for name, adapter in (_Server.adapters or {}).items()}
+
+
 @after("managers.tokenizer_manager.TokenizerManager.init_lora", "self")
 def init_lora(_result: None, manager: Any) -> None:
     """After `TokenizerManager.init_lora`: register the decoders that the worker begins with.

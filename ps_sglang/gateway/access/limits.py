@@ -10,7 +10,8 @@ from typing import Final
 class KeyLimits:
     """The limits of one key; None is unlimited.
 
-    `requests_at_once` are those not yet answered, `queued_tokens` the prompt tokens of these.
+    `requests_at_once` are answers that have not ended: `n` and a list of prompts ask for several.
+    `queued_tokens` are those of prompts that wait to be prefilled.
     """
 
     requests_at_once: int | None = None

@@ -107,12 +107,17 @@ def number(low: float, high: float, words: str = "", *, above: bool = False) -> 
 
 
 def integer(low: int, high: int, also: int | None = None) -> Check:
-    """A whole number from `low` to `high`, or `also`."""
+    """A whole number from `low` to `high`, or `also`.
+
+    One that is written with a point counts too, as to SGLang and JSON schemas.
+    """
     words = f"from {low} to {high}" + ("" if also is None else f", or {also}")
     within = {"type": "integer", "minimum": low, "maximum": high}
 
     @describe(within if also is None else {"anyOf": [within, {"const": also}]})
     def check(value: Any, name: str, limits: Limits) -> Any:
+        if type(value) is float and value.is_integer():
+            value = int(value)
         if type(value) is not int:
             raise BadRequest(f"`{name}` must be an integer, not {shown(value)}.", param=name)
         if not low <= value <= high and (also is None or value != also):

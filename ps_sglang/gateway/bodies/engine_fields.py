@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ps_sglang.gateway.bodies.checks import (
@@ -72,7 +72,24 @@ SEPARATE_REASONING: Final[Table] = {
     "reasoning_parser": _parser(reasoning_parsers),
     "return_blocks": boolean,
 }
+LOAD_SECTIONS: Final = ("all", "core", "disagg", "lora", "memory", "queues", "spec")
 ABORT: Final[Table] = {"rid": text(256), "abort_all": boolean}
+
+
+def loads_query(query: Mapping[str, str]) -> dict[str, str]:
+    """What /v1/loads may be asked for; raises BadRequest."""
+    if query.get("format", "json") != "json":
+        raise BadRequest(
+            "`format` must be json; /metrics has all in Prometheus' format.", param="format"
+        )
+    for section in query.get("include", "all").split(","):
+        if section.strip() not in LOAD_SECTIONS:
+            names = ", ".join(LOAD_SECTIONS)
+            refuse("include", section, f"some of {names}, with commas between them")
+    rank = query.get("dp_rank", "0")
+    if not (rank.isascii() and rank.isdecimal()):
+        refuse("dp_rank", rank, "an integer from 0 on")
+    return {name: query[name] for name in ("dp_rank", "include") if name in query}
 
 
 def tokenize_fields(body: Body, limits: Limits) -> Body:

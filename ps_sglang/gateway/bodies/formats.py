@@ -118,7 +118,11 @@ def tools(value: Any, name: str, limits: Limits) -> Any:
     {
         "anyOf": [
             {"enum": ["none", "auto", "required"]},
-            object_schema({"function": object_of({"name": text()})}, needed=("function",)),
+            object_schema(
+                {"function": anything},
+                {"function": object_schema({"name": text()}, needed=("name",))},
+                needed=("function",),
+            ),
         ]
     }
 )

@@ -22,7 +22,7 @@ from ps_sglang.gateway.errors import BadRequest, ModelNotFound
 class GenerationRequest:
     """A checked request. `listed`: the client of /generate expects a list of results.
 
-    `session` is the id that workers know the conversation by, `named` whether the client gave it.
+    `session` is the conversation's id, `named` whether the client gave it.
     `ancestors` are the conversations above it, the nearest first. `names_rid`: the samples' ids
     begin with one of the client's.
     """
@@ -94,14 +94,16 @@ def check(
     named = session_id.read(body, headers)
     others = others_hints.read(body, headers)
     request_hints = _with_others(request_hints, others, body)
-    session = _session_for_workers(named, request_hints)
+    session = _session(named, request_hints)
     if request_hints.priority is not None:
         body["priority"] = request_hints.priority
     names_rid = body.get("rid") is not None
     samples, listed = split(endpoint, body, served)
     if others.prefetch and len(samples) == 1 and not request_hints.release:
         request_hints = replace_hints(request_hints, next=request_hints.next or decoder)
-    ours = {} if session is None else {"session_id": session}
+    ours = {}
+    if session is not None:
+        ours["session_id"] = session_id.for_workers(served.tenant, session)
     if endpoint is not Endpoint.GENERATE:
         ours["model"] = decoder
     samples = tuple(replace(sample, body={**sample.body, **ours}) for sample in samples)
@@ -131,7 +133,7 @@ def _with_others(hints: Hints, others: OthersHints, body: Body) -> Hints:
     return replace_hints(hints, pin=pin, release=release, priority=priority)
 
 
-def _session_for_workers(named: SessionName | None, hints: Hints) -> str | None:
+def _session(named: SessionName | None, hints: Hints) -> str | None:
     """Workers pin and release what belongs to a session, so hints about pages need one."""
     if named is None and (hints.pin is not None or hints.release):
         return f"once-{ids.unique()}"

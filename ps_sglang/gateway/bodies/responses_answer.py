@@ -234,6 +234,7 @@ def _thought() -> Body:
         "status": "in_progress",
         "summary": [],
         "content": [part],
+        "encrypted_content": None,
     }
 
 
@@ -252,7 +253,10 @@ def _usage(usage: Body) -> Body:
     details = usage.get("prompt_tokens_details") or {}
     return {
         "input_tokens": usage.get("prompt_tokens") or 0,
-        "input_tokens_details": {"cached_tokens": details.get("cached_tokens") or 0},
+        "input_tokens_details": {
+            "cached_tokens": details.get("cached_tokens") or 0,
+            "cache_write_tokens": 0,  # nobody pays for these here
+        },
         "output_tokens": usage.get("completion_tokens") or 0,
         "output_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens") or 0},
         "total_tokens": usage.get("total_tokens") or 0,

@@ -144,7 +144,7 @@ class ResponsesRequest:
             "safety_identifier": fields.get("safety_identifier"),
             "service_tier": self._same.get("service_tier", "auto"),
             "store": self.is_stored,
-            "temperature": self._same.get("temperature"),
+            "temperature": fields.get("temperature"),
             "text": {"format": {"type": "text"}, **fields.get("text", {})},
             "tool_choice": fields.get("tool_choice", "auto"),
             "tools": fields.get("tools", []),

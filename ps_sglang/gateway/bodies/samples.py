@@ -30,11 +30,16 @@ class Endpoint(Enum):
 
 @dataclass(frozen=True)
 class Served:
-    """What requests are checked against: decoders by name, what engines can take, the tokenizer."""
+    """What a tenant's requests are checked against.
+
+    Decoders by name, what engines can take, the tokenizer. The empty tenant is that of a server
+    without keys.
+    """
 
     decoders: Collection[str]
     limits: Limits
     prompts: Prompts
+    tenant: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Sample:
 _LONGEST_SALT = _LONGEST_ID = 256
 
 _PromptOf = Callable[[str], Prompt]
-"""Makes a prompt of the tenant whose salt it is given."""
+"""Makes a prompt of the salt that it is given."""
 
 
 def split(endpoint: Endpoint, body: Body, served: Served) -> tuple[tuple[Sample, ...], bool]:
@@ -194,7 +199,7 @@ def _samples(
     batch = None if len(bodies) == 1 else len(bodies)
     samples = []
     for number, (one, prompt_of) in enumerate(zip(bodies, prompts, strict=True)):
-        salt = _salt(body, number, batch)
+        salt = _salt(served.tenant, body, number, batch)
         prompt = prompt_of(salt)
         size.check_fits(prompt, served.prompts.longest_token, served.limits.context_length, name)
         for turn in range(n):
@@ -209,16 +214,27 @@ def _samples(
     return tuple(samples)
 
 
-def _salt(body: Body, number: int, batch: int | None) -> str:
-    """The tenant: SGLang's two ways to name one, folded into one salt.
+def _salt(tenant: str, body: Body, number: int, batch: int | None) -> str:
+    """With whom a prompt shares pages: its tenant, divided further by what the body says.
 
-    Workers' events tell the salt only. Neither way may hold NUL, so no two tenants fold alike.
+    SGLang's two ways to say it and the tenant are folded into one salt, as workers' events tell no
+    more. None of the three may hold NUL, so no two foldings are alike: without a tenant there is
+    one NUL at most, with one there are two at least.
     """
-    salt, key = (_tenant(body, name, number, batch) for name in ("cache_salt", "extra_key"))
-    return f"{salt}\0{key}" if key else salt
+    salt, key = (_division(body, name, number, batch) for name in ("cache_salt", "extra_key"))
+    salt = f"{salt}\0{key}" if key else salt
+    return f"\0{tenant}\0{salt}" if tenant else salt
 
 
-def _tenant(body: Body, name: str, number: int, batch: int | None) -> str:
+def split_salt(salt: str) -> tuple[str, str]:
+    """The tenant in a prompt's salt, and what its client divides it by; see `_salt`."""
+    if not salt.startswith("\0"):
+        return "", salt
+    _, tenant, own = salt.split("\0", 2)
+    return tenant, own
+
+
+def _division(body: Body, name: str, number: int, batch: int | None) -> str:
     value = body.get(name)
     if isinstance(value, list):
         value = _item(value, number, batch or 1, name)

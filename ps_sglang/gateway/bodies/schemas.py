@@ -51,6 +51,14 @@ def object_schema(
     return schema
 
 
+def with_one_of(schema: Schema, *names: str) -> Schema:
+    """The object of a schema, of whose fields `names` one must be given."""
+    given = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names
+    ]
+    return {**schema, "oneOf": given}
+
+
 def _nullable(schema: Schema) -> Schema:
     if not schema:
         return {}

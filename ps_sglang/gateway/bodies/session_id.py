@@ -26,6 +26,14 @@ class SessionName:
     ancestors: tuple[str, ...] = ()
 
 
+def for_workers(tenant: str, id: str) -> str:
+    """What workers call a tenant's conversation: another tenant's may have the same id.
+
+    A client's id has no NUL.
+    """
+    return f"{tenant}\0{id}" if tenant else id
+
+
 Headers = Mapping[str, str]
 
 

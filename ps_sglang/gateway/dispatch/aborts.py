@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from ps_sglang.gateway.bodies.samples import client_rid
@@ -15,15 +14,12 @@ _STATUS: Final = 499
 """Of a request that its client gave up: none on which clients ask again."""
 
 
-def abort_by_rid(dispatcher: Dispatcher, rid: str, headers: Mapping[str, str]) -> int:
-    """Abort the samples of requests with this `rid` and these headers; returns how many.
-
-    Whoever has another API key, or none, has not asked them.
-    """
+def abort_by_rid(dispatcher: Dispatcher, rid: str, tenant: str) -> int:
+    """Abort the samples of a tenant's requests with this `rid`; returns how many."""
 
     def concerns(pd_request: PrefillDecodeRequest) -> bool:
         context = pd_request.context
-        own = context.names_rid and context.headers == headers
+        own = context.names_rid and context.tenant == tenant
         return own and client_rid(pd_request.rid) == rid
 
     aborted = GatewayError(f"The request {rid!r} was aborted.", status=_STATUS, code=ABORTED)

@@ -122,6 +122,7 @@ class Dispatcher:
         pd_request, answer = await self._start(
             context, suspect, sample, gate, PrefillDecodeRequest.answer
         )
+        self._running[pd_request][0].is_answered = not context.only_prompt
         await self._close(pd_request, served=sample.leads)
         return answer
 
@@ -131,15 +132,18 @@ class Dispatcher:
         pd_request, events = await self._start(
             context, suspect, sample, gate, PrefillDecodeRequest.open_stream
         )
-        decoder, arrived = context.decoder.name, time.monotonic()
+        trace, _ = self._running[pd_request]
+        trace.first = arrived = time.monotonic()
         try:
             while events:
+                trace.events += len(events)
                 yield events
                 events = await pd_request.events()
                 previous, arrived = arrived, time.monotonic()
                 # The last ones only end the stream.
                 if events and events[-1] != sse.DONE:
-                    self._metrics.next_token(decoder, arrived - previous)
+                    self._metrics.next_token(trace.decoder, arrived - previous)
+            trace.is_answered = True
         except WorkerError as error:
             self._lost(suspect, pd_request.route, error)
             raise
@@ -182,7 +186,7 @@ class Dispatcher:
             if context.session is not None and context.session.ended is not None:
                 raise context.session.ended
             route, turn = await self._route(context, suspect, sample, tried)
-            prefilled = partial(self._prefilled, route, gate, turn)
+            prefilled = partial(self._prefilled, context, sample, route, gate, turn)
             spans = None
             if context.spans is not None:
                 spans = context.spans.attempt(route, counts_prompt=sample.leads)
@@ -197,6 +201,7 @@ class Dispatcher:
                 spans.headers if spans else {},
             )
             trace = self._traces.begin(pd_request.rid, context.decoder.name, route, spans)
+            trace.session = None if context.session is None else context.session.id
             self._running[pd_request] = trace, suspect
             if route.prefill is None:
                 # The worker itself computes a prefix once for all that ask for it together, and
@@ -277,7 +282,16 @@ class Dispatcher:
     def _is_same(self, suspect: Suspect, pd_request: PrefillDecodeRequest) -> bool:
         return self._running[pd_request][1].digest == suspect.digest
 
-    def _prefilled(self, route: Route, gate: asyncio.Event, turn: Turn | None) -> None:
+    def _prefilled(
+        self,
+        context: RequestContext,
+        sample: Sample,
+        route: Route,
+        gate: asyncio.Event,
+        turn: Turn | None,
+    ) -> None:
+        if context.prefilled is not None:
+            context.prefilled(sample.index)
         self._watch.succeeded(route.prefills)
         gate.set()
         if turn is not None:

@@ -27,7 +27,7 @@ from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.gateway.routing.sessions import Session, Sessions
+from ps_sglang.gateway.routing.sessions import Session, TenantSessions
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.reasons import SESSION_ENDED
 
@@ -58,7 +58,7 @@ class HintActions:
         dispatcher: Dispatcher,
         pool: WorkerPool,
         background: Background,
-        sessions: Sessions,
+        sessions: TenantSessions,
         cache_index: CacheIndex,
         metrics: GatewayMetrics,
     ) -> None:
@@ -104,7 +104,7 @@ class HintActions:
     async def _tell(self, session: Session, command: Callable[[str, str], Awaitable[None]]) -> None:
         workers = [one.name for one in session.visited if self._cache_index.has_events(one.name)]
         outcomes = await asyncio.gather(
-            *(command(worker, session.id) for worker in workers), return_exceptions=True
+            *(command(worker, session.worker_id) for worker in workers), return_exceptions=True
         )
         for worker, outcome in zip(workers, outcomes, strict=True):
             # It is advice: a worker that does not hear it evicts in its usual order.
@@ -128,7 +128,7 @@ class HintActions:
         outcome = "done"
         try:
             served = self._pool.served(decoder)
-            context = replace(context, decoder=served, only_prompt=True, spans=None)
+            context = replace(context, decoder=served, only_prompt=True, prefilled=None, spans=None)
             await self._dispatcher.complete(following, context)
         except GatewayError as error:
             outcome = "failed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ _DUPLICATE_ID = "Duplicate request ID"
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What the samples of one client request have in common. `headers` go to the workers.
+    """What the samples of one client request have in common. `tenant` is whose it is.
 
     `only_prompt`: nobody reads the output, so that no adapter is needed for it.
     `names_rid`: the client named the request, and may abort it by that name. `spans` are its
@@ -47,13 +47,15 @@ class RequestContext:
 
     endpoint: Endpoint
     decoder: DecoderState
-    headers: dict[str, str]
+    tenant: str
     session: Session | None = None
     only_prompt: bool = False
     # By the samples' places in the answer, where the client wants them.
     traces: dict[int, Trace] | None = None
     names_rid: bool = False
     spans: RequestSpans | None = None
+    # Called with a sample's place in the answer once its prompt is prefilled, perhaps again.
+    prefilled: Callable[[int], None] | None = None
 
 
 class WorkerSender:
@@ -79,11 +81,7 @@ class WorkerSender:
                 worker.url,
                 self._context.endpoint.value,
                 msgspec.json.encode(body),
-                {
-                    **self._context.headers,
-                    **worker_state.headers,
-                    **self._trace_headers.get(worker.role, {}),
-                },
+                {**worker_state.headers, **self._trace_headers.get(worker.role, {})},
             )
         try:
             require_process(worker, incarnation, response.incarnation)
@@ -95,11 +93,10 @@ class WorkerSender:
     async def abort(self, worker_state: AnyWorkerState) -> None:
         """Abort the request. If this fails, the closed connection still ends it, later."""
         body = msgspec.json.encode({"rid": self._rid})
-        headers = {**self._context.headers, **worker_state.headers}
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(ABORT_SECONDS):
                 with await self._client.post(
-                    worker_state.worker.url, "/abort_request", body, headers
+                    worker_state.worker.url, "/abort_request", body, worker_state.headers
                 ) as response:
                     await response.read()
 

@@ -58,6 +58,11 @@ class BaseIndex:
         """Blocks held by anybody."""
         return len(self._numbers)
 
+    @property
+    def roots(self) -> Mapping[str, Root]:
+        """Where the prompts of each salt begin; for reading only."""
+        return self._roots
+
     def add_worker(self, worker: str, role: str) -> None:
         """Make a worker known; workers of one role are counted together by `duplicated`."""
         self._roles[worker] = role

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,9 @@ from ps_sglang.events.control import EventStreamError
 from ps_sglang.events.messages import Pin, Release, Span
 from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
 from ps_sglang.gateway.config import Worker
-from ps_sglang.gateway.index import estimate
+from ps_sglang.gateway.index import branches, estimate
 from ps_sglang.gateway.index.base_index import BaseIndex
+from ps_sglang.gateway.index.branches import Branch, Use
 from ps_sglang.gateway.index.estimate import FirstSenders
 from ps_sglang.gateway.index.index_monitor import MISSES, IndexMonitor
 from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
@@ -224,6 +225,10 @@ class CacheIndex:
     def blocks(self) -> int:
         """Blocks that the events of any worker say are held."""
         return len(self._index)
+
+    def branches(self, uses: Iterable[Use], most: int) -> Branch:
+        """The tree that the events have built, see `branches.grow`."""
+        return branches.grow(self._index.roots, uses, most)
 
     def _on_worker_span(self, worker: str, record: Span) -> None:
         if record.role == "prefill":

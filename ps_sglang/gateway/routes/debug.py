@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import tenant_of
 from ps_sglang.gateway.bodies.checks import Body
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import parse
@@ -16,14 +17,15 @@ async def route(request: web.Request) -> web.Response:
     """Take the body of a generation request; answer with candidates, terms and the choice.
 
     The route that the body is meant for follows from its prompt: `messages`, `prompt`, or else
-    /generate. Of several prompts each is explained.
+    /generate. Of several prompts each is explained. It is taken for one of the tenant's that
+    `?tenant=` names.
     """
-    gateway = request.app[GATEWAY]
+    gateway, tenant = request.app[GATEWAY], tenant_of(request)
     content = await request.read()
     endpoint = _endpoint(decode_body(content))
     model = request.match_info.get("model")
-    parsed = parse(endpoint, content, model, request.headers, gateway.served)
-    session = gateway.sessions.get(parsed.session) if parsed.session else None
+    parsed = parse(endpoint, content, model, request.headers, gateway.served_to(tenant))
+    session = gateway.sessions.of(tenant).get(parsed.session) if parsed.session else None
     decoder = gateway.pool.served(parsed.decoder)
     decisions = [
         gateway.router.decide(sample.prompt, decoder, session=session).explain()

@@ -143,10 +143,12 @@ def _body(content: bytes, kind: type[_Body]) -> _Body:
 
 
 def _check_name(name: str) -> None:
-    if not name or "/" in name or ":" in name:
+    # A client makes nothing of a path with a dot for a name.
+    unfit = not name or name in (".", "..") or not name.isprintable()
+    if unfit or "/" in name or ":" in name:
         raise BadRequest(
-            f"`name` must be a text without '/', as URLs name it, and without ':', behind which "
-            f"SGLang looks for an adapter; not {name!r}.",
+            f"`name` must be a printable text without '/', as URLs name it, and without ':', "
+            f"behind which SGLang looks for an adapter; not {name!r}.",
             param="name",
         )
 

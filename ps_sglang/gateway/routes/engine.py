@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import tenant_of
 from ps_sglang.gateway.bodies import engine_fields
 from ps_sglang.gateway.bodies.anthropic_request import chat_body
 from ps_sglang.gateway.bodies.checks import Body, Limits, refuse
@@ -29,7 +30,7 @@ from ps_sglang.gateway.errors import (
 )
 from ps_sglang.gateway.routes.forwarding import ask, first_answer
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
-from ps_sglang.gateway.state import GATEWAY, model_in_path, worker_headers
+from ps_sglang.gateway.state import GATEWAY, model_in_path
 
 _Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -75,7 +76,7 @@ def _reasoning(body: Body, limits: Limits) -> Body:
 def _question(path: str, read: Callable[[Body, Limits], Body]) -> _Handler:
     async def handle(request: web.Request) -> web.Response:
         body = decode_body(await request.read())
-        return await _ask_any(request, body, path, read(body, request.app[GATEWAY].served.limits))
+        return await _ask_any(request, body, path, read(body, request.app[GATEWAY].limits))
 
     handle.__doc__ = read.__doc__
     return handle
@@ -87,9 +88,9 @@ async def _ask_any(request: web.Request, body: Body, path: str, fields: Body) ->
     named, in_path = body.get("model"), request.match_info.get("model")
     decoder = None
     if named is not None or in_path is not None:
-        decoder = choose_decoder(named, in_path, gateway.served.decoders)
+        decoder = choose_decoder(named, in_path, gateway.pool.decoders)
     workers = gateway.pool.decode(decoder)
-    answer = await first_answer(gateway, workers, "POST", path, worker_headers(request), fields)
+    answer = await first_answer(gateway, workers, "POST", path, fields)
     if answer.status == 200:
         return answer
     assert isinstance(answer.body, bytes), "it was read as a whole"
@@ -103,7 +104,7 @@ async def _ask_any(request: web.Request, body: Body, path: str, fields: Body) ->
 
 async def count_tokens(request: web.Request) -> web.Response:
     """POST /v1/messages/count_tokens: the tokens of the prompt that a message would have."""
-    limits = request.app[GATEWAY].served.limits
+    limits = request.app[GATEWAY].limits
     chat = chat_body(decode_body(await request.read()), limits, counting=True)
     answer = await _ask_any(request, chat, TOKENIZE, engine_fields.tokenize_fields(chat, limits))
     assert isinstance(answer.body, bytes), "it was read as a whole"
@@ -111,12 +112,12 @@ async def count_tokens(request: web.Request) -> web.Response:
 
 
 async def abort_request(request: web.Request) -> web.Response:
-    """POST /abort_request: abort what was asked under this `rid` with the same API key.
+    """POST /abort_request: abort what the same tenant asked under this `rid`.
 
     As at SGLang's own server it is no error if nothing has that id, or has it no more.
     """
     gateway = request.app[GATEWAY]
-    limits = gateway.served.limits
+    limits = gateway.limits
     body = engine_fields.plain_fields(
         decode_body(await request.read()), limits, engine_fields.ABORT
     )
@@ -130,7 +131,7 @@ async def abort_request(request: web.Request) -> web.Response:
     rid = body.get("rid")
     if not rid:
         refuse("rid", rid, "the `rid` with which a request was sent")
-    abort_by_rid(gateway.dispatcher, rid, worker_headers(request))
+    abort_by_rid(gateway.dispatcher, rid, tenant_of(request))
     return web.Response()
 
 
@@ -140,15 +141,12 @@ async def loads(request: web.Request) -> web.Response:
     Each of `loads` tells its worker.
     """
     gateway = request.app[GATEWAY]
-    if request.query.get("format", "json") != "json":
-        raise BadRequest("`format` must be json; /metrics has all in Prometheus' format.")
-    query = {name: request.query[name] for name in ("dp_rank", "include") if name in request.query}
+    query = engine_fields.loads_query(request.query)
     path = "/v1/loads" + (f"?{urlencode(query)}" if query else "")
-    headers = worker_headers(request)
 
     async def of(worker_state: AnyWorkerState) -> Body | None:
         try:
-            answer = await ask(gateway, worker_state, "GET", path, headers)
+            answer = await ask(gateway, worker_state, "GET", path)
         except WorkerUnreachable:
             return None
         assert isinstance(answer.body, bytes), "it was read as a whole"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -21,7 +21,6 @@ async def first_answer(
     worker_states: Sequence[AnyWorkerState],
     method: str,
     path: str,
-    headers: Mapping[str, str],
     body: Any = None,
 ) -> web.Response:
     """The answer of the first worker that gives one, as it gave it.
@@ -31,7 +30,7 @@ async def first_answer(
     failures: list[WorkerUnreachable] = []
     for worker_state in worker_states:
         try:
-            return await ask(gateway, worker_state, method, path, headers, body)
+            return await ask(gateway, worker_state, method, path, body)
         except WorkerUnreachable as error:
             failures.append(error)
     if not failures:
@@ -44,7 +43,6 @@ async def ask(
     worker_state: AnyWorkerState,
     method: str,
     path: str,
-    headers: Mapping[str, str],
     body: Any = None,
 ) -> web.Response:
     """One worker's answer, as it gave it; raises WorkerUnreachable."""
@@ -54,7 +52,7 @@ async def ask(
         async with gateway.http.request(
             method,
             worker.url + path,
-            headers={**headers, **worker_state.headers},
+            headers=worker_state.headers,
             json=body,
             timeout=deadline,
         ) as response:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 
 import msgspec
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import principal_of
+from ps_sglang.gateway.access.limiter import Admission
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
 from ps_sglang.gateway.bodies.requests import GenerationRequest, parse
@@ -17,9 +20,10 @@ from ps_sglang.gateway.bodies.translation import Translation, named_event
 from ps_sglang.gateway.dispatch.worker_sender import RequestContext
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
+from ps_sglang.gateway.routes.limits import Deadline, TimeLimit
 from ps_sglang.gateway.routes.middleware import RECORD, RequestRecord
 from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.state import GATEWAY, Gateway, worker_headers
+from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry import trace
 from ps_sglang.gateway.telemetry.trace import Trace
 
@@ -44,7 +48,8 @@ def handler(endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamR
 
     async def generate(request: web.Request) -> web.StreamResponse:
         content, model = await request.read(), request.match_info.get("model")
-        parsed = parse(endpoint, content, model, request.headers, request.app[GATEWAY].served)
+        served = request.app[GATEWAY].served_to(principal_of(request).tenant)
+        parsed = parse(endpoint, content, model, request.headers, served)
         return await respond(request, parsed)
 
     generate.__doc__ = _SUMMARIES[endpoint]
@@ -58,26 +63,45 @@ async def respond(
     gateway = request.app[GATEWAY]
     record = request[RECORD]
     record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
-    session = _session(gateway, parsed)
+    prompt_tokens = [
+        round(gateway.cache_index.tokens(sample.prompt, {})) if sample.leads else 0
+        for sample in parsed.samples
+    ]
+    with gateway.limiter.admit(principal_of(request), prompt_tokens) as admission:
+        return await _admitted(request, parsed, translation, admission)
+
+
+async def _admitted(
+    request: web.Request,
+    parsed: GenerationRequest,
+    translation: Translation | None,
+    admission: Admission,
+) -> web.StreamResponse:
+    gateway = request.app[GATEWAY]
+    deadline = partial(TimeLimit, request[RECORD].started, gateway.config.limits.request_timeout)
+    tenant = principal_of(request).tenant
+    session = _session(gateway, tenant, parsed)
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
-    headers = worker_headers(request)
+    record = request[RECORD]
     if gateway.tracing is not None:
         seconds = time.monotonic() - record.started
         record.spans = gateway.tracing.begin(parsed, record.route, request.headers, seconds)
     context = RequestContext(
         parsed.endpoint,
         gateway.pool.served(parsed.decoder),
-        headers,
+        tenant,
         session,
         traces=traces,
         names_rid=parsed.names_rid,
         spans=record.spans,
+        prefilled=admission.prefilled,
     )
     with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
         if parsed.stream:
             writer = _Writer() if translation is None else _TranslatingWriter(translation)
-            return await _stream(request, gateway, parsed, context, writer)
-        answer = await gateway.dispatcher.complete(parsed, context)
+            return await _stream(request, gateway, parsed, context, writer, deadline)
+        async with deadline():
+            answer = await gateway.dispatcher.complete(parsed, context)
         completion = in_answer(parsed.endpoint, answer) if parsed.hints.next else None
         gateway.hint_actions.ended(parsed, context, completion)
         if context.traces is not None:
@@ -130,13 +154,13 @@ def _naming_prompt(parsed: GenerationRequest) -> Iterator[None]:
         raise
 
 
-def _session(gateway: Gateway, parsed: GenerationRequest) -> Session | None:
+def _session(gateway: Gateway, tenant: str, parsed: GenerationRequest) -> Session | None:
     if parsed.session is None:
         return None
     # A conversation without a name of its client's has this turn only.
     if not parsed.named:
-        return Session(parsed.session)
-    return gateway.sessions.use(parsed.session, parsed.ancestors)
+        return Session(parsed.session, tenant)
+    return gateway.sessions.of(tenant).use(parsed.session, parsed.ancestors)
 
 
 async def _stream(
@@ -145,6 +169,7 @@ async def _stream(
     parsed: GenerationRequest,
     context: RequestContext,
     writer: _Writer,
+    deadline: Deadline,
 ) -> web.StreamResponse:
     record = request[RECORD]
     collector = Collector(parsed.endpoint) if parsed.hints.next else None
@@ -152,7 +177,8 @@ async def _stream(
         if context.traces is not None:
             stream = _with_traces(stream, context.endpoint, context.traces)
         # An error before the first event still has a status of its own: it is raised here.
-        first = await anext(stream)
+        async with deadline():
+            first = await anext(stream)
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
         with gateway.metrics.open_stream(parsed.decoder):
@@ -160,7 +186,7 @@ async def _stream(
             await response.write(writer.events(first))
             if collector is not None:
                 collector.add(first)
-            await _forward(stream, response, record, collector, writer)
+            await _forward(stream, response, record, collector, writer, deadline)
     if record.error is None:
         gateway.hint_actions.ended(parsed, context, collector.completion() if collector else None)
     await response.write_eof()
@@ -184,13 +210,15 @@ async def _forward(
     record: RequestRecord,
     collector: Collector | None,
     writer: _Writer,
+    deadline: Deadline,
 ) -> None:
     try:
-        async for events in stream:
-            if said := writer.events(events):
-                await response.write(said)
-            if collector is not None:
-                collector.add(events)
+        async with deadline():
+            async for events in stream:
+                if said := writer.events(events):
+                    await response.write(said)
+                if collector is not None:
+                    collector.add(events)
     except GatewayError as error:
         record.failed(error)
         await response.write(writer.failed(error))

@@ -9,11 +9,12 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
 from ps_sglang.gateway.routes.forwarding import first_answer
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
-from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model, worker_headers
+from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model
 from ps_sglang.gateway.telemetry.scrape import scrape_workers
 from ps_sglang.worker_info import HEADER
 
@@ -84,11 +85,9 @@ async def _health(request: web.Request, path: str, seconds: float) -> web.Respon
         {**_identity(worker_state.worker), "healthy": ready, "state": worker_state.state}
         for worker_state, ready in zip(worker_states, healthy, strict=True)
     ]
-    well = all(not able.isdisjoint(workers) for workers in needed) and (
-        gateway.config.is_aggregated or not able.isdisjoint(gateway.pool.prefill)
-    )
-    body = {"status": "ok" if well else "unavailable", "workers": listed}
-    return web.json_response(body, status=200 if well else 503)
+    served = bool(needed) and all(not able.isdisjoint(workers) for workers in needed)
+    well = served and (gateway.config.is_aggregated or not able.isdisjoint(gateway.pool.prefill))
+    return _status(request, well, {"workers": listed})
 
 
 async def ready(request: web.Request) -> web.Response:
@@ -106,11 +105,14 @@ async def ready(request: web.Request) -> web.Response:
     ]
     prefill = [worker_state.name for worker_state in gateway.pool.prefill if worker_state.is_ready]
     able = bool(decoders and (prefill or gateway.config.is_aggregated))
-    body = {
-        "status": "ok" if able else "unavailable",
-        "prefill": prefill,
-        "decoders": decoders,
-    }
+    return _status(request, able, {"prefill": prefill, "decoders": decoders})
+
+
+def _status(request: web.Request, able: bool, details: dict[str, Any]) -> web.Response:
+    """What a probe gets; how the cluster is made is for admins."""
+    body = {"status": "ok" if able else "unavailable"}
+    if principal_of(request).is_admin:
+        body |= details
     return web.json_response(body, status=200 if able else 503)
 
 
@@ -155,7 +157,7 @@ async def from_decoder(request: web.Request) -> web.Response:
     path = resource.canonical.removeprefix("/models/{model}")
     decoder = gateway.pool.served(one_model(request))
     workers = decoder.workers or gateway.pool.decode_candidates(decoder)
-    return await first_answer(gateway, workers, "GET", path, worker_headers(request))
+    return await first_answer(gateway, workers, "GET", path)
 
 
 async def flush_cache(request: web.Request) -> web.Response:
@@ -167,7 +169,7 @@ async def flush_cache(request: web.Request) -> web.Response:
     name = model_in_path(request)
     worker_states = gateway.workers(None) if name is None else gateway.pool.decode(name)
     problems = await asyncio.gather(
-        *(_flush(gateway, worker_state, request) for worker_state in worker_states)
+        *(_flush(gateway, worker_state) for worker_state in worker_states)
     )
     failed = [problem for problem in problems if problem]
     if failed:
@@ -175,16 +177,13 @@ async def flush_cache(request: web.Request) -> web.Response:
     return web.Response(text=f"Cache flushed on {len(worker_states)} worker(s).\n")
 
 
-async def _flush(
-    gateway: Gateway, worker_state: AnyWorkerState, request: web.Request
-) -> str | None:
+async def _flush(gateway: Gateway, worker_state: AnyWorkerState) -> str | None:
     worker, incarnation = worker_state.worker, worker_state.incarnation
     deadline = aiohttp.ClientTimeout(total=FLUSH_SECONDS)
-    headers = {**worker_headers(request), **worker_state.headers}
     try:
         with reaching(worker):
             async with gateway.http.post(
-                worker.url + "/flush_cache", headers=headers, timeout=deadline
+                worker.url + "/flush_cache", headers=worker_state.headers, timeout=deadline
             ) as response:
                 require_process(worker, incarnation, response.headers.get(HEADER))
                 text = (await response.text()).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.bodies.anthropic_answer import AnthropicAnswer
 from ps_sglang.gateway.bodies.anthropic_request import chat_body
 from ps_sglang.gateway.bodies.reading import decode_body
@@ -16,7 +17,8 @@ from ps_sglang.gateway.state import GATEWAY
 
 async def create(request: web.Request) -> web.StreamResponse:
     """A message that answers `messages`, whole or streamed."""
-    served, model = request.app[GATEWAY].served, request.match_info.get("model")
+    served = request.app[GATEWAY].served_to(principal_of(request).tenant)
+    model = request.match_info.get("model")
     chat = chat_body(decode_body(await request.read()), served.limits)
     stops = chat.get("stop") or ()
     parsed = check(Endpoint.CHAT, chat, model, request.headers, served)

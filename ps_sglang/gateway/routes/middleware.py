@@ -20,9 +20,11 @@ from ps_sglang.gateway.errors import (
     BadRequest,
     GatewayBusy,
     GatewayError,
+    ModelNotFound,
 )
 from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.telemetry.lines import one_word
 from ps_sglang.gateway.telemetry.log import FIELDS, about
 from ps_sglang.gateway.telemetry.reasons import CLIENT_HUNG_UP, cancel_of, rejection_of
 
@@ -32,12 +34,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("ps_sglang.gateway")
 
 REQUEST_ID = "x-request-id"
-_LONGEST_ID = 128
+_GOOD_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII, no blank: it is a word of a log line
+_MOST_HEADER_BYTES = 2**16
+"""Of all names and values together; the parser bounds each, and their number."""
 # The last two only where aiohttp finds a package for them; it refuses them otherwise.
 _ENCODINGS = frozenset(("gzip", "deflate", "identity", "", "br", "zstd"))
 # By path, as a wrong method has no route.
 _ANTHROPIC = re.compile(r"(/models/[^/]+)?/v1/messages(/.*)?")
 _TRANSLATED = ("/v1/messages", "/v1/responses")
+_WITH_BODY = frozenset(("POST", "PUT"))
 _GENERATION = frozenset((*(endpoint.value for endpoint in Endpoint), *_TRANSLATED))
 
 
@@ -52,11 +57,12 @@ class RequestRecord:
     rid: str = ""  # of its first sample: that one's trace, and workers' logs, begin with it
     error: GatewayError | None = None
     spans: RequestSpans | None = None  # where traces are exported
+    rate_headers: dict[str, str] = field(default_factory=dict)  # what is left of its key's rate
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers that every answer carries."""
-        return {REQUEST_ID: self.id}
+        return {REQUEST_ID: self.id, **self.rate_headers}
 
     def failed(self, error: GatewayError) -> None:
         """The request failed after its status had gone out."""
@@ -100,7 +106,7 @@ async def _handle(
 async def read_whole_body(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Have the body at hand before the handler begins; only for clients that may ask."""
     _check_encoding(request)
-    if request.method == "POST" and request.match_info.http_exception is None:
+    if request.method in _WITH_BODY and request.match_info.http_exception is None:
         await read_body(request)
     return await handler(request)
 
@@ -110,7 +116,10 @@ async def _answer(
 ) -> web.StreamResponse:
     headers: dict[str, str] = {}
     try:
+        _check_head(request)
         return await handler(request)
+    except ModelNotFound as error:
+        record.failed(request.app[GATEWAY].not_found(error))
     except GatewayError as error:
         record.failed(error)
     except web.HTTPException as error:
@@ -125,7 +134,7 @@ async def _answer(
         log.exception("the request failed inside the gateway")
         record.failed(GatewayError(INTERNAL, status=500))
     assert record.error is not None
-    if _ANTHROPIC.fullmatch(request.path):
+    if is_anthropic(request):
         response = _json(record.error, error_payload(record.error, record.id))
     else:
         response = error_response(record.error)
@@ -137,6 +146,11 @@ async def _answer(
     return response
 
 
+def is_anthropic(request: web.Request) -> bool:
+    """Whether the path is one of Anthropic's API."""
+    return _ANTHROPIC.fullmatch(request.path) is not None
+
+
 def error_response(error: GatewayError) -> web.Response:
     """The error as an answer of its own, in OpenAI's format."""
     return _json(error, error.payload())
@@ -144,6 +158,15 @@ def error_response(error: GatewayError) -> web.Response:
 
 def _json(error: GatewayError, payload: dict[str, Any]) -> web.Response:
     return web.json_response(payload, status=error.status, headers=error.headers)
+
+
+def _check_head(request: web.Request) -> None:
+    length = sum(len(name) + len(value) for name, value in request.raw_headers)
+    if length > _MOST_HEADER_BYTES:
+        raise GatewayError(
+            f"The headers have {length} bytes; at most {_MOST_HEADER_BYTES} are allowed.",
+            status=431,
+        )
 
 
 def _check_encoding(request: web.Request) -> None:
@@ -167,14 +190,7 @@ def _http_problem(request: web.Request, error: web.HTTPException) -> str:
 
 def _request_id(request: web.Request) -> str:
     request_id = request.headers.get(REQUEST_ID, "")
-    if (
-        request_id
-        and len(request_id) <= _LONGEST_ID
-        and request_id.isascii()
-        and request_id.isprintable()
-    ):
-        return request_id
-    return ids.unique()
+    return request_id if _GOOD_ID.fullmatch(request_id) else ids.unique()
 
 
 def _route(request: web.Request) -> str:
@@ -205,9 +221,9 @@ def _log(
     if not log.isEnabledFor(level):
         return
     fields: dict[str, Any] = {
-        "rid": record.rid or "-",
+        "rid": one_word(record.rid) or "-",
         "model": record.decoder or "-",
-        "route": record.route or request.path,
+        "route": record.route or request.rel_url.raw_path,
         "status": status,
         "ms": round(seconds * 1000),
     }

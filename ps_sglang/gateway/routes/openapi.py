@@ -7,24 +7,54 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from ps_sglang.gateway.bodies.engine_fields import LOAD_SECTIONS
 from ps_sglang.gateway.bodies.schemas import Schema
 from ps_sglang.gateway.routes.bodies_schema import BODIES, STREAMED, error_schema
+from ps_sglang.gateway.routes.page import KINDS
 
 _PREFIX: Final = "/models/{model}"
 _MODEL: Final = {"model": {"type": "string"}}
+_TENANT: Final = {"tenant": {"type": "string"}}
 _QUERIES: Final[dict[tuple[str, str], dict[str, Schema]]] = {
-    ("get", "/v1/loads"): {"dp_rank": {"type": "integer"}, "include": {"type": "string"}},
+    ("get", "/v1/loads"): {
+        "dp_rank": {"type": "integer", "minimum": 0},
+        "include": {"type": "string", "description": "Some of " + ", ".join(LOAD_SECTIONS)},
+    },
+    ("delete", "/sessions/{id}"): _TENANT,
+    ("post", "/sessions/{id}/end"): _TENANT,
+    ("get", "/v1/responses/{id}"): _TENANT,
+    ("delete", "/v1/responses/{id}"): _TENANT,
+    ("post", "/v1/responses/{id}/cancel"): _TENANT,
+    ("post", "/abort_request"): _TENANT,
+    ("post", "/debug/route"): _TENANT,
     ("delete", "/workers/{name}"): {"now": {"enum": ["0", "1"]}},
     ("get", "/get_model_info"): _MODEL,
     ("get", "/model_info"): _MODEL,
     ("get", "/get_server_info"): _MODEL,
     ("get", "/server_info"): _MODEL,
+}
+_CREATES: Final = frozenset((("post", "/workers"), ("post", "/decoders")))
+_JSON: Final = ("application/json",)
+# The kinds of answers that are not JSON.
+_KINDS: Final[dict[str, Collection[str]]] = {
+    "/": ("text/html",),
+    "/abort_request": (),  # without content
+    "/docs": ("text/html",),
+    "/flush_cache": ("text/plain",),
+    "/metrics": ("text/plain",),
+    "/page/{file}": KINDS.values(),
+    **dict.fromkeys(STREAMED, (*_JSON, "text/event-stream")),
+}
+# The status that says no in the form in which 200 says yes.
+_NO: Final = {
+    "/flush_cache": "400",
+    **dict.fromkeys(("/health", "/health_generate", "/ready", "/readiness"), "503"),
 }
 _ABOUT: Final = (
     "Many of these routes stand behind /models/NAME too, for one decoder, whatever `model` says. "
@@ -79,7 +109,7 @@ def _summary(handler: Any) -> str:
 
 
 def _operation(method: str, path: str, summary: str) -> dict[str, Any]:
-    operation: dict[str, Any] = {"summary": summary, "responses": _responses(path)}
+    operation: dict[str, Any] = {"summary": summary, "responses": _responses(method, path)}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in re.findall(r"{(\w+)}", path)
@@ -95,15 +125,18 @@ def _operation(method: str, path: str, summary: str) -> dict[str, Any]:
     return operation
 
 
-def _responses(path: str) -> dict[str, Any]:
+def _responses(method: str, path: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "The answer."}
-    if path in STREAMED:
-        answer["content"] = {"application/json": {}, "text/event-stream": {}}
+    if kinds := _KINDS.get(path, _JSON):
+        answer["content"] = {kind: {} for kind in kinds}
     error = {
         "description": "An error.",
         "content": {"application/json": {"schema": error_schema(path)}},
     }
-    return {"200": answer, "default": error}
+    answers = {"201" if (method, path) in _CREATES else "200": answer, "default": error}
+    if path in _NO:
+        answers[_NO[path]] = {**answer, "description": "The answer is no."}
+    return answers
 
 
 _STYLE: Final = (

@@ -1,9 +1,13 @@
-"""/v1/responses: OpenAI's Responses API."""
+"""/v1/responses: OpenAI's Responses API.
+
+A client may see its tenant's responses, an admin those of any with `?tenant=`.
+"""
 
 from __future__ import annotations
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import principal_of, tenant_of
 from ps_sglang.gateway.bodies.reading import decode_body
 from ps_sglang.gateway.bodies.requests import check
 from ps_sglang.gateway.bodies.responses_answer import ResponsesAnswer, response_id
@@ -14,7 +18,7 @@ from ps_sglang.gateway.dispatch.aborts import abort_by_rid
 from ps_sglang.gateway.errors import BadRequest, GatewayError
 from ps_sglang.gateway.routes.generation import respond
 from ps_sglang.gateway.routes.response_store import ResponseStore
-from ps_sglang.gateway.state import GATEWAY, worker_headers
+from ps_sglang.gateway.state import GATEWAY
 
 RESPONSES = web.AppKey("responses", ResponseStore)
 
@@ -30,9 +34,9 @@ def add_routes(router: web.UrlDispatcher, prefix: str) -> None:
 
 async def create(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses: an answer, whole or streamed, to `input` behind what came before it."""
-    served, store = request.app[GATEWAY].served, request.app[RESPONSES]
+    owner, id = principal_of(request).tenant, response_id()
+    served, store = request.app[GATEWAY].served_to(owner), request.app[RESPONSES]
     asked = ResponsesRequest(decode_body(await request.read()), served.limits)
-    owner, id = _owner(request), response_id()
     history = [] if asked.previous is None else store.history(asked.previous, owner)
     chat, model = asked.chat(history, id), request.match_info.get("model")
     parsed = check(Endpoint.CHAT, chat, model, request.headers, served)
@@ -56,17 +60,17 @@ async def retrieve(request: web.Request) -> web.Response:
     """GET /v1/responses/<id>: a stored response, or one in progress."""
     if request.query.get("stream", "false") != "false":
         raise BadRequest("`stream` is for background responses, which are not supported here.")
-    content = request.app[RESPONSES].get(request.match_info["id"], _owner(request))
+    content = request.app[RESPONSES].get(request.match_info["id"], tenant_of(request))
     return web.Response(body=content, content_type="application/json")
 
 
 async def cancel(request: web.Request) -> web.Response:
     """POST /v1/responses/<id>/cancel: end one in progress; one that has ended stays as it is."""
     gateway, store = request.app[GATEWAY], request.app[RESPONSES]
-    id, owner = request.match_info["id"], _owner(request)
+    id, owner = request.match_info["id"], tenant_of(request)
     answer = store.running(id, owner)
     if answer is not None:
-        abort_by_rid(gateway.dispatcher, id, worker_headers(request))
+        abort_by_rid(gateway.dispatcher, id, owner)
         return web.json_response({**answer.response, "status": "cancelled"})
     return web.Response(body=store.get(id, owner), content_type="application/json")
 
@@ -74,10 +78,5 @@ async def cancel(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """DELETE /v1/responses/<id>: it is forgotten."""
     id = request.match_info["id"]
-    request.app[RESPONSES].delete(id, _owner(request))
+    request.app[RESPONSES].delete(id, tenant_of(request))
     return web.json_response({"id": id, "object": "response", "deleted": True})
-
-
-def _owner(request: web.Request) -> str:
-    """Whose responses a client may see: those of its API key."""
-    return worker_headers(request).get(hdrs.AUTHORIZATION, "")

@@ -6,15 +6,19 @@ import asyncio
 
 from aiohttp import web
 
+from ps_sglang.gateway.access.authentication import tenant_of
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.state import GATEWAY
 
 
 async def end(request: web.Request) -> web.Response:
-    """Abort the requests of it and of those below it, on all decoders; let their pages go first."""
+    """Abort the requests of it and of those below it, on all decoders; let their pages go first.
+
+    An admin names the tenant of another's session with `?tenant=`.
+    """
     gateway = request.app[GATEWAY]
     id = request.match_info["id"]
-    sessions = gateway.sessions.tree(id)
+    sessions = gateway.sessions.of(tenant_of(request)).tree(id)
     if not sessions:
         raise GatewayError(
             f"There is no session {id!r}: it has ended, or no request has named it.",

@@ -20,6 +20,7 @@ from ps_sglang.gateway.errors import (
     reaching,
     require_process,
 )
+from ps_sglang.gateway.routes.leases import described
 from ps_sglang.gateway.routes.operations import (
     OPERATION_LOCKS,
     OperationLocks,
@@ -77,6 +78,7 @@ async def add_worker(request: web.Request) -> web.Response:
         gateway.config.context_length,
         is_aggregated=gateway.config.is_aggregated,
         allow_unverified=joining.allow_unverified,
+        fingerprint=gateway.config.fingerprint,
     )
     if problems or facts is None:
         raise _misfit(url, problems)
@@ -102,7 +104,10 @@ async def add_worker(request: web.Request) -> web.Response:
         log.info("%s gives its address to another", replaced.worker.title)
     worker_state = gateway.pool.add(worker, facts)
     log.info("%s at %s joined", worker.title, worker.url)
-    return web.json_response(_entry(gateway, worker_state), status=201)
+    answer = _entry(gateway, worker_state)
+    if joining.lease:
+        answer["lease"] = described(gateway.leases.grant(worker_state).id)
+    return web.json_response(answer, status=201)
 
 
 def _misfit(url: str, problems: list[str]) -> GatewayError:
@@ -135,8 +140,10 @@ async def remove(request: web.Request) -> web.Response:
     """DELETE /workers/<name>: it leaves when it has finished what it has; with `?now=1` at once.
 
     What has sent nothing yet then goes to another worker; a stream that has begun ends in an error.
+    With the worker's lease, as `?lease=ID`, it is the worker that asks, and it cannot be kept.
     """
     gateway, worker_state = request.app[GATEWAY], _worker_state(request)
+    ends_itself = gateway.leases.holds(worker_state, request.query.get("lease", ""))
     now = _flag(request, "now")
     others = [
         other for other in gateway.pool.prefill if other is not worker_state and other.can_be_asked
@@ -145,6 +152,7 @@ async def remove(request: web.Request) -> web.Response:
         isinstance(worker_state.worker, PrefillWorker)
         and not others
         and worker_state.refused is None
+        and not ends_itself
     ):
         raise conflict(
             f"{worker_state.name!r} is the last prefill worker that takes requests, and nothing "
@@ -163,7 +171,8 @@ async def remove(request: web.Request) -> web.Response:
 
     async def leave() -> web.Response:
         await worker_state.wait_idle()
-        gateway.pool.remove(worker_state.name)
+        if gateway.pool.get(worker_state.name) is worker_state:  # its lease may have expired
+            gateway.pool.remove(worker_state.name)
         log.info("%s left", worker_state.worker.title)
         return left
 
@@ -261,6 +270,7 @@ def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
         "state": worker_state.state,
         "problem": "; ".join(problems) or None,
         "times_broken": gateway.health.transitions[worker.name, BreakerState.OPEN],
+        "lease_seconds": gateway.leases.seconds_left(worker_state),
         "load": {
             "requests": load.requests,
             "queued_tokens": round(load.queued_tokens),

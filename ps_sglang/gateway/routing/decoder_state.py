@@ -40,11 +40,10 @@ class RequestCount:
 class AdapterSource:
     """Where a LoRA decoder's weights come from.
 
-    `path` is as workers see it, None if only those know that joined with it. `digest` is that of
-    the weights, None until a worker has said it.
+    `path` is as workers see it. `digest` is that of the weights, None until a worker has said it.
     """
 
-    path: str | None
+    path: str
     digest: str | None = None
     allow_unverified: bool = False
 

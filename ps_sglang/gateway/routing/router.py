@@ -56,7 +56,7 @@ class Route:
         # Else the one that prefills has nothing to do with the prompt.
         self.is_prefilled = bool(self.moved_tokens or self.new_tokens)
         self._router = router
-        self._prompt = prompt
+        self.prompt = prompt
         self._moving = True
         self._decoding = True
 
@@ -64,6 +64,11 @@ class Route:
     def workers(self) -> tuple[AnyWorkerState, ...]:
         """All of them: one or two."""
         return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether the decode worker needs nothing of the prefill worker any more."""
+        return not self._moving
 
     def needs(self, worker_state: AnyWorkerState) -> bool:
         """Whether the worker still has something to do for this request."""
@@ -85,7 +90,7 @@ class Route:
     def _settle(self, arrived: bool) -> None:
         if self._moving:
             self._moving = False
-            self._router.settle(self, self._prompt, arrived)
+            self._router.settle(self, self.prompt, arrived)
 
 
 class Router:

@@ -1,7 +1,8 @@
 """Conversations: which workers each stays with.
 
 A client may name a conversation (see `bodies.session_id`), and the one above it. Sessions are
-remembered until they end, until they are idle for IDLE_SECONDS, or until MOST newer ones have come.
+remembered until they end, until they are idle for IDLE_SECONDS, or until too many newer ones of
+their tenant have come.
 """
 
 from __future__ import annotations
@@ -11,27 +12,34 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ps_sglang.gateway.bodies import session_id
 from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.limits import SESSIONS_PER_TENANT
 from ps_sglang.gateway.routing.family import Family
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
 IDLE_SECONDS = 3600.0
-MOST = 65_536
 
 
 @dataclass(eq=False, slots=True)
 class Session:
     """A conversation: who prefills it, its decode worker of each decoder, where it has been.
 
-    `ended` is what its requests get once it is over.
+    `tenant` is whose it is. `ended` is what its requests get once it is over.
     """
 
     id: str
+    tenant: str = ""
     prefill: AnyWorkerState | None = None
     decode: dict[str, Decode] = field(default_factory=dict)
     visited: set[AnyWorkerState] = field(default_factory=set)
     used: float = 0.0
     ended: GatewayError | None = None
+
+    @property
+    def worker_id(self) -> str:
+        """What workers call it."""
+        return session_id.for_workers(self.tenant, self.id)
 
     def goes_to(self, decoder: str, prefill: AnyWorkerState, decode: Decode) -> None:
         """A request of this conversation was sent there; the next ones follow it."""
@@ -42,15 +50,17 @@ class Session:
 
 
 class Sessions:
-    """The conversations that go on, the longest idle first."""
+    """The conversations of a tenant that go on, the longest idle first."""
 
     def __init__(
         self,
+        tenant: str = "",
         *,
-        most: int = MOST,
+        most: int = SESSIONS_PER_TENANT,
         idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tenant = tenant
         self._most = most
         self._idle_seconds = idle_seconds
         self._clock = clock
@@ -69,7 +79,7 @@ class Sessions:
         self._family.join(id, ancestors)
         session = self._sessions.get(id)
         if session is None:
-            session = self._sessions[id] = Session(id)
+            session = self._sessions[id] = Session(id, self._tenant)
         session.used = self._clock()
         self._sessions.move_to_end(id)
         self._forget_idle(session.used - self._idle_seconds)
@@ -107,3 +117,27 @@ class Sessions:
                 return
             del self._sessions[oldest.id]
             self._family.leave(oldest.id, self._sessions)
+
+
+class TenantSessions:
+    """The conversations of all tenants: an id names one within its tenant only."""
+
+    def __init__(self, most: int = SESSIONS_PER_TENANT) -> None:
+        self._most = most
+        self._of: dict[str, Sessions] = {}
+
+    def of(self, tenant: str) -> Sessions:
+        """Those of one tenant."""
+        sessions = self._of.get(tenant)
+        if sessions is None:
+            sessions = self._of[tenant] = Sessions(tenant, most=self._most)
+        return sessions
+
+    def end(self, session: Session, error: GatewayError) -> None:
+        """See `Sessions.end`."""
+        self.of(session.tenant).end(session, error)
+
+    def leave(self, worker_state: AnyWorkerState) -> None:
+        """A worker has left the pool: no conversation holds on to it."""
+        for sessions in self._of.values():
+            sessions.leave(worker_state)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from ps_sglang.gateway.config import LogFormat
+from ps_sglang.gateway.telemetry.lines import LineFormatter
 
 LOGGER: Final = "ps_sglang.gateway"
 _DELAY_SECONDS: Final = 0.1
@@ -23,10 +24,6 @@ _MOST_LINES: Final = 512
 _REQUEST: Final[ContextVar[str]] = ContextVar("request", default="")
 FIELDS: Final = "fields"
 """What `extra` of a log call may have: the parts of its message, for JSON."""
-# What could begin a new line, or hide one, on a terminal or in a file.
-_CONTROL: Final = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
-}
 
 
 @contextmanager
@@ -62,17 +59,13 @@ def _json_line(
     )
 
 
-class _TextFormatter(logging.Formatter):
-    """`time logger [request id] message`, one line whatever a client has sent."""
+class _TextFormatter(LineFormatter):
+    """`time logger [request id] message`."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         request = _REQUEST.get()
         name = f"{record.name} {request}" if request else record.name
-        line = f"{record.asctime} {name} {record.message}"
-        return line if line.isprintable() else line.translate(_CONTROL)
-
-    def usesTime(self) -> bool:
-        return True
+        return f"{record.asctime} {name} {record.message}"
 
 
 class _JsonFormatter(logging.Formatter):

@@ -6,11 +6,13 @@ A `decoder` label is the name of a decoder that is served, or empty; a `reason` 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from ps_sglang.gateway.bodies.engine_errors import PrefillAnswer
 from ps_sglang.gateway.telemetry.reasons import Cancel, Rejection, Retry
@@ -167,6 +169,11 @@ class GatewayMetrics:
     def rejected(self, reason: Rejection) -> None:
         """A request was refused."""
         self._rejections.labels(reason).inc()
+
+    def samples(self, *names: str) -> Iterator[Sample]:
+        """What the metrics that have samples of these names say now."""
+        for family in self._registry.restricted_registry(names).collect():
+            yield from family.samples
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""

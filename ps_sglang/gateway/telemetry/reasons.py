@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from ps_sglang.gateway.bodies.translation import ABORTED
-from ps_sglang.gateway.errors import GatewayBusy, GatewayError
+from ps_sglang.gateway.errors import GatewayBusy, GatewayError, LimitExceeded
 from ps_sglang.gateway.refusals import CONTEXT_EXCEEDED
 
 CLIENT_HUNG_UP: Final = 499
@@ -57,8 +57,14 @@ class Rejection(StrEnum):
     """The request's head or body did not come."""
     POISON = "poison"
     """Workers died of its like."""
+    REQUESTS_AT_ONCE = "requests_at_once"
+    """Its key, or all together, have so many requests under way. So with the next two."""
+    QUEUED_REQUESTS = "queued_requests"
+    QUEUED_TOKENS = "queued_tokens"
+    REQUESTS_A_MINUTE = "requests_a_minute"
+    """Its key sends them too fast."""
     LIMIT = "limit"
-    """A limit of its key, or of all together, is reached."""
+    """Another limit, of a worker, is reached."""
     BUSY = "busy"
     """The gateway has no connections or memory left."""
     NO_WORKER = "no_worker"
@@ -70,6 +76,12 @@ _BY_CODE: Final[Mapping[str | None, Rejection]] = {
     CONTEXT_EXCEEDED: Rejection.TOO_LONG,
     "poison_request": Rejection.POISON,
     "no_worker": Rejection.NO_WORKER,
+}
+_BY_LIMIT: Final[Mapping[str, Rejection]] = {
+    "requests at once": Rejection.REQUESTS_AT_ONCE,
+    "queued requests": Rejection.QUEUED_REQUESTS,
+    "queued tokens": Rejection.QUEUED_TOKENS,
+    "requests a minute": Rejection.REQUESTS_A_MINUTE,
 }
 _BY_STATUS: Final[Mapping[int, Rejection]] = {
     401: Rejection.UNAUTHORIZED,
@@ -86,6 +98,8 @@ def rejection_of(error: GatewayError) -> Rejection | None:
     """Why a request was refused, None for one that failed or was given up."""
     if isinstance(error, GatewayBusy):
         return Rejection.BUSY
+    if isinstance(error, LimitExceeded):
+        return _BY_LIMIT[error.limit]
     if (reason := _BY_CODE.get(error.code)) is not None:
         return reason
     if not 400 <= error.status < CLIENT_HUNG_UP or error.code == SESSION_ENDED:

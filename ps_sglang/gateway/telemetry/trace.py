@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -22,6 +22,7 @@ from ps_sglang.events.messages import Span
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.routing.router import Route
+from ps_sglang.gateway.telemetry.lines import one_word
 from ps_sglang.gateway.telemetry.log import FIELDS, about, current_request
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
@@ -45,7 +46,9 @@ class Trace:
     """One attempt at a sample: its workers, and their spans so far.
 
     `awaited` are the spans that are yet to come, by worker and role. `exported` are its spans where
-    traces are exported, and `failure` is why it failed, by an error's code.
+    traces are exported, and `failure` is why it failed, by an error's code. `first` is when a
+    stream gave its first event, a monotonic time, and `events` how many it gave. `is_answered`: the
+    client has it all.
     """
 
     rid: str
@@ -60,6 +63,10 @@ class Trace:
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
     late: asyncio.TimerHandle | None = None
+    session: str | None = None
+    first: float | None = None
+    events: int = 0
+    is_answered: bool = False
 
     def workers(self) -> dict[str, str | None]:
         """The names of its workers; an aggregated one is its decode worker."""
@@ -124,6 +131,14 @@ class Trace:
             self.failure = type(error).__name__
             raise
 
+    def found_tokens(self) -> int | None:
+        """Tokens of the base prefix that need not be computed, None if its workers did not tell."""
+        tokens = self.tokens()
+        parts = ("computed", "tree") if self.route.prefill is None else ("own", "pulled")
+        if "computed" not in tokens or parts[1] not in tokens:
+            return None
+        return max(sum(tokens[part] for part in parts) - tokens["computed"], 0)
+
     def payload(self) -> dict[str, Any]:
         """The trace as clients get it."""
         total = time.monotonic() - self.started if self.total is None else self.total
@@ -136,16 +151,24 @@ class Trace:
 
 
 class Traces:
-    """The traces of the requests that run or have just ended; for the event loop's thread."""
+    """The traces of the requests that run or have just ended; for the event loop's thread.
+
+    Register functions in `concluded` to be called with each one that is complete, or never will be.
+    """
 
     def __init__(self, metrics: GatewayMetrics, late_seconds: float = LATE_SECONDS) -> None:
         self._metrics = metrics
         self._late_seconds = late_seconds
         self._open: dict[str, Trace] = {}
+        self.concluded: list[Callable[[Trace], None]] = []
 
     def __len__(self) -> int:
         """Traces that are not concluded yet."""
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Trace]:
+        """The traces that are not concluded yet, the oldest first."""
+        return iter(self._open.values())
 
     def begin(
         self, rid: str, decoder: str, route: Route, exported: ExportedSpans | None = None
@@ -186,6 +209,8 @@ class Traces:
     def _conclude(self, trace: Trace) -> None:
         if self._open.pop(trace.rid, None) is None:
             return
+        for listener in self.concluded:
+            listener(trace)
         trace.complete.set()
         if trace.late is not None:
             trace.late.cancel()  # it would keep all of this alive
@@ -250,7 +275,7 @@ def _log(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) -
     fields: dict[str, Any] = {"rid": trace.rid, "model": trace.decoder, **workers}
     text = " ".join(
         (
-            trace.rid,
+            one_word(trace.rid),
             *(f"{name}={value}" for name, value in fields.items() if name != "rid"),
             *(f"{name}={milliseconds:.1f}" for name, milliseconds in times.items()),
             *(f"{name}={count}" for name, count in counts.items()),

@@ -8,7 +8,7 @@ one that comes back as another is refused until somebody joins it anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,7 +17,12 @@ import msgspec
 from ps_sglang.gateway.config import Adapter, DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.worker_info import WorkerInfo, is_adapter_name, split_adapter_name
+from ps_sglang.worker_info import (
+    WorkerInfo,
+    adapter_name,
+    is_adapter_name,
+    split_adapter_name,
+)
 
 ANSWER_SECONDS = 30.0  # the engine is asked too, and may be in the middle of a long prompt
 _WRONG_ROLE = {
@@ -37,7 +42,8 @@ class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /workers. All but `url` can be learnt from the worker.
 
     `decoder` is the name that clients ask for; a decode worker's own served model name otherwise.
-    `allow_unverified` admits a decoder without a manifest.
+    `allow_unverified` admits a decoder without a manifest. `lease`: the worker leaves
+    when it is not renewed for `leases.SECONDS`.
     """
 
     url: str
@@ -45,6 +51,7 @@ class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoder: str | None = None
     bootstrap_host: str | None = None
     allow_unverified: bool = False
+    lease: bool = False
 
 
 async def ask(
@@ -71,8 +78,13 @@ async def ask(
         raise _no_worker(url, f"its /server_info is not this version's: {error}") from error
 
 
-def reference(pool: WorkerPool) -> WorkerInfo:
-    """What a cluster's workers have in common, as its first prefill worker said; GatewayError."""
+def reference(pool: WorkerPool) -> WorkerInfo | None:
+    """What a cluster's workers have in common, as its first prefill worker said; None without any.
+
+    Raises GatewayError if there are workers, and none has said so yet.
+    """
+    if not len(pool):
+        return None
     infos = (
         worker_state.facts
         for worker_state in pool
@@ -95,11 +107,13 @@ def incompatibilities(
     *,
     is_aggregated: bool,
     allow_unverified: bool,
+    fingerprint: str | None = None,
 ) -> list[str]:
     """Everything in which a worker does not fit, one line each.
 
     `reference` is what a worker of the cluster said of itself, `capacity` the longest prompt plus
-    answer that the cluster takes, and `is_aggregated` whether its workers are.
+    answer that the cluster takes, and `is_aggregated` whether its workers are. `fingerprint` is the
+    base's, for a cluster that has no worker to refer to.
     """
     if facts is None:
         return ["it runs without the ps_sglang plugin: start it with PS_SGLANG_ENABLE=1"]
@@ -116,6 +130,8 @@ def incompatibilities(
     ]
     if reference is not None:
         problems += _differences(facts, reference, allow_unverified)
+    elif fingerprint not in (None, base := facts.common.get("base fingerprint")):
+        problems.append(f"base fingerprint: cluster {fingerprint}, worker {base}")
     if facts.capacity < capacity:
         problems.append(
             f"KV pool: the cluster takes requests of {capacity} tokens, the worker holds "
@@ -198,18 +214,19 @@ def worker(joining: Joining, facts: WorkerInfo) -> Worker:
         decoder,
         events,
         control,
-        adapters=None if facts.adapters is None else tuple(_adapters(facts.adapters)),
+        adapters=None if facts.adapters is None else tuple(_adapters(facts)),
         aggregated=facts.role == "null",
     )
 
 
-def _adapters(names: Iterable[str]) -> Iterator[Adapter]:
-    """The decoders that a worker has, each in its newest version; the worker knows their paths."""
+def _adapters(facts: WorkerInfo) -> Iterator[Adapter]:
+    """The decoders that a worker has, each in its newest version."""
     newest: dict[str, int] = {}
-    for decoder, version in map(split_adapter_name, names):
+    for decoder, version in map(split_adapter_name, facts.adapters or ()):
         newest[decoder] = max(version, newest.get(decoder, 0))
     for decoder, version in newest.items():
-        yield Adapter(decoder, None, version)
+        path = facts.adapter_folders[adapter_name(decoder, version)]
+        yield Adapter(decoder, path, version)
 
 
 def adapter_conflicts(worker: DecodeWorker, facts: WorkerInfo, pool: WorkerPool) -> Iterator[str]:

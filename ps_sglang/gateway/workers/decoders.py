@@ -93,8 +93,6 @@ class DecoderChanges:
         """Why the process cannot serve the decoder, of which it has the `digest`, if it cannot."""
         source, name = served.source, served.lora_names[worker_state]
         assert source is not None, "only adapters have names on workers"
-        if digest is None and source.path is None:
-            return "it came back without it, and only it knew the folder: replace the decoder"
         if digest is None:
             try:
                 digest = await adapters.load(self._http, worker_state, name, source, incarnation)

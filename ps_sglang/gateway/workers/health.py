@@ -137,6 +137,10 @@ class HealthMonitor:
         finally:
             self._busy.discard(worker_state)
 
+    def is_engine_busy(self, worker_state: AnyWorkerState) -> bool:
+        """Whether the worker is in such a block."""
+        return worker_state in self._busy
+
     def _watch(self, worker_state: AnyWorkerState) -> None:
         record = self._records[worker_state] = _Record(Breaker(self._clock, self._random))
         self.recognition.meet(worker_state)

@@ -1,0 +1,67 @@
+"""Our gateway without keys, limits and metrics, to see what they cost.
+
+    python -m benchmarks.gateway.bare --config FILE
+
+All metrics are left out, those that it has always had included.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ps_sglang.gateway import __main__, app
+from ps_sglang.gateway.access.authentication import PRINCIPAL
+from ps_sglang.gateway.access.principal import ANONYMOUS_ADMIN
+
+
+class Nothing:
+    """Does nothing, whatever it is asked for, and is a block as well."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Self:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+@web.middleware
+async def _anybody(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request[PRINCIPAL] = ANONYMOUS_ADMIN
+    return await handler(request)
+
+
+@web.middleware
+async def _any_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    return await handler(request)
+
+
+if __name__ == "__main__":
+    for name, value in {
+        "authentication": lambda _: _anybody,
+        "limit_rate": _any_rate,
+        "RequestLimiter": Nothing,
+        "GatewayMetrics": Nothing,
+    }.items():
+        assert hasattr(app, name), f"the gateway has another name for {name}"
+        setattr(app, name, value)
+    __main__.main()

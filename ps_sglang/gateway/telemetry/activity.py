@@ -1,0 +1,113 @@
+"""What the gateway remembers of the last turns, for the page that shows the cluster at work."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ps_sglang.gateway.index.branches import Use
+from ps_sglang.gateway.index.cache_index import CacheIndex
+from ps_sglang.gateway.index.prompt import Prompt
+from ps_sglang.gateway.telemetry.trace import Trace, Traces
+
+MOST_TURNS: Final = 256
+MOST_BYTES: Final = 4 << 20
+"""The prompts of remembered turns have at most so many bytes, but for the last one's."""
+SECONDS: Final = 600.0
+"""How long a turn is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTurn:
+    """One sample that its client has got; times in seconds, `at` a monotonic one.
+
+    `first_token` is None where the answer was not streamed. `found` are the tokens of the base
+    prefix that were in some worker's tree, None where its workers did not tell.
+    """
+
+    at: float
+    decoder: str
+    prompt: Prompt
+    found: int | None
+    first_token: float | None
+    seconds: float
+
+
+class Activity:
+    """The turns that run and the last ones that ended; for the event loop's thread.
+
+    `computed` are the prompt tokens that each worker has computed, `events` those of streams that
+    each decode worker has given, about one for a token.
+    """
+
+    def __init__(
+        self,
+        traces: Traces,
+        cache_index: CacheIndex,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._traces = traces
+        self._clock = clock
+        self._turns: deque[FinishedTurn] = deque()
+        self._bytes = 0
+        self._ended_events: Counter[str] = Counter()
+        self.computed: Counter[str] = Counter()
+        traces.concluded.append(self._concluded)
+        cache_index.computed.append(self._computed)
+
+    def left(self, worker: str) -> None:
+        """A worker has left: another of its name begins anew."""
+        del self.computed[worker], self._ended_events[worker]
+
+    def running(self) -> list[Trace]:
+        """The samples that have not ended, the oldest first."""
+        return [trace for trace in self._traces if trace.total is None]
+
+    def turns(self) -> Sequence[FinishedTurn]:
+        """The last turns, the oldest first."""
+        self._forget()
+        return self._turns
+
+    def events(self) -> Counter[str]:
+        """Events of streams by decode worker."""
+        counts = self._ended_events.copy()
+        for trace in self._traces:
+            counts[trace.route.decode.name] += trace.events
+        return counts
+
+    def uses(self) -> Iterator[Use]:
+        """The turns as the base-token tree sees them."""
+        for turn in self.turns():
+            if turn.found is not None and turn.prompt.exact:
+                yield Use(turn.decoder, turn.prompt.text, turn.prompt.salt, turn.found)
+
+    def _computed(self, worker: str, tokens: int) -> None:
+        self.computed[worker] += tokens
+
+    def _concluded(self, trace: Trace) -> None:
+        self._ended_events[trace.route.decode.name] += trace.events
+        if not trace.is_answered or trace.total is None:
+            return
+        turn = FinishedTurn(
+            self._clock(),
+            trace.decoder,
+            trace.route.prompt,
+            trace.found_tokens(),
+            None if trace.first is None else trace.first - trace.started,
+            trace.total,
+        )
+        self._turns.append(turn)
+        self._bytes += len(turn.prompt.text)
+        self._forget()
+
+    def _forget(self) -> None:
+        oldest = self._clock() - SECONDS
+        while self._turns and (
+            self._turns[0].at < oldest
+            or len(self._turns) > MOST_TURNS
+            or (self._bytes > MOST_BYTES and len(self._turns) > 1)
+        ):
+            self._bytes -= len(self._turns.popleft().prompt.text)

@@ -1,0 +1,1 @@
+"""`ps-sglang keys`: who may use a gateway."""

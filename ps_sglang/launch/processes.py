@@ -1,0 +1,161 @@
+"""The processes of one launcher: how each is started, what ended and why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from signal import Signals
+from typing import Final
+
+from ps_sglang.errors import LaunchError
+from ps_sglang.gateway.access.key_file import digest_of, new_secret
+from ps_sglang.gateway_http import Credentials
+from ps_sglang.launch import procfs
+from ps_sglang.launch.environment import (
+    fork_server_environment,
+    plugin_environment,
+    worker_environment,
+)
+from ps_sglang.launch.fork_server_client import ForkServerClient
+from ps_sglang.launch.gateway_config import gateway_config
+from ps_sglang.launch.log_rotation import LogRotation
+from ps_sglang.launch.messages import Start, StartMethod
+from ps_sglang.launch.ports import free_ports
+from ps_sglang.launch.prepare import Plan
+from ps_sglang.launch.readiness import Probe, gateway_lives, is_ready, tail
+from ps_sglang.launch.spec import WorkerSpec
+
+GATEWAY: Final = "gateway"
+FORK_SERVER: Final = "fork-server"
+_GATEWAY_GRACE_S: Final = 2.0
+# On a CPU nothing outlives a killed worker; a GPU's memory is released by the worker itself.
+_WORKER_GRACE_S: Final = {True: 0.0, False: 6.0}
+
+
+class Processes:
+    """The fork server of a plan, and under it the workers and the gateway, by their names."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._workers = {worker.name: worker for worker in plan.workers}
+        # Numbered, as a decoder's name could make a socket's path too long.
+        self._folders = {name: f"w{number}" for number, name in enumerate(self._workers)}
+        self.logs = LogRotation(list(map(self.log, (FORK_SERVER, GATEWAY, *self._workers))))
+        self.logs.remove()  # an earlier cluster's, in a reused folder
+        self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
+        environ = fork_server_environment(
+            os.environ, self._runtime, plan.architecture, plan.host, cpu=plan.cpu
+        )
+        # Where clients need keys it needs one, too.
+        key = None if plan.spec.api_keys is None else new_secret()
+        self.credentials = Credentials(key, plan.spec.tls_cert)
+        """What the launcher shows its own gateway."""
+        # What all workers import and load once, on a CPU.
+        shared = plan.base.path if plan.cpu and plan.workers else None
+        self.link = ForkServerClient(self._runtime, shared, environ, self.log(FORK_SERVER))
+
+    @property
+    def dead(self) -> set[str]:
+        """Those that have ended, and were not started again."""
+        return set(self.link.exits)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of all processes now, shared pages counted once (sum of PSS)."""
+        pids = [self.link.pid, *procfs.descendants(self.link.pid)]
+        return sum(procfs.proportional_bytes(pid) for pid in pids)
+
+    def worker(self, name: str) -> WorkerSpec:
+        """A worker as it is started now."""
+        return self._workers[name]
+
+    def moves(self, name: str) -> bool:
+        """Whether a restart of the worker has another address, so that it must join anew.
+
+        Decode workers keep a prefill worker's sockets in mind, by its bootstrap server. They would
+        wait for its dead process.
+        """
+        return self._workers[name].bootstrap_port is not None
+
+    def restart_worker(self, name: str) -> None:
+        """Start a worker in place of one that has ended."""
+        if self.moves(name):
+            self._workers[name] = self._workers[name].moved(*free_ports(1))
+        self.start_worker(name)
+
+    def start_worker(self, name: str) -> None:
+        """Start a worker, on the ports and with the weights of its specification."""
+        worker, plan = self._workers[name], self._plan
+        folder = self._runtime / self._folders[name]
+        shutil.rmtree(folder, ignore_errors=True)  # of its process before
+        env = worker_environment(os.environ, folder, worker.role, cpu=plan.cpu)
+        self.link.start(
+            Start(
+                name=name,
+                module="sglang.launch_server",
+                argv=worker.argv,
+                env=env
+                | plugin_environment(
+                    plan.fingerprint,
+                    worker,
+                    allow_unverified=plan.spec.allow_unverified,
+                    shares_weights=plan.cpu and plan.shares_model(worker),
+                ),
+                log=str(worker.log),
+                start_method=StartMethod.FORK if plan.cpu else StartMethod.EXEC,
+            )
+        )
+
+    def start_gateway(self, port: int) -> None:
+        """Start the gateway, which knows no worker yet."""
+        config = self._runtime / "gateway.json"
+        key = self.credentials.api_key
+        digest = None if key is None else digest_of(key)
+        restarts = GATEWAY in self.link.pids
+        told = gateway_config(self._plan, port, digest, restarts=restarts)
+        config.write_bytes(told.to_json())
+        self.link.start(
+            Start(
+                name=GATEWAY,
+                module="ps_sglang.gateway",
+                argv=("--config", str(config)),
+                env={},
+                log=str(self.log(GATEWAY)),
+                start_method=StartMethod.EXEC,
+            )
+        )
+
+    def probe(self, name: str, gateway: str = "") -> Probe:
+        """Begin to ask a worker, or the gateway at its URL, until it answers or is cancelled."""
+        if name == GATEWAY:
+            probe = Probe(name, partial(gateway_lives, gateway, self.credentials))
+        else:
+            worker, pid = self._workers[name], partial(self.link.pids.get, name)
+            probe = Probe(name, partial(is_ready, worker.local_host, worker.port, pid))
+        probe.start()
+        return probe
+
+    def close(self) -> None:
+        """End all; may be called again."""
+        self.link.stop(GATEWAY, _GATEWAY_GRACE_S)
+        self.link.close(_WORKER_GRACE_S[self._plan.cpu])
+        shutil.rmtree(self._runtime, ignore_errors=True)  # only if the fork server was killed
+
+    def ending(self, name: str) -> str:
+        """How a process ended, in words."""
+        status = self.link.exits[name]
+        return f"was killed by {Signals(-status).name}" if status < 0 else f"ended with {status}"
+
+    def failure(
+        self, name: str, message: str, kind: type[LaunchError] = LaunchError
+    ) -> LaunchError:
+        """The error of what happened to a process, with the end of its log."""
+        log = self.log(name)
+        return kind(f"{message}; log: {log}", worker=name, log_tail=tail(log))
+
+    def log(self, name: str) -> Path:
+        """Where a process writes."""
+        return self._plan.log_dir / f"{name}.log"
