@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
-import yaml
 
 from ps_sglang.cli import main
 from ps_sglang.gateway.state import GATEWAY
@@ -82,7 +82,7 @@ def test_what_is_not_exported_is_found(query: str) -> None:
 
 def test_the_rules_are_in_prometheus_form() -> None:
     """Prometheus refuses a file with any other field."""
-    content = yaml.safe_load((Path(monitoring.__file__).parents[2] / RULES).read_text())
+    content = msgspec.yaml.decode((Path(monitoring.__file__).parents[2] / RULES).read_text())
     assert content.keys() == {"groups"}
     names = [rule["alert"] for rule in monitoring.rules()]
     assert len(names) == len(set(names)) > 0

@@ -37,8 +37,8 @@ def test_a_short_log_and_none_are_left(tmp_path: Path) -> None:
 def test_what_cannot_be_rotated_is_said_once(tmp_path: Path) -> None:
     log = tmp_path / "w.log"
     log.write_text("123456")
-    (tmp_path / "w.log.1" / "in the way").mkdir(parents=True)
-    (tmp_path / "w.log.2" / "in the way").mkdir(parents=True)
+    (tmp_path / "w.log.2").touch()
+    (tmp_path / "w.log.3").mkdir()  # a file cannot take its place
     lines: list[str] = []
     rotation = LogRotation([log], most_bytes=5)
     for _ in range(2):

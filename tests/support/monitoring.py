@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import promql_parser
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from promql_parser import AggregateExpr, Expr, Matcher, MatchOp, VectorSelector
@@ -44,7 +44,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def rules() -> list[dict[str, Any]]:
-    content = yaml.safe_load(_FOLDER.joinpath("alerts.yaml").read_text())
+    content = msgspec.yaml.decode(_FOLDER.joinpath("alerts.yaml").read_text())
     return [rule for group in content["groups"] for rule in group["rules"]]
 
 
