@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="ps-sglang COMMAND ...",
         description="PrefillShare for SGLang: one base prefill serves many decoders.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<9} {help_text}" for name, (_, help_text) in COMMANDS.items())
+        + "\n".join(f"  {name:<11} {help_text}" for name, (_, help_text) in COMMANDS.items())
         + "\n\n`ps-sglang COMMAND --help` tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,6 +81,12 @@ def _decoders(argv: Sequence[str]) -> int:
     from ps_sglang.decoders.__main__ import main as decoders
 
     return decoders(argv)
+
+
+def _monitoring(argv: Sequence[str]) -> int:
+    from ps_sglang.monitoring.__main__ import main as monitoring
+
+    return monitoring(argv)
 
 
 def _keys(argv: Sequence[str]) -> int:
@@ -147,6 +153,7 @@ COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "top": (_top, "show them again and again, with rates"),
     "workers": (_workers, "list, add, drain, remove and swap the workers of a running cluster"),
     "decoders": (_decoders, "list, add, remove and replace the adapters of a running cluster"),
+    "monitoring": (_monitoring, "write a Grafana dashboard and Prometheus alerts"),
     "keys": (_keys, "list, add and revoke the API keys of clients"),
     "tasks": (_tasks, "write the data of a task, to train on and to be scored by"),
     "train": (_train, "fine-tune a decoder that reads the base's cache"),

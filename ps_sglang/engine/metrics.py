@@ -6,11 +6,31 @@ They are created on first use: SGLang decides between single- and multi-process 
 
 from __future__ import annotations
 
+from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometheus_client import Counter
+
+
+class HandoffFailure(StrEnum):
+    """Why a decode worker did not get its pages; one that gave up itself has not failed."""
+
+    UNREACHABLE = "unreachable"
+    """The prefill worker could not be found."""
+    LOST = "lost"
+    """The prefill worker died, fell silent or came back as another process."""
+    STALLED = "stalled"
+    """The prefill worker is there, and no page comes."""
+    ABORTED = "aborted"
+    """The prefill worker gave the request up, or was told to."""
+    REFUSED = "refused"
+    """The prefill worker has other tokens for it, or none."""
+    DAMAGED = "damaged"
+    """Pages came damaged, twice."""
+    MALFORMED = "malformed"
+    """What came were not the pages that were asked for."""
 
 
 @cache
@@ -51,6 +71,19 @@ def handoff_skipped(*, tokens: int) -> None:
     _counter("handoff_skipped", "Requests whose base prefix this worker's tree held whole").inc()
 
 
+def handoff_failed(reason: HandoffFailure) -> None:
+    """A decode worker did not get a base prefix."""
+    _handoff_failures().labels(reason).inc()
+
+
+@cache
+def _handoff_failures() -> Counter:
+    counter = _counter("handoff_failures", "Handoffs that failed on this decode worker", "reason")
+    for reason in HandoffFailure:
+        counter.labels(reason)  # a rate needs its first value, 0
+    return counter
+
+
 def transferred(what: str, path: str, amount: int) -> None:
     """The transfer backend counts: see `_TRANSFER` for what, by path (shm, tcp)."""
     labels = ("path",) if path else ()
@@ -69,6 +102,7 @@ _TRANSFER = {
 
 def _handoff(*, pulled: int, held: int) -> None:
     _counter("handoff_requests", "Requests that took over a base prefix").inc()
+    _handoff_failures()
     tokens = _counter("handoff_tokens", "Base prefix tokens, by where they came from", "source")
     tokens.labels("pulled").inc(pulled)
     tokens.labels("tree").inc(held)

@@ -75,8 +75,10 @@ def _of_decode(req: Any, now: float) -> Span:
     timestamps = state.timestamps
     first_output = timestamps.first_output or timestamps.received  # ended without any output
     decode = _between(first_output, now) if timestamps.first_output else 0.0
+    output = len(req.output_ids_through_stop)
     if not state.pulls:
-        return Span(rid=req.rid, role="decode", began=_unix(timestamps.received), decode=decode)
+        began = _unix(timestamps.received)
+        return Span(rid=req.rid, role="decode", began=began, decode=decode, output=output)
     pull_started = req.time_stats.decode_transfer_queue_entry_time
     return Span(
         rid=req.rid,
@@ -89,6 +91,7 @@ def _of_decode(req: Any, now: float) -> Span:
         held=timestamps.held,
         pulled=timestamps.pulled,
         pulled_bytes=timestamps.pulled_bytes,
+        output=output,
     )
 
 

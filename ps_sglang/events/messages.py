@@ -87,8 +87,9 @@ class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=Fal
     received, `first_step` from there to the first output token, `decode` from there to the end.
     The base prefix is `held` (by its tree) + `pulled` on a decode worker; on a prefill worker
     it is `computed` + `held`, and both are 0 where the decode worker needed nothing of it.
-    `pulled_bytes` are the bytes of KV moved for the request. An aggregated worker publishes two:
-    a prefill worker's, and a decode worker's of which only `decode` says something.
+    `pulled_bytes` are the bytes of KV moved for the request, and `output` is how many tokens a
+    decode worker generated. An aggregated worker publishes two:
+    a prefill worker's, and a decode worker's of which only `decode` and `output` say something.
     """
 
     rid: str
@@ -105,6 +106,7 @@ class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=Fal
     held: int = 0
     pulled: int = 0
     pulled_bytes: int = 0
+    output: int = 0
 
 
 class Status(msgspec.Struct, tag=True, frozen=True):

@@ -27,7 +27,8 @@ from ps_sglang.open_files import raise_limit
 async def serve(config: GatewayConfig) -> None:
     """Serve until a signal comes; prints `ready http://host:port` (or https) once it listens.
 
-    Where admins have a port of their own, `admin http://host:port` comes before.
+    Where admins have a port of their own, `admin http://host:port` comes before. In a log of JSON
+    these are the `message` of a line.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -53,8 +54,9 @@ async def serve(config: GatewayConfig) -> None:
         if config.admin_port is not None:
             host = config.admin_host or config.host
             admin_port = await for_admins.start(host, config.admin_port)
-            print(f"admin {_url(config, host, admin_port)}")
-        print(f"ready {_url(config, config.host, port)}", flush=True)
+            print(log.line_of(config.log_format, f"admin {_url(config, host, admin_port)}"))
+        ready = f"ready {_url(config, config.host, port)}"
+        print(log.line_of(config.log_format, ready), flush=True)
         await stop.wait()
     finally:
         await cancel(garbage)
@@ -74,10 +76,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ps_sglang.gateway", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a GatewayConfig as JSON")
     arguments = parser.parse_args()
-    log.configure()
     raise_limit()
     try:
-        uvloop.run(serve(GatewayConfig.load(arguments.config)))
+        config = GatewayConfig.load(arguments.config)
+        log.configure(config.log_format)
+        uvloop.run(serve(config))
     except (ConfigError, UsageError, OSError) as error:
         sys.exit(f"gateway: {error}")
 

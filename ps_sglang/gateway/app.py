@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
@@ -56,6 +57,9 @@ from ps_sglang.gateway.workers.leases import Leases
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from ps_sglang.gateway.workers.state_metrics import WorkerStateMetrics
 
+if TYPE_CHECKING:
+    from ps_sglang.gateway.telemetry.otel import Tracing
+
 _PROXIED = ("/get_model_info", "/model_info", "/get_server_info", "/server_info")
 
 
@@ -89,6 +93,8 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             await gateway.cache_index.stop()
             await background.close()
             client.close()
+            if gateway.tracing is not None:
+                await gateway.tracing.close()
 
     app.cleanup_ctx.append(lifespan)
     app[responses.RESPONSES] = ResponseStore()
@@ -155,9 +161,19 @@ def _gateway(
         metrics=metrics,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
+        tracing=_tracing(config),
         leases=Leases(pool, health.take_requests_from),
         activity=activity,
     )
+
+
+def _tracing(config: GatewayConfig) -> Tracing | None:
+    if config.otlp_endpoint is None:
+        return None
+    # Its packages are an extra's.
+    from ps_sglang.gateway.telemetry.otel import Tracing
+
+    return Tracing(config.otlp_endpoint)
 
 
 def _http() -> aiohttp.ClientSession:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 from ps_sglang.worker_info import adapter_name
+
+
+class LogFormat(StrEnum):
+    """How the lines of a log are written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class ConfigError(ValueError):
@@ -119,7 +128,9 @@ class GatewayConfig:
     PEM format, both or neither. `cluster_key_file` holds the secret that its workers share with it,
     None for workers without one. Weights are loaded from below `model_roots` only, while the
     cluster runs. With `admin_port` (0 for any free one) what is for admins is served there only; it
-    listens on `admin_host`, or on `host`. Raises ConfigError, listing everything that is wrong.
+    listens on `admin_host`, or on `host`. `log_format` is that of its log. `otlp_endpoint` is the
+    URL that traces are exported to, if they are. Raises ConfigError, listing everything that is
+    wrong.
     """
 
     host: str
@@ -132,6 +143,8 @@ class GatewayConfig:
     tokenizer: str | None = None
     chat: ChatFlags = NO_CHAT_FLAGS
     cors_origins: tuple[str, ...] = ()
+    log_format: LogFormat = LogFormat.TEXT
+    otlp_endpoint: str | None = None
     is_aggregated: bool = False
     fingerprint: str | None = None
     awaits_workers: bool = False
@@ -253,6 +266,20 @@ def admin_port_problems(
             "an admin's: give --api-keys FILE"
         )
     return problems
+
+
+def endpoint_problem(endpoint: str) -> str | None:
+    """Why traces cannot be sent to a URL, if they cannot."""
+    try:
+        parts = urlsplit(endpoint)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return None
+    except ValueError:  # of its port
+        pass
+    return (
+        f"OTLP endpoint {endpoint!r} must be the URL of a collector that takes OTLP over HTTP, "
+        "like http://localhost:4318"
+    )
 
 
 def access_problems(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
@@ -31,6 +32,9 @@ from ps_sglang.gateway.workers.health import HealthMonitor
 from ps_sglang.gateway.workers.leases import SECONDS as LEASE_SECONDS
 from ps_sglang.gateway.workers.leases import Leases
 
+if TYPE_CHECKING:
+    from ps_sglang.gateway.telemetry.otel import Tracing
+
 
 @dataclass(frozen=True)
 class Gateway:
@@ -52,6 +56,7 @@ class Gateway:
     metrics: GatewayMetrics
     hint_actions: HintActions
     decoder_changes: DecoderChanges
+    tracing: Tracing | None
     leases: Leases
     activity: Activity
     started: int = field(default_factory=lambda: int(time.time()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.config import LogFormat
 from ps_sglang.launch.limit_args import LIMITS, add_limits, taken_limits
 from ps_sglang.launch.serve import STATUSES
 from ps_sglang.launch.spec import ClusterSpec
@@ -101,7 +102,7 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins")
+    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins", "otlp_endpoint")
     for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
@@ -259,6 +260,19 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="where each worker's log goes (default: a new folder under ~/.cache/ps_sglang/logs)",
+    )
+    add(
+        "--log-format",
+        type=LogFormat,
+        choices=tuple(LogFormat),
+        help="how the gateway and the launcher write their lines: text, or one JSON object each "
+        f"(default {default.log_format})",
+    )
+    add(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="export OpenTelemetry traces to the collector there, over HTTP, such as "
+        "http://localhost:4318 (needs the extra `otel`; default: none)",
     )
     add(
         "--ready-timeout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.launch.prepare import Plan
@@ -29,6 +30,8 @@ def gateway_config(
         tokenizer=str(plan.base.path),
         chat=plan.chat,
         cors_origins=plan.spec.cors_origins,
+        log_format=plan.spec.log_format,
+        otlp_endpoint=plan.spec.otlp_endpoint and traces_url(plan.spec.otlp_endpoint),
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
         awaits_workers=restarts or plan.spec.gateway_only,
@@ -43,6 +46,12 @@ def gateway_config(
         tls_cert=_absolute(plan.spec.tls_cert),
         tls_key=_absolute(plan.spec.tls_key),
     )
+
+
+def traces_url(endpoint: str) -> str:
+    """Where a collector takes traces: at /v1/traces, unless its URL has a path of its own."""
+    parts = urlsplit(endpoint)
+    return parts._replace(path="/v1/traces").geturl() if parts.path in ("", "/") else endpoint
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -18,6 +18,7 @@ from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat import SGLANG_VERSION
 from ps_sglang.errors import MissingPackageError, UsageError
+from ps_sglang.extras import require_extra
 from ps_sglang.gateway.access import key_file, tls
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
@@ -85,9 +86,12 @@ def prepare(spec: ClusterSpec) -> Plan:
     """Check `spec` and resolve it, the quick checks first.
 
     Raises UsageError or one of its subclasses if the specification cannot work, and
-    MissingPackageError if SGLang is not installed, or not in the supported version.
+    MissingPackageError if SGLang is not installed, or not in the supported version, or a package
+    that an option needs.
     """
     require_sglang()
+    if spec.otlp_endpoint is not None:
+        require_extra("otel", "--otlp-endpoint")
     spec = check_flags(spec)
     check_model_roots(spec.model_roots)
     _check_access(spec)

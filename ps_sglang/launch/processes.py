@@ -24,6 +24,7 @@ from ps_sglang.launch.environment import (
 )
 from ps_sglang.launch.fork_server_client import ForkServerClient
 from ps_sglang.launch.gateway_config import gateway_config
+from ps_sglang.launch.log_rotation import LogRotation
 from ps_sglang.launch.messages import Start, StartMethod
 from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.prepare import Plan
@@ -57,8 +58,8 @@ class Processes:
         self._workers = {worker.name: worker for worker in plan.workers}
         # Numbered, as a decoder's name could make a socket's path too long.
         self._folders = {name: f"w{number}" for number, name in enumerate(self._workers)}
-        for name in (FORK_SERVER, GATEWAY, *self._workers):
-            self.log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
+        self.logs = LogRotation(list(map(self.log, (FORK_SERVER, GATEWAY, *self._workers))))
+        self.logs.remove()  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
         if key_file is None:
             key_file = self._runtime / "cluster.key"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -85,10 +86,20 @@ def gateway_url(log: Path, line_for: str = "ready") -> str | None:
     if not log.exists():
         return None
     for line in log.read_text(errors="replace").splitlines():
-        word, _, url = line.partition(" ")
+        word, _, url = _message(line).partition(" ")
         if word == line_for and url.startswith(("http://", "https://")):
             return url.strip()
     return None
+
+
+def _message(line: str) -> str:
+    """What a line of a log says, in text or JSON."""
+    if not line.startswith("{"):
+        return line
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, LookupError):
+        return line
 
 
 def gateway_lives(gateway: str, credentials: Credentials) -> bool:

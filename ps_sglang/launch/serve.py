@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ps_sglang.errors import LaunchError, PsSglangError, ServingEndedError
-from ps_sglang.gateway.config import is_loopback
+from ps_sglang.gateway.config import LogFormat, is_loopback
+from ps_sglang.gateway.telemetry.log import line_of
 from ps_sglang.gateway_http import KEY_VARIABLE
-from ps_sglang.progress import progress
+from ps_sglang.progress import OnProgress, progress
 
 if TYPE_CHECKING:
     from ps_sglang.launch.cluster import Cluster
@@ -24,28 +27,38 @@ STATUSES = (
 
 def serve(make_plan: Callable[[], Plan]) -> int:
     """Bring up what `make_plan` plans, and supervise it; returns one of STATUSES."""
+    say = partial(_say, LogFormat.TEXT)
     try:
         plan = make_plan()
+        say = partial(_say, plan.spec.log_format)
         if plan.spec.no_keys and not is_loopback(plan.spec.host):
-            progress(f"no keys: whoever reaches {plan.spec.host} may use this cluster")
+            say(f"no keys: whoever reaches {plan.spec.host} may use this cluster")
         from ps_sglang.launch.cluster import Cluster
 
-        _interrupt_on_signals()
-        with Cluster.start_plan(plan, progress) as cluster:
-            progress(ready_line(cluster))
+        _interrupt_on_signals(say)
+        with Cluster.start_plan(plan, say) as cluster:
+            say(ready_line(cluster))
             cluster.wait()
     except KeyboardInterrupt:
-        progress("stopped")
-    except ServingEndedError as error:
-        progress(f"error: {error}")
-        return 3
-    except LaunchError as error:
-        progress(f"error: {error}")
-        return 1
+        say("stopped")
     except PsSglangError as error:
-        progress(f"error: {error}")
-        return 2
+        say(f"error: {error}", level="ERROR")
+        return _status(error)
     return 0
+
+
+def _status(error: PsSglangError) -> int:
+    if isinstance(error, ServingEndedError):
+        return 3
+    return 1 if isinstance(error, LaunchError) else 2
+
+
+def _say(log_format: LogFormat, line: str, *, level: str = "INFO") -> None:
+    if log_format is LogFormat.TEXT:
+        progress(line)
+    else:
+        sys.stderr.write(line_of(log_format, line, level=level, logger="ps_sglang.launch") + "\n")
+        sys.stderr.flush()
 
 
 def ready_line(cluster: Cluster) -> str:
@@ -71,13 +84,13 @@ def ready_line(cluster: Cluster) -> str:
     )
 
 
-def _interrupt_on_signals() -> None:
+def _interrupt_on_signals(say: OnProgress) -> None:
     """The first Ctrl-C or SIGTERM begins the stop, which takes seconds; more change nothing."""
 
     def interrupt(*_: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        progress("stopping")
+        say("stopping")
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import Adapter, access_problems, admin_port_problems, origin_problem
+from ps_sglang.gateway.config import (
+    Adapter,
+    LogFormat,
+    access_problems,
+    admin_port_problems,
+    endpoint_problem,
+    origin_problem,
+)
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 
 BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
@@ -61,10 +68,11 @@ class ClusterSpec:
     address under which other hosts reach the workers; they listen on the loopback only without one.
     `max_restarts` times in ten minutes a process that died is started again. `allow_unverified`
     admits decoders that have no manifest.
-    `log_dir` gets one log file a worker; None makes a folder under the cache folder. Every worker
-    must answer within `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for
-    all workers; `prefill_engine_args` and `decode_engine_args` are those of one role, and win over
-    them.
+    `log_dir` gets one log file a worker; None makes a folder under the cache folder. `log_format`
+    is that of the gateway's log and the launcher's lines. Traces go to the OTLP collector at
+    `otlp_endpoint`, None for none. Every worker must answer within `ready_timeout_s` seconds of the
+    start. `engine_args` are SGLang flags for all workers; `prefill_engine_args` and
+    `decode_engine_args` are those of one role, and win over them.
     """
 
     prefill: str
@@ -92,6 +100,8 @@ class ClusterSpec:
     max_restarts: int = 5
     allow_unverified: bool = False
     log_dir: Path | None = None
+    log_format: LogFormat = LogFormat.TEXT
+    otlp_endpoint: str | None = None
     ready_timeout_s: float = 300.0
     engine_args: tuple[str, ...] = ()
     prefill_engine_args: tuple[str, ...] = ()
@@ -144,6 +154,8 @@ def _problems(spec: ClusterSpec) -> list[str]:
         if entry.replicas == 0
     ]
     problems += filter(None, map(origin_problem, spec.cors_origins))
+    if spec.otlp_endpoint is not None:
+        problems += filter(None, [endpoint_problem(spec.otlp_endpoint)])
     problems += [f"--{name.replace('_', '-')} {text}" for name, text in spec.limits.problems()]
     problems += access_problems(
         spec.host,

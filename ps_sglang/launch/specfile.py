@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.config import LogFormat
 
 
 class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +43,8 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_restarts: int | None = None
     allow_unverified: bool | None = None
     log_dir: Path | None = None
+    log_format: LogFormat | None = None
+    otlp_endpoint: str | None = None
     ready_timeout: float | None = None
     engine_args: tuple[str, ...] | None = None
     prefill_engine_args: tuple[str, ...] | None = None

@@ -72,7 +72,7 @@ class Supervisor:
         self._clock = clock
 
     def run(self) -> None:
-        """Supervise for ever.
+        """Supervise for ever, and keep log files short.
 
         Raises ServingEndedError when nothing is left to supervise: the gateway or all workers died
         too often, or the fork server died, and with it all that it had started.
@@ -84,6 +84,7 @@ class Supervisor:
                 message = "the fork server died, and all workers with it"
                 raise self._processes.failure(FORK_SERVER, message, ServingEndedError)
             self.look()
+            self._processes.logs.rotate(self._on_progress)
 
     def look(self) -> None:
         """Do what is to be done now; raises ServingEndedError."""

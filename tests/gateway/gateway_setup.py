@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -81,3 +82,13 @@ async def serving(
             yield Setup(cluster, app, url, http, server)
     finally:
         await server.cleanup()
+
+
+async def stream_by_tokens(gateway: Setup, tokens: int = 3) -> None:
+    """Stream an answer of decoder `a`, whose tokens come one by one."""
+    step = gateway.decode().plan.step = asyncio.Semaphore(1)
+    body = {"model": "a", "prompt": "x", "stream": True, "max_tokens": tokens}
+    async with gateway.http.post(gateway.url + "/v1/completions", json=body) as response:
+        assert response.status == 200
+        async for _ in response.content.iter_any():
+            step.release()

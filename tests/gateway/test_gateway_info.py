@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ps_sglang.gateway.config import LogFormat
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.telemetry.log import FORMATTERS
 from tests.gateway.gateway_setup import Setup, running
 from tests.support.standin_engine import Plan
 
@@ -173,15 +175,17 @@ async def test_failures_are_counted_and_logged(
     gateway: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="ps_sglang.gateway")
+    caplog.handler.setFormatter(FORMATTERS[LogFormat.TEXT]())
     gateway.decode().plan.die_after = 1
     headers = {"x-request-id": "mine"}
     body = {"model": "a", "prompt": "x", "stream": True}
     url = gateway.url + "/v1/completions"
     async with gateway.http.post(url, json=body, headers=headers) as response:
         await response.read()
-    line = caplog.records[-1].getMessage()
+    line = caplog.text.splitlines()[-1]
     rid = gateway.decode().requests[0]["rid"].removesuffix("-00")
-    assert line.startswith(f"mine rid={rid} model=a route=/v1/completions status=503 ms=")
+    start = f" ps_sglang.gateway mine rid={rid} model=a route=/v1/completions status=503 ms="
+    assert start in line
     async with gateway.http.get(gateway.url + "/metrics") as response:
         text = await response.text()
     counted = 'requests_total{decoder="a",route="/v1/completions",status="503"} 1.0'

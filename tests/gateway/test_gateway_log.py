@@ -83,7 +83,7 @@ async def main():
         logging.getLogger("x").info("line %d", number)
     {end}
 
-log.configure()
+log.configure(log.LogFormat.TEXT)
 asyncio.run(main())
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import pytest
 
-from ps_sglang.gateway.telemetry.lines import LineFormatter
-from ps_sglang.gateway.telemetry.log import BufferedHandler
+from ps_sglang.gateway.config import LogFormat
+from ps_sglang.gateway.telemetry.log import FORMATTERS, BufferedHandler
 from tests.gateway.gateway_setup import Setup, running
 from tests.support.standin_engine import Plan
 
@@ -61,7 +61,7 @@ class Log:
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     stream = io.StringIO()
     handler = BufferedHandler(stream)
-    handler.setFormatter(LineFormatter("%(asctime)s %(name)s %(message)s"))
+    handler.setFormatter(FORMATTERS[LogFormat.TEXT]())
     root = logging.getLogger()
     # The stand-in engines run in the same process.
     handler.addFilter(lambda record: record.name != "aiohttp.access")

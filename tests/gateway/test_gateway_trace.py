@@ -43,7 +43,7 @@ def decode_record(rid: str) -> Span:
     """The decode worker asks at 1000.5, the prefill ends at 1002.75, the pages land at 1002.875."""
     return Span(
         rid=rid, role="decode", began=1000.25, queue=0.25, pull=2.375, first_step=0.0625,
-        decode=1.5, held=40, pulled=59, pulled_bytes=5900,
+        decode=1.5, held=40, pulled=59, pulled_bytes=5900, output=7,
     )  # fmt: skip
 
 
@@ -51,15 +51,17 @@ def decode_record(rid: str) -> Span:
 async def fed() -> AsyncIterator[Setup]:
     """A gateway that hears its workers' events."""
     async with running(events=True) as gateway:
-        workers = [worker.name for worker in gateway.cluster.workers]
-        heard = [
-            f'ps_sglang_gateway_feed_total{{what="snapshots",worker="{name}"}} 1.0'
-            for name in workers
-        ]
-        for one in heard:
-            while one not in await metrics_of(gateway):
-                pass
+        await subscribed(gateway)
         yield gateway
+
+
+async def subscribed(gateway: Setup) -> None:
+    """The gateway hears all its workers."""
+    # Who has had a batch is subscribed to spans, too: that came before.
+    for worker in gateway.cluster.workers:
+        nothing = f'ps_sglang_gateway_feed_total{{what="batches",worker="{worker.name}"}} 0.0'
+        while nothing in await metrics_of(gateway):
+            pass
 
 
 async def tell(gateway: Setup, samples: int = 1, *, decode_too: bool = True) -> None:
@@ -159,13 +161,14 @@ async def test_in_the_log_and_counted(fed: Setup, caplog: pytest.LogCaptureFixtu
         "model=a prefill_worker=prefill-0 decode_worker=a-0 queue_ms=250.0 wait_ms=500.0 "
         "prefill_ms=2000.0 pull_ms=125.0 first_step_ms=62.5 decode_ms=1500.0 total_ms="
     ) in lines[0]
-    assert lines[0].endswith(" computed=30 tree=69 own=40 pulled=59 pulled_bytes=5900")
+    assert lines[0].endswith(" computed=30 tree=69 own=40 pulled=59 pulled_bytes=5900 output=7")
     metrics = await metrics_of(fed)
     assert 'ps_sglang_gateway_base_tokens_total{decoder="a",source="computed"} 60.0' in metrics
     assert 'ps_sglang_gateway_base_tokens_total{decoder="a",source="own"} 80.0' in metrics
     assert 'ps_sglang_gateway_base_tokens_total{decoder="a",source="pulled"} 118.0' in metrics
     assert 'ps_sglang_gateway_pulled_bytes_total{decoder="a"} 11800.0' in metrics
     assert 'ps_sglang_gateway_stage_seconds_sum{stage="prefill"} 4.0' in metrics
+    assert 'ps_sglang_gateway_output_tokens_total{decoder="a"} 14.0' in metrics
     assert "ps_sglang_gateway_cross_decoder_hit_ratio 0.0" in metrics
 
 

@@ -221,7 +221,7 @@ async def test_a_worker_whose_engine_stays_silent_stays_broken(quick: Setup) -> 
     while worker_state(quick, worker).problem == reason:
         assert await state(quick, worker) == "broken"
     assert worker_state(quick, worker).problem == "it did not answer /health within 0.5 s"
-    assert quick.app[GATEWAY].health.broken["a-0"] == 1
+    assert quick.app[GATEWAY].health.transitions["a-0", BreakerState.OPEN] == 1
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
@@ -363,4 +363,4 @@ async def test_states_are_shown(quick: Setup) -> None:
     state = 'ps_sglang_gateway_worker_state{decoder="a",role="decode",state="%s",worker="a-0"} %d.0'
     assert state % ("broken", 1) in text
     assert state % ("good", 0) in text
-    assert 'ps_sglang_gateway_worker_broken_total{worker="a-0"} 1.0' in text
+    assert 'ps_sglang_gateway_breaker_transitions_total{state="broken",worker="a-0"} 1.0' in text

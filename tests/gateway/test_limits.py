@@ -181,7 +181,7 @@ async def test_a_probe_that_could_not_be_made_says_nothing() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert all(one.state == "good" for one in gateway.app[GATEWAY].pool)
-        assert not gateway.app[GATEWAY].health.broken
+        assert not gateway.app[GATEWAY].health.transitions
 
 
 # Clients that stop in the middle.

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from benchmarks.tiny import make_tiny
-from ps_sglang.extras import EXTRAS
+from ps_sglang.extras import EXTRAS, module_of
 
 ROOT = Path(__file__).parents[2]
 EXTRA_PACKAGES = {package for packages in EXTRAS.values() for package in packages}
+LAUNCH = ("ps_sglang.cli", "launch", "--prefill", "base", "--decoders", "a")
 # Tools of those who work on this package; its code asks for none of them.
 FOR_DEVELOPERS = {"docs", "dev"}
 # Run by every Python process that has its folder on PYTHONPATH, before anything else.
@@ -52,7 +53,7 @@ def names(requirements: Collection[str]) -> set[str]:
 
 
 def without(
-    folder: Path, everywhere: Collection[str] = (), in_ps_sglang: Collection[str] = ()
+    folder: Path, everywhere: Iterable[str] = (), in_ps_sglang: Collection[str] = ()
 ) -> dict[str, str]:
     """An environment whose Python processes cannot import these packages."""
     block = BLOCK.format(everywhere=sorted(everywhere), in_ps_sglang=sorted(in_ps_sglang))
@@ -82,12 +83,13 @@ def test_a_server_installs_no_package_of_an_extra() -> None:
     [
         (("ps_sglang.cli", "train", "--base", "base", "--data", "x", "--out", "y"), "train", 2),
         (("ps_sglang.demo", "--once"), "demo", 1),
+        ((*LAUNCH, "--otlp-endpoint", "http://localhost:4318"), "otel", 2),
     ],
 )
 def test_a_missing_extra_is_named_with_its_command(
     words: tuple[str, ...], extra: str, status: int, tmp_path: Path
 ) -> None:
-    result = run(without(tmp_path, EXTRA_PACKAGES), *words)
+    result = run(without(tmp_path, map(module_of, EXTRA_PACKAGES)), *words)
     assert result.returncode == status, result.stderr
     (line,) = result.stderr.splitlines()
     assert f"needs {', '.join(EXTRAS[extra])}: pip install 'ps-sglang[{extra}]'" in line

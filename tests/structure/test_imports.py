@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_sglang.extras import EXTRAS
+from ps_sglang.extras import EXTRAS, module_of
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ROOT / "ps_sglang"
@@ -20,7 +20,7 @@ FLOORS = (
     ("training",),
     ("verify",),
     ("launch", "keys"),
-    ("gateway", "status", "decoders", "frontend"),
+    ("gateway", "status", "decoders", "frontend", "monitoring"),
     ("workers",),
     ("engine",),
     ("events", "models"),
@@ -72,8 +72,8 @@ FORBIDDEN = {
     "verify": ("sglang",),
 }
 # An install for a server is without them.
-EXTRAS_ONLY = {package for packages in EXTRAS.values() for package in packages}
-NEEDS_EXTRAS = ("training", "demo")
+EXTRAS_ONLY = {module_of(package) for packages in EXTRAS.values() for package in packages}
+NEEDS_EXTRAS = ("ps_sglang.training", "ps_sglang.demo", "ps_sglang.gateway.telemetry.otel")
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
@@ -158,15 +158,19 @@ def test_borders(room: str) -> None:
 
 
 def test_a_server_needs_no_extra() -> None:
-    assert {"accelerate", "peft", "datasets", "openai"} <= EXTRAS_ONLY
+    assert {"accelerate", "peft", "datasets", "openai", "opentelemetry.sdk"} <= EXTRAS_ONLY
     server = {
         f"{module} -> {target}"
         for module, targets in arrows().items()
-        if _part(module, "ps_sglang") not in NEEDS_EXTRAS
+        if not any(_is_in(module, one) for one in NEEDS_EXTRAS)
         for target in targets
-        if target.partition(".")[0] in EXTRAS_ONLY
+        if any(_is_in(target, one) for one in EXTRAS_ONLY)
     }
     assert not server
+
+
+def _is_in(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
 
 
 def test_sglangs_inside_is_imported_in_one_place() -> None:

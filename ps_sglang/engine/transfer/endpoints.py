@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import (
     CommonKVBootstrapServer,
     CommonKVReceiver,
@@ -14,6 +15,7 @@ from ps_sglang.engine.compat.srt import (
     NetworkAddress,
 )
 from ps_sglang.engine.transfer.memory import Indices
+from ps_sglang.engine.transfer.messages import PREFILL_ABORTED, PREFILL_GAVE_UP
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
 
@@ -33,7 +35,7 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
 
     def abort(self) -> None:
         """Give up, and tell the decode worker, now or when it asks; it would wait for pages."""
-        self._close("the prefill worker aborted the request")
+        self._close(PREFILL_ABORTED)
         self.conclude_state = KVPoll.Failed
         self.clear()
 
@@ -41,7 +43,7 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
         """Forget the room."""
         with self.kv_mgr.failure_lock:
             reason = self.kv_mgr.failure_records.get(self.bootstrap_room)
-        self._close(reason or "the prefill worker gave the request up")
+        self._close(reason or PREFILL_GAVE_UP)
         super().clear()
 
     def _close(self, reason: str) -> None:
@@ -81,6 +83,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
         """
         assert aux_index is not None, "a handoff needs a metadata slot"
         if self.bootstrap_infos is None:
+            metrics.handoff_failed(metrics.HandoffFailure.UNREACHABLE)
             self.kv_mgr.fail(
                 self.bootstrap_room, f"prefill worker {self.bootstrap_addr} cannot be found"
             )

@@ -26,6 +26,7 @@ from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows, Indices
+from ps_sglang.engine.transfer.messages import DECODE_ABORTED
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
@@ -83,6 +84,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
                 wake=waiting.ring,
                 collect=self._mailbox.collect,
                 count=metrics.transferred,
+                failed=metrics.handoff_failed,
             )  # fmt: skip
             self._listen(self.reader)
             self._start_heartbeat_checker_thread()
@@ -99,7 +101,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
             if isinstance(side, Lender) and frames[0] == _ABORT:
                 notice = AbortNotification.from_zmq([bytes(frame) for frame in frames])
                 if notice is not None:
-                    side.refuse(notice.room, "the decode worker aborted the request")
+                    side.refuse(notice.room, DECODE_ABORTED)
             else:
                 side.receive(frames)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from ps_sglang.engine.metrics import HandoffFailure
 from ps_sglang.engine.transfer.fetches import Fetches
 from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.memory import Indices
@@ -24,13 +25,15 @@ class PullTable:
 
     def __init__(
         self, client: PrefillClient, fetches: Fetches, *, clock: Callable[[], float],
-        wake: Callable[[], None], limits: TransferLimits,
+        wake: Callable[[], None], failed: Callable[[HandoffFailure], None],
+        limits: TransferLimits,
     ) -> None:  # fmt: skip
         """No pull yet. See `reader.Reader` for the arguments."""
         self._client = client
         self._fetches = fetches
         self._clock = clock
         self._wake = wake
+        self._failed = failed
         self._limits = limits
         self._rooms: dict[int, PendingPull] = {}
         self._pulls: dict[int, PendingPull] = {}
@@ -79,10 +82,17 @@ class PullTable:
         else:
             self._client.pull(pull)
 
-    def fail(self, pull: PendingPull, reason: str, *, tell: bool = True) -> None:
-        """End a pull by name, unless it is over; `tell` the prefill worker."""
+    def fail(
+        self, pull: PendingPull, reason: str, kind: HandoffFailure | None, *, tell: bool = True
+    ) -> None:
+        """End a pull by name, unless it is over; `tell` the prefill worker.
+
+        `kind` is None where this worker wants it no more.
+        """
         if pull.outcome is not None:
             return
+        if kind is not None:
+            self._failed(kind)
         pull.end(Outcome(reason), self._clock())
         if tell:
             self.ask(pull, pull.ended_at)
@@ -100,7 +110,7 @@ class PullTable:
         pull = self._rooms.pop(room, None)
         if pull is None:
             return
-        self.fail(pull, reason)
+        self.fail(pull, reason, None)
         if pull.settled:
             self._forget(pull)
 

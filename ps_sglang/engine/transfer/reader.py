@@ -30,11 +30,14 @@ from typing import Any
 
 import numpy as np
 
+from ps_sglang.engine.metrics import HandoffFailure
 from ps_sglang.engine.transfer.fetches import Fetches
 from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS, Count, TransferLimits, count_nothing
 from ps_sglang.engine.transfer.mailbox import Receive
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import (
+    ABORTS,
+    DECODE_ABORTED,
     Alive,
     Frames,
     MalformedMessageError,
@@ -66,6 +69,7 @@ class Reader:
         open_pool: Callable[[PoolDescriptor], AttachedPool], wake: Callable[[], None],
         collect: Callable[[Receive], None] = lambda _receive: None,
         limits: TransferLimits = DEFAULT_LIMITS, count: Count = count_nothing,
+        failed: Callable[[HandoffFailure], None] = lambda _reason: None,
     ) -> None:  # fmt: skip
         """A reader that pulls nothing yet.
 
@@ -75,7 +79,8 @@ class Reader:
         never blocks. `clock` gives monotonic seconds. `open_pool` maps a prefill worker's pool, or
         raises OSError with the reason. `wake` is called from any thread when `poll` has something
         to do. `collect` hands what lies in this worker's mailbox to a function. `count` counts
-        batches, bytes, damaged batches and batches pulled again by path.
+        batches, bytes, damaged batches and batches pulled again by path, `failed` counts pulls that
+        failed.
         """
         self._pages, self._aux = pages, aux
         self._session = session
@@ -92,7 +97,9 @@ class Reader:
             clock=clock, limits=limits,
         )  # fmt: skip
         self._fetches = Fetches(self._client.fetch, clock, limits)
-        self._pulls = PullTable(self._client, self._fetches, clock=clock, wake=wake, limits=limits)
+        self._pulls = PullTable(
+            self._client, self._fetches, clock=clock, wake=wake, failed=failed, limits=limits
+        )
 
     @property
     def pulls(self) -> int:
@@ -141,7 +148,7 @@ class Reader:
     def close(self, room: int) -> None:
         """Forget a room; its pages are not written any more."""
         with self._lock:
-            self._pulls.close(room, "the decode worker aborted the request")
+            self._pulls.close(room, DECODE_ABORTED)
 
     # The prefill workers' side (socket thread)
 
@@ -185,14 +192,16 @@ class Reader:
             restarted = self._peers.admit(peer, message)
             for pull in self._pulls.of_peer(peer):
                 if pull.batches and restarted:
-                    self._pulls.fail(pull, f"prefill worker {peer.endpoint} restarted")
+                    reason = f"prefill worker {peer.endpoint} restarted"
+                    self._pulls.fail(pull, reason, HandoffFailure.LOST)
                 elif not pull.batches:
                     self._pulls.ask(pull, now)
 
     def _on_dead(self, peer: Peer) -> None:
         for pull in self._pulls.of_peer(peer):
-            reason = f"was not heard of for {self._limits.lease_s:g} s"
-            self._pulls.fail(pull, f"prefill worker {peer.endpoint} {reason}")
+            silence = f"was not heard of for {self._limits.lease_s:g} s"
+            reason = f"prefill worker {peer.endpoint} {silence}"
+            self._pulls.fail(pull, reason, HandoffFailure.LOST)
         if not self._pulls.of_peer(peer):
             self._peers.forget(peer)
             self._fetches.forget(peer.endpoint)
@@ -206,13 +215,15 @@ class Reader:
         if not pull.awaits_pages and now >= pull.ask_at:
             self._pulls.ask(pull, now)
         if (reason := self._fetches.tend(pull, now)) is not None:
-            self._pulls.fail(pull, reason)
+            self._pulls.fail(pull, reason, HandoffFailure.STALLED)
 
     # Answers of a prefill worker
 
     def _on_pull(self, pull: PendingPull, message: Offer | Pages | Rejected, frame: Any) -> None:
         if isinstance(message, Rejected):
-            self._pulls.fail(pull, message.reason, tell=False)
+            is_abort = message.reason in ABORTS
+            kind = HandoffFailure.ABORTED if is_abort else HandoffFailure.REFUSED
+            self._pulls.fail(pull, message.reason, kind, tell=False)
             self._pulls.settle(pull)
         elif pull.failure is not None:
             self._client.cancelled(pull)
@@ -233,7 +244,7 @@ class Reader:
         try:
             batch = pull.accept(offer)
         except ValueError as error:
-            self._pulls.fail(pull, str(error))
+            self._pulls.fail(pull, str(error), HandoffFailure.MALFORMED)
             return
         if pull.peer.source is not None or offer.count == 0:
             pull.ready.append(batch)
@@ -296,12 +307,14 @@ class Reader:
     def _finish(self, pull: PendingPull, last: OfferedBatch) -> None:
         """Every batch up to the last is received: were these all pages?"""
         if pull.received_pages != len(pull.rows):
-            self._pulls.fail(pull, f"{pull.received_pages} pages came, not {len(pull.rows)}")
+            reason = f"{pull.received_pages} pages came, not {len(pull.rows)}"
+            self._pulls.fail(pull, reason, HandoffFailure.MALFORMED)
             return
         try:
             self._aux.scatter(np.array([pull.aux_slot]), last.offer.metadata)
         except ValueError as error:
-            self._pulls.fail(pull, f"bad metadata from the prefill worker: {error}")
+            reason = f"bad metadata from the prefill worker: {error}"
+            self._pulls.fail(pull, reason, HandoffFailure.MALFORMED)
         else:
             pull.end(Outcome(), self._clock())
             pull.settled = True  # by Received
@@ -311,7 +324,8 @@ class Reader:
         what = f"pages {first}..{end} of room {pull.room}"
         self._count("damaged", path, 1)
         if batch.damaged:
-            self._pulls.fail(pull, f"{what} came damaged from {pull.peer.endpoint}, twice")
+            reason = f"{what} came damaged from {pull.peer.endpoint}, twice"
+            self._pulls.fail(pull, reason, HandoffFailure.DAMAGED)
             return
         logger.warning("The digest of %s does not fit: pulled again", what)
         self._count("pulled_again", path, 1)

@@ -21,6 +21,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Protocol, TypeVar
 
+from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.requests import GenerationRequest
 from ps_sglang.gateway.bodies.samples import Sample
 from ps_sglang.gateway.dispatch import samples
@@ -41,6 +42,7 @@ from ps_sglang.gateway.errors import (
 from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.telemetry.reasons import Retry
 from ps_sglang.gateway.telemetry.trace import Trace, Traces
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -131,12 +133,16 @@ class Dispatcher:
             context, suspect, sample, gate, PrefillDecodeRequest.open_stream
         )
         trace, _ = self._running[pd_request]
-        trace.first = time.monotonic()
+        trace.first = arrived = time.monotonic()
         try:
             while events:
                 trace.events += len(events)
                 yield events
                 events = await pd_request.events()
+                previous, arrived = arrived, time.monotonic()
+                # The last ones only end the stream.
+                if events and events[-1] != sse.DONE:
+                    self._metrics.next_token(trace.decoder, arrived - previous)
             trace.is_answered = True
         except WorkerError as error:
             self._lost(suspect, pd_request.route, error)
@@ -181,10 +187,20 @@ class Dispatcher:
                 raise context.session.ended
             route, turn = await self._route(context, suspect, sample, tried)
             prefilled = partial(self._prefilled, context, sample, route, gate, turn)
+            spans = None
+            if context.spans is not None:
+                spans = context.spans.attempt(route, counts_prompt=sample.leads)
             pd_request = PrefillDecodeRequest(
-                self._client, self._background, context, sample, route, len(tried), prefilled
+                self._client,
+                self._background,
+                context,
+                sample,
+                route,
+                len(tried),
+                prefilled,
+                spans.headers if spans else {},
             )
-            trace = self._traces.begin(pd_request.rid, context.decoder.name, route)
+            trace = self._traces.begin(pd_request.rid, context.decoder.name, route, spans)
             trace.session = None if context.session is None else context.session.id
             self._running[pd_request] = trace, suspect
             if route.prefill is None:
@@ -192,7 +208,7 @@ class Dispatcher:
                 # when a whole answer is prefilled it does not say.
                 gate.set()
             try:
-                with blaming(pd_request):
+                with trace.noting_failure(), blaming(pd_request):
                     result = await first(pd_request)
             except WorkerUnreachable as error:
                 await self._close(pd_request)
@@ -200,6 +216,8 @@ class Dispatcher:
                 if len(suspect.left) > 1 or not self._router.can_choose(context.decoder, tried):
                     raise
                 log.warning("%s; trying another", error.message)
+                not_taken = error.loss is Loss.NOT_TAKEN
+                self._metrics.retried(Retry.UNREACHABLE if not_taken else Retry.LOST)
             except WorkerFailed as error:
                 await self._close(pd_request)
                 tried.add(route.prefills.name)
@@ -209,6 +227,7 @@ class Dispatcher:
                 if not self._router.can_choose(context.decoder, tried):
                     raise
                 log.warning("%s; trying another", error.message)
+                self._metrics.retried(Retry.FAILED)
             except BaseException:
                 await self._close(pd_request)
                 raise

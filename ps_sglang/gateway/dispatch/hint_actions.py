@@ -29,6 +29,7 @@ from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.sessions import Session, TenantSessions
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.telemetry.reasons import SESSION_ENDED
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -127,7 +128,7 @@ class HintActions:
         outcome = "done"
         try:
             served = self._pool.served(decoder)
-            context = replace(context, decoder=served, only_prompt=True, prefilled=None)
+            context = replace(context, decoder=served, only_prompt=True, prefilled=None, spans=None)
             await self._dispatcher.complete(following, context)
         except GatewayError as error:
             outcome = "failed"
@@ -137,7 +138,7 @@ class HintActions:
 
 def session_ended(session: Session) -> GatewayError:
     """What requests of a session get that has been ended."""
-    return GatewayError(f"The session {session.id!r} has ended.", status=409, code="session_ended")
+    return GatewayError(f"The session {session.id!r} has ended.", status=409, code=SESSION_ENDED)
 
 
 def _continuation(

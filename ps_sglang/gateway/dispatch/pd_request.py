@@ -11,7 +11,7 @@ because SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -62,13 +62,14 @@ class PrefillDecodeRequest:
         route: Route,
         attempt: int,
         on_prefilled: Callable[[], None],
+        trace_headers: Mapping[str, Mapping[str, str]],
     ) -> None:
         self._background = background
         self.context = context
         self.route = route
         # SGLang refuses an id that it still knows, from an attempt that it is just aborting.
         self.rid = f"{sample.rid}-{attempt:02d}"
-        self._sender = WorkerSender(client, context, self.rid)
+        self._sender = WorkerSender(client, context, self.rid, trace_headers)
         self._on_prefilled = on_prefilled
         body = {
             **sample.body,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,6 +27,9 @@ from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.trace import Trace
 
+if TYPE_CHECKING:
+    from ps_sglang.gateway.telemetry.otel import RequestSpans
+
 ABORT_SECONDS = 5.0
 
 # How SGLang begins its refusal of a request whose id it knows.
@@ -38,7 +41,8 @@ class RequestContext:
     """What the samples of one client request have in common. `tenant` is whose it is.
 
     `only_prompt`: nobody reads the output, so that no adapter is needed for it.
-    `names_rid`: the client named the request, and may abort it by that name.
+    `names_rid`: the client named the request, and may abort it by that name. `spans` are its
+    spans where traces are exported.
     """
 
     endpoint: Endpoint
@@ -49,17 +53,25 @@ class RequestContext:
     # By the samples' places in the answer, where the client wants them.
     traces: dict[int, Trace] | None = None
     names_rid: bool = False
+    spans: RequestSpans | None = None
     # Called with a sample's place in the answer once its prompt is prefilled, perhaps again.
     prefilled: Callable[[int], None] | None = None
 
 
 class WorkerSender:
-    """Posts to workers under one request id."""
+    """Posts to workers under one request id; `trace_headers` are for each role's worker."""
 
-    def __init__(self, client: WorkerClient, context: RequestContext, rid: str) -> None:
+    def __init__(
+        self,
+        client: WorkerClient,
+        context: RequestContext,
+        rid: str,
+        trace_headers: Mapping[str, Mapping[str, str]],
+    ) -> None:
         self._client = client
         self._context = context
         self._rid = rid
+        self._trace_headers = trace_headers
 
     async def post(self, worker_state: AnyWorkerState, body: dict[str, Any]) -> WorkerResponse:
         """Send `body`; returns the head of the answer. Raises WorkerUnreachable, GatewayBusy."""
@@ -69,7 +81,7 @@ class WorkerSender:
                 worker.url,
                 self._context.endpoint.value,
                 msgspec.json.encode(body),
-                worker_state.headers,
+                {**worker_state.headers, **self._trace_headers.get(worker.role, {})},
             )
         try:
             require_process(worker, incarnation, response.incarnation)

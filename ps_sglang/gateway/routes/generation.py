@@ -86,6 +86,10 @@ async def _admitted(
     tenant = principal_of(request).tenant
     session = _session(gateway, tenant, parsed)
     traces: dict[int, Trace] | None = {} if request.headers.get(trace.HEADER) == "1" else None
+    record = request[RECORD]
+    if gateway.tracing is not None:
+        seconds = time.monotonic() - record.started
+        record.spans = gateway.tracing.begin(parsed, record.route, request.headers, seconds)
     context = RequestContext(
         parsed.endpoint,
         gateway.pool.served(parsed.decoder),
@@ -93,6 +97,7 @@ async def _admitted(
         session,
         traces=traces,
         names_rid=parsed.names_rid,
+        spans=record.spans,
         prefilled=admission.prefilled,
     )
     with gateway.metrics.pending(parsed.decoder), _naming_prompt(parsed):
@@ -187,11 +192,12 @@ async def _stream(
             first = await anext(stream)
         gateway.metrics.first_token(parsed.decoder, time.monotonic() - record.started)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **record.headers})
-        await response.prepare(request)
-        await response.write(writer.events(first))
-        if collector is not None:
-            collector.add(first)
-        await _forward(stream, response, record, collector, writer, deadline)
+        with gateway.metrics.open_stream(parsed.decoder):
+            await response.prepare(request)
+            await response.write(writer.events(first))
+            if collector is not None:
+                collector.add(first)
+            await _forward(stream, response, record, collector, writer, deadline)
     if record.error is None:
         gateway.hint_actions.ended(parsed, context, collector.completion() if collector else None)
     await response.write_eof()

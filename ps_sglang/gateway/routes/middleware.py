@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -25,11 +25,15 @@ from ps_sglang.gateway.errors import (
 from ps_sglang.gateway.listener import client_of, read_body
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry.lines import one_word
+from ps_sglang.gateway.telemetry.log import FIELDS, about
+from ps_sglang.gateway.telemetry.reasons import CLIENT_HUNG_UP, cancel_of, rejection_of
+
+if TYPE_CHECKING:
+    from ps_sglang.gateway.telemetry.otel import RequestSpans
 
 log = logging.getLogger("ps_sglang.gateway")
 
 REQUEST_ID = "x-request-id"
-CLIENT_HUNG_UP = 499
 _GOOD_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII, no blank: it is a word of a log line
 _MOST_HEADER_BYTES = 2**16
 """Of all names and values together; the parser bounds each, and their number."""
@@ -52,6 +56,7 @@ class RequestRecord:
     decoder: str = ""
     rid: str = ""  # of its first sample: that one's trace, and workers' logs, begin with it
     error: GatewayError | None = None
+    spans: RequestSpans | None = None  # where traces are exported
     rate_headers: dict[str, str] = field(default_factory=dict)  # what is left of its key's rate
 
     @property
@@ -71,6 +76,13 @@ RECORD = web.RequestKey("record", RequestRecord)
 async def handle_request(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give each request an id, turn errors into OpenAI's format, log and count the outcome."""
     record = request[RECORD] = RequestRecord(_request_id(request), _route(request))
+    with about(record.id):
+        return await _handle(request, handler, record)
+
+
+async def _handle(
+    request: web.Request, handler: Handler, record: RequestRecord
+) -> web.StreamResponse:
     status = CLIENT_HUNG_UP
     client = client_of(request)
     if client is not None:
@@ -119,7 +131,7 @@ async def _answer(
     except ConnectionResetError:
         raise
     except Exception:
-        log.exception("%s failed inside the gateway", record.id)
+        log.exception("the request failed inside the gateway")
         record.failed(GatewayError(INTERNAL, status=500))
     assert record.error is not None
     if is_anthropic(request):
@@ -189,17 +201,36 @@ def _route(request: web.Request) -> str:
 def _conclude(request: web.Request, record: RequestRecord, status: int) -> None:
     seconds = time.monotonic() - record.started
     generation = record.route in _GENERATION
-    log.log(
-        logging.INFO if generation or status >= 400 else logging.DEBUG,
-        "%s rid=%s model=%s route=%s status=%d ms=%.0f%s",
-        record.id,
-        one_word(record.rid) or "-",
-        record.decoder or "-",
-        record.route or request.rel_url.raw_path,
-        status,
-        seconds * 1000,
-        f" error={record.error.message!r}" if record.error else "",
+    _log(request, record, status, seconds, generation=generation)
+    if record.spans is not None:
+        record.spans.end(status, record.error)
+    metrics = request.app[GATEWAY].metrics
+    if record.error is not None and (rejection := rejection_of(record.error)) is not None:
+        metrics.rejected(rejection)
+    if not generation:
+        return
+    metrics.answered(record.decoder, record.route, status, seconds)
+    if (cancel := cancel_of(status, record.error)) is not None:
+        metrics.cancelled(cancel)
+
+
+def _log(
+    request: web.Request, record: RequestRecord, status: int, seconds: float, *, generation: bool
+) -> None:
+    level = logging.INFO if generation or status >= 400 else logging.DEBUG
+    if not log.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {
+        "rid": one_word(record.rid) or "-",
+        "model": record.decoder or "-",
+        "route": record.route or request.rel_url.raw_path,
+        "status": status,
+        "ms": round(seconds * 1000),
+    }
+    if record.error is not None:
+        fields["error"] = record.error.message
+    text = " ".join(
+        f"{name}={value!r}" if name == "error" else f"{name}={value}"
+        for name, value in fields.items()
     )
-    if generation:
-        metrics = request.app[GATEWAY].metrics
-        metrics.answered(record.decoder, record.route, status, seconds)
+    log.log(level, "%s", text, extra={FIELDS: {"message": "answered", **fields}})

@@ -28,7 +28,7 @@ from ps_sglang.gateway.routes.operations import (
     require_allowed,
     run_to_end,
 )
-from ps_sglang.gateway.routing.worker_state import AnyWorkerState
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState
 from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.workers import admission
 from ps_sglang.worker_info import HEADER
@@ -276,7 +276,7 @@ def _entry(gateway: Gateway, worker_state: AnyWorkerState) -> dict[str, Any]:
         "url": worker.url,
         "state": worker_state.state,
         "problem": "; ".join(problems) or None,
-        "times_broken": gateway.health.broken[worker.name],
+        "times_broken": gateway.health.transitions[worker.name, BreakerState.OPEN],
         "lease_seconds": gateway.leases.seconds_left(worker_state),
         "load": {
             "requests": load.requests,

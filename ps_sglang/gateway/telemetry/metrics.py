@@ -1,8 +1,12 @@
-"""The gateway's own metrics."""
+"""The gateway's own metrics of requests; those of their traces are in `trace_metrics`.
+
+A `decoder` label is the name of a decoder that is served, or empty; a `reason` is one of
+`reasons`. So a client cannot make new labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -11,22 +15,25 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from ps_sglang.gateway.bodies.engine_errors import PrefillAnswer
+from ps_sglang.gateway.telemetry.reasons import Cancel, Rejection, Retry
+from ps_sglang.gateway.telemetry.trace_metrics import SECONDS, TraceMetrics
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class GatewayMetrics:
     """Counts what clients asked for and got."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
+        self.traces = TraceMetrics(registry)
         # Each of these finds its metric of given labels.
         self._requests = cache(
             Counter(
                 "ps_sglang_gateway_requests",
                 "Answered generation requests; status 499 means that the client hung up.",
                 ("decoder", "route", "status"),
-                registry=self._registry,
+                registry=registry,
             ).labels
         )
         self._pending = cache(
@@ -34,7 +41,15 @@ class GatewayMetrics:
                 "ps_sglang_gateway_pending_requests",
                 "Generation requests not yet answered.",
                 ("decoder",),
-                registry=self._registry,
+                registry=registry,
+            ).labels
+        )
+        self._open_streams = cache(
+            Gauge(
+                "ps_sglang_gateway_open_streams",
+                "Streams that have begun and not ended.",
+                ("decoder",),
+                registry=registry,
             ).labels
         )
         self._first_token = cache(
@@ -42,8 +57,18 @@ class GatewayMetrics:
                 "ps_sglang_gateway_time_to_first_token_seconds",
                 "Time from a streamed request to its first event.",
                 ("decoder",),
-                buckets=_SECONDS,
-                registry=self._registry,
+                buckets=SECONDS,
+                registry=registry,
+            ).labels
+        )
+        self._inter_token = cache(
+            Histogram(
+                "ps_sglang_gateway_inter_token_latency_seconds",
+                "Time between the events of a stream, one for each token unless the workers were "
+                "given another --stream-interval; those that come together count as one.",
+                ("decoder",),
+                buckets=_TOKEN_SECONDS,
+                registry=registry,
             ).labels
         )
         self._duration = cache(
@@ -51,8 +76,8 @@ class GatewayMetrics:
                 "ps_sglang_gateway_request_seconds",
                 "Time from a request to the end of its answer.",
                 ("decoder",),
-                buckets=_SECONDS,
-                registry=self._registry,
+                buckets=SECONDS,
+                registry=registry,
             ).labels
         )
         self._tokens = cache(
@@ -61,7 +86,7 @@ class GatewayMetrics:
                 "Tokens of the base prefixes of answered prompts, by the prefill worker; "
                 "held: it had them cached.",
                 ("worker", "held"),
-                registry=self._registry,
+                registry=registry,
             ).labels
         )
         self._prefetches = cache(
@@ -69,50 +94,35 @@ class GatewayMetrics:
                 "ps_sglang_gateway_prefetches",
                 "Prompts brought to the decoder that a hint named as the next one.",
                 ("decoder", "outcome"),
-                registry=self._registry,
+                registry=registry,
             ).labels
         )
-
-        self._stages = cache(
-            Histogram(
-                "ps_sglang_gateway_stage_seconds",
-                "Where requests' time went, by their workers' spans.",
-                ("stage",),
-                buckets=_SECONDS,
-                registry=self._registry,
-            ).labels
+        self._retries = Counter(
+            "ps_sglang_gateway_retries",
+            "Samples sent to other workers.",
+            ("reason",),
+            registry=registry,
         )
-        self._base_tokens = cache(
-            Counter(
-                "ps_sglang_gateway_base_tokens",
-                "Prompt tokens by workers' spans: computed by the base, held by the tree of the "
-                "one that prefills, held by the decode worker's own tree, pulled by it.",
-                ("decoder", "source"),
-                registry=self._registry,
-            ).labels
+        self._cancels = Counter(
+            "ps_sglang_gateway_cancels",
+            "Generation requests ended before their answer was complete.",
+            ("reason",),
+            registry=registry,
         )
-        self._pulled_bytes = cache(
-            Counter(
-                "ps_sglang_gateway_pulled_bytes",
-                "Bytes of KV that decode workers pulled.",
-                ("decoder",),
-                registry=self._registry,
-            ).labels
+        self._rejections = Counter(
+            "ps_sglang_gateway_rejections",
+            "Requests of any route that were refused.",
+            ("reason",),
+            registry=registry,
         )
-        self._saved_tokens = cache(
-            Counter(
-                "ps_sglang_gateway_saved_tokens",
-                "Prompt tokens not computed because another decoder's turn had brought them in.",
-                ("decoder",),
-                registry=self._registry,
-            ).labels
-        )
-        self._cross_decoder = Gauge(
-            "ps_sglang_gateway_cross_decoder_hit_ratio",
-            "Of all prompt tokens so far, the part saved by another decoder's turn.",
-            registry=self._registry,
-        )
-        self._prompt_total = self._saved_total = 0
+        # A rate needs a first value: each reason counts from 0, not from when it first happens.
+        for counter, reasons in (
+            (self._retries, Retry),
+            (self._cancels, Cancel),
+            (self._rejections, Rejection),
+        ):
+            for reason in reasons:
+                counter.labels(reason)
 
     def register(self, collector: Collector) -> None:
         """Render the metrics of `collector`, too."""
@@ -122,38 +132,14 @@ class GatewayMetrics:
         """Count a request as pending inside the block."""
         return self._pending(decoder).track_inprogress()
 
+    def open_stream(self, decoder: str) -> AbstractContextManager[None]:
+        """Count a stream as open inside the block."""
+        return self._open_streams(decoder).track_inprogress()
+
     def served(self, worker: str, answer: PrefillAnswer) -> None:
         """A prompt was answered; `answer` is that of the prefill `worker`."""
         self._tokens(worker, "yes").inc(answer.cached_tokens)
         self._tokens(worker, "no").inc(max(answer.tokens - answer.cached_tokens, 0))
-
-    def trace(
-        self,
-        decoder: str,
-        stages: Mapping[str, float],
-        tokens: Mapping[str, int],
-        shared: int,
-        *,
-        is_aggregated: bool = False,
-    ) -> None:
-        """A request's trace, see `trace.Trace`.
-
-        `shared`: how much of what its workers held another decoder's turn had brought in.
-        """
-        for stage, seconds in stages.items():
-            self._stages(stage).observe(seconds)
-        for source in ("computed", "tree", "own", "pulled"):
-            if source in tokens:
-                self._base_tokens(decoder, source).inc(tokens[source])
-        self._pulled_bytes(decoder).inc(tokens.get("pulled_bytes", 0))
-        if "computed" in tokens and ("pulled" in tokens or is_aggregated):
-            held = tokens["computed"] + tokens["tree"]
-            prompt = held if is_aggregated else tokens["own"] + tokens["pulled"]
-            saved = min(shared, prompt - tokens["computed"])
-            self._saved_tokens(decoder).inc(saved)
-            self._prompt_total += prompt
-            self._saved_total += saved
-            self._cross_decoder.set(self._saved_total / max(self._prompt_total, 1))
 
     def prefetched(self, decoder: str, outcome: str) -> None:
         """A hint about the next decoder was acted on."""
@@ -163,10 +149,26 @@ class GatewayMetrics:
         """A stream gave its first event."""
         self._first_token(decoder).observe(seconds)
 
+    def next_token(self, decoder: str, seconds: float) -> None:
+        """A stream gave its next event, so long after the one before."""
+        self._inter_token(decoder).observe(seconds)
+
     def answered(self, decoder: str, route: str, status: int, seconds: float) -> None:
         """A request got its whole answer. `decoder` is empty if it named none that exists."""
         self._requests(decoder, route, str(status)).inc()
         self._duration(decoder).observe(seconds)
+
+    def retried(self, reason: Retry) -> None:
+        """A sample goes to other workers."""
+        self._retries.labels(reason).inc()
+
+    def cancelled(self, reason: Cancel) -> None:
+        """A request was ended before its time."""
+        self._cancels.labels(reason).inc()
+
+    def rejected(self, reason: Rejection) -> None:
+        """A request was refused."""
+        self._rejections.labels(reason).inc()
 
     def samples(self, *names: str) -> Iterator[Sample]:
         """What the metrics that have samples of these names say now."""

@@ -1,7 +1,8 @@
 """Where each request's time went, put together from the spans of its workers.
 
 Workers publish a Span when their part has ended. A request's trace is written to the log and
-counted when all spans are there, or a while after its end with what is there.
+counted when all spans are there, or a while after its end with what is there. Where traces are
+exported, it goes there, too.
 A client that sends the header `x-timeline: 1` gets it with the answer.
 """
 
@@ -11,15 +12,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from ps_sglang.events.messages import Span
 from ps_sglang.gateway.bodies.samples import Endpoint
+from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.routing.router import Route
 from ps_sglang.gateway.telemetry.lines import one_word
+from ps_sglang.gateway.telemetry.log import FIELDS, about, current_request
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 
 log = logging.getLogger("ps_sglang.timeline")
@@ -29,13 +33,22 @@ LATE_SECONDS: Final = 2.0
 """How long after its end a request's spans may still come."""
 
 
+class ExportedSpans(Protocol):
+    """The spans of an attempt as another system gets them, see `otel`."""
+
+    def end(self, trace: Trace) -> None:
+        """All is known that will be known of the attempt."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Trace:
     """One attempt at a sample: its workers, and their spans so far.
 
-    `awaited` are the spans that are yet to come, by worker and role. `first` is when a stream gave
-    its first event, a monotonic time, and `events` how many it gave. `is_answered`: the client has
-    it all.
+    `awaited` are the spans that are yet to come, by worker and role. `exported` are its spans where
+    traces are exported, and `failure` is why it failed, by an error's code. `first` is when a
+    stream gave its first event, a monotonic time, and `events` how many it gave. `is_answered`: the
+    client has it all.
     """
 
     rid: str
@@ -43,6 +56,9 @@ class Trace:
     route: Route
     started: float
     awaited: set[tuple[str, str]]
+    exported: ExportedSpans | None = None
+    request_id: str = field(default_factory=current_request)
+    failure: str | None = None
     spans: dict[str, Span] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     total: float | None = None
@@ -97,6 +113,24 @@ class Trace:
             counts["pulled_bytes"] = decode.pulled_bytes
         return counts
 
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens the decode worker generated, as far as is known."""
+        decode = self.spans.get("decode")
+        return 0 if decode is None else decode.output
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Note the error that leaves this block."""
+        try:
+            yield
+        except GatewayError as error:
+            self.failure = error.code or str(error.status)
+            raise
+        except BaseException as error:
+            self.failure = type(error).__name__
+            raise
+
     def found_tokens(self) -> int | None:
         """Tokens of the base prefix that need not be computed, None if its workers did not tell."""
         tokens = self.tokens()
@@ -136,13 +170,15 @@ class Traces:
         """The traces that are not concluded yet, the oldest first."""
         return iter(self._open.values())
 
-    def begin(self, rid: str, decoder: str, route: Route) -> Trace:
+    def begin(
+        self, rid: str, decoder: str, route: Route, exported: ExportedSpans | None = None
+    ) -> Trace:
         """A sample is being sent to its workers; `ended` must follow."""
         by_role = {"prefill": route.prefills.worker, "decode": route.decode.worker}
         awaited = {
             (worker.name, role) for role, worker in by_role.items() if worker.events is not None
         }
-        trace = Trace(rid, decoder, route, time.monotonic(), awaited)
+        trace = Trace(rid, decoder, route, time.monotonic(), awaited, exported)
         self._open[rid] = trace
         self._check(trace)
         return trace
@@ -178,19 +214,24 @@ class Traces:
         trace.complete.set()
         if trace.late is not None:
             trace.late.cancel()  # it would keep all of this alive
+        if trace.exported is not None:
+            trace.exported.end(trace)
         if not trace.spans:
             return
         stages, tokens = trace.stages(), trace.tokens()
         route = trace.route
-        self._metrics.trace(
+        self._metrics.traces.concluded(
             trace.decoder,
             stages,
             tokens,
+            trace.output_tokens,
             route.shared_tokens,
             is_aggregated=route.prefill is None,
         )
         if log.isEnabledFor(logging.INFO):
-            log.info("%s", _line(trace, stages, tokens))
+            # The last span may have come long after the request's own task ended.
+            with about(trace.request_id):
+                _log(trace, stages, tokens)
 
 
 async def in_answer(endpoint: Endpoint, answer: bytes, traces: Mapping[int, Trace]) -> bytes:
@@ -226,15 +267,19 @@ async def _payloads(traces: Mapping[int, Trace]) -> list[dict[str, Any]]:
     return [traces[index].payload() for index in sorted(traces)]
 
 
-def _line(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) -> str:
+def _log(trace: Trace, stages: Mapping[str, float], tokens: Mapping[str, int]) -> None:
     assert trace.total is not None, "only what has ended is written to the log"
-    times = {**stages, "total": trace.total}
-    return " ".join(
+    workers = {role: name for role, name in trace.workers().items() if name is not None}
+    times = {f"{name}_ms": s * 1000 for name, s in {**stages, "total": trace.total}.items()}
+    counts = {**tokens, "output": trace.output_tokens}
+    fields: dict[str, Any] = {"rid": trace.rid, "model": trace.decoder, **workers}
+    text = " ".join(
         (
             one_word(trace.rid),
-            f"model={trace.decoder}",
-            *(f"{role}={name}" for role, name in trace.workers().items() if name is not None),
-            *(f"{name}_ms={seconds * 1000:.1f}" for name, seconds in times.items()),
-            *(f"{name}={count}" for name, count in tokens.items()),
+            *(f"{name}={value}" for name, value in fields.items() if name != "rid"),
+            *(f"{name}={milliseconds:.1f}" for name, milliseconds in times.items()),
+            *(f"{name}={count}" for name, count in counts.items()),
         )
     )
+    fields |= {name: round(milliseconds, 1) for name, milliseconds in times.items()}
+    log.info("%s", text, extra={FIELDS: {"message": "trace", **fields, **counts}})

@@ -78,8 +78,8 @@ class HealthMonitor:
             restore,
             self._restarted,
         )
-        self.broken: Counter[str] = Counter()
-        """How often each worker was found broken."""
+        self.transitions: Counter[tuple[str, BreakerState]] = Counter()
+        """How often each worker's breaker went into a state."""
         self._http = http
         self._key = key
         self._pool = pool
@@ -253,8 +253,8 @@ class HealthMonitor:
         if worker_state.breaker is previous:
             return
         title = worker_state.worker.title
+        self.transitions[worker_state.name, worker_state.breaker] += 1
         if worker_state.breaker is BreakerState.OPEN:
-            self.broken[worker_state.name] += 1
             log.warning("%s is broken: %s", title, worker_state.problem)
         elif worker_state.breaker is BreakerState.HALF_OPEN:
             log.info("%s is on trial: it gets one request at a time", title)

@@ -28,16 +28,18 @@ class WorkerStateMetrics(Collector):
             "1 for the state that the gateway sees a worker in.",
             labels=("worker", "role", "decoder", "state"),
         )
-        broken = CounterMetricFamily(
-            "ps_sglang_gateway_worker_broken",
-            "How often a worker was found broken.",
-            labels=("worker",),
+        transitions = CounterMetricFamily(
+            "ps_sglang_gateway_breaker_transitions",
+            "How often a worker's circuit breaker went into a state.",
+            labels=("worker", "state"),
         )
         for worker_state in self._pool:
             worker = worker_state.worker
             labels = (worker.name, worker.role, worker.decoder or "")
             for state in _STATES:
                 states.add_metric((*labels, state), float(worker_state.state == state))
-            broken.add_metric((worker.name,), self._health.broken[worker.name])
+            for breaker in BreakerState:
+                count = self._health.transitions[worker.name, breaker]
+                transitions.add_metric((worker.name, breaker.value), count)
         yield states
-        yield broken
+        yield transitions
