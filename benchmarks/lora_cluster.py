@@ -69,7 +69,7 @@ def _measure(args: argparse.Namespace) -> int:
                             for folder in folders[FEW : FEW + ADDED]:
                                 added.append(add(cluster.url, folder))
                         on_progress(f"added in {max(added[-ADDED:]):.2f} s at most")
-    figures = {
+    figures: dict[str, Any] = {
         "adapters": {
             str(number): {name: spread([row[name] for row in rows]) for name in rows[0]}
             for number, rows in starts.items()

@@ -8,7 +8,7 @@ All metrics are left out, those that it has always had included.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -55,13 +55,16 @@ async def _any_rate(request: web.Request, handler: Handler) -> web.StreamRespons
     return await handler(request)
 
 
+REPLACED: Final[dict[str, Any]] = {
+    "authentication": lambda _: _anybody,
+    "limit_rate": _any_rate,
+    "RequestLimiter": Nothing,
+    "GatewayMetrics": Nothing,
+}
+"""What the gateway's application is made with, by its name there."""
+
+
 if __name__ == "__main__":
-    for name, value in {
-        "authentication": lambda _: _anybody,
-        "limit_rate": _any_rate,
-        "RequestLimiter": Nothing,
-        "GatewayMetrics": Nothing,
-    }.items():
-        assert hasattr(app, name), f"the gateway has another name for {name}"
+    for name, value in REPLACED.items():
         setattr(app, name, value)
     __main__.main()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from benchmarks.worker_keys import let_in
 from ps_sglang.errors import LaunchError
 from ps_sglang.launch import Cluster, ClusterSpec, procfs
 from ps_sglang.launch.processes import GATEWAY
@@ -56,6 +57,7 @@ class Running:
 def running_cluster(spec: ClusterSpec, decoders: Iterable[str]) -> Iterator[Running]:
     """The launcher's cluster, its `decoders` asked through the gateway."""
     with Cluster.start(spec) as cluster:
+        let_in(cluster)
         workers = [Process(worker.role.value, worker.pid, worker.url) for worker in cluster.workers]
         yield Running(
             tuple(Endpoint(f"{cluster.url}/models/{name}/generate") for name in decoders),

@@ -14,6 +14,13 @@ def register() -> None:
     from ps_sglang.engine.compat import require_supported_sglang
 
     require_supported_sglang()
+    from ps_sglang.cluster_key import from_environment
+    from ps_sglang.errors import UsageError
+
+    try:
+        from_environment(os.environ)
+    except UsageError as error:
+        raise SystemExit(str(error)) from error
     from ps_sglang.engine import attention, events, hooks, lora
     from ps_sglang.engine.sampling import seeds
     from ps_sglang.engine.transfer import backend

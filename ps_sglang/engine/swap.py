@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 
 from ps_sglang.contract import check_replacement
 from ps_sglang.contract.tensors import weight_files
-from ps_sglang.engine.compat.srt import DisaggregationMode
+from ps_sglang.engine.compat.srt import DisaggregationMode, get_model
 from ps_sglang.engine.hooking import around
-from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
+from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT, model_roots
 from ps_sglang.engine.worker_info import serves
 from ps_sglang.errors import PsSglangError
+from ps_sglang.model_roots import refusal
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,9 @@ def update_model_path_info(
 
 def _problem(current: Path, replacement: Path) -> str | None:
     """Why `replacement` may not be loaded, if it may not."""
+    roots = model_roots(Path(get_model().model_path))
+    if (problem := refusal(str(replacement), roots)) is not None:
+        return problem
     fingerprint = os.environ.get(BASE_FINGERPRINT)
     if not fingerprint:
         return _NO_FINGERPRINT

@@ -11,8 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
+from ps_sglang.cluster_key import from_environment
 from ps_sglang.contract import model_facts, trained_on, weights_digest
 from ps_sglang.contract.served_template import served_template_digest
+from ps_sglang.engine.access import AsgiApp, Json, Send, guarded
 from ps_sglang.engine.compat.srt import server_app
 from ps_sglang.engine.hooking import after, before
 from ps_sglang.engine.lora.adapters import folders, registered
@@ -30,10 +32,6 @@ _ENGINE_SETTINGS: Final = (
     "dtype",
     "disaggregation_transfer_backend",
 )
-
-Json = dict[str, Any]
-Send = Callable[[Json], Awaitable[None]]
-AsgiApp = Callable[[Json, Callable[[], Awaitable[Json]], Send], Awaitable[None]]
 
 
 class _Served:
@@ -65,14 +63,19 @@ def setup_and_run_http_server(
     server_args: Any, _tokenizer_manager: Any, _template_manager: Any, _port_args: Any,
     scheduler_infos: list[Json], *_args: Any, **_kwargs: Any,
 ) -> None:  # fmt: skip
-    """Before `http_server._setup_and_run_http_server`: put the incarnation into every answer."""
+    """Before `http_server._setup_and_run_http_server`: say who answers, and ask for the key.
+
+    The incarnation goes into every answer.
+    """
     # Read when the weights have just been: somebody may write others into the folder later.
     serves(Path(server_args.model_path))
     incarnation = scheduler_infos[0].setdefault(_INCARNATION, secrets.token_hex(8))
     app = server_app()
-    build = app.build_middleware_stack
+    build, key = app.build_middleware_stack, from_environment(os.environ)
     # Outside of all others, as their answers must name it as well.
-    app.build_middleware_stack = lambda: IncarnationCheck(build(), incarnation)
+    app.build_middleware_stack = lambda: IncarnationCheck(
+        guarded(build(), key, incarnation), incarnation
+    )
 
 
 class IncarnationCheck:

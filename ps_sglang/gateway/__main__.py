@@ -25,7 +25,10 @@ from ps_sglang.open_files import raise_limit
 
 
 async def serve(config: GatewayConfig) -> None:
-    """Serve until a signal comes; prints `ready http://host:port` (or https) once it listens."""
+    """Serve until a signal comes; prints `ready http://host:port` (or https) once it listens.
+
+    Where admins have a port of their own, `admin http://host:port` comes before.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -38,23 +41,30 @@ async def serve(config: GatewayConfig) -> None:
     pool = app.app[GATEWAY].pool
     garbage = asyncio.create_task(collect_in_pauses(pool.requests))
     tls = None if certificate is None else certificate.context
-    listener = HttpListener(app, app.app[GATEWAY].descriptors, tls)
+    descriptors = app.app[GATEWAY].descriptors
+    listener = HttpListener(app, descriptors, tls)
+    for_admins = HttpListener(app, descriptors, tls, for_admins=True)
     if config.api_keys is None and not is_loopback(config.host):
         logging.getLogger("ps_sglang.gateway").warning(
             "there are no keys: whoever reaches %s may use this cluster", config.host
         )
     try:
         port = await listener.start(config.host, config.port)
-        print(f"ready {_url(config, port)}", flush=True)
+        if config.admin_port is not None:
+            host = config.admin_host or config.host
+            admin_port = await for_admins.start(host, config.admin_port)
+            print(f"admin {_url(config, host, admin_port)}")
+        print(f"ready {_url(config, config.host, port)}", flush=True)
         await stop.wait()
     finally:
         await cancel(garbage)
         listener.stop()
+        for_admins.stop()
         await app.cleanup()
 
 
-def _url(config: GatewayConfig, port: int) -> str:
-    host = f"[{config.host}]" if ":" in config.host else config.host
+def _url(config: GatewayConfig, host: str, port: int) -> str:
+    host = f"[{host}]" if ":" in host else host
     scheme = "http" if config.tls_cert is None else "https"
     return f"{scheme}://{host}:{port}"
 

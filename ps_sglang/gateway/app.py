@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway import cors
 from ps_sglang.gateway.access.authentication import authentication
 from ps_sglang.gateway.access.limiter import RequestLimiter
+from ps_sglang.gateway.access.own_pages import own_pages_only
 from ps_sglang.gateway.bodies import size
 from ps_sglang.gateway.bodies.samples import Endpoint
 from ps_sglang.gateway.config import GatewayConfig
@@ -36,6 +39,7 @@ from ps_sglang.gateway.routes import decoders as decoders_api
 from ps_sglang.gateway.routes import leases as leases_api
 from ps_sglang.gateway.routes import sessions as sessions_api
 from ps_sglang.gateway.routes import workers as workers_api
+from ps_sglang.gateway.routes.admin_port import on_their_port
 from ps_sglang.gateway.routes.limits import limit_rate
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
@@ -60,18 +64,22 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 
     `timing` says how often workers are probed. Raises UsageError if the file of keys is wrong.
     """
+    file = config.cluster_key_file
+    key = None if file is None else ClusterKey.load(Path(file))
     prompts = Prompts.load(config.tokenizer, config.chat)
     most = size.most_body_bytes(config.context_length, prompts.longest_token)
     app = web.Application(middlewares=[handle_request], client_max_size=most)
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
-    app.middlewares.extend((authentication(config), read_whole_body, limit_rate))
+    access = (*on_their_port(config), *own_pages_only(config), authentication(config))
+    app.middlewares.extend((*access, read_whole_body, limit_rate))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
-        client = WorkerClient()
+        client = WorkerClient(key)
         async with _http() as http:
-            gateway = app[GATEWAY] = _gateway(config, prompts, http, client, background, timing)
+            gateway = _gateway(config, key, prompts, http, client, background, timing)
+            app[GATEWAY] = gateway
             await gateway.cache_index.start()
             await gateway.health.first_probes()
             watch = asyncio.create_task(gateway.leases.watch())
@@ -98,13 +106,14 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 
 def _gateway(
     config: GatewayConfig,
+    key: ClusterKey | None,
     prompts: Prompts,
     http: aiohttp.ClientSession,
     client: WorkerClient,
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, metrics = WorkerPool(config.workers), GatewayMetrics()
+    pool, metrics = WorkerPool(config.workers, key), GatewayMetrics()
     sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
     cache_index = CacheIndex(prompts, on_span=traces.add)
@@ -118,7 +127,7 @@ def _gateway(
     router = Router(pool, cache_index, is_aggregated=config.is_aggregated)
     decoder_changes = DecoderChanges(http, pool)
     health = HealthMonitor(
-        http, pool, timing, config.context_length, restore=decoder_changes.restore
+        http, pool, timing, config.context_length, key=key, restore=decoder_changes.restore
     )
     health.recognition.admitted.append(
         lambda worker_state: cache_index.admitted(worker_state.name, worker_state.incarnation)
@@ -131,7 +140,9 @@ def _gateway(
     hint_actions = HintActions(dispatcher, pool, background, sessions, cache_index, metrics)
     return Gateway(
         config=config,
+        cluster_key=key,
         http=http,
+        client=client,
         background=background,
         pool=pool,
         health=health,

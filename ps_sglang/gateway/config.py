@@ -116,7 +116,10 @@ class GatewayConfig:
     before may be about to join again. `api_keys` is the file of keys
     (`access.key_file`), and `launcher_key` the digest of one more key, the launcher's own. Without
     keys only this machine may be served, unless `no_keys`. `tls_cert` and `tls_key` are files in
-    PEM format, both or neither. Raises ConfigError, listing everything that is wrong.
+    PEM format, both or neither. `cluster_key_file` holds the secret that its workers share with it,
+    None for workers without one. Weights are loaded from below `model_roots` only, while the
+    cluster runs. With `admin_port` (0 for any free one) what is for admins is served there only; it
+    listens on `admin_host`, or on `host`. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -132,6 +135,10 @@ class GatewayConfig:
     is_aggregated: bool = False
     fingerprint: str | None = None
     awaits_workers: bool = False
+    cluster_key_file: str | None = None
+    model_roots: tuple[str, ...] = ()
+    admin_host: str | None = None
+    admin_port: int | None = None
     limits: GatewayLimits = DEFAULT_LIMITS
     api_keys: str | None = None
     launcher_key: str | None = None
@@ -223,6 +230,28 @@ def _problems(config: GatewayConfig) -> list[str]:
         no_keys=config.no_keys,
         tls=(config.tls_cert, config.tls_key),
     )
+    problems += admin_port_problems(
+        config.port, config.admin_host, config.admin_port, has_keys=config.api_keys is not None
+    )
+    return problems
+
+
+def admin_port_problems(
+    port: int, admin_host: str | None, admin_port: int | None, *, has_keys: bool
+) -> list[str]:
+    """What of the flags about the admins' port does not go together."""
+    problems = []
+    if admin_port is not None and not 0 <= admin_port <= 65535:
+        problems.append(f"--admin-port is {admin_port}, must be 0 (any free port) to 65535")
+    if admin_port and admin_port == port:
+        problems.append(f"--admin-port is {admin_port}, which is --port: choose another")
+    if admin_host is not None and admin_port is None:
+        problems.append("--admin-host needs --admin-port")
+    if admin_host is not None and not (has_keys or is_loopback(admin_host)):
+        problems.append(
+            f"--admin-host {admin_host} lets other machines in, and without keys none of them is "
+            "an admin's: give --api-keys FILE"
+        )
     return problems
 
 

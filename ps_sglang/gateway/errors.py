@@ -5,6 +5,7 @@ GatewayError
 │   └── ModelNotFound   404  ... or its choice of model
 ├── EngineError         4xx/5xx  an engine refused or aborted the request; its status is kept
 ├── PoisonRequest       422  two workers died with the request in flight
+├── PathNotAllowed      403  weights may not be loaded from there
 ├── DeadlineExceeded    504  the request took longer than any may
 ├── DecoderRefused      409  a worker refuses to load or unload an adapter, and says why
 ├── LimitExceeded       429  a limit is reached, of a key or of the whole gateway
@@ -113,6 +114,13 @@ class PoisonRequest(GatewayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=422, code="poison_request")
+
+
+class PathNotAllowed(GatewayError):
+    """Weights may not be loaded from a path."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message, status=403, param=param, code="path_not_allowed")
 
 
 class DecoderRefused(GatewayError):

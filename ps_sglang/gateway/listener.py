@@ -42,7 +42,8 @@ _PAUSE_SECONDS: Final = 0.05
 class HttpListener:
     """Listens for the application of `runner`, which must be set up.
 
-    With `tls` connections are encrypted; it is asked anew for each.
+    With `tls` connections are encrypted; it is asked anew for each. `for_admins`: it is the port
+    for admins.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class HttpListener:
         runner: web.BaseRunner,
         descriptors: Descriptors,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        *,
+        for_admins: bool = False,
     ) -> None:
         assert runner.server is not None, "the runner is set up first"
         self._server = runner.server
         self._descriptors = descriptors
         self._tls = tls
+        self.for_admins = for_admins
         self._sockets: list[socket.socket] = []
         self._clients: set[_Client] = set()
         self._paused: asyncio.TimerHandle | None = None
@@ -173,6 +177,11 @@ class _Client(asyncio.Protocol):
         self._is_full = False  # nothing more is written until the client has taken some of it
         self._unread = 0  # bytes that it had not taken when `end_if_stalled` looked
         _BY_INNER[inner] = self
+
+    @property
+    def is_for_admins(self) -> bool:
+        """Whether it came by the port for admins."""
+        return self._listener.for_admins
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no class of it

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.access.limiter import RequestLimiter
 from ps_sglang.gateway.bodies.checks import Limits
 from ps_sglang.gateway.bodies.samples import Served
@@ -16,6 +17,7 @@ from ps_sglang.gateway.dispatch.background import Background
 from ps_sglang.gateway.dispatch.descriptors import Descriptors
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
 from ps_sglang.gateway.dispatch.hint_actions import HintActions
+from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import BadRequest, GatewayError, ModelNotFound, NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.routing.pool import WorkerPool
@@ -35,7 +37,9 @@ class Gateway:
     """The running gateway."""
 
     config: GatewayConfig
+    cluster_key: ClusterKey | None
     http: aiohttp.ClientSession
+    client: WorkerClient
     background: Background
     pool: WorkerPool
     health: HealthMonitor

@@ -84,9 +84,16 @@ def parse_args(
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
     chosen["limits"] = taken_limits(chosen)
+    return ClusterSpec(**settled(chosen))
+
+
+def settled(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Options of `add_shared` as ClusterSpec has them."""
+    if "model_roots" in chosen:
+        chosen["model_roots"] = tuple(chosen["model_roots"])
     if "ready_timeout" in chosen:
         chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
-    return ClusterSpec(**chosen)
+    return chosen
 
 
 def _check_join(chosen: dict[str, Any]) -> None:
@@ -94,8 +101,8 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    gateways = ("host", "port", "cors_origins", "api_keys", "no_keys", "tls_cert", "tls_key")
-    for flag in (*gateways, *LIMITS):
+    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins")
+    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -137,6 +144,13 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="let web pages of these origins use the gateway, * for all (default: none)",
     )
     add_limits(parser)
+    add(
+        "--admin-port",
+        type=int,
+        metavar="N",
+        help="serve what is for admins (workers, decoders, flush, debug) on this port only",
+    )
+    add("--admin-host", metavar="HOST", help="address for --admin-port (default: that of --host)")
     add(
         "--api-keys",
         type=user_path,
@@ -217,6 +231,28 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--allow-unverified",
         action="store_true",
         help="admit decoders without a prefillshare.json; shapes and tokenizer are still checked",
+    )
+    add(
+        "--model-root",
+        type=user_path,
+        action="append",
+        dest="model_roots",
+        metavar="FOLDER",
+        help="let swaps and new decoders load from below this folder, may be repeated (default: "
+        "the folders in which the models given here lie)",
+    )
+    add(
+        "--cluster-key-file",
+        type=user_path,
+        metavar="FILE",
+        help="the key that workers and gateway share, for workers on other hosts (default: a new "
+        "one; with --join that of the cluster, if it is on this machine)",
+    )
+    add(
+        "--allow-unsafe",
+        action="store_true",
+        help="admit flags of SGLang that run what a request brings, or open a port without a key; "
+        "only admins may use them",
     )
     add(
         "--log-dir",

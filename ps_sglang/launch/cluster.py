@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch.membership import Membership
@@ -16,7 +15,7 @@ from ps_sglang.launch.messages import Loaded
 from ps_sglang.launch.outlook import candidates, outlook, sharing
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.processes import FORK_SERVER, GATEWAY, Processes
-from ps_sglang.launch.readiness import gateway_url, read_ahead
+from ps_sglang.launch.readiness import read_ahead
 from ps_sglang.launch.spec import ClusterSpec, Role
 from ps_sglang.launch.supervisor import Supervisor
 from ps_sglang.progress import OnProgress
@@ -48,7 +47,8 @@ class Cluster:
         with Cluster.start(ClusterSpec("base", ("a", "b"), port=0)) as cluster:
             openai.OpenAI(base_url=cluster.url + "/v1", api_key="none")
 
-    Leaving the block ends every process and removes every temporary file, whatever happened.
+    Leaving the block ends every process and removes every temporary file, whatever happened. `key`
+    opens the workers' own ports.
     """
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
@@ -60,7 +60,11 @@ class Cluster:
         if plan.spec.join:
             self._membership = self._member_of(plan.spec.join, None)
             self._membership.require_gateway()
-        self._processes = Processes(plan)
+        key_file = plan.spec.cluster_key_file
+        if self._membership is not None:
+            key_file = self._membership.key_file(key_file)
+        self._processes = Processes(plan, key_file)
+        self.key = self._processes.key
         self._link = self._processes.link
 
     @classmethod
@@ -99,6 +103,11 @@ class Cluster:
     @property
     def url(self) -> str:
         """The gateway's address; empty before there is one."""
+        return self._processes.gateway.url if self.plan.spec.join is None else self.admin_url
+
+    @property
+    def admin_url(self) -> str:
+        """Where admins are served; empty before there is a gateway."""
         return "" if self._membership is None else self._membership.url
 
     @property
@@ -136,7 +145,6 @@ class Cluster:
             workers if spec.join else [GATEWAY, *workers],
             most=spec.max_restarts,
             ready_s=spec.ready_timeout_s,
-            port=urlsplit(self.url).port or 0,
             outlook=self._outlook,
             on_progress=self._on_progress,
         )
@@ -157,26 +165,26 @@ class Cluster:
         workers, ended = self.plan.workers, self._processes.dead
         dead = {worker.url for worker in workers if worker.name in ended}
         credentials = None if self.plan.spec.join else self._processes.credentials
-        return outlook(candidates(self.url, workers, credentials), dead)
+        return outlook(candidates(self.admin_url, workers, credentials), dead)
 
     def _bring_up(self) -> None:
         deadline = self._began + self.plan.spec.ready_timeout_s
         for report in self.plan.reports:
             self._on_progress(f"decoder {report.name}: {report.description}")
-        for line in sharing(self.plan.workers):
+        for line in (*sharing(self.plan.workers), *self.plan.warnings):
             self._on_progress(line)
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
         for worker in self.plan.workers:
             self._processes.start_worker(worker.name)
         if self._membership is None:
-            self._processes.start_gateway(self.plan.spec.port)
+            self._processes.start_gateway()
         self._wait_until_ready(deadline)
         self._link.send(Loaded())
         if self._membership is None:
-            self._membership = self._member_of(
-                self._wait_for_gateway(deadline), self._processes.credentials
-            )
+            self._wait(lambda: () if self._processes.find_gateway() else (GATEWAY,), deadline)
+            gateway = self._processes.gateway
+            self._membership = self._member_of(gateway.admin_url, self._processes.credentials)
         self._wait(self._membership.join, deadline)
         self._membership.keep()
         self.ready_s = time.monotonic() - self._began
@@ -204,11 +212,6 @@ class Cluster:
         finally:
             for probe in probes.values():
                 probe.cancel()
-
-    def _wait_for_gateway(self, deadline: float) -> str:
-        log = self._processes.log(GATEWAY)
-        self._wait(lambda: () if gateway_url(log) else (GATEWAY,), deadline)
-        return gateway_url(log) or ""
 
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
         """Wait until nothing is `missing`, telling what is, and what no longer is.

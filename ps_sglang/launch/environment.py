@@ -10,7 +10,15 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
 
-from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, SHARE_WEIGHTS
+from ps_sglang import cluster_key
+from ps_sglang.engine.settings import (
+    ADAPTERS,
+    ALLOW_UNSAFE,
+    ALLOW_UNVERIFIED,
+    BASE_FINGERPRINT,
+    MODEL_ROOTS,
+    SHARE_WEIGHTS,
+)
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter
 from ps_sglang.launch.architectures import (
@@ -91,13 +99,27 @@ def worker_environment(
 
 
 def plugin_environment(
-    fingerprint: str, worker: WorkerSpec, *, allow_unverified: bool, shares_weights: bool
+    fingerprint: str,
+    worker: WorkerSpec,
+    *,
+    allow_unverified: bool,
+    allow_unsafe: bool,
+    shares_weights: bool,
+    key_file: Path,
+    model_roots: Collection[str],
 ) -> dict[str, str]:
     """What the engine plugin is told: the base, and the adapters with which the worker begins.
 
+    `key_file` holds the cluster's key. Below `model_roots` it may load weights later.
     `shares_weights`: another worker has the same model, and memory in common with this one.
     """
-    variables = {BASE_FINGERPRINT: fingerprint, ALLOW_UNVERIFIED: "1" if allow_unverified else "0"}
+    variables = {
+        BASE_FINGERPRINT: fingerprint,
+        ALLOW_UNVERIFIED: "1" if allow_unverified else "0",
+        ALLOW_UNSAFE: "1" if allow_unsafe else "0",
+        cluster_key.VARIABLE: str(key_file),
+        MODEL_ROOTS: json.dumps([*model_roots]),
+    }
     if shares_weights:
         variables[SHARE_WEIGHTS] = "1"
     if worker.adapters is not None:

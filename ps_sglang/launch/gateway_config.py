@@ -9,16 +9,20 @@ from ps_sglang.launch.prepare import Plan
 
 
 def gateway_config(
-    plan: Plan, port: int, launcher_key: str | None = None, *, restarts: bool = False
+    plan: Plan,
+    launcher_key: str | None = None,
+    cluster_key_file: Path | None = None,
+    *,
+    restarts: bool = False,
 ) -> GatewayConfig:
     """What the gateway must know of a plan; its workers join it themselves.
 
-    It listens on `port`, 0 for any free one. `launcher_key` is the digest of the launcher's key.
-    `restarts`: there was a gateway before it, whose workers do not all belong to the launcher.
+    `launcher_key` is the digest of the launcher's key. `restarts`: there was a gateway before it,
+    whose workers do not all belong to the launcher.
     """
     return GatewayConfig(
         host=plan.spec.host,
-        port=port,
+        port=plan.spec.port,
         base=plan.base.name,
         context_length=plan.context_length,
         vocabulary=plan.vocabulary,
@@ -28,6 +32,10 @@ def gateway_config(
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
         awaits_workers=restarts or plan.spec.gateway_only,
+        cluster_key_file=_absolute(cluster_key_file),
+        model_roots=plan.model_roots,
+        admin_host=plan.spec.admin_host,
+        admin_port=plan.spec.admin_port,
         limits=plan.spec.limits,
         api_keys=_absolute(plan.spec.api_keys),
         launcher_key=launcher_key,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.gateway_admin import RefusedError
 from ps_sglang.gateway_http import Credentials, Json
@@ -52,6 +54,31 @@ class Membership:
         Raises UsageError, which names the address.
         """
         WorkersClient(self.url, credentials=self._credentials).list()
+
+    def key_file(self, given: Path | None) -> Path:
+        """The file with the cluster's key: the one `given`, or the gateway's own.
+
+        Raises UsageError if that is another cluster's, or not on this machine.
+        """
+        cluster = WorkersClient(self.url, credentials=self._credentials).cluster_key()
+        if cluster is None:
+            raise UsageError(f"the cluster at {self.url} has no key, so that no worker can join it")
+        file = given or Path(cluster["file"])
+        try:
+            key = ClusterKey.load(file)
+        except UsageError as error:
+            if given is not None:
+                raise
+            raise UsageError(
+                f"the key of the cluster at {self.url} is not on this machine ({error}): copy that "
+                "file from the gateway's and give --cluster-key-file"
+            ) from error
+        if key.id != cluster["id"]:
+            raise UsageError(
+                f"{file} is not the key of the cluster at {self.url}: copy {cluster['file']} from "
+                "the gateway's machine and give --cluster-key-file"
+            )
+        return file
 
     def join(self) -> Sequence[str]:
         """Have ready workers join, in their order; returns the names of those that could not yet.

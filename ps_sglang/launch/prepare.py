@@ -28,6 +28,8 @@ from ps_sglang.launch.parsers import check_parsers, parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
 from ps_sglang.launch.ports import free_ports, listen_address, require_free
 from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, EventPorts, Role, WorkerSpec
+from ps_sglang.launch.unsafe_flags import code_warnings, refuse_unsafe
+from ps_sglang.model_roots import parents
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
 
@@ -57,6 +59,18 @@ class Plan:
         return self.spec.advertise or LOOPBACK
 
     @property
+    def model_roots(self) -> tuple[str, ...]:
+        """The folders from which weights may be loaded while the cluster runs."""
+        if self.spec.model_roots:
+            return tuple(str(folder.resolve()) for folder in self.spec.model_roots)
+        return parents([self.base.path, *(report.path for report in self.reports)])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the engines' flags lets code run that is neither SGLang's nor ours."""
+        return tuple(code_warnings({worker.name: worker.argv for worker in self.workers}))
+
+    @property
     def weight_files(self) -> tuple[Path, ...]:
         """Every file of weights that will be loaded, once each."""
         folders = dict.fromkeys(worker.model_path for worker in self.workers)
@@ -75,9 +89,12 @@ def prepare(spec: ClusterSpec) -> Plan:
     """
     require_sglang()
     spec = check_flags(spec)
+    check_model_roots(spec.model_roots)
     _check_access(spec)
     if spec.port and spec.join is None:
         require_free(spec.host, spec.port)
+    if spec.admin_port and spec.join is None:
+        require_free(spec.admin_host or spec.host, spec.admin_port)
     log_dir = _log_dir(spec.log_dir)
     base, reports = check_models(spec)
     cpu = runs_on_cpu(spec)
@@ -99,6 +116,13 @@ def prepare(spec: ClusterSpec) -> Plan:
         log_dir,
         chat_flags(spec),
     )
+
+
+def check_model_roots(roots: Iterable[Path]) -> None:
+    """Refuse a `--model-root` that is no folder."""
+    for folder in roots:
+        if not folder.is_dir():
+            raise UsageError(f"--model-root {folder} is no folder")
 
 
 def _check_access(spec: ClusterSpec) -> None:
@@ -182,16 +206,18 @@ def check_flags(spec: ClusterSpec) -> ClusterSpec:
     """
     return replace(
         spec,
-        engine_args=_checked(spec.engine_args, "engine flags"),
-        prefill_engine_args=_checked(spec.prefill_engine_args, "--prefill-engine-args"),
-        decode_engine_args=_checked(spec.decode_engine_args, "--decode-engine-args"),
+        engine_args=_checked(spec, spec.engine_args, "engine flags"),
+        prefill_engine_args=_checked(spec, spec.prefill_engine_args, "--prefill-engine-args"),
+        decode_engine_args=_checked(spec, spec.decode_engine_args, "--decode-engine-args"),
     )
 
 
-def _checked(words: Sequence[str], source: str) -> tuple[str, ...]:
+def _checked(spec: ClusterSpec, words: Sequence[str], source: str) -> tuple[str, ...]:
     flags.refuse_owned(words, source)  # by the name that was given
     full = flag_check.checked(words, source)
     flags.refuse_owned(full, source)
+    if not spec.allow_unsafe:
+        refuse_unsafe(full, source)
     return full
 
 

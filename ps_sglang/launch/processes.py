@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Final
+from urllib.parse import urlsplit
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
 from ps_sglang.gateway.access.key_file import digest_of, new_secret
 from ps_sglang.gateway_http import Credentials
@@ -24,7 +27,7 @@ from ps_sglang.launch.gateway_config import gateway_config
 from ps_sglang.launch.messages import Start, StartMethod
 from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.prepare import Plan
-from ps_sglang.launch.readiness import Probe, gateway_lives, is_ready, tail
+from ps_sglang.launch.readiness import Probe, gateway_lives, gateway_url, is_ready, tail
 from ps_sglang.launch.spec import WorkerSpec
 
 GATEWAY: Final = "gateway"
@@ -34,10 +37,22 @@ _GATEWAY_GRACE_S: Final = 2.0
 _WORKER_GRACE_S: Final = {True: 0.0, False: 6.0}
 
 
+@dataclass(frozen=True)
+class GatewayAddress:
+    """Where the gateway serves clients, and where admins."""
+
+    url: str
+    admin_url: str
+
+
 class Processes:
     """The fork server of a plan, and under it the workers and the gateway, by their names."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, key_file: Path | None = None) -> None:
+        """Raises UsageError if `key_file` holds no cluster's key; None makes a key."""
+        self.key = ClusterKey.make() if key_file is None else ClusterKey.load(key_file)
+        self.gateway = GatewayAddress("", "")
+        """Where the gateway is found, once it is."""
         self._plan = plan
         self._workers = {worker.name: worker for worker in plan.workers}
         # Numbered, as a decoder's name could make a socket's path too long.
@@ -45,6 +60,10 @@ class Processes:
         for name in (FORK_SERVER, GATEWAY, *self._workers):
             self.log(name).unlink(missing_ok=True)  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
+        if key_file is None:
+            key_file = self._runtime / "cluster.key"
+            self.key.save(key_file)
+        self._key_file = key_file.resolve()
         environ = fork_server_environment(
             os.environ, self._runtime, plan.architecture, plan.host, cpu=plan.cpu
         )
@@ -101,39 +120,54 @@ class Processes:
                     plan.fingerprint,
                     worker,
                     allow_unverified=plan.spec.allow_unverified,
+                    allow_unsafe=plan.spec.allow_unsafe,
                     shares_weights=plan.cpu and plan.shares_model(worker),
+                    key_file=self._key_file,
+                    model_roots=plan.model_roots,
                 ),
                 log=str(worker.log),
                 start_method=StartMethod.FORK if plan.cpu else StartMethod.EXEC,
             )
         )
 
-    def start_gateway(self, port: int) -> None:
-        """Start the gateway, which knows no worker yet."""
-        config = self._runtime / "gateway.json"
+    def start_gateway(self) -> None:
+        """Start the gateway, which knows no worker yet; again on the ports that it had before."""
+        file = self._runtime / "gateway.json"
         key = self.credentials.api_key
         digest = None if key is None else digest_of(key)
         restarts = GATEWAY in self.link.pids
-        told = gateway_config(self._plan, port, digest, restarts=restarts)
-        config.write_bytes(told.to_json())
+        config = gateway_config(self._plan, digest, self._key_file, restarts=restarts)
+        if restarts:
+            config = replace(config, port=_port(self.gateway.url))
+            if config.admin_port is not None:
+                config = replace(config, admin_port=_port(self.gateway.admin_url))
+        file.write_bytes(config.to_json())
         self.link.start(
             Start(
                 name=GATEWAY,
                 module="ps_sglang.gateway",
-                argv=("--config", str(config)),
+                argv=("--config", str(file)),
                 env={},
                 log=str(self.log(GATEWAY)),
                 start_method=StartMethod.EXEC,
             )
         )
 
-    def probe(self, name: str, gateway: str = "") -> Probe:
-        """Begin to ask a worker, or the gateway at its URL, until it answers or is cancelled."""
+    def find_gateway(self) -> bool:
+        """Whether the gateway has written where it is, which `gateway` then tells."""
+        log = self.log(GATEWAY)
+        if (url := gateway_url(log)) is None:
+            return False
+        self.gateway = GatewayAddress(url, gateway_url(log, "admin") or url)
+        return True
+
+    def probe(self, name: str) -> Probe:
+        """Begin to ask a worker, or the gateway, until it answers or is cancelled."""
         if name == GATEWAY:
-            probe = Probe(name, partial(gateway_lives, gateway, self.credentials))
+            probe = Probe(name, partial(gateway_lives, self.gateway.url, self.credentials))
         else:
             worker, pid = self._workers[name], partial(self.link.pids.get, name)
-            probe = Probe(name, partial(is_ready, worker.local_host, worker.port, pid))
+            probe = Probe(name, partial(is_ready, worker.local_host, worker.port, pid, self.key))
         probe.start()
         return probe
 
@@ -158,3 +192,7 @@ class Processes:
     def log(self, name: str) -> Path:
         """Where a process writes."""
         return self._plan.log_dir / f"{name}.log"
+
+
+def _port(url: str) -> int:
+    return urlsplit(url).port or 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway_http import Credentials, GatewayRefused, GatewayUnreachable, call
 from ps_sglang.launch import procfs
 
@@ -49,17 +50,20 @@ class Probe(threading.Thread):
             self._cancelled.wait(_POLL_S)
 
 
-def is_ready(host: str, port: int, pid: Callable[[], int | None]) -> bool:
+def is_ready(
+    host: str, port: int, pid: Callable[[], int | None], key: ClusterKey | None = None
+) -> bool:
     """Whether a worker answers.
 
     `pid` tells the process that leads the worker's session, once there is one: another program may
     have taken the port meanwhile, and answer there. The worker then ends as it cannot bind it.
+    Nobody else gets the `key`.
     """
     leader = pid()
-    return leader is not None and answers(host, port) and procfs.listens(leader, port)
+    return leader is not None and procfs.listens(leader, port) and answers(host, port, key)
 
 
-def answers(host: str, port: int) -> bool:
+def answers(host: str, port: int, key: ClusterKey | None = None) -> bool:
     """Whether a worker's engine runs a request now.
 
     `/health_generate` sends one token through the scheduler, with the bootstrap host that
@@ -67,7 +71,8 @@ def answers(host: str, port: int) -> bool:
     """
     connection = http.client.HTTPConnection(host, port, timeout=_PROBE_TIMEOUT_S)
     try:
-        connection.request("GET", "/health_generate")
+        headers = {} if key is None else {"Authorization": key.authorization}
+        connection.request("GET", "/health_generate", headers=headers)
         return connection.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False
@@ -75,13 +80,14 @@ def answers(host: str, port: int) -> bool:
         connection.close()
 
 
-def gateway_url(log: Path) -> str | None:
-    """The address in the gateway's ready line, once it has written one."""
+def gateway_url(log: Path, line_for: str = "ready") -> str | None:
+    """The address in the gateway's ready line, or in its `admin` line, once there is one."""
     if not log.exists():
         return None
     for line in log.read_text(errors="replace").splitlines():
-        if line.startswith(("ready http://", "ready https://")):
-            return line.removeprefix("ready ").strip()
+        word, _, url = line.partition(" ")
+        if word == line_for and url.startswith(("http://", "https://")):
+            return url.strip()
     return None
 
 

@@ -57,6 +57,8 @@ def ready_line(cluster: Cluster) -> str:
         f"{cluster.memory_bytes / 1e9:.1f} GB; decoders: {', '.join(decoders) or 'none'}; "
         f"logs: {cluster.plan.log_dir}"
     )
+    if cluster.admin_url != cluster.url:
+        line += f"; for admins: {cluster.admin_url}"
     if not decoders:
         return line
     needs_key = cluster.plan.spec.api_keys is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import Adapter, access_problems, origin_problem
+from ps_sglang.gateway.config import Adapter, access_problems, admin_port_problems, origin_problem
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
 
 BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
@@ -52,10 +52,15 @@ class ClusterSpec:
     starts a gateway. It listens on `host` and `port`, where 0 means any free one. Web pages of
     `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
     gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
-    certificate and its key, and `limits` what it takes on. `transfer_backend` is `zmq`, `mooncake`
-    or `nixl`; None chooses by device. `advertise` is the address under which other hosts reach the
-    workers; they listen on the loopback only without one. `max_restarts` times in ten minutes a
-    process that died is started again. `allow_unverified` admits decoders that have no manifest.
+    certificate and its key, and `limits` what it takes on. With `admin_port` the routes for admins
+    are on that port only, of `admin_host` or else `host`. `cluster_key_file` holds the key of the
+    workers; None makes one, or finds that of the cluster that is joined. While the cluster runs,
+    weights may be loaded from below `model_roots`; without any, from the folders in which those
+    given here lie. `allow_unsafe` admits SGLang's flags that run what clients send.
+    `transfer_backend` is `zmq`, `mooncake` or `nixl`; None chooses by device. `advertise` is the
+    address under which other hosts reach the workers; they listen on the loopback only without one.
+    `max_restarts` times in ten minutes a process that died is started again. `allow_unverified`
+    admits decoders that have no manifest.
     `log_dir` gets one log file a worker; None makes a folder under the cache folder. Every worker
     must answer within `ready_timeout_s` seconds of the start. `engine_args` are SGLang flags for
     all workers; `prefill_engine_args` and `decode_engine_args` are those of one role, and win over
@@ -72,6 +77,11 @@ class ClusterSpec:
     host: str = "127.0.0.1"
     port: int = 8000
     cors_origins: tuple[str, ...] = ()
+    admin_host: str | None = None
+    admin_port: int | None = None
+    cluster_key_file: Path | None = None
+    model_roots: tuple[Path, ...] = ()
+    allow_unsafe: bool = False
     limits: GatewayLimits = DEFAULT_LIMITS
     api_keys: Path | None = None
     no_keys: bool = False
@@ -125,6 +135,9 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append(f"--max-restarts is {spec.max_restarts}, must be at least 0")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    problems += admin_port_problems(
+        spec.port, spec.admin_host, spec.admin_port, has_keys=spec.api_keys is not None
+    )
     problems += [
         f"decoder {entry.model}*0: it must have at least 1 worker"
         for entry in spec.entries

@@ -23,6 +23,11 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str | None = None
     port: int | None = None
     cors_origins: tuple[str, ...] | None = None
+    admin_host: str | None = None
+    admin_port: int | None = None
+    cluster_key_file: Path | None = None
+    model_roots: tuple[Path, ...] | None = None
+    allow_unsafe: bool | None = None
     max_concurrent_requests: int | None = None
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None

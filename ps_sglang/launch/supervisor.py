@@ -59,7 +59,6 @@ class Supervisor:
         *,
         most: int,
         ready_s: float,
-        port: int,
         outlook: Callable[[], str],
         on_progress: OnProgress,
         clock: Callable[[], float] = time.monotonic,
@@ -68,7 +67,6 @@ class Supervisor:
         self._membership = membership
         self._supervised = {name: _Process(Restarts(most)) for name in names}
         self._ready_s = ready_s
-        self._port = port
         self._outlook = outlook
         self._on_progress = on_progress
         self._clock = clock
@@ -149,10 +147,10 @@ class Supervisor:
         process.began = self._clock()
         process.deadline = process.began + self._ready_s
         if name == GATEWAY:
-            self._processes.start_gateway(self._port)
+            self._processes.start_gateway()
         else:
             self._processes.restart_worker(name)
-        process.probe = self._probe(name)
+        process.probe = self._processes.probe(name)
 
     def _judge(self, name: str, process: _Process) -> None:
         """Whether one that starts is ready, or one that is suspected answers."""
@@ -182,7 +180,7 @@ class Supervisor:
             process.broken_since = now
         elif now - process.broken_since > WEDGED_S:
             process.suspected = True
-            process.probe = self._probe(name)
+            process.probe = self._processes.probe(name)
             process.deadline = now + WEDGED_S
 
     def _leave(self, name: str) -> None:
@@ -194,9 +192,6 @@ class Supervisor:
             return self._membership.hears_gateway
         member = self._membership.members.get(name)
         return member is None or member.state != "broken"
-
-    def _probe(self, name: str) -> Probe:
-        return self._processes.probe(name, self._membership.url)
 
     def _kill(self, name: str, process: _Process, reason: str) -> None:
         """End one that hangs; its end is then noticed as any other's."""

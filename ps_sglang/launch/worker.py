@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from ps_sglang.errors import UsageError
-from ps_sglang.launch.args import add_shared, glued, listed
+from ps_sglang.launch.args import add_shared, glued, listed, settled
 from ps_sglang.launch.serve import STATUSES, serve
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.parser import SettingsParser
@@ -74,15 +74,13 @@ def parse_args(argv: Sequence[str]) -> ClusterSpec:
         raise UsageError(f"--model {many[0]}: one command starts one worker")
     gateway = options.pop("gateway")
     options.setdefault("advertise", _address_towards(gateway))
-    if "ready_timeout" in options:
-        options["ready_timeout_s"] = options.pop("ready_timeout")
     return ClusterSpec(
         prefill=options.pop("base"),
         decoders=models,
         prefill_replicas=1 if role == "prefill" else 0,
         join=gateway,
         engine_args=tuple(rest),
-        **options,
+        **settled(options),
     )
 
 

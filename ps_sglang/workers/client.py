@@ -24,6 +24,11 @@ class WorkersClient:
         """Every worker, as `GET /workers` has it."""
         return self._gateway.list("/workers", "workers")
 
+    def cluster_key(self) -> Json | None:
+        """The `id` and the `file` of the key that its workers share, None without one."""
+        key: Json | None = self._gateway.call("GET", "/workers").get("cluster_key")
+        return key
+
     def add(self, joining: Json) -> Json:
         """Have a running worker join; `joining` holds its `url` and what else is to be said."""
         return self._gateway.call("POST", "/workers", joining)

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from benchmarks.tiny import DECODER_NOISE, Family, make_tiny
+from benchmarks.worker_keys import let_in
 from ps_sglang.contract import base_fingerprint, read_manifest, write_manifest
 from ps_sglang.launch import Cluster, ClusterSpec
 from ps_sglang.models.adapter import merge
@@ -82,9 +83,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
             decoders=tuple(f"{name}={served[name]}" for name in decoders),
             port=0,
             log_dir=tmp_path_factory.mktemp("logs"),
+            model_roots=(tmp_path_factory.getbasetemp(),),
             **options,
         )
         running.append(Cluster.start(spec))
+        let_in(running[0])
         return Served(running[0], models)
 
     yield start

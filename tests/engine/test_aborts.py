@@ -36,14 +36,19 @@ def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Ser
         llama, "a", "b",
         engine_args=("--chunked-prefill-size", "64"),
         decode_engine_args=("--max-total-tokens", "1500", *overlap),
+        allow_unsafe=True,  # for /pause_generation
     )  # fmt: skip
 
 
-def hang_up(url: str, body: dict[str, object], after_s: float) -> None:
-    """Send a request, and close the connection `after_s` seconds later, answer or none."""
+def hang_up(url: str, body: dict[str, object], after_s: float, key: str) -> None:
+    """Send a request, and close the connection `after_s` seconds later, answer or none.
+
+    `key` is what opens a worker.
+    """
     address = urlsplit(url)
     payload = json.dumps(body).encode()
-    head = f"POST {address.path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
+    lines = ("host: x", f"content-length: {len(payload)}", f"authorization: {key}")
+    head = "\r\n".join((f"POST {address.path} HTTP/1.1", *lines, "", ""))
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head.encode() + payload)
         connection.settimeout(after_s)
@@ -76,7 +81,8 @@ def test_hang_ups_at_every_stage(served: Served, prompts: Prompts) -> None:
                 "bootstrap_port": plan["prefill-0"].bootstrap_port,
                 "bootstrap_room": source.getrandbits(60),
             }
-        calls.append(partial(hang_up, url, body, source.choice((0.001, 0.005, 0.02, 0.1, 0.4))))
+        after_s = source.choice((0.001, 0.005, 0.02, 0.1, 0.4))
+        calls.append(partial(hang_up, url, body, after_s, served.cluster.key.authorization))
     together(calls)
     assert_conserved(served.cluster)
     for name in ("a", "b"):

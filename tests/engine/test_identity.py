@@ -20,6 +20,8 @@ import pytest
 import xxhash
 import zmq
 
+from benchmarks.worker_keys import let_in
+from ps_sglang.cluster_key import VARIABLE
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.engine.transfer.messages import TAG
 from ps_sglang.launch import flags
@@ -50,6 +52,7 @@ class Guests:
         self._started: list[str] = []
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        let_in(served.cluster, self.url)
 
     def start(self, like: WorkerSpec, fingerprint: str | None = None, **changed: Any) -> None:
         """A worker with the flags of `like`, some of them changed, in the last one's place."""
@@ -63,6 +66,7 @@ class Guests:
         env = worker_environment(os.environ, folder, like.role, cpu=True) | {
             BASE_FINGERPRINT: fingerprint or plan.fingerprint,
             ALLOW_UNVERIFIED: "0",
+            VARIABLE: str(self._served.cluster._processes._key_file),
         }
         argv = tuple(_replaced(like.argv, guest_flags))
         log = str(self._folder / f"{name}.log")

@@ -50,7 +50,7 @@ def test_the_gateway_renders_what_the_engine_does(name: str, served: Served) -> 
     body = {"messages": ASKED, **BODIES[name]}
     request = {**body, "max_tokens": 2, "model": "a", "cache_salt": name}
     answer = post(f"{served.cluster.url}/v1/chat/completions", request)
-    config = gateway_config(served.cluster.plan, 0)
+    config = gateway_config(served.cluster.plan)
     text = Prompts.load(config.tokenizer, config.chat).chat(body).text.decode()
     assert text.startswith("user:\nWho?\n")
     tokenizer = Tokenizer.from_file(str(served.models.base / "tokenizer.json"))

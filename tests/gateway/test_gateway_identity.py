@@ -46,7 +46,8 @@ async def quick() -> AsyncIterator[Setup]:
 
 @pytest.fixture
 async def unasked() -> AsyncIterator[Setup]:
-    async with running(NEVER) as setup:
+    """With a key it would not even send its requests, see test_gateway_cluster_key."""
+    async with running(NEVER, keyed=False) as setup:
         yield setup
 
 
@@ -131,8 +132,7 @@ async def test_an_answer_that_names_nobody_is_not_given_to_the_client(unasked: S
     assert new.requests
 
 
-async def test_a_server_without_the_plugin_is_refused_and_its_requests_end(quick: Setup) -> None:
-    """It would keep them for ever."""
+async def test_a_server_without_the_plugin_is_refused_and_gets_nothing(quick: Setup) -> None:
     await quick.decode().stop()
     new = Worker(quick.cluster, "new", "a")
     new.facts, new.named, new.plan = None, False, Plan(hang=True)
@@ -141,7 +141,8 @@ async def test_a_server_without_the_plugin_is_refused_and_its_requests_end(quick
     statuses = [(await quick.post(ROUTE, BODY))[0] for _ in range(3)]
     assert statuses == [503, 503, 503]
     found = await becomes(quick, "a-0", "refused")
-    assert "without the ps_sglang plugin" in found["problem"]
+    assert "start it with PS_SGLANG_ENABLE=1" in found["problem"]
+    assert not new.requests
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -239,7 +239,7 @@ async def test_a_wrong_request_to_join(gateway: Setup, body: Any, said: str) -> 
 async def test_some_other_server_is_no_worker(gateway: Setup) -> None:
     status, message = await refused(gateway, "POST", "/workers", {"url": gateway.url})
     assert status == 400
-    assert "answers /server_info with status 400" in message
+    assert "does not show that it has the cluster" in message
 
 
 # Draining and leaving.

@@ -6,13 +6,15 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from ps_sglang.cli import main as cli
+from ps_sglang.cluster_key import VARIABLE
 from ps_sglang.contract import read_manifest, write_manifest
-from ps_sglang.engine.settings import ADAPTERS
+from ps_sglang.engine.settings import ADAPTERS, MODEL_ROOTS
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter
 from ps_sglang.launch import lora
@@ -121,8 +123,8 @@ def test_one_worker_has_both_roles(spec: ClusterSpec, tiny: dict[str, Path]) -> 
     assert {name for name in names if name.startswith("--disaggregation-")} == {
         "--disaggregation-mode"
     }
-    assert gateway_config(plan, 0).is_aggregated
-    assert not gateway_config(prepare(spec), 0).is_aggregated
+    assert gateway_config(plan).is_aggregated
+    assert not gateway_config(prepare(spec)).is_aggregated
     only = prepare(replace(spec, one_worker=True, decoders=(str(tiny["base"]),)))
     assert placed(only) == {"worker": (Role.AGGREGATED, ("base",))}
     assert only.workers[0].adapters == ()
@@ -130,9 +132,13 @@ def test_one_worker_has_both_roles(spec: ClusterSpec, tiny: dict[str, Path]) -> 
 
 def test_the_worker_is_told_its_adapters(spec: ClusterSpec, code: Path, math: Path) -> None:
     prefill, decode = prepare(spec).workers
-    options = {"allow_unverified": False, "shares_weights": False}
+    options: dict[str, Any] = {
+        "allow_unverified": False, "allow_unsafe": False, "shares_weights": False,
+        "key_file": Path("/k"), "model_roots": ("/weights",),
+    }  # fmt: skip
     variables = plugin_environment("ps1:x", decode, **options)
     assert json.loads(variables[ADAPTERS]) == {"code@1": str(code), "math@1": str(math)}
+    assert (variables[VARIABLE], json.loads(variables[MODEL_ROOTS])) == ("/k", ["/weights"])
     assert ADAPTERS not in plugin_environment("ps1:x", prefill, **options)
 
 

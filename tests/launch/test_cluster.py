@@ -9,11 +9,13 @@ import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 
+from benchmarks.worker_keys import let_in
 from ps_sglang.cli import main
 from ps_sglang.errors import LaunchError
 from ps_sglang.gateway_http import KEY_VARIABLE, GatewayRefused, call
@@ -42,6 +44,35 @@ def url_of(ready_line: str) -> str:
     return found[1]
 
 
+def status(url: str, key: str | None = None, method: str = "GET") -> int:
+    headers = {} if key is None else {"Authorization": key}
+    try:
+        with urlopen(Request(url, headers=headers, method=method), timeout=60) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def assert_only_for_the_gateway(cluster: Cluster, marked: Marked) -> None:
+    """Workers answer to the cluster's key, to what a cluster needs, and the key shows nowhere."""
+    key = cluster.key.authorization
+    for worker in cluster.workers:
+        for path in ("/metrics", "/health_generate", "/server_info", "/v1/models", "/nowhere"):
+            assert status(worker.url + path) == 401
+            assert status(worker.url + path, "Bearer wrong") == 401
+        assert status(worker.url + "/generate", method="POST") == 401
+        assert status(worker.url + "/ready") == 200
+        assert status(worker.url + "/server_info", key) == 200
+        assert status(worker.url + "/pause_generation", key, "POST") == 403
+        assert "401 Client Error" not in worker.log.read_text(), "it lets itself in"
+    secret = key.split()[1]
+    logs = [path.read_text() for path in cluster.plan.log_dir.iterdir()]
+    lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in marked.pids()]
+    assert not [text for text in (*logs, *lines) if secret in text]
+    for place in cluster._processes._runtime.rglob("cluster.key"):
+        assert place.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_cluster_serves_and_leaves_nothing(
     tiny: dict[str, Path], tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +91,8 @@ def test_a_cluster_serves_and_leaves_nothing(
         assert ask(cluster.url, "b")["model"] == "b"
         assert [w.name for w in cluster.workers] == ["prefill-0", "decode-a", "decode-b"]
         assert all(w.alive and w.log.exists() for w in cluster.workers)
+        assert_only_for_the_gateway(cluster, marked)
+        let_in(cluster)
         for worker in cluster.workers:
             with urlopen(f"{worker.url}/metrics", timeout=60) as answer:
                 metrics = answer.read().decode()
@@ -98,6 +131,7 @@ def test_adapters_are_served_by_one_worker(
         # These change nothing, so all say what the base says.
         answers = [ask(cluster.url, model)["choices"] for model in ("base", "code", "math")]
         assert answers[1:] == answers[:1] * 2
+        let_in(cluster)
         with urlopen(f"{cluster.workers[-1].url}/server_info", timeout=60) as answer:
             adapters = json.load(answer)["ps_sglang"]["adapters"]
         assert list(adapters) == ["code@1", "math@1"]

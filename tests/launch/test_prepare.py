@@ -184,7 +184,7 @@ def test_files_of_keys_and_certificates_are_read_before_anything_else(
     with pytest.raises(UsageError, match=r"--tls-cert keys\.txt and --tls-key keys\.txt: they"):
         prepare(replace(nothing, api_keys=None, tls_cert=keys, tls_key=keys))
     keys.write_text(f"alice sha256={'a' * 64} role=admin tenant=x\n")
-    config = gateway_config(prepare(replace(spec, host="0.0.0.0", port=0, api_keys=keys)), 0, "d")
+    config = gateway_config(prepare(replace(spec, host="0.0.0.0", port=0, api_keys=keys)), "d")
     assert config.api_keys == str(tmp_path / "keys.txt"), "the gateway may run elsewhere"
     assert config.launcher_key == "d"
     assert type(config).from_json(config.to_json()) == config
@@ -197,10 +197,10 @@ def test_a_template_and_its_variables_reach_the_gateway(spec: ClusterSpec, tmp_p
         *("--chat-template", str(file), "--hf-chat-template-name=rag"),
         *("--default-chat-template-kwargs", '{"enable_thinking": false}'),
     ]
-    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))), 0)
+    config = gateway_config(prepare(replace(spec, engine_args=(*spec.engine_args, *own))))
     assert config.chat == ChatFlags(str(file), "rag", {"enable_thinking": False})
     assert type(config).from_json(config.to_json()) == config
-    assert gateway_config(prepare(spec), 0).chat == ChatFlags()
+    assert gateway_config(prepare(spec)).chat == ChatFlags()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 
 import pytest
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.launch.readiness import Probe, is_ready
 from ps_sglang.launch.spec import LOOPBACK
 
@@ -18,13 +20,11 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Healthy(HTTPServer):
-    """Answers every health request, and lets a test wait for the third of them."""
-
-    asked = 0
+    """Answers every health request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
-        self.third = threading.Event()
+        self.asked: list[str | None] = []
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -33,9 +33,7 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.server.asked += 1
-        if self.server.asked == 3:
-            self.server.third.set()
+        self.server.asked.append(self.headers["Authorization"])
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -52,25 +50,36 @@ def server() -> Iterator[Healthy]:
 
 
 def test_the_process_that_listens_is_ready(server: Healthy) -> None:
-    probe = Probe("here", partial(is_ready, LOOPBACK, server.server_port, lambda: os.getsid(0)))
+    key = ClusterKey.make()
+    pid = partial(os.getsid, 0)
+    probe = Probe("here", partial(is_ready, LOOPBACK, server.server_port, pid, key))
     probe.start()
     probe.join(20)
     assert probe.ready
+    assert server.asked == [key.authorization]
 
 
 def test_another_process_on_the_port_does_not_make_a_worker_ready(server: Healthy) -> None:
+    """Nor does it get the key."""
+    looks, third = count(1), threading.Event()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as worker:
-        probe = Probe("there", partial(is_ready, LOOPBACK, server.server_port, lambda: worker.pid))
+
+        def pid() -> int:
+            if next(looks) == 3:  # by then the first two looks have led to nothing
+                third.set()
+            return worker.pid
+
+        key = ClusterKey.make()
+        probe = Probe("there", partial(is_ready, LOOPBACK, server.server_port, pid, key))
         probe.start()
         try:
-            # By the third question, what the first two answers meant has been decided.
-            assert server.third.wait(20)
-            assert not probe.ready
+            assert third.wait(20)
         finally:
             probe.cancel()
             worker.kill()
         probe.join(20)
         assert not probe.ready
+        assert not server.asked
 
 
 def test_a_worker_that_has_not_started_is_not_asked(server: Healthy) -> None:
@@ -86,4 +95,4 @@ def test_a_worker_that_has_not_started_is_not_asked(server: Healthy) -> None:
     probe.cancel()
     probe.join(20)
     assert not probe.ready
-    assert server.asked == 0
+    assert not server.asked

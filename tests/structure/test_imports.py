@@ -26,8 +26,8 @@ FLOORS = (
     ("events", "models"),
     ("contract",),
     ("gateway_admin",),
-    ("gateway_http", "worker_info", "priority", "sglang_names", "open_files"),
-    ("parser", "extras", "home", "progress"),
+    ("cluster_key", "gateway_http", "worker_info", "priority", "sglang_names", "open_files"),
+    ("parser", "extras", "home", "progress", "model_roots"),
     ("errors",),
 )
 GATEWAY = (
@@ -52,6 +52,7 @@ ENGINE = (
     ("hooks",),
     ("handoff", "guard", "swap", "preload", "cpu_platform", "answers", "aggregated"),
     ("trace", "worker_info", "kv_pool"),
+    ("access",),
     ("events",),
     ("tree", "transfer"),
     ("sampling", "attention", "lora", "waiting", "metrics", "shared_weights"),

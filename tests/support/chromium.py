@@ -31,6 +31,10 @@ def find() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+class CallFailedError(Exception):
+    """The browser could not do what it was asked; the message says why."""
+
+
 class Page:
     """One tab. `events` has all that the browser told of it, by method."""
 
@@ -59,7 +63,8 @@ class Page:
             request["sessionId"] = self._session
         await self._socket.send_json(request)
         said = await answer
-        assert "error" not in said, f"{method}: {said}"
+        if "error" in said:
+            raise CallFailedError(f"{method}: {said['error']['message']}")
         result: Json = said["result"]
         return result
 
@@ -87,10 +92,16 @@ class Page:
         return said["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Wait until an expression there is true."""
+        """Wait until an expression there is true, in the page that is there then."""
         later = "new Promise((go) => setTimeout(go, 20))"
-        while not await self.run(f"{later}.then(() => Boolean({condition}))"):
-            pass
+        while True:
+            try:
+                if await self.run(f"{later}.then(() => Boolean({condition}))"):
+                    return
+            except CallFailedError as error:
+                # The page that was asked has made room for another.
+                if not re.search(r"navigated|context", str(error)):
+                    raise
 
     async def press(self, key: str, code: int, text: str = "") -> None:
         """Press a key and let it go."""

@@ -15,11 +15,14 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ps_sglang.cluster_key import CHALLENGE_HEADER, PROOF_HEADER, PROOF_PATH, ClusterKey
 from ps_sglang.events.messages import AllBlocksCleared, KvEventBatch, Snapshot
 from ps_sglang.events.publisher import Command, WorkerEventPublisher
 from ps_sglang.gateway.config import Adapter, DecodeWorker, GatewayConfig, PrefillWorker
@@ -140,6 +143,8 @@ class Worker:
             "capacity": 1000,
         }
         self.misdirected = 0  # requests that were for another process
+        self.key = cluster.key  # None for a worker that does not ask for one
+        self.turned_away = 0  # requests without the key
         self.told: list[str] = []  # by which paths it told of itself
         self.weights: list[str] = []  # what it was told to load
         self.running = 0
@@ -183,15 +188,28 @@ class Worker:
 
     @web.middleware
     async def _addressed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == PROOF_PATH:
+            return self._sign(request, web.Response(status=204))
+        if request.path != "/ready" and not self._is_let_in(request):
+            self.turned_away += 1
+            return self._sign(request, web.Response(status=401))
         if request.headers.get(HEADER, self.incarnation) != self.incarnation and self.named:
             self.misdirected += 1
-            return self._sign(web.Response(status=OTHER_PROCESS))
+            return self._sign(request, web.Response(status=OTHER_PROCESS))
         response = await handler(request)
-        return response if response.prepared else self._sign(response)
+        return response if response.prepared else self._sign(request, response)
 
-    def _sign(self, response: web.StreamResponse) -> web.StreamResponse:
+    def _is_let_in(self, request: web.Request) -> bool:
+        authorization = request.headers.get("Authorization", "")
+        return self.key is None or self.key.opens(authorization, self.incarnation)
+
+    def _sign(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        """Say who answers, and prove it if asked."""
         if self.named:
             response.headers[HEADER] = self.incarnation
+        challenge = request.headers.get(CHALLENGE_HEADER)
+        if challenge is not None and self.key is not None:
+            response.headers[PROOF_HEADER] = self.key.proof(challenge, self.incarnation)
         return response
 
     def publish(self, endpoint: str = ANY_PORT, control: str = ANY_PORT) -> None:
@@ -430,7 +448,7 @@ class Worker:
         self, request: web.Request, answer: _Answer, plan: Plan
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        self._sign(response)
+        self._sign(request, response)
         await response.prepare(request)
         if plan.stream_error is not None:
             await response.write(_event({"error": plan.stream_error}))
@@ -603,6 +621,9 @@ class Cluster:
         self.decode: dict[str, list[Worker]] = {}
         self.lora: list[Worker] = []  # those that serve adapters on the base
         self.extra: list[Worker] = []
+        self.key: ClusterKey | None = None
+        self.model_roots: tuple[str, ...] = ()
+        self.key_file: Path | None = None
         self.tokenizer: str | None = None  # the folder of the base's, if the gateway has it
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -624,10 +645,19 @@ class Cluster:
         tokenizer: str | None = None,
         adapters: dict[str, str] | None = None,
         aggregated: bool = False,
+        keyed: bool = True,
+        model_roots: tuple[str, ...] = ("/",),
     ) -> AsyncIterator[Cluster]:
-        """`adapters` are decoders, with their folders, of `replicas` further workers."""
+        """`adapters` are decoders, with their folders, of `replicas` further workers.
+
+        `keyed`: its workers and the gateway share a key.
+        """
         cluster = cls()
-        cluster.tokenizer = tokenizer
+        folder = TemporaryDirectory(prefix="standin-")
+        if keyed:
+            cluster.key, cluster.key_file = ClusterKey.make(), Path(folder.name) / "cluster.key"
+            cluster.key.save(cluster.key_file)
+        cluster.tokenizer, cluster.model_roots = tokenizer, model_roots
         cluster.prefill = [Worker(cluster, f"prefill-{i}", None) for i in range(prefill)]
         for number, worker in enumerate(cluster.prefill):
             assert worker.facts is not None
@@ -650,6 +680,7 @@ class Cluster:
             yield cluster
         finally:
             await asyncio.gather(*(one.stop() for one in [*cluster.workers, *cluster.extra]))
+            folder.cleanup()
 
     @property
     def workers(self) -> list[Worker]:
@@ -681,6 +712,8 @@ class Cluster:
             + tuple(map(_adapter_worker, self.lora)),
             tokenizer=self.tokenizer,
             is_aggregated=not self.prefill,
+            cluster_key_file=None if self.key_file is None else str(self.key_file),
+            model_roots=self.model_roots,
         )
 
 

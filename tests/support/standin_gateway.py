@@ -68,7 +68,8 @@ class StandInGateway:
     `calls` has the method, path and body of all requests, in order, and `asked` the decoder and
     body of those that ask for generation. `refuse` has the message by which a path is refused, and
     `codes` the code that goes with it. `names` are those of workers that join without one, and
-    `model_info` what every decoder answers about its model.
+    `model_info` what every decoder answers about its model. `cluster_key` is what it tells of the
+    workers' key.
     """
 
     def __init__(self, decoders: tuple[str, ...] = (), max_model_len: int = 2048) -> None:
@@ -78,6 +79,7 @@ class StandInGateway:
         self.refuse: dict[str, str] = {}
         self.codes: dict[str, str] = {}
         self.names: list[str] = []
+        self.cluster_key: Json | None = None
         self.model_info: Json = {}
         self._models = [{"id": name, "max_model_len": max_model_len} for name in decoders]
         self._lock = threading.Lock()
@@ -114,7 +116,7 @@ class StandInGateway:
                 self._note(body["model"], body)
                 return self.chat(body)
             case "GET", ["workers"]:
-                return {"workers": WORKERS}
+                return {"workers": WORKERS, "cluster_key": self.cluster_key}
             case "POST", ["workers"]:
                 return self._worker(
                     body.get("name") or (self.names.pop(0) if self.names else "new")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.member import RETRY_S, Member
@@ -204,3 +205,26 @@ def test_joining_workers_bring_no_prefill_worker_unless_asked() -> None:
 def test_what_joining_workers_cannot_ask_for(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_args(["--prefill", "base", "--join", "http://h:1", *words])
+
+
+def test_who_joins_finds_the_clusters_key(gateway: StandInGateway, tmp_path: Path) -> None:
+    """By the gateway's own word, on its machine; elsewhere it is given."""
+    key, other = ClusterKey.make(), ClusterKey.make()
+    own, copy, wrong = (tmp_path / name for name in ("own", "copy", "wrong"))
+    for one, path in ((key, own), (key, copy), (other, wrong)):
+        one.save(path)
+    joining = Membership(gateway.url, (), allow_unverified=False, named=False)
+    with pytest.raises(UsageError, match="has no key, so that no worker can join it"):
+        joining.key_file(None)
+    gateway.cluster_key = {"id": key.id, "file": str(own)}
+    assert joining.key_file(None) == own
+    assert joining.key_file(copy) == copy
+    with pytest.raises(UsageError, match=f"{wrong} is not the key of the cluster at"):
+        joining.key_file(wrong)
+    own.unlink()
+    with pytest.raises(
+        UsageError, match=r"is not on this machine \(cluster key file .*own: No such"
+    ):
+        joining.key_file(None)
+    with pytest.raises(UsageError, match=r"cluster key file .*own: No such"):
+        joining.key_file(own)

@@ -18,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from ps_sglang.contract import AdapterLimits, adapter_digest, check_adapter
-from ps_sglang.engine.compat.srt import LoRARef, LoRAUpdateOutput, get_lora
+from ps_sglang.engine.compat.srt import LoRARef, LoRAUpdateOutput, get_lora, get_model
 from ps_sglang.engine.hooking import after, around
-from ps_sglang.engine.settings import ADAPTERS, ALLOW_UNVERIFIED, BASE_FINGERPRINT, is_worker
+from ps_sglang.engine.settings import (
+    ADAPTERS,
+    ALLOW_UNVERIFIED,
+    BASE_FINGERPRINT,
+    is_worker,
+    model_roots,
+)
 from ps_sglang.errors import PsSglangError
+from ps_sglang.model_roots import refusal
 from ps_sglang.worker_info import UNVERIFIED_HEADER, split_adapter_name
 
 Update = Callable[..., Awaitable[Any]]
@@ -99,6 +106,10 @@ def _checked(
     """
     name, folder = obj.lora_name, obj.lora_path
     split_adapter_name(name)
+    if known is None:
+        problem = refusal(folder, model_roots(Path(get_model().model_path)))
+        if problem is not None:
+            raise ValueError(problem)
     digest = adapter_digest(Path(folder))
     adapter = _Registered(folder, digest)
     if known is None:

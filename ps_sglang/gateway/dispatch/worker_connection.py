@@ -11,12 +11,14 @@ from typing import Self, cast
 
 import httptools
 
+from ps_sglang.cluster_key import PROOF_HEADER
 from ps_sglang.gateway.errors import Disconnected
 from ps_sglang.worker_info import HEADER
 
 # What a stream may have unread before its worker must wait.
 UNREAD_BYTES = 256 * 1024
 _INCARNATION = HEADER.encode()
+_PROOF = PROOF_HEADER.encode()
 
 
 @dataclass
@@ -37,6 +39,8 @@ class WorkerResponse:
         self.status = status
         self.incarnation = incarnation
         """The process that answers, if it says so."""
+        self.proof: str | None = None
+        """What it answers to a challenge."""
         self.was_resent = False
         self._connection: Connection | None = connection
         self._pieces: list[bytes] = []
@@ -129,7 +133,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.answered = False
         self.is_closed = False
-        self._idle = idle
+        self.idle = idle
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._head: asyncio.Future[WorkerResponse] | None = None
@@ -138,6 +142,7 @@ class Connection(asyncio.Protocol):
         self._reusable = True
         self._framed = False  # the answer says where it ends; otherwise the connection's end does
         self._incarnation: str | None = None  # the process that the answer names
+        self._proof: str | None = None
 
     async def exchange(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; returns when the head of the answer is there."""
@@ -201,7 +206,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._framed = False
-        self._incarnation = None
+        self._incarnation = self._proof = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -209,6 +214,8 @@ class Connection(asyncio.Protocol):
             self._framed = True
         elif name == _INCARNATION:
             self._incarnation = value.decode("latin-1")
+        elif name == _PROOF:
+            self._proof = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         head, self._head = self._head, None
@@ -217,6 +224,7 @@ class Connection(asyncio.Protocol):
             return
         self._reusable = self._parser.should_keep_alive()
         self._response = WorkerResponse(self, self._parser.get_status_code(), self._incarnation)
+        self._response.proof = self._proof
         head.set_result(self._response)
 
     def on_body(self, body: bytes) -> None:
@@ -233,7 +241,7 @@ class Connection(asyncio.Protocol):
             self.resume()
             self.idle_since = time.monotonic()
             self._busy(False)
-            self._idle.append(self)
+            self.idle.append(self)
         else:
             self.abort()
         response._ended()

@@ -11,7 +11,12 @@ import msgspec
 from aiohttp import web
 
 from ps_sglang.gateway.errors import BadRequest, GatewayError
-from ps_sglang.gateway.routes.operations import OPERATION_LOCKS, conflict, run_to_end
+from ps_sglang.gateway.routes.operations import (
+    OPERATION_LOCKS,
+    conflict,
+    require_allowed,
+    run_to_end,
+)
 from ps_sglang.gateway.routing.decoder_state import AdapterSource, DecoderState
 from ps_sglang.gateway.state import GATEWAY
 
@@ -77,6 +82,8 @@ async def add_decoder(request: web.Request) -> web.Response:
             "an adapter, or have such a worker join (`ps-sglang workers add`)."
         )
 
+    await require_allowed(request, new.path, "path")
+
     async def change() -> web.Response:
         served = await gateway.decoder_changes.serve(new.name, new.source)
         return web.json_response(_entry(served), status=201)
@@ -92,6 +99,7 @@ async def replace(request: web.Request) -> web.Response:
     """
     gateway = request.app[GATEWAY]
     new = _body(await request.read(), NewVersion)
+    await require_allowed(request, new.path, "path")
     before = _adapter(request)
 
     async def change() -> web.Response:

@@ -6,11 +6,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from ps_sglang.gateway.access.authentication import principal_of
+from ps_sglang.gateway.access.authentication import Forbidden, principal_of
 from ps_sglang.gateway.access.limiter import Admission
 from ps_sglang.gateway.bodies import sse
 from ps_sglang.gateway.bodies.completion import Collector, in_answer
@@ -36,6 +37,8 @@ _STREAM_HEADERS = {
 _PROMPTS = ("input_ids", "messages", "prompt", "text")
 
 
+_CODE: Final = "custom_logit_processor"
+
 _SUMMARIES = {
     Endpoint.CHAT: "A chat's next message, by OpenAI's API.",
     Endpoint.COMPLETIONS: "Continuations of prompts, by OpenAI's API.",
@@ -60,6 +63,7 @@ async def respond(
     request: web.Request, parsed: GenerationRequest, translation: Translation | None = None
 ) -> web.StreamResponse:
     """Answer a checked request, in the words of another API if there is a `translation`."""
+    _require_admin_for_code(request, parsed)
     gateway = request.app[GATEWAY]
     record = request[RECORD]
     record.decoder, record.rid = parsed.decoder, parsed.samples[0].rid
@@ -104,6 +108,13 @@ async def _admitted(
         if translation is not None:
             answer = msgspec.json.encode(translation.whole(msgspec.json.decode(answer)))
         return web.Response(body=answer, content_type="application/json")
+
+
+def _require_admin_for_code(request: web.Request, parsed: GenerationRequest) -> None:
+    """Raise Forbidden if a user sends code, which engines run where `--allow-unsafe` admits it."""
+    has_code = any(sample.body.get(_CODE) is not None for sample in parsed.samples)
+    if has_code and not principal_of(request).is_admin:
+        raise Forbidden(f"`{_CODE}` is code, which only an admin's key may send.")
 
 
 class _Writer:

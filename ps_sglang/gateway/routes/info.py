@@ -74,7 +74,7 @@ async def _health(request: web.Request, path: str, seconds: float) -> web.Respon
     names = gateway.pool.decoders if decoder is None else (decoder,)
     needed = [gateway.pool.decode(name) for name in names]
     healthy = await asyncio.gather(
-        *(_is_well(gateway.http, one.worker.url + path, seconds) for one in worker_states)
+        *(_is_well(gateway.http, one, path, seconds) for one in worker_states)
     )
     able = {
         worker_state
@@ -121,10 +121,13 @@ async def alive(request: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
-async def _is_well(http: aiohttp.ClientSession, url: str, seconds: float) -> bool:
+async def _is_well(
+    http: aiohttp.ClientSession, worker_state: AnyWorkerState, path: str, seconds: float
+) -> bool:
     deadline = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with http.get(url, timeout=deadline) as response:
+        url, headers = worker_state.worker.url + path, worker_state.headers
+        async with http.get(url, headers=headers, timeout=deadline) as response:
             return response.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.errors import GatewayError, PathNotAllowed
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.model_roots import refusal
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -72,6 +73,15 @@ async def run_to_end(
 
     request.app[GATEWAY].background.start(run())
     return await done
+
+
+async def require_allowed(request: web.Request, path: str, param: str) -> None:
+    """Raise PathNotAllowed unless weights may be loaded from `path`; `param` names it."""
+    roots = request.app[GATEWAY].config.model_roots
+    # In a thread: it asks the file system, which may be slow.
+    problem = await asyncio.to_thread(refusal, path, roots)
+    if problem is not None:
+        raise PathNotAllowed(f"`{param}`: {problem}.", param=param)
 
 
 def conflict(message: str, code: str = "worker_conflict") -> GatewayError:

@@ -25,6 +25,7 @@ from ps_sglang.gateway.routes.operations import (
     OPERATION_LOCKS,
     OperationLocks,
     conflict,
+    require_allowed,
     run_to_end,
 )
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
@@ -53,8 +54,13 @@ def add_routes(app: web.Application) -> None:
 async def list_workers(request: web.Request) -> web.Response:
     """GET /workers: every worker with its state and load."""
     gateway = request.app[GATEWAY]
+    key = gateway.cluster_key
     return web.json_response(
-        {"workers": [_entry(gateway, worker_state) for worker_state in gateway.pool]}
+        {
+            "workers": [_entry(gateway, worker_state) for worker_state in gateway.pool],
+            # By which a launcher knows whether it has the same, and where it is on this machine.
+            "cluster_key": key and {"id": key.id, "file": gateway.config.cluster_key_file},
+        }
     )
 
 
@@ -71,7 +77,7 @@ async def add_worker(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     joining = admission.check_request(await request.read())
     url = joining.url.rstrip("/")
-    facts = await admission.ask(gateway.http, url)
+    facts = await admission.ask(gateway.http, url, gateway.cluster_key)
     problems = admission.incompatibilities(
         facts,
         admission.reference(gateway.pool),
@@ -207,6 +213,7 @@ async def swap(request: web.Request) -> web.Response:
             "decoders replace` gives a decoder another adapter."
         )
     decoder = worker_state.worker.decoder
+    await require_allowed(request, path, "model_path")
 
     async def change() -> web.Response:
         was_draining = worker_state.draining

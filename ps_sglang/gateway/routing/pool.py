@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import ModelNotFound, NoWorker
 from ps_sglang.gateway.routing.decoder_state import AdapterSource, DecoderState
@@ -18,10 +19,12 @@ from ps_sglang.worker_info import WorkerInfo
 class WorkerPool:
     """The workers by name and by role, in the order in which they joined, and what they serve.
 
+    `key` is the cluster's, with which they are asked.
     Register functions in `joined` and `left` to be called with workers that come and go.
     """
 
-    def __init__(self, workers: Iterable[Worker] = ()) -> None:
+    def __init__(self, workers: Iterable[Worker] = (), key: ClusterKey | None = None) -> None:
+        self._key = key
         self.joined: list[Callable[[AnyWorkerState], None]] = []
         self.left: list[Callable[[AnyWorkerState], None]] = []
         self._worker_states: dict[str, AnyWorkerState] = {}
@@ -106,10 +109,10 @@ class WorkerPool:
             raise ValueError(f"there is a worker {worker.name!r} already")
         worker_state: AnyWorkerState
         if isinstance(worker, PrefillWorker):
-            worker_state = WorkerState(worker, facts)
+            worker_state = WorkerState(worker, facts, self._key)
             self._prefill = (*self._prefill, worker_state)
         else:
-            worker_state = WorkerState(worker, facts)
+            worker_state = WorkerState(worker, facts, self._key)
             self._decode = (*self._decode, worker_state)
             self._serve(worker_state)
         self._worker_states[worker.name] = worker_state

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.config import DecodeWorker, PrefillWorker, Worker
 from ps_sglang.worker_info import HEADER, WorkerInfo
 
@@ -54,11 +55,12 @@ class WorkerState(Generic[W]):
     says why that one is not this worker, if it is not.
     `draining`: it finishes what it has and gets nothing new (it leaves, or is being swapped).
     `problem` says why it is not good, for people. `changing` is held while its adapters change.
-    `host` is where it runs, as its URL says.
+    `host` is where it runs, as its URL says. `key` is the cluster's, None without one.
     """
 
     worker: W
     facts: WorkerInfo | None = None
+    key: ClusterKey | None = field(default=None, repr=False)
     incarnation: str | None = field(init=False)
     unheard: bool = False
     refused: str | None = None
@@ -95,8 +97,11 @@ class WorkerState(Generic[W]):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request carries so that no other process answers it."""
-        return {} if self.incarnation is None else {HEADER: self.incarnation}
+        """What a request carries so that this process answers it, and no other."""
+        if self.incarnation is None:
+            return {}
+        named = {HEADER: self.incarnation}
+        return named if self.key is None else named | self.key.request_headers(self.incarnation)
 
     @property
     def can_be_asked(self) -> bool:

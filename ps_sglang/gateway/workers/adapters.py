@@ -63,7 +63,7 @@ async def _digests(
     http: aiohttp.ClientSession, worker_state: Decode, incarnation: str | None
 ) -> dict[str, str]:
     try:
-        facts = await admission.ask(http, worker_state.worker.url)
+        facts = await admission.ask(http, worker_state.worker.url, worker_state.key)
     except GatewayBusy:
         raise
     except GatewayError as error:
@@ -84,6 +84,8 @@ async def _post(
     worker = worker_state.worker
     if incarnation is not None:
         headers = {**headers, HEADER: incarnation}
+        if worker_state.key is not None:
+            headers |= worker_state.key.request_headers(incarnation)
     deadline = aiohttp.ClientTimeout(total=LOAD_SECONDS)
     with reaching(worker):
         async with http.post(

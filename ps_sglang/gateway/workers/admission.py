@@ -14,10 +14,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.config import Adapter, DecodeWorker, PrefillWorker, Worker
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
 from ps_sglang.gateway.routing.pool import WorkerPool
+from ps_sglang.gateway.workers.probe import NO_PROOF, probe
 from ps_sglang.worker_info import (
+    HEADER,
     WorkerInfo,
     adapter_name,
     is_adapter_name,
@@ -55,19 +58,27 @@ class Joining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def ask(
-    http: aiohttp.ClientSession, url: str, seconds: float = ANSWER_SECONDS
+    http: aiohttp.ClientSession,
+    url: str,
+    key: ClusterKey | None,
+    seconds: float = ANSWER_SECONDS,
 ) -> WorkerInfo | None:
     """What the worker at `url` says of itself, None for a server without the plugin.
 
-    Raises GatewayError if nobody answers within `seconds`, or something else does.
+    With a `key` it must show first that it has it, too. Raises GatewayError if it does not, if
+    nobody answers within `seconds`, or something else does.
     """
+    headers = {} if key is None else await _proven(http, url, key, seconds)
     deadline = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with http.get(url + "/server_info", timeout=deadline) as response:
+        async with http.get(url + "/server_info", headers=headers, timeout=deadline) as response:
             content = await response.read()
             if response.status != 200:
                 raise _no_worker(url, f"it answers /server_info with status {response.status}")
-        return msgspec.json.decode(content, type=ServerInfo).ps_sglang
+        facts = msgspec.json.decode(content, type=ServerInfo).ps_sglang
+        if key is not None and facts is not None and facts.incarnation != headers[HEADER]:
+            raise _no_worker(url, "it says it is another process than the one that has the key")
+        return facts
     except TimeoutError as error:
         raise _no_worker(url, f"no answer within {seconds:g} s") from error
     except (aiohttp.ClientError, OSError) as error:
@@ -76,6 +87,18 @@ async def ask(
         raise _no_worker(url, str(error) or type(error).__name__) from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise _no_worker(url, f"its /server_info is not this version's: {error}") from error
+
+
+async def _proven(
+    http: aiohttp.ClientSession, url: str, key: ClusterKey, seconds: float
+) -> dict[str, str]:
+    """The headers of a question to the process at `url`, which has shown that it has the key."""
+    found = await probe(http, url, "/ready", seconds, key)
+    if found.problem is not None and found.problem.is_own:
+        raise GatewayBusy(found.problem.text)
+    if found.incarnation is None or not found.is_proven:
+        raise _no_worker(url, NO_PROOF if found.problem is None else found.problem.text)
+    return {HEADER: found.incarnation, **key.request_headers(found.incarnation)}
 
 
 def reference(pool: WorkerPool) -> WorkerInfo | None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
 from ps_sglang.gateway.errors import Loss, WorkerError, WorkerUnreachable
@@ -60,6 +61,7 @@ class HealthMonitor:
         clock: Callable[[], float] = time.monotonic,
         randomly: Callable[[], float] = random.random,
         *,
+        key: ClusterKey | None,
         restore: Restore,
     ) -> None:
         """A worker that comes back must hold requests of `capacity` tokens, as one that joins.
@@ -67,11 +69,19 @@ class HealthMonitor:
         `restore` gives it what it had before, see Recognition.
         """
         self.recognition = Recognition(
-            http, timing.engine_deadline, capacity, self._suspect, restore, self._restarted
+            http,
+            pool,
+            key,
+            timing.engine_deadline,
+            capacity,
+            self._suspect,
+            restore,
+            self._restarted,
         )
         self.broken: Counter[str] = Counter()
         """How often each worker was found broken."""
         self._http = http
+        self._key = key
         self._pool = pool
         self._timing = timing
         self._clock = clock
@@ -161,9 +171,11 @@ class HealthMonitor:
             await asyncio.sleep(self._timing.every * self._random())
         while True:
             began = self._clock()
-            problem, incarnation = await self._probe(worker_state, "/ready", self._timing.deadline)
+            found = await self._probe(worker_state, "/ready", self._timing.deadline)
+            problem = found.problem
             silent = problem is not None and problem.silent
-            if problem is None and not await self.recognition.is_known(worker_state, incarnation):
+            answered = problem is None or not found.is_proven
+            if answered and not await self.recognition.is_known(worker_state, found):
                 problem = Problem(worker_state.refused or UNHEARD)
             # One that refuses connections is probed all the time, to see who comes back; whether
             # it gets a request again is for its breaker to say. One that starts cannot break.
@@ -171,9 +183,8 @@ class HealthMonitor:
                 problem is not None or not record.breaker.seconds_to_retry
             ):
                 if problem is None and record.breaker.state is BreakerState.OPEN:
-                    problem, _ = await self._probe(
-                        worker_state, "/health", self._timing.engine_deadline
-                    )
+                    found = await self._probe(worker_state, "/health", self._timing.engine_deadline)
+                    problem = found.problem
                 self._note(record, problem)
             self._show(worker_state, record)
             if worker_state.is_starting and problem is not None:
@@ -204,7 +215,8 @@ class HealthMonitor:
                 record.engine_silent_since = None
                 continue
             began = self._clock()
-            problem, _ = await self._probe(worker_state, "/health", self._timing.engine_deadline)
+            found = await self._probe(worker_state, "/health", self._timing.engine_deadline)
+            problem = found.problem
             if worker_state in self._busy:  # it fell silent for a good reason, during the probe
                 record.engine_silent_since = None
                 continue
@@ -217,7 +229,12 @@ class HealthMonitor:
                 self._take_requests(worker_state, problem)
 
     async def _probe(self, worker_state: AnyWorkerState, path: str, deadline: float) -> ProbeResult:
-        return await probe(self._http, worker_state.worker, path, deadline)
+        url, key = worker_state.worker.url, self._key
+        authorization: dict[str, str] = {}
+        if key is not None and worker_state.incarnation is not None:
+            # Not its name: whoever answers there is to be heard.
+            authorization = key.request_headers(worker_state.incarnation)
+        return await probe(self._http, url, path, deadline, key, authorization)
 
     def _note(self, record: _Record, problem: Problem | None) -> None:
         if problem is not None and problem.is_own:

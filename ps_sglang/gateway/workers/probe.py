@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import aiohttp
 
-from ps_sglang.gateway.config import Worker
+from ps_sglang.cluster_key import (
+    CHALLENGE_HEADER,
+    PROOF_HEADER,
+    VARIABLE,
+    ClusterKey,
+    new_challenge,
+)
 from ps_sglang.gateway.errors import is_own
 from ps_sglang.worker_info import HEADER
 
@@ -31,6 +38,7 @@ class ProbeTiming:
 
 
 DEFAULT_TIMING: Final = ProbeTiming()
+_NONE: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -47,25 +55,49 @@ class Problem:
     is_own: bool = False
 
 
+NO_PROOF: Final = (
+    "it does not show that it has the cluster's key: start it with PS_SGLANG_ENABLE=1, and "
+    f"{VARIABLE}=FILE with a copy of the cluster's key file"
+)
+
+
 class ProbeResult(NamedTuple):
-    """`problem` is None if the answer was 200; `incarnation` is the process that answered."""
+    """`problem` is None if the answer was 200; `incarnation` is the process that answered.
+
+    `is_proven` is false if something answered that does not show that it has the cluster's key.
+    """
 
     problem: Problem | None
     incarnation: str | None = None
+    is_proven: bool = True
 
 
 async def probe(
-    http: aiohttp.ClientSession, worker: Worker, path: str, deadline: float
+    http: aiohttp.ClientSession,
+    url: str,
+    path: str,
+    deadline: float,
+    key: ClusterKey | None,
+    headers: Mapping[str, str] = _NONE,
 ) -> ProbeResult:
-    """GET a path of the worker; it has `deadline` seconds to answer."""
+    """GET a path of the worker at `url`; it has `deadline` seconds to answer.
+
+    With a `key` it is asked to show that it has it.
+    """
     timeout = aiohttp.ClientTimeout(total=deadline)
+    challenge = new_challenge()
+    if key is not None:
+        headers = {**headers, CHALLENGE_HEADER: challenge}
     try:
-        async with http.get(worker.url + path, timeout=timeout) as response:
+        async with http.get(url + path, headers=headers, timeout=timeout) as response:
             incarnation = response.headers.get(HEADER)
-            if response.status == 200:
-                return ProbeResult(None, incarnation)
-            problem = Problem(f"it answers {path} with status {response.status}")
-            return ProbeResult(problem, incarnation)
+            is_proven = key is None or key.is_proof(
+                response.headers.get(PROOF_HEADER), challenge, incarnation
+            )
+            problem = None
+            if response.status != 200:
+                problem = Problem(f"it answers {path} with status {response.status}")
+            return ProbeResult(problem, incarnation, is_proven)
     except TimeoutError:
         problem = Problem(f"it did not answer {path} within {deadline:g} s", silent=True)
     except (aiohttp.ClientError, OSError) as error:

@@ -13,9 +13,12 @@ from typing import Final
 
 import aiohttp
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.gateway.errors import GatewayError
+from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.workers import admission
+from ps_sglang.gateway.workers.probe import NO_PROOF, ProbeResult
 from ps_sglang.worker_info import WorkerInfo
 
 log = logging.getLogger("ps_sglang.gateway")
@@ -36,13 +39,17 @@ class Recognition:
     def __init__(
         self,
         http: aiohttp.ClientSession,
+        pool: WorkerPool,
+        key: ClusterKey | None,
         seconds: float,
         capacity: int,
         suspected: Callable[[AnyWorkerState], None],
         restore: Restore,
         restarted: Callable[[AnyWorkerState], None],
     ) -> None:
-        """A process has `seconds` to answer, and must hold requests of `capacity` tokens.
+        """A process must have the `key`, if there is one, and hold requests of `capacity` tokens.
+
+        It has `seconds` to answer.
 
         `suspected` is called with a worker when another process is found in its place, `restarted`
         when that turns out to be the worker. Before, `restore` brings the process to what the
@@ -50,12 +57,15 @@ class Recognition:
         """
         self.admitted: list[Callable[[AnyWorkerState], None]] = []
         self._http = http
+        self._pool = pool
+        self._key = key
         self._seconds = seconds
         self._capacity = capacity
         self._suspected = suspected
         self._restore = restore
         self._restarted = restarted
-        # The incarnation that was refused in a worker's place; empty for one that names itself not.
+        # The incarnation that was refused in a worker's place; empty for one that names itself not,
+        # or does not prove its name.
         self._refused: dict[AnyWorkerState, str] = {}
 
     def meet(self, worker_state: AnyWorkerState) -> None:
@@ -69,8 +79,10 @@ class Recognition:
         """A worker has left."""
         self._refused.pop(worker_state, None)
 
-    async def is_known(self, worker_state: AnyWorkerState, seen: str | None) -> bool:
-        """Whether the process `seen` at the worker's address is the worker; asks a new one."""
+    async def is_known(self, worker_state: AnyWorkerState, found: ProbeResult) -> bool:
+        """Whether the process that was `found` at its address is the worker; asks a new one."""
+        # What anybody could say of himself does not count.
+        seen = found.incarnation if found.is_proven else None
         if seen is not None and seen == worker_state.incarnation:
             # Another may have been in its place for a while.
             self._clear(worker_state)
@@ -80,8 +92,16 @@ class Recognition:
         if not worker_state.is_starting and (worker_state.can_be_asked or worker_state.draining):
             worker_state.unheard = True
             self._suspected(worker_state)
+        if not found.is_proven:
+            self._refuse(worker_state, "", [NO_PROOF])
+            return False
+        for other in self._pool:
+            if other is not worker_state and other.incarnation == seen and seen is not None:
+                self._refuse(worker_state, seen, [f"{other.name!r}, by another address"])
+                return False
+        url = worker_state.worker.url
         try:
-            facts = await admission.ask(self._http, worker_state.worker.url, self._seconds)
+            facts = await admission.ask(self._http, url, self._key, self._seconds)
         except GatewayError as error:
             if seen is None:  # it is not even SGLang's
                 self._refuse(worker_state, "", [error.message])
@@ -104,7 +124,7 @@ class Recognition:
 
     async def admit_swapped(self, worker_state: AnyWorkerState) -> None:
         """The worker has other weights now, by the gateway's own wish; raises GatewayError."""
-        facts = await admission.ask(self._http, worker_state.worker.url)
+        facts = await admission.ask(self._http, worker_state.worker.url, self._key)
         if facts is not None and facts.incarnation == worker_state.incarnation:
             worker_state.facts = facts
 
