@@ -55,7 +55,7 @@ def test_an_example_shows_what_was_shared(demo: str, name: str, client: str) -> 
 def test_an_example_names_what_is_wrong(demo: str, client: str) -> None:
     done = run(f"judge_{client}", "--url", demo, "--judge", "z")
     assert done.returncode == 1
-    assert "--judge z: the cluster serves code, tools, math" in done.stderr
+    assert done.stderr == "error: --judge z: the cluster serves base, code, tools, math\n"
     done = run(f"judge_{client}", "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert "no models from http://127.0.0.1:9" in done.stderr

@@ -55,9 +55,9 @@ def test_openai_responds(openai_said: Any, plain: Plain) -> None:
     assert (model, said) == ("code", text(plain("code", PROMPT)))
     assert usage["output_tokens"] == 8
     assert openai_said["response stream"] == [
-        text(plain("math", PROMPT)),
+        text(plain("code", PROMPT, 64)),
         "response.created",
-        "response.incomplete",
+        "response.completed",
     ]
     assert openai_said["response calls"] == [CALL]
 

@@ -21,11 +21,17 @@ def get_weather_forecast(city: str, days: int) -> str:
     return f"{days} days of sun in {city}"
 
 
-def model(name: str, tokens: int, **options: Any) -> Any:
-    return ChatOpenAI(
-        base_url=f"{URL}/v1", api_key="none", model=name, temperature=0, max_retries=0,
-        max_tokens=tokens, **options,
-    ).bind_tools([get_weather_forecast])  # fmt: skip
+def model(name: str, tokens: int) -> Any:
+    options: Any = {
+        "base_url": f"{URL}/v1",
+        "api_key": "none",
+        "model": name,
+        "temperature": 0,
+        "max_tokens": tokens,
+        "max_retries": 0,
+        "stream_usage": True,
+    }
+    return ChatOpenAI(**options).bind_tools([get_weather_forecast])
 
 
 def caller(state: MessagesState) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def caller(state: MessagesState) -> dict[str, Any]:
 
 
 def writer(state: MessagesState) -> dict[str, Any]:
-    return {"messages": [model("math", 8, stream_usage=True).invoke(state["messages"])]}
+    return {"messages": [model("math", 8).invoke(state["messages"])]}
 
 
 builder = StateGraph(MessagesState)

@@ -42,9 +42,9 @@ def refused(call: Callable[[], Any]) -> list[Any]:
     return []
 
 
-def sync(client: openai.OpenAI) -> dict[str, Any]:
+def sync(client: Any) -> dict[str, Any]:
     whole = client.chat.completions.create(model="code", **CHAT)
-    # The SDK's helper takes an answer that was cut off for a failure.
+    # The SDK's helpers for streams take an answer that was cut off for a failure.
     with client.chat.completions.stream(
         model="code", stream_options={"include_usage": True}, **{**CHAT, "max_tokens": 64}
     ) as stream:
@@ -54,7 +54,7 @@ def sync(client: openai.OpenAI) -> dict[str, Any]:
         model="base", response_format=Verdict, **{**CHAT, "max_tokens": 32}
     )
     response = client.responses.create(model="code", **RESPONSE)
-    with client.responses.stream(model="math", **RESPONSE) as events:
+    with client.responses.stream(model="code", **{**RESPONSE, "max_output_tokens": 64}) as events:
         kinds = [event.type for event in events]
         final = events.get_final_response()
     verdict = client.responses.parse(
