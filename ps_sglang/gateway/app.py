@@ -93,6 +93,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
             await gateway.cache_index.stop()
             await background.close()
             client.close()
+            gateway.traces.close()
             if gateway.tracing is not None:
                 await gateway.tracing.close()
 
@@ -159,6 +160,7 @@ def _gateway(
         limiter=RequestLimiter(config.limits, lambda: len(pool.decode())),
         dispatcher=dispatcher,
         metrics=metrics,
+        traces=traces,
         hint_actions=hint_actions,
         decoder_changes=decoder_changes,
         tracing=_tracing(config),

@@ -27,6 +27,7 @@ from ps_sglang.gateway.routing.sessions import TenantSessions
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.activity import Activity
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
+from ps_sglang.gateway.telemetry.trace import Traces
 from ps_sglang.gateway.workers.decoders import DecoderChanges
 from ps_sglang.gateway.workers.health import HealthMonitor
 from ps_sglang.gateway.workers.leases import SECONDS as LEASE_SECONDS
@@ -54,6 +55,7 @@ class Gateway:
     limiter: RequestLimiter
     dispatcher: Dispatcher
     metrics: GatewayMetrics
+    traces: Traces
     hint_actions: HintActions
     decoder_changes: DecoderChanges
     tracing: Tracing | None

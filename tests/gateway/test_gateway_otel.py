@@ -12,6 +12,7 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from ps_sglang.gateway.state import GATEWAY
 from tests.gateway.gateway_setup import Setup, serving
 from tests.gateway.test_gateway_trace import subscribed, tell
 from tests.support.standin_engine import COMPLETIONS, Cluster, Plan
@@ -72,6 +73,8 @@ async def traced(collector: Collector, *, events: bool = False) -> AsyncIterator
             if events:
                 await subscribed(gateway)
             yield gateway
+            while len(gateway.app[GATEWAY].traces):  # until the workers' spans have come
+                await asyncio.sleep(0)
         await collector.ended.wait()
 
 

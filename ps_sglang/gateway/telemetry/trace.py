@@ -200,6 +200,11 @@ class Traces:
                 loop = asyncio.get_running_loop()
                 trace.late = loop.call_later(self._late_seconds, self._conclude, trace)
 
+    def close(self) -> None:
+        """No span comes any more: conclude all that are still open."""
+        for trace in list(self):
+            self._conclude(trace)
+
     def _check(self, trace: Trace) -> None:
         if not trace.awaited:
             trace.complete.set()
