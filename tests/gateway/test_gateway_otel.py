@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from ps_sglang.gateway.state import GATEWAY
 from tests.gateway.gateway_setup import Setup, serving
-from tests.gateway.test_gateway_trace import subscribed, tell
+from tests.gateway.test_gateway_trace import metrics_of, subscribed, tell
 from tests.support.standin_engine import COMPLETIONS, Cluster, Plan
 
 BODY: dict[str, Any] = {"model": "a", "prompt": "a secret", "max_tokens": 9, "temperature": 0.5}
@@ -74,7 +74,7 @@ async def traced(collector: Collector, *, events: bool = False) -> AsyncIterator
                 await subscribed(gateway)
             yield gateway
             while len(gateway.app[GATEWAY].traces):  # until the workers' spans have come
-                await asyncio.sleep(0)
+                await metrics_of(gateway)
         await collector.ended.wait()
 
 
