@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.worker_keys import let_in
 from ps_sglang.launch import Cluster, ClusterSpec
 from tests.support.engine_client import assert_conserved, post
 
@@ -41,6 +42,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Cluster.start(
         ClusterSpec("base", ("code", "tools", "math"), port=0, log_dir=logs)
     ) as cluster:
+        let_in(cluster)
         yield cluster.url
         assert_conserved(cluster)
 

@@ -14,6 +14,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from benchmarks.worker_keys import let_in
 from ps_sglang.demo import QUESTIONS, TOOLS
 from ps_sglang.launch import Cluster, ClusterSpec
 from tests.support.engine_client import RefusedError, assert_conserved, assert_known, post
@@ -30,6 +31,7 @@ Messages = list[dict[str, Any]]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     spec = ClusterSpec("base", ("tools",), port=0, log_dir=tmp_path_factory.mktemp("logs"))
     with Cluster.start(spec) as cluster:
+        let_in(cluster)
         yield cluster
         assert_conserved(cluster)
 
