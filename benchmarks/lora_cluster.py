@@ -19,22 +19,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.lora.adapters import named, write_adapters
 from benchmarks.plain import generate
 from benchmarks.report import count, parser, run, save, spread, timed
 from ps_sglang.decoders.client import DecodersClient
 from ps_sglang.launch import Cluster, ClusterSpec
 from ps_sglang.models import resolve
-from ps_sglang.models.stand_in import Noise, write_stand_in_adapter
-from ps_sglang.progress import OnProgress
 
 FEW, MANY = 3, 64
 ADDED: Final = 8
 _RATE: Final = 20.0
 _PROMPT: Final = tuple(range(100, 132))
-_NOISE: Final = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,13 +53,11 @@ def _measure(args: argparse.Namespace) -> int:
     answers: list[float] = []
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as written:
-        folders = _adapters(base, Path(written), on_progress)
+        adapters = write_adapters(base, Path(written), MANY, on_progress)
+        folders = list(adapters.values())
         for _ in range(repeats):
             for number in starts:
-                with (
-                    tempfile.TemporaryDirectory() as logs,
-                    Cluster.start(_spec(base, folders[:number], Path(logs))) as cluster,
-                ):
+                with _started(base, dict(islice(adapters.items(), number))) as cluster:
                     memory = cluster.memory_bytes / 1e9
                     starts[number].append({"ready_s": cluster.ready_s, "ready_gb": memory})
                     on_progress(f"{number} adapters: {cluster.ready_s:.1f} s, {memory:.2f} GB")
@@ -85,17 +82,12 @@ def _measure(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
-def _adapters(base: Path, folder: Path, on_progress: OnProgress) -> list[Path]:
-    on_progress(f"writing {MANY} random adapters")
-    return [
-        write_stand_in_adapter(base, folder / f"a{seed}", Noise(_NOISE, seed))
-        for seed in range(MANY)
-    ]
-
-
-def _spec(base: Path, folders: Sequence[Path], logs: Path) -> ClusterSpec:
-    decoders = tuple(f"{folder.name}={folder}" for folder in folders)
-    return ClusterSpec(f"base={base}", decoders, port=0, log_dir=logs)
+@contextmanager
+def _started(base: Path, adapters: Mapping[str, Path]) -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory() as logs:
+        spec = ClusterSpec(f"base={base}", named(adapters), port=0, log_dir=Path(logs))
+        with Cluster.start(spec) as cluster:
+            yield cluster
 
 
 def add(url: str, folder: Path) -> float:

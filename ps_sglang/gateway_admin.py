@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,16 @@ class GatewayAdmin:
             raise RefusedError(status + error.reason + hint, error.code) from error
         except GatewayUnreachable as error:
             raise UsageError(no_gateway(self._url, error)) from error
+
+
+def add_gateway(parser: argparse.ArgumentParser, flag: str = "--gateway") -> None:
+    """The option of a command that says which gateway it asks."""
+    parser.add_argument(
+        flag,
+        metavar="URL",
+        default=GATEWAY,
+        help=f"the gateway, as in the launcher's ready line (default {GATEWAY})",
+    )
 
 
 def exit_status(command: Callable[[], None]) -> int:

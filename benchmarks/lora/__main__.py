@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import lora_step
+from benchmarks.lora.adapters import write_adapters
 from benchmarks.lora.starts import Plan, measure_all
 from benchmarks.lora.summary import last_line, lines, summary
 from benchmarks.lora.systems import OURS, STOCK
 from benchmarks.lora.workload import QUICK, SHAPE, count_for, longest, trace, turns_of
 from benchmarks.report import OUT, REFERENCE, count, parser, run, saved, timed, to_json, write
 from ps_sglang.models import resolve
-from ps_sglang.models.stand_in import Noise, write_stand_in_adapter
-from ps_sglang.progress import OnProgress
 from ps_sglang.training.machine import environment
 
 _ADAPTERS: Final = (1, 2, 4, 8, 16, 64)
@@ -45,7 +44,6 @@ _PARTS: Final = (0.6, 0.9)
 _QUICK_PARTS: Final = (0.7,)
 _CONCURRENT: Final = 8
 _TOKENS: Final = 65536
-_NOISE: Final = 0.1
 _FILE: Final = "lora.json"
 _COMMAND: Final = "python -m benchmarks.lora"
 
@@ -78,7 +76,7 @@ def _measure(args: argparse.Namespace) -> int:
     starts: dict[int, list[dict[str, Any]]] = {n: [] for n in numbers}
     base = resolve("base").path
     with tempfile.TemporaryDirectory() as folder:
-        adapters = _write_adapters(base, Path(folder), max(numbers), on_progress)
+        adapters = write_adapters(base, Path(folder), max(numbers), on_progress)
         repeats = args.repeats or (1 if args.quick else 3)
         for plan, row in measure_all(repeats, plans, base, adapters, on_progress):
             starts[plan.adapters].append(row)
@@ -119,16 +117,6 @@ def _plan(adapters: int, *, latency: bool, quick: bool) -> Plan:
     assert concurrent * longest(trace(shape, adapters, sessions, None)) <= _TOKENS // 2
     plan = Plan(adapters, sessions, concurrent, parts, _TOKENS, shape)
     return replace(plan, systems=(STOCK, OURS)) if quick else plan
-
-
-def _write_adapters(
-    base: Path, folder: Path, number: int, on_progress: OnProgress
-) -> dict[str, Path]:
-    on_progress(f"writing {number} random adapters")
-    return {
-        f"a{seed}": write_stand_in_adapter(base, folder / f"a{seed}", Noise(_NOISE, seed))
-        for seed in range(number)
-    }
 
 
 def keep(path: Path, found: Mapping[int, Any]) -> None:

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
+from benchmarks.lora.adapters import named
 from benchmarks.plain import plain_server
 from benchmarks.sessions.running import Endpoint, Process, Running, running_cluster
 from ps_sglang.launch import ClusterSpec
@@ -37,7 +38,7 @@ System = Callable[[Path, Mapping[str, Path], int, Path], AbstractContextManager[
 def ours(base: Path, adapters: Mapping[str, Path], tokens: int, logs: Path) -> Iterator[Running]:
     """A prefill and a decode worker with half of the KV tokens each."""
     half = ("--max-total-tokens", str(tokens // 2))
-    spec = ClusterSpec(f"base={base}", _decoders(adapters), port=0, log_dir=logs, engine_args=half)
+    spec = ClusterSpec(f"base={base}", named(adapters), port=0, log_dir=logs, engine_args=half)
     with running_cluster(spec, adapters) as running:
         yield running
 
@@ -49,7 +50,7 @@ def one_worker(
     """One worker with all KV tokens."""
     every = ("--max-total-tokens", str(tokens))
     spec = ClusterSpec(
-        f"base={base}", _decoders(adapters), port=0, log_dir=logs, engine_args=every,
+        f"base={base}", named(adapters), port=0, log_dir=logs, engine_args=every,
         one_worker=True,
     )  # fmt: skip
     with running_cluster(spec, adapters) as running:
@@ -62,7 +63,7 @@ def stock(base: Path, adapters: Mapping[str, Path], tokens: int, logs: Path) -> 
     flags = [
         "--max-total-tokens", str(tokens), "--schedule-policy", "lpm", "--enable-metrics",
         "--log-level-http", "warning", "--enable-lora", "--lora-backend", "grouped",
-        "--lora-paths", *_decoders(adapters),
+        "--lora-paths", *named(adapters),
     ]  # fmt: skip
     logs.mkdir(parents=True, exist_ok=True)
     with plain_server(base, logs / f"{STOCK}.log", flags) as server:
@@ -70,10 +71,6 @@ def stock(base: Path, adapters: Mapping[str, Path], tokens: int, logs: Path) -> 
             tuple(Endpoint(f"{server.url}/generate", name) for name in adapters),
             (Process("unified", server.pid, server.url),),
         )
-
-
-def _decoders(adapters: Mapping[str, Path]) -> tuple[str, ...]:
-    return tuple(f"{name}={folder}" for name, folder in adapters.items())
 
 
 SYSTEMS: Final[dict[str, System]] = {OURS: ours, ONE_WORKER: one_worker, STOCK: stock}

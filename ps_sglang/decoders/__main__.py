@@ -9,7 +9,7 @@ from typing import Final
 
 from ps_sglang.decoders.client import DecodersClient
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway_admin import GATEWAY, exit_status, path_on_worker, print_table
+from ps_sglang.gateway_admin import add_gateway, exit_status, path_on_worker, print_table
 from ps_sglang.gateway_http import Json
 
 _DESCRIPTION: Final = """\
@@ -44,11 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--url",
-        default=GATEWAY,
-        help=f"the gateway, as in the launcher's ready line (default {GATEWAY})",
-    )
+    add_gateway(parser, "--url")
     commands = parser.add_subparsers(metavar="command", required=True)
 
     def command(

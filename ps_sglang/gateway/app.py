@@ -26,6 +26,7 @@ from ps_sglang.gateway.dispatch.worker_client import CONNECT_SECONDS, WorkerClie
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
+from ps_sglang.gateway.paths import OF_ONE_DECODER
 from ps_sglang.gateway.routes import (
     debug,
     engine,
@@ -99,7 +100,7 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
 
     app.cleanup_ctx.append(lifespan)
     app[responses.RESPONSES] = ResponseStore()
-    for prefix in ("", "/models/{model}"):
+    for prefix in ("", OF_ONE_DECODER):
         _add_routes(app.router, prefix)
     openapi.add_routes(app.router)
     page.add_routes(app)

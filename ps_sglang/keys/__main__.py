@@ -77,9 +77,7 @@ def _list(args: argparse.Namespace) -> None:
     rows = [("NAME", "ROLE", "TENANT", "LIMITS")]
     for entry in key_file.read(args.file):
         who = entry.principal
-        limits = {word: getattr(who.limits, field) for word, field in key_file.LIMITS.items()}
-        told = " ".join(f"{word}={n}" for word, n in limits.items() if n is not None)
-        rows.append((who.name, who.role, who.tenant, told or "-"))
+        rows.append((who.name, who.role, who.tenant, " ".join(entry.limit_words()) or "-"))
     print_table(rows)
 
 

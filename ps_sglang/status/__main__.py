@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway_admin import GATEWAY, exit_status
+from ps_sglang.gateway_admin import add_gateway, exit_status
 from ps_sglang.status.snapshot import ClusterSnapshot, read
 from ps_sglang.status.tables import lines
 
@@ -78,10 +78,5 @@ def _draw(text: Iterable[str]) -> None:
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument(
-        "--gateway",
-        metavar="URL",
-        default=GATEWAY,
-        help=f"the gateway, as in the launcher's ready line (default {GATEWAY})",
-    )
+    add_gateway(parser)
     return parser

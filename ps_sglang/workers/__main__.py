@@ -9,8 +9,8 @@ from typing import Final
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway_admin import (
-    GATEWAY,
     RefusedError,
+    add_gateway,
     exit_status,
     path_on_worker,
     print_table,
@@ -50,12 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--gateway",
-        metavar="URL",
-        default=GATEWAY,
-        help=f"the gateway, as in the launcher's ready line (default {GATEWAY})",
-    )
+    add_gateway(parser)
     commands = parser.add_subparsers(metavar="command", required=True)
 
     def command(

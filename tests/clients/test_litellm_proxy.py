@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
+from benchmarks.plain import wait_until_ok
 from tests.clients.conftest import ENVIRON, PYTHON
 from tests.clients.test_packages import PROMPT, text
 from tests.engine.plain_server import free_port
@@ -47,22 +45,10 @@ def proxy(demo: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.Popen(command, env=environ, stdout=output, stderr=output) as process,
     ):
         try:
-            _wait_until_up(url, process, log)
+            wait_until_ok(f"{url}/health/liveliness", process, DEADLINE_S, log)
             yield url
         finally:
             process.terminate()
-
-
-def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health/liveliness", timeout=5).close()
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
 
 
 def test_the_proxy_passes_on_whole_streamed_and_refused(

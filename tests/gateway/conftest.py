@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.gateway.gateway_setup import Setup, running
+from tests.gateway.gateway_setup import QUICK, Setup, running
 from tests.gateway.hand_clock import Clock
 
 
@@ -24,4 +24,11 @@ async def gateway() -> AsyncIterator[Setup]:
 async def replicated() -> AsyncIterator[Setup]:
     """Two prefill workers, two decode workers of decoder `a`."""
     async with running(prefill=2, decoders=("a",), replicas=2) as setup:
+        yield setup
+
+
+@pytest.fixture
+async def quick() -> AsyncIterator[Setup]:
+    """As `gateway`; its workers are probed all the time."""
+    async with running(QUICK) as setup:
         yield setup

@@ -19,6 +19,9 @@ from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.workers.probe import DEFAULT_TIMING, ProbeTiming
 from tests.support.standin_engine import Cluster, Worker
 
+QUICK = ProbeTiming(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
+NEVER = ProbeTiming(every=1000.0)  # nobody is asked: what a request meets, it meets alone
+
 
 @dataclass
 class Setup:

@@ -16,9 +16,8 @@ from ps_sglang.gateway.config import (
     PrefillWorker,
 )
 from ps_sglang.gateway.state import GATEWAY
-from tests.gateway.gateway_setup import Setup, running, serving
+from tests.gateway.gateway_setup import QUICK, Setup, running, serving
 from tests.gateway.test_gateway_decoders import adapters, ask, call, listed, lora, refused
-from tests.gateway.test_gateway_identity import QUICK
 from tests.support.standin_engine import Cluster, Worker
 
 ADAPTERS = {"math": "/math", "code": "/code"}

@@ -12,10 +12,9 @@ import pytest
 from ps_sglang.events.messages import Span
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry import trace
-from tests.gateway.gateway_setup import Setup, running
+from tests.gateway.gateway_setup import QUICK, Setup, running
 from tests.gateway.test_gateway_adapter_workers import is_back, worker_entry
 from tests.gateway.test_gateway_decoders import adapters, ask, call, lora, refused
-from tests.gateway.test_gateway_identity import QUICK
 from tests.gateway.test_gateway_poison import RARELY
 from tests.gateway.test_gateway_trace import metrics_of
 from tests.support.standin_engine import CHAT, COMPLETIONS, GENERATE, Plan

@@ -14,21 +14,12 @@ from aiohttp import web
 from ps_sglang.cluster_key import CHALLENGE_HEADER, PROOF_HEADER, PROOF_PATH, ClusterKey
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.app import build_app
-from ps_sglang.gateway.workers.probe import ProbeTiming
 from ps_sglang.worker_info import HEADER
-from tests.gateway.gateway_setup import Setup, running
+from tests.gateway.gateway_setup import NEVER, Setup, running
 from tests.support.standin_engine import Worker
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}
-QUICK = ProbeTiming(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
-NEVER = ProbeTiming(every=1000.0)  # what a request meets, it meets before any probe
-
-
-@pytest.fixture
-async def quick() -> AsyncIterator[Setup]:
-    async with running(QUICK) as setup:
-        yield setup
 
 
 @pytest.fixture

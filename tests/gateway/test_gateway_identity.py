@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 
 from ps_sglang.gateway.state import GATEWAY
-from ps_sglang.gateway.workers.probe import ProbeTiming
-from tests.gateway.gateway_setup import Setup, running, serving
+from tests.gateway.gateway_setup import NEVER, QUICK, Setup, running, serving
 from tests.support.standin_engine import COMMON, Cluster, Plan, Worker
 
 ROUTE = "/v1/completions"
 BODY = {"prompt": "one two", "model": "a"}
-QUICK = ProbeTiming(every=0.02, deadline=0.5, silence=0.5, engine_every=1000.0, engine_deadline=0.5)
-NEVER = ProbeTiming(every=1000.0)  # nobody is asked: what a request meets, it meets alone
 OTHERS: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "another decoder": ("b", {}, "model: wanted a, found b"),
     "other weights": ("a", {"weights": "w1:v2"}, "weights: wanted w1:a, found w1:v2"),
@@ -36,12 +33,6 @@ OTHERS: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "no checkpoint": ("a", {"problem": "no config.json"}, "no config.json"),
     "a plain server": ("a", {"role": "null"}, "it is a plain server"),
 }
-
-
-@pytest.fixture
-async def quick() -> AsyncIterator[Setup]:
-    async with running(QUICK) as setup:
-        yield setup
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ GATEWAY = (
     ("index",),
     ("access",),
     ("errors",),
-    ("config", "refusals", "ids", "gc_control"),
+    ("config", "refusals", "ids", "gc_control", "paths"),
     ("limits",),
 )
 ENGINE = (

@@ -45,12 +45,13 @@ class KeyEntry:
         """The line."""
         who = self.principal
         words = [who.name, f"sha256={self.digest}", f"role={who.role}", f"tenant={who.tenant}"]
-        words += [
-            f"{word}={value}"
-            for word, field in LIMITS.items()
-            if (value := getattr(who.limits, field)) is not None
-        ]
-        return " ".join(words)
+        return " ".join([*words, *self.limit_words()])
+
+    def limit_words(self) -> Iterator[str]:
+        """Its limits, as they stand in the line."""
+        for word, field in LIMITS.items():
+            if (value := getattr(self.principal.limits, field)) is not None:
+                yield f"{word}={value}"
 
 
 def new_secret() -> str:

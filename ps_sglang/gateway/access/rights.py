@@ -1,6 +1,6 @@
 """Which routes need no key, and which one a user's key opens; all others need an admin's.
 
-Each route stands here by the path that it is registered with, without `/models/{model}`.
+Each route stands here by the path that it is registered with, see `paths.registered_path`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from aiohttp import web
+
+from ps_sglang.gateway.paths import registered_path
 
 OPEN: Final = frozenset(
     (
@@ -36,15 +38,10 @@ FOR_USERS: Final = frozenset(
 
 def is_open(request: web.Request) -> bool:
     """Whether a request is one for which nobody needs a key."""
-    return _path(request) in OPEN
+    return registered_path(request) in OPEN
 
 
 def needs_admin(request: web.Request) -> bool:
     """Whether a request is one for admins only; for a path that is none it is False."""
-    path = _path(request)
+    path = registered_path(request)
     return path is not None and path not in OPEN and path not in FOR_USERS
-
-
-def _path(request: web.Request) -> str | None:
-    resource = request.match_info.route.resource
-    return None if resource is None else resource.canonical.removeprefix("/models/{model}")

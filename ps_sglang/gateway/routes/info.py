@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
+from ps_sglang.gateway.paths import registered_path
 from ps_sglang.gateway.routes.forwarding import first_answer
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model
@@ -155,9 +156,8 @@ async def metrics(request: web.Request) -> web.Response:
 async def from_decoder(request: web.Request) -> web.Response:
     """GET a path of SGLang's from a worker of the decoder, the first that answers."""
     gateway = request.app[GATEWAY]
-    resource = request.match_info.route.resource
-    assert resource is not None, "this handler is registered by path"
-    path = resource.canonical.removeprefix("/models/{model}")
+    path = registered_path(request)
+    assert path is not None, "this handler is registered by path"
     decoder = gateway.pool.served(one_model(request))
     workers = decoder.workers or gateway.pool.decode_candidates(decoder)
     return await first_answer(gateway, workers, "GET", path)

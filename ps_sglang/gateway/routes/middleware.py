@@ -23,6 +23,7 @@ from ps_sglang.gateway.errors import (
     ModelNotFound,
 )
 from ps_sglang.gateway.listener import client_of, read_body
+from ps_sglang.gateway.paths import registered_path
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry.lines import one_word
 from ps_sglang.gateway.telemetry.log import FIELDS, about
@@ -75,7 +76,7 @@ RECORD = web.RequestKey("record", RequestRecord)
 @web.middleware
 async def handle_request(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give each request an id, turn errors into OpenAI's format, log and count the outcome."""
-    record = request[RECORD] = RequestRecord(_request_id(request), _route(request))
+    record = request[RECORD] = RequestRecord(_request_id(request), registered_path(request) or "")
     with about(record.id):
         return await _handle(request, handler, record)
 
@@ -191,11 +192,6 @@ def _http_problem(request: web.Request, error: web.HTTPException) -> str:
 def _request_id(request: web.Request) -> str:
     request_id = request.headers.get(REQUEST_ID, "")
     return request_id if _GOOD_ID.fullmatch(request_id) else ids.unique()
-
-
-def _route(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return "" if resource is None else resource.canonical.removeprefix("/models/{model}")
 
 
 def _conclude(request: web.Request, record: RequestRecord, status: int) -> None:

@@ -15,10 +15,10 @@ from aiohttp import hdrs, web
 
 from ps_sglang.gateway.bodies.engine_fields import LOAD_SECTIONS
 from ps_sglang.gateway.bodies.schemas import Schema
+from ps_sglang.gateway.paths import OF_ONE_DECODER
 from ps_sglang.gateway.routes.bodies_schema import BODIES, STREAMED, error_schema
 from ps_sglang.gateway.routes.page import KINDS
 
-_PREFIX: Final = "/models/{model}"
 _MODEL: Final = {"model": {"type": "string"}}
 _TENANT: Final = {"tenant": {"type": "string"}}
 _QUERIES: Final[dict[tuple[str, str], dict[str, Schema]]] = {
@@ -97,7 +97,7 @@ def _routes(router: web.UrlDispatcher) -> Iterator[tuple[str, str, str]]:
         resource = route.resource
         if resource is None or route.method in (hdrs.METH_HEAD, hdrs.METH_OPTIONS):
             continue
-        if resource.canonical.startswith(_PREFIX):
+        if resource.canonical.startswith(OF_ONE_DECODER):
             continue
         yield route.method.lower(), resource.canonical, _summary(route.handler)
 
