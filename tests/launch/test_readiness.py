@@ -31,9 +31,9 @@ class _Answer(BaseHTTPRequestHandler):
     server: Healthy
 
     def do_GET(self) -> None:
+        self.server.asked.append(self.headers["Authorization"])  # before the probe reads on
         self.send_response(200)
         self.end_headers()
-        self.server.asked.append(self.headers["Authorization"])
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
