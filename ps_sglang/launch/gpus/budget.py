@@ -234,8 +234,7 @@ def _budget(
     demand = one.demand
     earlier = [other for other in before if set(other.gpus) & set(one.gpus)]
     free = min(
-        gpus[index].free_bytes
-        - sum(other.total_bytes for other in earlier if index in other.gpus)
+        gpus[index].free_bytes - sum(other.total_bytes for other in earlier if index in other.gpus)
         for index in one.gpus
     )
     if demand.fraction is not None:
