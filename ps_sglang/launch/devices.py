@@ -12,7 +12,7 @@ from ps_sglang.launch.spec import ClusterSpec
 
 
 def runs_on_cpu(spec: ClusterSpec) -> bool:
-    """Whether it is the CPU: as `--device` says, else if there is no accelerator and no `--gpus`."""
+    """Whether it is the CPU: as `--device` says, else if nothing else is there or named."""
     device = flags.value_of(spec.engine_args, "--device")
     return device == "cpu" if device else spec.gpus is None and not has_accelerator()
 

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from ps_sglang.errors import UsageError
+from ps_sglang.gateway.config import LogFormat
 from ps_sglang.launch.resources import Resources
 from ps_sglang.launch.spec import Entry
-from ps_sglang.gateway.config import LogFormat
 
 
 class AdapterKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
