@@ -43,7 +43,7 @@ def test_a_launch_tells_the_same_plan_in_short(tiny: Tiny, tmp_path: Path) -> No
     assert "starts when" not in prefill
     assert "starts when" in first
     assert second.startswith("decode-b: GPU 0, ")
-    assert "CUDA IPC on one GPU: prefill-0 to decode-a, prefill-0 to decode-b" in pages[0]
+    assert "CUDA IPC on the same GPU: prefill-0 to decode-a, prefill-0 to decode-b" in pages[0]
 
 
 def test_the_cpu_is_planned_for_as_well(

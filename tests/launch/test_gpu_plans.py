@@ -183,7 +183,7 @@ NO_LINK = Machine((Gpu(0, 1, 1, nvlink=False),))
 def test_the_best_way_that_is_there_is_taken(machine: Machine, one_host: bool, way: str) -> None:
     found = choose_transport("mooncake", machine, {}, one_host=one_host)
     assert found.between((0,), (1,)) == way
-    assert found.between((0,), (0,)) == ("CUDA IPC on one GPU" if one_host else way)
+    assert found.between((0,), (0,)) == ("CUDA IPC on the same GPU" if one_host else way)
     assert (found.warning is not None and "slow" in found.warning) == ("TCP" in way)
     assert bool(found.environment) == one_host
 

@@ -43,7 +43,7 @@ class Transport:
         """The way between workers on these GPUs of one host."""
         if not self.peer:
             return self.name
-        return f"{self.name} {'on one GPU' if source == target else self.peer}"
+        return f"{self.name} {'on the same GPU' if source == target else self.peer}"
 
 
 def backend_problems(backend: str, *, dry_run: bool) -> list[str]:
