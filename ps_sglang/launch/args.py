@@ -199,8 +199,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add(
         "--dry-run",
         action="store_true",
-        help="print where each worker would run, with what memory, variables and flags; start "
-        "nothing",
+        help="print where each worker would run, with what memory, variables and flags, and end",
     )
     add(
         "--join",

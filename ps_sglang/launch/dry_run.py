@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.environment import threads
-from ps_sglang.launch.gpus.budget import Budget
+from ps_sglang.launch.gpus.budget import MemoryBudget
 from ps_sglang.launch.gpus.plan import GpuPlan
 from ps_sglang.launch.gpus.sizes import read_size
 from ps_sglang.launch.spec import Role, WorkerSpec
@@ -61,7 +61,7 @@ def gpu_lines(gpus: GpuPlan, host: str) -> Iterator[str]:
     yield from _pages(gpus)
 
 
-def _gpu_row(budget: Budget, host: str) -> tuple[str, ...]:
+def _gpu_row(budget: MemoryBudget, host: str) -> tuple[str, ...]:
     demand = budget.demand
     sizes = (
         demand.size.weights_bytes,

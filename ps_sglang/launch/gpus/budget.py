@@ -80,7 +80,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryBudget:
     """A worker's GPUs, and what it takes of each in bytes.
 
     `free_bytes` is what is free when it starts, on that of its GPUs which has least. `wave` counts
@@ -148,7 +148,7 @@ class _Placed:
         )
 
 
-def divide(demands: Sequence[Demand], machine: Machine) -> tuple[list[Budget], list[str]]:
+def divide(demands: Sequence[Demand], machine: Machine) -> tuple[list[MemoryBudget], list[str]]:
     """A budget for each demand, and what cannot be; every `tp` and `gpus` is known to exist."""
     gpus = {gpu.index: gpu for gpu in machine.gpus}
     assigned = assign([_claim(demand, machine) for demand in demands], machine)
@@ -164,7 +164,7 @@ def divide(demands: Sequence[Demand], machine: Machine) -> tuple[list[Budget], l
     there = {index: [one for one in placed if index in one.gpus] for index in gpus}
     if problems := list(_problems(placed, gpus, there)):
         return [], problems
-    budgets: list[Budget] = []
+    budgets: list[MemoryBudget] = []
     for one in placed:
         budgets.append(_budget(one, gpus, there, budgets))
     return budgets, list(_small_fractions(budgets))
@@ -229,8 +229,8 @@ def _budget(
     one: _Placed,
     gpus: Mapping[int, Gpu],
     there: Mapping[int, Sequence[_Placed]],
-    before: Sequence[Budget],
-) -> Budget:
+    before: Sequence[MemoryBudget],
+) -> MemoryBudget:
     demand = one.demand
     earlier = [other for other in before if set(other.gpus) & set(one.gpus)]
     free = min(
@@ -245,7 +245,7 @@ def _budget(
         more = min(_more(gpus[index], there[index]) for index in one.gpus)
         kv = demand.least_kv_bytes + more
     tokens = demand.tokens(kv)
-    budget = Budget(
+    budget = MemoryBudget(
         demand=demand,
         gpus=one.gpus,
         sizes=one.sizes,
@@ -266,7 +266,7 @@ def _more(gpu: Gpu, ones: Sequence[_Placed]) -> int:
     return left // max(1, sum(one.demand.memory_bytes is None for one in ones))
 
 
-def _small_fractions(budgets: Sequence[Budget]) -> Iterator[str]:
+def _small_fractions(budgets: Sequence[MemoryBudget]) -> Iterator[str]:
     for budget in budgets:
         demand = budget.demand
         if budget.tokens < demand.least_tokens:

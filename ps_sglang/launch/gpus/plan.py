@@ -11,7 +11,7 @@ from ps_sglang.contract.shape import read_shape
 from ps_sglang.errors import UsageError
 from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.gpus import nvml
-from ps_sglang.launch.gpus.budget import Budget, Demand, divide
+from ps_sglang.launch.gpus.budget import Demand, MemoryBudget, divide
 from ps_sglang.launch.gpus.machine import Machine, choose, described
 from ps_sglang.launch.gpus.sizes import adapter_bytes, item_bytes, read_size, tp_problem
 from ps_sglang.launch.gpus.transport import (
@@ -45,7 +45,7 @@ class GpuPlan:
     """Every worker's budget by its name, in the order of their start, and how pages travel."""
 
     machine: Machine
-    budgets: Mapping[str, Budget]
+    budgets: Mapping[str, MemoryBudget]
     transport: Transport | None
     notes: tuple[str, ...]
 
@@ -156,7 +156,7 @@ def plan_gpus(
 
 
 def _notes(
-    spec: ClusterSpec, budgets: Sequence[Budget], transport: Transport | None
+    spec: ClusterSpec, budgets: Sequence[MemoryBudget], transport: Transport | None
 ) -> Iterator[str]:
     if transport is None:
         return
