@@ -51,6 +51,9 @@ CASES = {
     "8b-1x48-two-decoders": Case("1x48GB", decoders=2),
     "8b-2x24-lora": Case("2x24GB", lora=True),
     "8b-1x80-two-decoders": Case("1x80GB", decoders=2),
+    "8b-1x80-prefill-with-mem": Case(
+        "1x80GB", decoders=1, resources={"prefill-0": Resources(mem="50GB")}
+    ),
     "8b-1x80-four-decoders": Case("1x80GB", decoders=4),
     "8b-2x80-five-decoders": Case("2x80GB", decoders=5),
     "8b-4x24-three-decoders": Case("4x24GB", decoders=3),
