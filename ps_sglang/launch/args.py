@@ -54,6 +54,7 @@ examples:
   {prog} --prefill base --decoders a --prefill-replicas 2 \\
       --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
   {prog} --spec launch/demo.yaml --port 0
+  {prog} --prefill ./qwen3 --decoders math=./m1 --gpus 8x80GB --dry-run
   {prog} --prefill base --decoders c --join http://127.0.0.1:8000"""
 
 _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
@@ -196,6 +197,11 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         "or little memory",
     )
     add(
+        "--dry-run",
+        action="store_true",
+        help="print where each worker would run, with what memory, variables and flags, and end",
+    )
+    add(
         "--join",
         metavar="URL",
         help="start no gateway: have the decoders' workers (and prefill workers only as "
@@ -215,6 +221,12 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--advertise",
         metavar="ADDRESS",
         help="the address under which other machines reach the workers",
+    )
+    add(
+        "--gpus",
+        metavar="GPUS",
+        help="GPUs to place workers on: all (the default, if there are any), numbers as 0,2, or "
+        "with launch --dry-run the description of a machine, as 8x80GB",
     )
     add(
         "--max-restarts",

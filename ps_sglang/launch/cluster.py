@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from ps_sglang.gateway_http import Credentials
+from ps_sglang.launch.deadline import Deadline
+from ps_sglang.launch.dry_run import planned
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Loaded
 from ps_sglang.launch.outlook import candidates, outlook, sharing
@@ -168,18 +170,21 @@ class Cluster:
         return outlook(candidates(self.admin_url, workers, credentials), dead)
 
     def _bring_up(self) -> None:
-        deadline = self._began + self.plan.spec.ready_timeout_s
+        deadline = self._deadline()
         for report in self.plan.reports:
             self._on_progress(f"decoder {report.name}: {report.description}")
-        for line in (*sharing(self.plan.workers), *self.plan.warnings):
+        for line in (*sharing(self.plan.workers), *self.plan.warnings, *planned(self.plan)):
             self._on_progress(line)
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
-        for worker in self.plan.workers:
-            self._processes.start_worker(worker.name)
+        *first, last = self.plan.waves
+        for wave in first:
+            self._start(wave)
+            self._wait_until_ready(wave, deadline)
+        self._start(last)
         if self._membership is None:
             self._processes.start_gateway()
-        self._wait_until_ready(deadline)
+        self._wait_until_ready(last, deadline)
         self._link.send(Loaded())
         if self._membership is None:
             self._wait(lambda: () if self._processes.find_gateway() else (GATEWAY,), deadline)
@@ -200,20 +205,29 @@ class Cluster:
             on_progress=self._on_progress,
         )
 
-    def _wait_until_imported(self, deadline: float) -> None:
+    def _deadline(self) -> Deadline:
+        gpus = () if self.plan.gpus is None else self.plan.gpus.budgets
+        logs = {name: self._processes.log(name) for name in gpus}
+        return Deadline(self.plan.spec.ready_timeout_s, self._began, logs)
+
+    def _start(self, wave: Sequence[str]) -> None:
+        for name in wave:
+            self._processes.start_worker(name)
+
+    def _wait_until_imported(self, deadline: Deadline) -> None:
         if self.plan.cpu and self.plan.workers:
             self._on_progress("importing SGLang, once for all workers")
             self._wait(lambda: () if self._link.import_s is not None else (FORK_SERVER,), deadline)
 
-    def _wait_until_ready(self, deadline: float) -> None:
-        probes = {worker.name: self._processes.probe(worker.name) for worker in self.plan.workers}
+    def _wait_until_ready(self, names: Sequence[str], deadline: Deadline) -> None:
+        probes = {name: self._processes.probe(name) for name in names}
         try:
             self._wait(lambda: [n for n, probe in probes.items() if not probe.ready], deadline)
         finally:
             for probe in probes.values():
                 probe.cancel()
 
-    def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
+    def _wait(self, missing: Callable[[], Sequence[str]], deadline: Deadline) -> None:
         """Wait until nothing is `missing`, telling what is, and what no longer is.
 
         Raises LaunchError if a process ends meanwhile, or the deadline passes.
@@ -224,10 +238,8 @@ class Cluster:
             self._link.wait_for(lambda: self._link.gone or bool(self._processes.dead), _POLL_S)
             self._fail_if_dead()
             now = time.monotonic()
-            if now > deadline:
-                limit = self.plan.spec.ready_timeout_s
-                message = f"{waiting[0]} was not ready within {limit:g} s"
-                raise self._processes.failure(waiting[0], message)
+            if late := deadline.missed(waiting, now):
+                raise self._processes.failure(waiting[0], late)
             still = list(missing())
             for name in sorted(set(waiting) - set(still)):
                 self._on_progress(f"{name} ready, {now - self._began:.1f} s")

@@ -85,6 +85,7 @@ _CPU: Final[Flags] = {
     "--watchdog-timeout": "3600",
 }
 _CPU_DECODE: Final[Flags] = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
+_CUDA: Final[Flags] = {"--page-size": "64"}  # one transfer a page and layer: SGLang's 1 is slow
 _PREFILL: Final[Flags] = {"--schedule-policy": "lpm"}
 
 _LORA: Final = (
@@ -96,7 +97,7 @@ _LORA: Final = (
 )
 PARSERS: Final = ("--tool-call-parser", "--reasoning-parser")
 DEFAULTED: Final = frozenset(
-    (*_BOTH, *_CPU, *_CPU_DECODE, *_PREFILL, *_LORA, *PARSERS, "--max-total-tokens")
+    (*_BOTH, *_CPU, *_CPU_DECODE, *_CUDA, *_PREFILL, *_LORA, *PARSERS, "--max-total-tokens")
 )
 """Every flag that `defaults`, `lora.defaults` or a decoder's manifest may set."""
 
@@ -104,8 +105,8 @@ _CPU_CONTEXT: Final = 14336
 _CPU_SPARE: Final = 2048
 
 
-def defaults(role: Role, *, cpu: bool, context_length: int) -> Flags:
-    """The launcher's choices that a user's flag may override.
+def defaults(role: Role, *, cpu: bool, context_length: int, cuda: bool = False) -> Flags:
+    """The launcher's choices that a user's flag may override; `cuda`: on GPUs of NVIDIA or AMD.
 
     On a CPU the KV pool holds one full context (up to 14,336 tokens) and 2,048 tokens more:
     SGLang would size it by free memory, which several workers cannot all have.
@@ -113,6 +114,8 @@ def defaults(role: Role, *, cpu: bool, context_length: int) -> Flags:
     flags = dict(_BOTH)
     if role is not Role.DECODE:
         flags |= _PREFILL
+    if cuda:
+        flags |= _CUDA
     if cpu:
         flags |= _CPU
         flags["--max-total-tokens"] = str(min(context_length, _CPU_CONTEXT) + _CPU_SPARE)

@@ -22,7 +22,7 @@ def parsers(spec: ClusterSpec, placements: Sequence[Placement]) -> dict[str, dic
     Raises UsageError if decoders of one worker differ and no flag of the user's says which.
     """
     named = {
-        placement.name: _agreed(placement.reports, spec.role_args(placement.role))
+        placement.name: _agreed(placement.reports, placement.user_args(spec))
         for placement in placements
         if placement.role is not Role.PREFILL
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ps_sglang.contract import DecoderReport
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import Adapter
+from ps_sglang.launch.resources import NO_RESOURCES, Resources
 from ps_sglang.launch.spec import ClusterSpec, Entry, Role
 from ps_sglang.models.resolve import NamedModel, model_name
 
@@ -21,7 +22,8 @@ ONE_WORKER: Final = "worker"
 class Placement:
     """A worker to be: `model` is what it loads, `reports` are those of its decoders.
 
-    `lora`: it takes adapters, and `model` is the base.
+    `lora`: it takes adapters, and `model` is the base. It is replica `number` of `replicas` that
+    have the same `resources`. `engine_args` are SGLang's flags for it alone.
     """
 
     name: str
@@ -29,6 +31,14 @@ class Placement:
     model: NamedModel
     reports: tuple[DecoderReport, ...] = ()
     lora: bool = False
+    resources: Resources = NO_RESOURCES
+    number: int = 0
+    replicas: int = 1
+    engine_args: tuple[str, ...] = ()
+
+    def user_args(self, spec: ClusterSpec) -> tuple[str, ...]:
+        """All the user's SGLang flags for it, the winning ones last."""
+        return spec.role_args(self.role) + self.engine_args
 
     @property
     def adapters(self) -> tuple[Adapter, ...] | None:
@@ -61,6 +71,12 @@ def refuse_misplaced(spec: ClusterSpec, adapters: Collection[Entry]) -> None:
                 f"decoder {name} is a whole model, and --one-worker serves only adapters of the "
                 "base, and the base by its name; leave --one-worker away"
             )
+        if shares and (entry.engine_args or entry.resources != NO_RESOURCES):
+            raise UsageError(
+                f"decoder {name} shares its workers with all adapters, so it has no tp, gpus, mem "
+                "or engine_args of its own; give those of the workers under the key adapters, and "
+                "flags as decode_engine_args"
+            )
         if shares and entry.replicas is not None:
             more = f", and --decode-replicas {entry.replicas} for more of them"
             raise UsageError(
@@ -80,25 +96,38 @@ def place(
     """
     adapters = tuple(report for report in reports if report.adapter is not None)
     if spec.one_worker:
-        return [Placement(ONE_WORKER, Role.AGGREGATED, base, adapters, lora=True)]
-    placements = [
-        Placement(f"prefill-{i}", Role.PREFILL, base) for i in range(spec.prefill_replicas)
-    ]
+        own = spec.adapter_resources
+        return [Placement(ONE_WORKER, Role.AGGREGATED, base, adapters, lora=True, resources=own)]
+    prefill = Placement("prefill", Role.PREFILL, base, resources=spec.prefill_resources)
+    names = [f"prefill-{number}" for number in range(spec.prefill_replicas)]
+    placements = _replicas(prefill, names)
     if adapters:
-        placements += (
-            Placement(name, Role.DECODE, base, adapters, lora=True)
-            for name in _names(ADAPTER_WORKER, spec.decode_replicas)
-        )
+        own = spec.adapter_resources
+        one = Placement(ADAPTER_WORKER, Role.DECODE, base, adapters, lora=True, resources=own)
+        placements += _replicas(one, _names(ADAPTER_WORKER, spec.decode_replicas))
     for report, entry in zip(reports, spec.entries, strict=True):
         if report.adapter is not None or (adapters and report.name == base.name):
             continue
         model = NamedModel(report.name, report.path)
-        placements += (
-            Placement(name, Role.DECODE, model, (report,))
-            for name in _names(f"decode-{report.name}", entry.replicas or spec.decode_replicas)
+        one = Placement(
+            f"decode-{report.name}",
+            Role.DECODE,
+            model,
+            (report,),
+            resources=entry.resources,
+            engine_args=entry.engine_args,
         )
+        placements += _replicas(one, _names(one.name, entry.replicas or spec.decode_replicas))
     _refuse_same_names(placements)
     return placements
+
+
+def _replicas(one: Placement, names: Iterable[str]) -> list[Placement]:
+    every = list(names)
+    return [
+        replace(one, name=name, number=number, replicas=len(every))
+        for number, name in enumerate(every)
+    ]
 
 
 def _names(first: str, count: int) -> Iterator[str]:

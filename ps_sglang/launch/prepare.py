@@ -24,11 +24,14 @@ from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
 from ps_sglang.launch import flag_check, flags, lora
-from ps_sglang.launch.environment import encode_adapters, has_accelerator
+from ps_sglang.launch.devices import has_amd, refuse_resources, runs_on_cpu, runs_on_cuda
+from ps_sglang.launch.environment import encode_adapters
+from ps_sglang.launch.gpus.plan import GpuPlan, find_machine, plan_gpus
+from ps_sglang.launch.gpus.transport import DEFAULT_BACKEND
 from ps_sglang.launch.parsers import check_parsers, parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
 from ps_sglang.launch.ports import free_ports, listen_address, require_free
-from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, EventPorts, Role, WorkerSpec
+from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, Entry, EventPorts, Role, WorkerSpec
 from ps_sglang.launch.unsafe_flags import code_warnings, refuse_unsafe
 from ps_sglang.model_roots import parents
 from ps_sglang.models.resolve import NamedModel, resolve_all
@@ -39,7 +42,8 @@ class Plan:
     """A cluster that fits together, with every worker's command line.
 
     `context_length` is the longest prompt plus answer in tokens that its workers can hold,
-    `vocabulary` the number of token ids that the models have.
+    `vocabulary` the number of token ids that the models have. `gpus` says what runs on which GPU,
+    None for other devices. That of a dry run has no fingerprint, and is not to be started.
     """
 
     spec: ClusterSpec
@@ -53,6 +57,7 @@ class Plan:
     vocabulary: int
     log_dir: Path
     chat: ChatFlags
+    gpus: GpuPlan | None = None
 
     @property
     def host(self) -> str:
@@ -77,13 +82,19 @@ class Plan:
         folders = dict.fromkeys(worker.model_path for worker in self.workers)
         return tuple(file for folder in folders for file in weight_files(folder))
 
+    @property
+    def waves(self) -> list[list[str]]:
+        """The names of workers that may start at once, each wave when the one before is ready."""
+        at_once = [[worker.name for worker in self.workers]]
+        return at_once if self.gpus is None else self.gpus.waves
+
     def shares_model(self, worker: WorkerSpec) -> bool:
         """Whether another worker loads the same model."""
         return sum(other.model_path == worker.model_path for other in self.workers) > 1
 
 
 def prepare(spec: ClusterSpec) -> Plan:
-    """Check `spec` and resolve it, the quick checks first.
+    """Check `spec` and resolve it, the quick checks first; a dry run makes no folder.
 
     Raises UsageError or one of its subclasses if the specification cannot work, and
     MissingPackageError if SGLang is not installed, or not in the supported version, or a package
@@ -95,23 +106,32 @@ def prepare(spec: ClusterSpec) -> Plan:
     spec = check_flags(spec)
     check_model_roots(spec.model_roots)
     _check_access(spec)
-    if spec.port and spec.join is None:
+    starts_gateway = spec.join is None and not spec.dry_run
+    if spec.port and starts_gateway:
         require_free(spec.host, spec.port)
-    if spec.admin_port and spec.join is None:
+    if spec.admin_port and starts_gateway:
         require_free(spec.admin_host or spec.host, spec.admin_port)
-    log_dir = _log_dir(spec.log_dir)
+    log_dir = _log_dir(spec.log_dir, make=not spec.dry_run)
     base, reports = check_models(spec)
-    cpu = runs_on_cpu(spec)
+    cpu, cuda = runs_on_cpu(spec), runs_on_cuda(spec)
     placements = place(spec, base, reports)
     shape = read_shape(base.path)
-    command_lines = _command_lines(spec, placements, shape.context_length, cpu=cpu)
+    command_lines = _command_lines(spec, placements, shape.context_length, cpu=cpu, cuda=cuda)
     check_engine_flags(command_lines)
     check_parsers(command_lines)
+    gpus = None
+    if not cuda:
+        refuse_resources(spec)
+    elif placements:
+        gpus = plan_gpus(spec, find_machine(spec, has_amd=has_amd()), placements, command_lines)
+        command_lines = {
+            name: gpus.command_line(name, command_lines[name]) for name in gpus.budgets
+        }
     return Plan(
         spec,
         cpu,
         base,
-        base_fingerprint(base.path),
+        "" if spec.dry_run else base_fingerprint(base.path),  # reads every weight
         tuple(reports),
         _workers(spec, cpu, placements, command_lines, log_dir),
         shape.architecture,
@@ -119,6 +139,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         shape.vocabulary,
         log_dir,
         chat_flags(spec),
+        gpus,
     )
 
 
@@ -210,6 +231,12 @@ def check_flags(spec: ClusterSpec) -> ClusterSpec:
     """
     return replace(
         spec,
+        decoders=tuple(
+            replace(one, engine_args=_checked(spec, one.engine_args, f"engine_args of {one.model}"))
+            if isinstance(one, Entry)
+            else one
+            for one in spec.decoders
+        ),
         engine_args=_checked(spec, spec.engine_args, "engine flags"),
         prefill_engine_args=_checked(spec, spec.prefill_engine_args, "--prefill-engine-args"),
         decode_engine_args=_checked(spec, spec.decode_engine_args, "--decode-engine-args"),
@@ -225,14 +252,10 @@ def _checked(spec: ClusterSpec, words: Sequence[str], source: str) -> tuple[str,
     return full
 
 
-def runs_on_cpu(spec: ClusterSpec) -> bool:
-    """Whether the engines run on the CPU: as `--device` says, else if there is no accelerator."""
-    device = flags.value_of(spec.engine_args, "--device")
-    return device == "cpu" if device else not has_accelerator()
-
-
-def _log_dir(log_dir: Path | None) -> Path:
+def _log_dir(log_dir: Path | None, *, make: bool) -> Path:
     folder = log_dir or home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    if not make:
+        return folder.resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -250,14 +273,21 @@ def _log_dir(log_dir: Path | None) -> Path:
 
 
 def _command_lines(
-    spec: ClusterSpec, placements: Sequence[Placement], context_length: int, *, cpu: bool
+    spec: ClusterSpec,
+    placements: Sequence[Placement],
+    context_length: int,
+    *,
+    cpu: bool,
+    cuda: bool,
 ) -> dict[str, tuple[str, ...]]:
     """Of each worker what a user may set: the launcher's defaults and the user's own flags."""
     parser_flags = parsers(spec, placements)
     command_lines = {}
     for placement in placements:
-        user = spec.role_args(placement.role)
-        default = dict(flags.defaults(placement.role, cpu=cpu, context_length=context_length))
+        user = placement.user_args(spec)
+        default = dict(
+            flags.defaults(placement.role, cpu=cpu, cuda=cuda, context_length=context_length)
+        )
         if placement.lora:
             default |= lora.defaults(placement.model.path, placement.reports, user, cpu=cpu)
         command_line = flags.merge(default | parser_flags[placement.name], user)
@@ -277,7 +307,7 @@ def _workers(
 ) -> tuple[WorkerSpec, ...]:
     if not placements:
         return ()
-    backend = spec.transfer_backend or ("zmq" if cpu else "mooncake")
+    backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
     ports = iter(free_ports(5 * len(placements)))
     host = spec.advertise or LOOPBACK
     listen = listen_address(host)

@@ -111,11 +111,15 @@ class Processes:
         folder = self._runtime / self._folders[name]
         shutil.rmtree(folder, ignore_errors=True)  # of its process before
         env = worker_environment(os.environ, folder, worker.role, cpu=plan.cpu)
+        argv = worker.argv
+        if plan.gpus is not None:
+            argv = plan.gpus.started_now(name, argv)
+            env |= plan.gpus.environment(name)
         self.link.start(
             Start(
                 name=name,
                 module="sglang.launch_server",
-                argv=worker.argv,
+                argv=argv,
                 env=env
                 | plugin_environment(
                     plan.fingerprint,

@@ -31,6 +31,11 @@ def serve(make_plan: Callable[[], Plan]) -> int:
     try:
         plan = make_plan()
         say = partial(_say, plan.spec.log_format)
+        if plan.spec.dry_run:
+            from ps_sglang.launch.dry_run import table
+
+            print(table(plan))
+            return 0
         if plan.spec.no_keys and not is_loopback(plan.spec.host):
             say(f"no keys: whoever reaches {plan.spec.host} may use this cluster")
         from ps_sglang.launch.cluster import Cluster

@@ -18,6 +18,7 @@ from ps_sglang.gateway.config import (
     origin_problem,
 )
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
+from ps_sglang.launch.resources import NO_RESOURCES, Resources, gpus_problem
 
 BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
 LOOPBACK: Final = "127.0.0.1"
@@ -35,10 +36,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One of `--decoders`: the model, and its own number of workers if it ends in `*N`."""
+    """One of `--decoders`: the model, and its own number of workers if it ends in `*N`.
+
+    A specification file may also say what GPUs and which SGLang flags its workers have.
+    """
 
     model: str
     replicas: int | None = None
+    resources: Resources = NO_RESOURCES
+    engine_args: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -54,8 +60,10 @@ class ClusterSpec:
     `prefill` is the base model and `decoders` the decoders, as `ps_sglang.models.resolve.resolve`
     takes them; one that ends in `*N` has N workers, any other has `decode_replicas`. All LoRA
     adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
-    base's work. `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as
-    all join later. `join` is the URL of a running cluster's gateway that the workers join; None
+    base's work, each with `prefill_resources`; a worker of adapters has `adapter_resources`. `gpus`
+    are those to place workers on, as `--gpus` has them; None for all. `dry_run` plans only.
+    `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as all join
+    later. `join` is the URL of a running cluster's gateway that the workers join; None
     starts a gateway. It listens on `host` and `port`, where 0 means any free one. Web pages of
     `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
     gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
@@ -76,11 +84,15 @@ class ClusterSpec:
     """
 
     prefill: str
-    decoders: tuple[str, ...]
+    decoders: tuple[str | Entry, ...]
     prefill_replicas: int = 1
     decode_replicas: int = 1
     gateway_only: bool = False
     one_worker: bool = False
+    gpus: str | None = None
+    dry_run: bool = False
+    prefill_resources: Resources = NO_RESOURCES
+    adapter_resources: Resources = NO_RESOURCES
     join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
@@ -114,7 +126,16 @@ class ClusterSpec:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """`decoders`, taken apart."""
-        return tuple(map(Entry.parse, self.decoders))
+        return tuple(Entry.parse(one) if isinstance(one, str) else one for one in self.decoders)
+
+    @property
+    def resources(self) -> dict[str, Resources]:
+        """All that is said of workers' GPUs, by whose they are."""
+        return {
+            "prefill": self.prefill_resources,
+            "adapters": self.adapter_resources,
+            **{f"decoder {entry.model}": entry.resources for entry in self.entries},
+        }
 
     def role_args(self, role: Role) -> tuple[str, ...]:
         """All the user's SGLang flags for one role, the winning ones last."""
@@ -149,9 +170,14 @@ def _problems(spec: ClusterSpec) -> list[str]:
         spec.port, spec.admin_host, spec.admin_port, has_keys=spec.api_keys is not None
     )
     problems += [
-        f"decoder {entry.model}*0: it must have at least 1 worker"
+        f"decoder {entry.model}*{entry.replicas}: it must have at least 1 worker"
         for entry in spec.entries
-        if entry.replicas == 0
+        if entry.replicas is not None and entry.replicas < 1
+    ]
+    if spec.gpus is not None and (problem := gpus_problem(spec.gpus)):
+        problems.append(problem)
+    problems += [
+        f"{name}: {problem}" for name, one in spec.resources.items() for problem in one.problems()
     ]
     problems += filter(None, map(origin_problem, spec.cors_origins))
     if spec.otlp_endpoint is not None:

@@ -9,13 +9,39 @@ import msgspec
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import LogFormat
+from ps_sglang.launch.resources import Resources
+from ps_sglang.launch.spec import Entry
+
+
+class AdapterKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What each worker of adapters gets of the GPUs."""
+
+    tp: int | None = None
+    gpus: tuple[int, ...] | None = None
+    mem: str | None = None
+
+
+class WorkerKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model and its workers, for `prefill` and for each of `decoders`."""
+
+    model: str
+    replicas: int | None = None
+    tp: int | None = None
+    gpus: tuple[int, ...] | None = None
+    mem: str | None = None
+    engine_args: tuple[str, ...] = ()
 
 
 class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The keys of a specification; each is the command line's flag of that name."""
+    """The keys of a specification; each is the command line's flag of that name.
 
-    prefill: str | None = None
-    decoders: tuple[str, ...] | None = None
+    `prefill` and `decoders` may say more of their workers, and `adapters` of those of adapters.
+    """
+
+    prefill: str | WorkerKeys | None = None
+    decoders: tuple[str | WorkerKeys, ...] | None = None
+    adapters: AdapterKeys | None = None
+    gpus: str | None = None
     prefill_replicas: int | None = None
     decode_replicas: int | None = None
     gateway_only: bool | None = None
@@ -62,7 +88,42 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise UsageError(f"--spec {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise UsageError(f"--spec {path}: {error}") from error
-    return {key: value for key, value in msgspec.structs.asdict(spec).items() if value is not None}
+    given = {key: value for key, value in msgspec.structs.asdict(spec).items() if value is not None}
+    return _expanded(given, path)
+
+
+def _expanded(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With the keys of workers as ClusterSpec has them; raises UsageError for one given twice."""
+    if isinstance(prefill := given.get("prefill"), WorkerKeys):
+        given |= {"prefill": prefill.model, "prefill_resources": _resources(prefill)}
+        more = {
+            "prefill_replicas": prefill.replicas,
+            "prefill_engine_args": prefill.engine_args or None,
+        }
+        for key, value in more.items():
+            if value is not None and key in given:
+                raise UsageError(f"--spec {path}: {key} is given beside prefill, which has it, too")
+            if value is not None:
+                given[key] = value
+    if "decoders" in given:
+        given["decoders"] = tuple(
+            one if isinstance(one, str) else _entry(one, path) for one in given["decoders"]
+        )
+    if "adapters" in given:
+        given["adapter_resources"] = _resources(given.pop("adapters"))
+    return given
+
+
+def _entry(keys: WorkerKeys, path: Path) -> Entry:
+    entry = Entry.parse(keys.model)
+    if entry.replicas is not None and keys.replicas is not None:
+        raise UsageError(f"--spec {path}: decoder {keys.model} has its replicas twice")
+    replicas = entry.replicas if keys.replicas is None else keys.replicas
+    return Entry(entry.model, replicas, _resources(keys), keys.engine_args)
+
+
+def _resources(keys: WorkerKeys | AdapterKeys) -> Resources:
+    return Resources(keys.tp, keys.gpus, keys.mem)
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -174,7 +174,7 @@ def test_the_flags_take_later_adapters_too(spec: ClusterSpec, write_adapter: Wri
 
 
 def test_on_a_gpu_sglang_chooses_the_back_end(spec: ClusterSpec) -> None:
-    worker = worker_of(prepare(replace(spec, engine_args=("--device", "cuda"))))
+    worker = worker_of(prepare(replace(spec, engine_args=(), gpus="2x24GB", dry_run=True)))
     assert value_of(worker.argv, "--lora-backend") is None
 
 
