@@ -43,7 +43,7 @@ _HEADLINE: Final = 4
 _PARTS: Final = (0.6, 0.9)
 _QUICK_PARTS: Final = (0.7,)
 _CONCURRENT: Final = 8
-_TOKENS: Final = 65536
+_TOKENS: Final = 73728
 _FILE: Final = "lora.json"
 _COMMAND: Final = "python -m benchmarks.lora"
 
