@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 from ps_sglang.contract.served_template import check_served_template
 from ps_sglang.errors import UsageError
@@ -16,6 +17,8 @@ from ps_sglang.launch.parsers import parsers
 from ps_sglang.launch.placement import Placement
 from ps_sglang.launch.spec import ClusterSpec, Entry, Role
 from ps_sglang.launch.unsafe_flags import refuse_unsafe
+
+_SEEDED_SAMPLERS: Final = ("pytorch", "flashinfer")  # as engine/sampling/seeds.py registers them
 
 
 def check_flags(spec: ClusterSpec) -> ClusterSpec:
@@ -41,6 +44,12 @@ def _checked(spec: ClusterSpec, words: Sequence[str], source: str) -> tuple[str,
     flags.refuse_owned(words, source)  # by the name that was given
     full = flag_check.checked(words, source)
     flags.refuse_owned(full, source)
+    sampler = flags.value_of(full, "--sampling-backend")
+    if sampler not in (None, *_SEEDED_SAMPLERS):
+        raise UsageError(
+            f"{source}: --sampling-backend {sampler} would ignore the seeds of requests; choose "
+            f"{' or '.join(_SEEDED_SAMPLERS)}"
+        )
     if not spec.allow_unsafe:
         refuse_unsafe(full, source)
     return full
