@@ -42,7 +42,9 @@ class Combination:
         return f"{self.family}, page {self.page}, tp {self.tp}{overlap}"
 
 
-EVERY = [Combination(*one) for one in product(("llama", "qwen3"), (1, 16, 64), (1, 2), (0, 1))]
+EVERY = [
+    Combination(*one) for one in product(("llama", "qwen3"), (1, 16, 64), (1, 2), (False, True))
+]
 SOME = [
     Combination("qwen3", 64, 1, True),
     Combination("llama", 64, 2, True),

@@ -77,7 +77,7 @@ def _seed(req: Any) -> int:
     """
     seed = req.sampling_params.sampling_seed
     if seed is None:
-        return int(xxh3_64_intdigest(f"{get_device().random_seed} {req.rid}") >> 1)
+        return int(xxh3_64_intdigest(f"{get_device().random_seed} {req.rid}".encode()) >> 1)
     return int(seed)
 
 
