@@ -55,7 +55,7 @@ class VerifyReport:
     def conclusion(self) -> str:
         """The line that is printed last."""
         return (
-            f"exact: {self.prompts_right}/{len(self.verdicts)} prompts, "
+            f"{self.bar.right}: {self.prompts_right}/{len(self.verdicts)} prompts, "
             f"{self.tokens_right}/{self.tokens} tokens"
         )
 
