@@ -117,6 +117,8 @@ class CacheIndex:
             is_live = addressed and worker_cache.is_live
             seconds = estimate.SETTLING_SECONDS if is_live else estimate.SECONDS
             blocks = worker_cache.estimate.match(prompt.blocks, seconds)
+            if not blocks:
+                continue
             believed = prompt.blocks_bytes(blocks)
             sure = matches.get(name, NO_MATCH)
             if believed > sure.bytes:

@@ -63,13 +63,16 @@ class Estimate:
 
     def match(self, blocks: Sequence[int], seconds: float) -> int:
         """How many leading blocks are held: on their way, or arrived within `seconds`."""
+        coming, arrived = self._coming, self._arrived
+        # Whoever holds a block holds those before it, and most workers hold none of a prompt.
+        if not blocks or (blocks[0] not in coming and blocks[0] not in arrived):
+            return 0
         oldest = self._clock() - seconds
         never = float("-inf")
 
         def lacks(block: int) -> bool:
-            return block not in self._coming and self._arrived.get(block, never) < oldest
+            return block not in coming and arrived.get(block, never) < oldest
 
-        # Whoever holds a block holds those before it.
         return bisect_left(blocks, True, key=lacks)
 
     def forget(self) -> None:

@@ -42,9 +42,10 @@ Why these weights:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple, TypeVar
 
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
@@ -60,8 +61,7 @@ DECODE_REQUEST_TOKENS = 64
 LEAVE_TOKENS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillTerms:
+class PrefillTerms(NamedTuple):
     """The part of the cost of who prefills; `cached_tokens` of the prompt it holds."""
 
     worker_state: AnyWorkerState
@@ -77,8 +77,7 @@ class PrefillTerms:
         return self.queue + self.balance + self.leaves
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeTerms:
+class DecodeTerms(NamedTuple):
     """A decode worker's part of the cost; `moved` is how many tokens' pages it lacks."""
 
     worker_state: Decode
@@ -99,11 +98,22 @@ Pair = tuple[PrefillTerms, DecodeTerms]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why a pair was chosen. `tokens` is the prompt's length, estimated unless given as ids."""
+    """Why a pair was chosen. `tokens` is the prompt's length, estimated unless given as ids.
+
+    `prefill` and `decode` are the candidates, in the order of joining.
+    """
 
     tokens: float
-    pairs: Sequence[Pair]
+    prefill: Sequence[PrefillTerms]
+    decode: Sequence[DecodeTerms]
     chosen: Pair
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """All pairs that could have been chosen."""
+        if _is_aggregated(*self.chosen):
+            return zip(self.prefill, self.decode, strict=True)
+        return product(self.prefill, self.decode)
 
     @property
     def new(self) -> float:
@@ -126,13 +136,70 @@ class Decision:
         }
 
 
-def decide(tokens: float, pairs: Sequence[Pair]) -> Decision:
-    """The cheapest pair; there must be one."""
-    return Decision(tokens, pairs, min(pairs, key=_order))
+def decide(
+    tokens: float, prefill: Sequence[PrefillTerms], decode: Sequence[DecodeTerms]
+) -> Decision:
+    """The cheapest pair of a prefill and a decode worker; there must be one of each.
+
+    Not every pair is looked at. A pair's cost is the sum of two workers' own, once it is known
+    whether pages move, and how far; so the best of each side make the best pair. A pair on one
+    host that is taken for one on two only looks dearer than it is.
+    """
+    moving = [one for one in decode if _is_moved(one)]
+    pairs: list[Pair] = []
+    if len(moving) < len(decode):
+        held = [one for one in decode if not _is_moved(one)]
+        pairs.append((min(prefill, key=_own_order), min(held, key=_own_order)))
+    if moving:
+        pairs.append((min(prefill, key=_computing_order), min(moving, key=_far_order)))
+        prefill_of, moving_of = _by_host(prefill), _by_host(moving)
+        pairs += [
+            (min(prefill_of[host], key=_computing_order), min(near, key=_near_order))
+            for host, near in moving_of.items()
+            if host in prefill_of
+        ]
+    # Among equals the pair whose prefill worker, and then decode worker, joined first.
+    places = {id(one): place for place, one in enumerate((*prefill, *decode))}
+    chosen = min(pairs, key=lambda pair: (*_order(pair), places[id(pair[0])], places[id(pair[1])]))
+    return Decision(tokens, prefill, decode, chosen)
+
+
+def decide_aggregated(
+    tokens: float, prefill: Sequence[PrefillTerms], decode: Sequence[DecodeTerms]
+) -> Decision:
+    """The cheapest of aggregated workers, each with both its parts at one place."""
+    return Decision(tokens, prefill, decode, min(zip(prefill, decode, strict=True), key=_order))
+
+
+_Terms = TypeVar("_Terms", PrefillTerms, DecodeTerms)
+_Order = tuple[float, int]
+
+
+def _by_host(terms: Iterable[_Terms]) -> dict[str, list[_Terms]]:
+    hosts: dict[str, list[_Terms]] = {}
+    for one in terms:
+        hosts.setdefault(one.worker_state.host, []).append(one)
+    return hosts
+
+
+def _own_order(one: PrefillTerms | DecodeTerms) -> _Order:
+    return one.cost, one.worker_state.load.chosen
+
+
+def _computing_order(one: PrefillTerms) -> _Order:
+    return one.new + one.cost, one.worker_state.load.chosen
+
+
+def _far_order(one: DecodeTerms) -> _Order:
+    return one.cost + MOVE_OTHER_HOST * one.moved, one.worker_state.load.chosen
+
+
+def _near_order(one: DecodeTerms) -> _Order:
+    return one.cost + MOVE_SAME_HOST * one.moved, one.worker_state.load.chosen
 
 
 def _order(pair: Pair) -> tuple[float, int, int]:
-    # `min` keeps the first of equal ones, and the pairs are in the order of joining.
+    # `min` keeps the first of equal ones, and the candidates are in the order of joining.
     prefill, decode = pair
     return (
         _pair_cost(prefill, decode),
@@ -145,11 +212,16 @@ def _pair_cost(prefill: PrefillTerms, decode: DecodeTerms) -> float:
     return sum(_pair_terms(prefill, decode)) + prefill.cost + decode.cost
 
 
+def _is_moved(decode: DecodeTerms) -> bool:
+    """Whether pages must go there; the estimate of a length may be off by a fraction."""
+    return decode.moved >= 1
+
+
 def _pair_terms(prefill: PrefillTerms, decode: DecodeTerms) -> tuple[float, float]:
     """What to compute, and the cost of moving, where both workers have a say."""
     if _is_aggregated(prefill, decode):
         return prefill.new, 0.0
-    if decode.moved < 1:  # the estimate of a length may be off by a fraction
+    if not _is_moved(decode):
         return 0.0, 0.0
     same = prefill.worker_state.host == decode.worker_state.host
     return prefill.new, decode.moved * (MOVE_SAME_HOST if same else MOVE_OTHER_HOST)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import product
 from typing import cast
 
 from ps_sglang.gateway.index.cache_index import CacheIndex
@@ -164,32 +163,26 @@ class Router:
         session_decode = session.decode.get(decoder.name) if session is not None else None
         prefill = () if self._is_aggregated else self._pool.prefill_candidates(tried)
         decode = [
-            _decode_terms(
-                worker_state,
-                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                tokens,
-                session_decode,
-            )
-            for worker_state in self._pool.decode_candidates(decoder, tried)
+            _decode_terms(one, _held(matches, one, tokens), tokens, session_decode)
+            for one in self._pool.decode_candidates(decoder, tried)
         ]
         if self._is_aggregated:
-            return cost.decide(
-                tokens, [(_aggregated_terms(one, session_prefill), one) for one in decode]
-            )
+            both = [_aggregated_terms(one, session_prefill) for one in decode]
+            return cost.decide_aggregated(tokens, both, decode)
         now = self._clock()
         recent = [_recent(worker_state.load, now) for worker_state in prefill]
         bearable = cost.TOLERANCE * sum(recent) / len(recent)
         prefill_terms = [
             _prefill_terms(
-                worker_state,
-                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
+                one,
+                _held(matches, one, tokens),
                 tokens,
                 cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
                 session_prefill,
             )
-            for worker_state, work in zip(prefill, recent, strict=True)
+            for one, work in zip(prefill, recent, strict=True)
         ]
-        return cost.decide(tokens, list(product(prefill_terms, decode)))
+        return cost.decide(tokens, prefill_terms, decode)
 
     def _base_prefix(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
@@ -238,6 +231,12 @@ class Router:
         worker_state = self._pool.get(worker)
         if worker_state is not None:
             _add_recent(worker_state.load, tokens, self._clock())
+
+
+def _held(matches: Mapping[str, PrefixMatch], one: AnyWorkerState, tokens: float) -> float:
+    """Tokens of the base prefix that a worker holds."""
+    match = matches.get(one.worker.name)
+    return 0 if match is None else min(match.tokens, tokens)
 
 
 def _prefill_terms(
@@ -295,8 +294,9 @@ def _decode_terms(
 
 def _recent(load: Load, now: float) -> float:
     """Prefill work of late; what still waits counts as queue."""
-    age = now - load.recent_at
-    return load.recent_tokens * _left(age)
+    if not load.recent_tokens:
+        return 0.0
+    return load.recent_tokens * _left(now - load.recent_at)
 
 
 def _add_recent(load: Load, tokens: float, now: float) -> None:
