@@ -42,10 +42,10 @@ Why these weights:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
@@ -145,23 +145,64 @@ def decide(
     whether pages move, and how far; so the best of each side make the best pair. A pair on one
     host that is taken for one on two only looks dearer than it is.
     """
-    moving = [one for one in decode if _is_moved(one)]
-    pairs: list[Pair] = []
-    if len(moving) < len(decode):
-        held = [one for one in decode if not _is_moved(one)]
-        pairs.append((min(prefill, key=_own_order), min(held, key=_own_order)))
-    if moving:
-        pairs.append((min(prefill, key=_computing_order), min(moving, key=_far_order)))
-        prefill_of, moving_of = _by_host(prefill), _by_host(moving)
-        pairs += [
-            (min(prefill_of[host], key=_computing_order), min(near, key=_near_order))
-            for host, near in moving_of.items()
-            if host in prefill_of
-        ]
-    # Among equals the pair whose prefill worker, and then decode worker, joined first.
-    places = {id(one): place for place, one in enumerate((*prefill, *decode))}
-    chosen = min(pairs, key=lambda pair: (*_order(pair), places[id(pair[0])], places[id(pair[1])]))
-    return Decision(tokens, prefill, decode, chosen)
+    idle, computing, computing_on = _best_prefill(prefill)
+    held, far, near_on = _best_decode(decode)
+    sides = [(computing_on[host], near) for host, near in near_on.items() if host in computing_on]
+    if held is not None:
+        sides.append((idle, held))
+    if far is not None:
+        sides.append((computing, far))
+    *_, left, right = min((p[0] + d[0], p[1], d[1], p[2], d[2]) for p, d in sides)
+    return Decision(tokens, prefill, decode, (prefill[left], decode[right]))
+
+
+_Best = tuple[float, int, int]
+"""A worker's own cost, how often it was chosen, and its place among the candidates."""
+
+
+def _best_prefill(terms: Sequence[PrefillTerms]) -> tuple[_Best, _Best, dict[str, _Best]]:
+    """Who is best where nothing is to compute, where something is, and that on each host."""
+    idle: _Best | None = None
+    computing: _Best | None = None
+    computing_on: dict[str, _Best] = {}
+    for place, one in enumerate(terms):
+        state, own = one.worker_state, one.queue + one.balance + one.leaves
+        chosen, host = state.load.chosen, state.host
+        found = own, chosen, place
+        if idle is None or found < idle:
+            idle = found
+        found = own + one.new, chosen, place
+        if computing is None or found < computing:
+            computing = found
+        if host not in computing_on or found < computing_on[host]:
+            computing_on[host] = found
+    assert idle is not None, "there is a prefill worker"
+    assert computing is not None, "there is a prefill worker"
+    return idle, computing, computing_on
+
+
+def _best_decode(
+    terms: Sequence[DecodeTerms],
+) -> tuple[_Best | None, _Best | None, dict[str, _Best]]:
+    """Who is best of those that hold all, of the others for another host, and on each host."""
+    held: _Best | None = None
+    far: _Best | None = None
+    near_on: dict[str, _Best] = {}
+    for place, one in enumerate(terms):
+        state, own, moved = one.worker_state, one.load + one.leaves, one.moved
+        chosen = state.load.chosen
+        if not _is_moved(moved):
+            found = own, chosen, place
+            if held is None or found < held:
+                held = found
+            continue
+        found = own + moved * MOVE_OTHER_HOST, chosen, place
+        if far is None or found < far:
+            far = found
+        found = own + moved * MOVE_SAME_HOST, chosen, place
+        if state.host not in near_on or found < near_on[state.host]:
+            near_on[state.host] = found
+    return held, far, near_on
 
 
 def decide_aggregated(
@@ -169,33 +210,6 @@ def decide_aggregated(
 ) -> Decision:
     """The cheapest of aggregated workers, each with both its parts at one place."""
     return Decision(tokens, prefill, decode, min(zip(prefill, decode, strict=True), key=_order))
-
-
-_Terms = TypeVar("_Terms", PrefillTerms, DecodeTerms)
-_Order = tuple[float, int]
-
-
-def _by_host(terms: Iterable[_Terms]) -> dict[str, list[_Terms]]:
-    hosts: dict[str, list[_Terms]] = {}
-    for one in terms:
-        hosts.setdefault(one.worker_state.host, []).append(one)
-    return hosts
-
-
-def _own_order(one: PrefillTerms | DecodeTerms) -> _Order:
-    return one.cost, one.worker_state.load.chosen
-
-
-def _computing_order(one: PrefillTerms) -> _Order:
-    return one.new + one.cost, one.worker_state.load.chosen
-
-
-def _far_order(one: DecodeTerms) -> _Order:
-    return one.cost + MOVE_OTHER_HOST * one.moved, one.worker_state.load.chosen
-
-
-def _near_order(one: DecodeTerms) -> _Order:
-    return one.cost + MOVE_SAME_HOST * one.moved, one.worker_state.load.chosen
 
 
 def _order(pair: Pair) -> tuple[float, int, int]:
@@ -212,16 +226,16 @@ def _pair_cost(prefill: PrefillTerms, decode: DecodeTerms) -> float:
     return sum(_pair_terms(prefill, decode)) + prefill.cost + decode.cost
 
 
-def _is_moved(decode: DecodeTerms) -> bool:
-    """Whether pages must go there; the estimate of a length may be off by a fraction."""
-    return decode.moved >= 1
+def _is_moved(tokens: float) -> bool:
+    """Whether any page must go; the estimate of a length may be off by a fraction."""
+    return tokens >= 1
 
 
 def _pair_terms(prefill: PrefillTerms, decode: DecodeTerms) -> tuple[float, float]:
     """What to compute, and the cost of moving, where both workers have a say."""
     if _is_aggregated(prefill, decode):
         return prefill.new, 0.0
-    if not _is_moved(decode):
+    if not _is_moved(decode.moved):
         return 0.0, 0.0
     same = prefill.worker_state.host == decode.worker_state.host
     return prefill.new, decode.moved * (MOVE_SAME_HOST if same else MOVE_OTHER_HOST)
