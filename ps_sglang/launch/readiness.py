@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -108,6 +109,16 @@ def gateway_lives(gateway: str, credentials: Credentials) -> bool:
         call(f"{gateway}/liveness", timeout_s=_PROBE_TIMEOUT_S, credentials=credentials)
     except (GatewayRefused, GatewayUnreachable):
         return False
+    return True
+
+
+def accepts(path: Path) -> bool:
+    """Whether a process listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
     return True
 
 

@@ -173,10 +173,8 @@ class Follower:
 
     def succeeded(self, worker_state: AnyWorkerState) -> None:
         """The worker did its part of a request, or began to answer."""
-        name = worker_state.name
-        self._peers.send_latest(
-            ("outcome", name), lambda: WorkerOutcome(name, None, False), to=OWNER
-        )
+        well = WorkerOutcome(worker_state.name, None, False)
+        self._peers.send_latest(("well", worker_state.name), lambda: well, to=OWNER)
 
     def failed(self, worker_state: AnyWorkerState, error: WorkerError) -> None:
         """The worker could not be reached, or failed where another did not."""

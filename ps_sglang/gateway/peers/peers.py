@@ -29,6 +29,7 @@ from ps_sglang.gateway.peers.messages import (
     decode,
     encode,
 )
+from ps_sglang.gateway.peers.sockets import owner_socket_of, socket_of
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -87,7 +88,7 @@ class GatewayPeers:
     def owner_socket(self) -> Path:
         """Where the owner serves the requests that others pass on to it."""
         assert self._folder is not None
-        return self._folder / "owner.http"
+        return owner_socket_of(self._folder)
 
     async def start(self) -> None:
         """Listen to the others, and connect to them as they come; `close` must follow."""
@@ -270,9 +271,3 @@ class _Link:
         content = encode(messages)
         writer.write(len(content).to_bytes(_LENGTH, "big") + content)
         await writer.drain()
-
-
-def socket_of(folder: Path | None, number: int) -> Path:
-    """Where a process hears the others."""
-    assert folder is not None
-    return folder / f"gateway-{number}.peer"
