@@ -174,8 +174,8 @@ def gateway(
         pids, url = [], ""
         for number in range(processes):
             path = folder / f"{name}-{number}.json"
-            own = {"processes": processes, "process": number, "peers": meeting}
-            path.write_bytes(replace(config, **changes, **own).to_json())
+            several = replace(config, processes=processes, process=number, peers=meeting)
+            path.write_bytes(replace(several, **changes).to_json())
             command = [sys.executable, "-m", module, "--config", str(path)]
             started = stack.enter_context(process(command, output=subprocess.PIPE, errors=log))
             url = _ready_line(started).split()[1]

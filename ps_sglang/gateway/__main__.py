@@ -51,8 +51,7 @@ async def serve(config: GatewayConfig) -> None:
             "there are no keys: whoever reaches %s may use this cluster", config.host
         )
     try:
-        if gateway.follower is None:
-            await serve_peers(app, gateway)
+        await serve_peers(app, gateway)
         shared_port = config.port if gateway.follower is None else await gateway.follower.port()
         port = await listener.start(config.host, shared_port)
         gateway.owner.listens(port)

@@ -149,7 +149,9 @@ async def _to_owner(config: GatewayConfig) -> AsyncIterator[aiohttp.ClientSessio
     if config.process == OWNER:
         yield None
         return
-    connector = aiohttp.UnixConnector(str(_peers(config).owner_socket), limit=0, force_close=True)
+    connector = aiohttp.UnixConnector(
+        str(_peers(config).http_socket(OWNER)), limit=0, force_close=True
+    )
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, auto_decompress=False

@@ -37,8 +37,9 @@ def runner(app: web.Application) -> web.AppRunner:
 
 async def serve_peers(app: web.AppRunner, gateway: Gateway) -> None:
     """Serve what other gateway processes pass on, if there are any; the runner's end ends it."""
-    if not gateway.peers.is_alone:
-        await web.UnixSite(app, gateway.peers.owner_socket).start()
+    peers = gateway.peers
+    if not peers.is_alone:
+        await web.UnixSite(app, peers.http_socket(peers.own)).start()
 
 
 class _Runner(web.AppRunner):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
 from ps_sglang.gateway.access.key_file import digest_of, new_secret
-from ps_sglang.gateway.peers.sockets import socket_of
+from ps_sglang.gateway.peers.sockets import http_socket_of
 from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import (
@@ -29,7 +29,14 @@ from ps_sglang.launch.log_rotation import LogRotation
 from ps_sglang.launch.messages import Start, StartMethod
 from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.prepare import Plan
-from ps_sglang.launch.readiness import Probe, accepts, gateway_lives, gateway_url, is_ready, tail
+from ps_sglang.launch.readiness import (
+    Probe,
+    gateway_lives,
+    gateway_process_lives,
+    gateway_url,
+    is_ready,
+    tail,
+)
 from ps_sglang.launch.spec import WorkerSpec
 
 GATEWAY: Final = "gateway"
@@ -186,11 +193,12 @@ class Processes:
 
     def probe(self, name: str) -> Probe:
         """Begin to ask a worker, or the gateway, until it answers or is cancelled."""
-        if name == GATEWAY:
+        if is_gateway(name) and len(self.gateways) > 1:
+            # The port is another's as well.
+            path = http_socket_of(self._runtime, self.gateways.index(name))
+            probe = Probe(name, partial(gateway_process_lives, path))
+        elif name == GATEWAY:
             probe = Probe(name, partial(gateway_lives, self.gateway.url, self.credentials))
-        elif name in self.gateways:
-            socket = socket_of(self._runtime, self.gateways.index(name))
-            probe = Probe(name, partial(accepts, socket))
         else:
             worker, pid = self._workers[name], partial(self.link.pids.get, name)
             probe = Probe(name, partial(is_ready, worker.local_host, worker.port, pid, self.key))

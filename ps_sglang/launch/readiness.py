@@ -112,14 +112,29 @@ def gateway_lives(gateway: str, credentials: Credentials) -> bool:
     return True
 
 
-def accepts(path: Path) -> bool:
-    """Whether a process listens on a Unix socket."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(path))
-        except OSError:
-            return False
-    return True
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("gateway", timeout=_PROBE_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_PROBE_TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+def gateway_process_lives(path: Path) -> bool:
+    """Whether the gateway's process that serves others on a Unix socket answers there."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", "/liveness")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def tail(log: Path) -> str:

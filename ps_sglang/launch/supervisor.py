@@ -191,6 +191,8 @@ class Supervisor:
     def _is_well(self, name: str) -> bool:
         if name == GATEWAY:
             return self._membership.hears_gateway
+        if is_gateway(name):
+            return False  # nobody is sure to hear of it, so that it is asked time and again
         member = self._membership.members.get(name)
         return member is None or member.state != "broken"
 

@@ -42,9 +42,7 @@ class Several:
         app = build_app(replace(self._config, process=process), self._timing)
         server = runner(app)
         await server.setup()
-        gateway = app[GATEWAY]
-        if gateway.follower is None:
-            await serve_peers(server, gateway)
+        await serve_peers(server, app[GATEWAY])
         site = web.TCPSite(server, "127.0.0.1", 0)
         await site.start()
         url = f"http://127.0.0.1:{server.addresses[-1][1]}"

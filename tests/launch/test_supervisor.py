@@ -170,6 +170,20 @@ def test_one_of_several_gateway_processes_is_restarted(tmp_path: Path) -> None:
     assert "limit" in supervised.lines[-1], "the others serve on"
 
 
+def test_one_of_several_gateway_processes_is_asked_time_and_again(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, gateways=(GATEWAY, "gateway-1"))
+    for _ in range(2):
+        supervised.passes(0)
+        supervised.passes(WEDGED_S + 1)
+        supervised.comes_back("gateway-1")
+    assert supervised.lines == []
+    supervised.passes(0)
+    supervised.passes(WEDGED_S + 1)
+    supervised.passes(WEDGED_S + 1)
+    supervised.passes(0)
+    assert supervised.lines[0].startswith("gateway-1 hangs, and was killed; restart 1 of 2")
+
+
 def test_a_worker_that_dies_too_often_is_given_up(supervised: Supervised) -> None:
     for _ in range(2):
         supervised.dies("decode-a")

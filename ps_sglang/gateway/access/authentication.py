@@ -82,7 +82,10 @@ def _forwarded(request: web.Request) -> Principal | None:
     """Whom the process that has passed it on has found to ask."""
     if not is_forwarded(request):
         return None
-    return msgspec.json.decode(request.headers.get(FORWARDED_HEADER, ""), type=Principal)
+    principal = request.headers.get(FORWARDED_HEADER)
+    if principal is None:  # the launcher's probe
+        return ANONYMOUS
+    return msgspec.json.decode(principal, type=Principal)
 
 
 def require_admin(request: web.Request) -> Principal:

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from ps_sglang.errors import UsageError
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.peers.messages import (
     Hello,
@@ -29,7 +30,7 @@ from ps_sglang.gateway.peers.messages import (
     decode,
     encode,
 )
-from ps_sglang.gateway.peers.sockets import owner_socket_of, socket_of
+from ps_sglang.gateway.peers.sockets import http_socket_of, socket_of
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -42,6 +43,7 @@ ANSWER_SECONDS: Final = 5.0
 MOST_WAITING: Final = 100_000
 """So many messages that a process does not take: it hangs, and begins anew if it ever goes on."""
 _LENGTH: Final = 4
+_OF_OTHERS: Final = 0o077
 
 Handler = Callable[[int, Message], None]
 
@@ -84,16 +86,24 @@ class GatewayPeers:
         """Whether there is no other process, so that nothing need be told."""
         return self.count == 1
 
-    @property
-    def owner_socket(self) -> Path:
-        """Where the owner serves the requests that others pass on to it."""
+    def http_socket(self, process: int) -> Path:
+        """Where a process serves what others pass on to it."""
         assert self._folder is not None
-        return owner_socket_of(self._folder)
+        return http_socket_of(self._folder, process)
 
     async def start(self) -> None:
-        """Listen to the others, and connect to them as they come; `close` must follow."""
+        """Listen to the others, and connect to them as they come; `close` must follow.
+
+        Raises UsageError for a folder that is not this user's alone.
+        """
         if self._folder is None or self.is_alone:
             return
+        mode = self._folder.stat().st_mode
+        if mode & _OF_OTHERS:
+            raise UsageError(
+                f"gateway configuration: `peers` is {self._folder}, which others than its owner "
+                f"may enter (mode {mode & 0o777:o}); chmod 700 it"
+            )
         path = socket_of(self._folder, self.own)
         self._server = await asyncio.start_unix_server(self._listen, path)
         for link in self._links.values():

@@ -10,6 +10,6 @@ def socket_of(folder: Path, process: int) -> Path:
     return folder / f"gateway-{process}.peer"
 
 
-def owner_socket_of(folder: Path) -> Path:
-    """Where the owner serves the requests that others pass on to it."""
-    return folder / "owner.http"
+def http_socket_of(folder: Path, process: int) -> Path:
+    """Where a process serves what others pass on to it, and the launcher's probes."""
+    return folder / f"gateway-{process}.http"
