@@ -4,12 +4,12 @@
 
 Decision: how long the router takes for a pair of 16 prefill workers and 64 replicas of a decoder.
 
-Streams: many clients read answers of one token an event, which a stand-in engine gives at an even
-pace. Engines and clients need cores as well, so the machine is not filled: each gateway process is
-charged with the CPU time that its kernel counts. A chunk's is the difference between long and
-short answers. What N processes carry, each with a core of its own, is told by the busiest: the
-system gives connections to processes by chance, and to one more than to another. `times_one` is
-how much less it has to do than one process alone.
+Streams: 192 clients for each process read answers of one token an event, which a stand-in engine
+gives at an even pace. Engines and clients need cores as well, so the machine is not filled: each
+gateway process is charged with the CPU time that its kernel counts. A chunk's is the difference
+between long and short answers. What N processes carry, each with a core of its own, is told by the
+busiest: the system gives connections to processes by chance, and to one more than to another.
+`times_one` compares the tokens of all for each second of the busiest's CPU with those of one alone.
 
 Hits: the agent trace of `benchmarks.gateway` before 2 prefill workers, whose prompts must be found
 by whichever process is asked.
@@ -122,10 +122,10 @@ def streams(folder: Path, rounds: int) -> dict[str, Any]:
             for count in PROCESSES:
                 systems.forget(engines)
                 with systems.gateway(engines, folder, processes=count) as served:
-                    found = uvloop.run(_streamed(served))
+                    found = uvloop.run(_streamed(served, STREAMS * count))
                 taken[count].append(found)
-                alone = taken[1][-1]["busiest_ms"]
-                found["times_one"] = alone / found["busiest_ms"]
+                alone = taken[1][-1]["tokens_per_busiest_second"]
+                found["times_one"] = found["tokens_per_busiest_second"] / alone
                 print(f"round {number + 1}, {count} processes: {_line(found)}", flush=True)
     return {
         str(count): {name: spread([one[name] for one in of]) for name in of[0]}
@@ -133,29 +133,28 @@ def streams(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-async def _streamed(served: systems.Served) -> dict[str, float]:
+async def _streamed(served: systems.Served, clients: int) -> dict[str, float]:
     client, target = Client(), Through(served)
-    await _read(client, target, SHORT)  # connections and code paths come into being
+    await _read(client, target, clients, SHORT)  # connections and code paths come into being
     cpu = {}
     for tokens in (SHORT, LONG):
         before, began = systems.cpu_ms(served), time.perf_counter()
-        await _read(client, target, tokens)
+        await _read(client, target, clients, tokens)
         seconds = time.perf_counter() - began
         cpu[tokens] = [
             after - one for after, one in zip(systems.cpu_ms(served), before, strict=True)
         ]
     client.close()
-    chunks = STREAMS * (LONG - SHORT)
+    chunks = clients * (LONG - SHORT)
     return {
         "chunk_us": 1000 * (sum(cpu[LONG]) - sum(cpu[SHORT])) / chunks,
-        "busiest_ms": max(cpu[LONG]),
+        "tokens_per_busiest_second": clients * LONG / max(cpu[LONG]) * 1000,
         "busiest_share": max(cpu[LONG]) / sum(cpu[LONG]),
-        "tokens_per_second": STREAMS * LONG / seconds,
-        "tokens_per_cpu_second": STREAMS * LONG / sum(cpu[LONG]) * 1000,
+        "tokens_per_second": clients * LONG / seconds,
     }
 
 
-async def _read(client: Client, target: Through, tokens: int) -> None:
+async def _read(client: Client, target: Through, clients: int, tokens: int) -> None:
     async def one(number: int) -> None:
         body = {
             "model": _DECODER,
@@ -165,7 +164,7 @@ async def _read(client: Client, target: Through, tokens: int) -> None:
         }
         await target.post(client, _DECODER, msgspec.json.encode(body))
 
-    await asyncio.gather(*(one(number) for number in range(STREAMS)))
+    await asyncio.gather(*(one(number) for number in range(clients)))
 
 
 def hits(folder: Path, quick: bool) -> dict[str, Any]:
@@ -199,8 +198,8 @@ def hits(folder: Path, quick: bool) -> dict[str, Any]:
 def _line(found: dict[str, float]) -> str:
     return (
         f"{found['chunk_us']:.1f} us a chunk, {found['tokens_per_second']:.0f} tokens/s as paced, "
-        f"{found['tokens_per_cpu_second']:.0f} for a second of CPU, the busiest has "
-        f"{100 * found['busiest_share']:.0f}%, {found['times_one']:.2f} x one"
+        f"{found['tokens_per_busiest_second']:.0f} for a second of the busiest's CPU, which has "
+        f"{100 * found['busiest_share']:.0f}%: {found['times_one']:.2f} x one"
     )
 
 
