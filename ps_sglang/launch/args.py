@@ -94,7 +94,15 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins", "otlp_endpoint")
+    of_gateway = (
+        "host",
+        "port",
+        "gateway_processes",
+        "admin_host",
+        "admin_port",
+        "cors_origins",
+        "otlp_endpoint",
+    )
     for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
@@ -129,6 +137,13 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--host", help=f"address that the gateway listens on (default {default.host})")
     add(
         "--port", type=int, help=f"port of the gateway, 0 for any free one (default {default.port})"
+    )
+    add(
+        "--gateway-processes",
+        type=int,
+        metavar="N",
+        help="serve the port with N processes of the gateway, each of which fills a core "
+        f"(default {default.gateway_processes}); adapters then stay as they are",
     )
     add(
         "--cors-origins",
