@@ -32,10 +32,10 @@ class Bar:
 BARS: Final = MappingProxyType(
     {
         "float32": Bar(1e-3, 1e-3, "exact"),
-        # Measured with Hugging Face in bfloat16. For the random models of tests one token lacked
-        # 0.8 at most, and the first logprob was off by 0.5; for the demo's it was 0.25 and 0.11.
-        # By the wrong KV the most that a token lacked was ten times as large on average.
-        "bfloat16": Bar(1.0, 1.0, "right but for rounding", nearer=3.0),
+        # Measured with Hugging Face in bfloat16: of the demo's models one token lacked 0.25 at most,
+        # of the random models of tests, whose attention is sharp, less than 2. By the wrong KV it was ten
+        # times as much on average.
+        "bfloat16": Bar(2.0, 2.0, "right but for rounding", nearer=3.0),
     }
 )
 """By the number format in which the workers compute."""

@@ -78,7 +78,7 @@ class VerifyReport:
         for number, verdict in enumerate(self.verdicts):
             if verdict.failure is not None:
                 yield f"FAILED {_where(number, verdict)}: {verdict.failure}"
-            for tie in verdict.ties:
+            for tie in verdict.ties if self.bar.nearer is None else ():
                 yield f"tie {_where(number, verdict)}: {tie}"
         if any(verdict.ties for verdict in self.verdicts):
             yield (

@@ -73,7 +73,7 @@ def test_in_bfloat16_rounding_is_right_and_own_kv_is_not(
         with serving(ModelGateway(rounded, NAMES, own_kv)) as url:
             status = main([*arguments(url, tiny), "--dtype", "bfloat16"])
         said[own_kv] = capsys.readouterr().out.splitlines()
-        assert status == int(own_kv), said[own_kv]
+        assert status == int(own_kv), "\n".join(said[own_kv])
     assert any("FAILED: own KV must be off 3 times as much" in line for line in said[True])
     assert sum(line.startswith("FAILED request") for line in said[True]) > 32
     with serving(ModelGateway(rounded, NAMES)) as url:
