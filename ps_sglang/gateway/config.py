@@ -129,8 +129,8 @@ class GatewayConfig:
     None for workers without one. Weights are loaded from below `model_roots` only, while the
     cluster runs. With `admin_port` (0 for any free one) what is for admins is served there only; it
     listens on `admin_host`, or on `host`. `log_format` is that of its log. `otlp_endpoint` is the
-    URL that traces are exported to, if they are. Raises ConfigError, listing everything that is
-    wrong.
+    URL that traces are exported to, if they are. Told to stop, it first lets its requests end, for
+    up to `drain_s` seconds. Raises ConfigError, listing everything that is wrong.
     """
 
     host: str
@@ -158,6 +158,7 @@ class GatewayConfig:
     no_keys: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
+    drain_s: float = 0.0
 
     def __post_init__(self) -> None:
         if problems := _problems(self):

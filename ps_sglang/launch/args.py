@@ -93,8 +93,9 @@ def settled(chosen: dict[str, Any]) -> dict[str, Any]:
     """Options of `add_shared` as ClusterSpec has them."""
     if "model_roots" in chosen:
         chosen["model_roots"] = tuple(chosen["model_roots"])
-    if "ready_timeout" in chosen:
-        chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
+    for name in ("ready_timeout", "drain"):
+        if name in chosen:
+            chosen[f"{name}_s"] = chosen.pop(name)
     return chosen
 
 
@@ -104,7 +105,7 @@ def _check_join(chosen: dict[str, Any]) -> None:
     Raises UsageError for an option that is the gateway's.
     """
     of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins", "otlp_endpoint")
-    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
+    for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", "drain", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
             raise UsageError(f"--{flag} is the gateway's, and --join starts none")
@@ -172,6 +173,13 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="serve HTTPS with this certificate (PEM); a new one is taken without a restart",
     )
     add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
+    add(
+        "--drain",
+        type=float,
+        metavar="S",
+        help="on SIGTERM or Ctrl-C answer /ready with 503, and give requests up to S seconds to end "
+        f"(default {default.drain_s:g})",
+    )
     add(
         "--prefill-replicas",
         type=int,

@@ -64,6 +64,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     no_keys: bool | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    drain: float | None = None
     transfer_backend: str | None = None
     advertise: str | None = None
     max_restarts: int | None = None

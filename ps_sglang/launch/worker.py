@@ -101,6 +101,13 @@ def _parser() -> SettingsParser:
         help="what a decode worker serves: a whole model, or adapters",
     )
     add("--gateway", metavar="URL", help="the gateway of the cluster, which must be running")
+    add(
+        "--port",
+        type=int,
+        dest="worker_port",
+        metavar="N",
+        help="port of its HTTP server, as for probes of /ready (default: any free one)",
+    )
     add_shared(parser)
     return parser
 
