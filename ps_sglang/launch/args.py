@@ -89,6 +89,12 @@ def parse_args(
     return ClusterSpec(**settled(chosen))
 
 
+def flag_help() -> dict[str, str]:
+    """What the flags mean, by the key of a specification that is the same."""
+    actions = _parser("ps-sglang launch", _DESCRIPTION)._actions
+    return {action.dest: action.help for action in actions if action.help is not None}
+
+
 def settled(chosen: dict[str, Any]) -> dict[str, Any]:
     """Options of `add_shared` as ClusterSpec has them."""
     if "model_roots" in chosen:
@@ -177,7 +183,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--drain",
         type=float,
         metavar="S",
-        help="on SIGTERM or Ctrl-C answer /ready with 503, and give requests up to S seconds to end "
+        help="on SIGTERM or Ctrl-C answer /ready with 503, and give requests S seconds to end "
         f"(default {default.drain_s:g})",
     )
     add(
