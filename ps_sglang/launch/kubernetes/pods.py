@@ -95,7 +95,8 @@ def _problems(spec: ClusterSpec, keys: KubernetesKeys) -> Iterator[str]:
     for mount in keys.volumes:
         if not mount.startswith("/"):
             yield f"volumes: {mount} must be an absolute path, as /models"
-    for model in dict.fromkeys((spec.prefill, *(entry.model for entry in spec.entries))):
+    decoders = [entry.model for entry in spec.entries if not names_base(spec, entry)]
+    for model in (spec.prefill, *decoders):
         yield from _unreachable(model, keys)
 
 

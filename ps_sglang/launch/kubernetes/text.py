@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
@@ -19,12 +19,13 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_multi_representer(str, _text)
-_Dumper.add_representer(str, _text)
+_Dumper.add_representer(str, _text)  # before that of its base class
 
 
 def one(value: Any) -> str:
     """A document."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=10_000)
+    document: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=10_000)
+    return document
 
 
 def every(values: Iterable[Any]) -> str:

@@ -108,7 +108,7 @@ def read_values(path: Path, on_progress: OnProgress) -> ChartValues:
     spec = check_flags(parse_args(["--spec", str(path)]))
     if spec.port == 0:
         raise UsageError(f"--spec {path}: port is 0, and a Service needs a number")
-    unused = [key for key in _OF_A_MACHINE if key in given]
+    unused: list[str] = [key for key in _OF_A_MACHINE if key in given]
     for name, resources in spec.resources.items():
         unused += [f"{key} of {name}" for key in ("gpus", "mem") if getattr(resources, key)]
     if unused:
