@@ -13,7 +13,7 @@ from typing import Final
 from ps_sglang.launch.gpus.machine import Machine
 
 DEFAULT_BACKEND: Final = "mooncake"
-_PACKAGES: Final = {  # what is imported, what is installed, for the CUDA 13 that SGLang brings
+PACKAGES: Final = {  # what is imported, what is installed, for the CUDA 13 that SGLang brings
     "mooncake": ("mooncake", "mooncake-transfer-engine-cuda13"),
     "nixl": ("nixl", "nixl[cu13]"),
 }
@@ -95,7 +95,7 @@ def choose_transport(
 
 def _missing(backend: str) -> str | None:
     """The command that installs a backend's package, None if it is there."""
-    module, package = _PACKAGES[backend]
+    module, package = PACKAGES[backend]
     return None if find_spec(module) else f"pip install '{package}'"
 
 

@@ -22,7 +22,7 @@ Object = dict[str, Any]
 _CONFIG: Final = "/etc/ps-sglang/config"
 _SPEC: Final = "gateway.yaml"
 _WORKER_PORT: Final = 8001
-_USER: Final = 1000  # launch/Containerfile
+USER: Final = 1000  # launch/Containerfile
 
 
 def objects(values: ChartValues) -> list[Object]:
@@ -158,9 +158,9 @@ def _pod(
         "terminationGracePeriodSeconds": stop_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],

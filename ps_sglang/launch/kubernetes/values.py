@@ -31,6 +31,7 @@ UNROUTE_S: Final = 5
 _GATEWAY_DRAIN_S: Final = 30.0
 _STOP_S: Final = 15
 """To end the processes of a pod whose requests have ended."""
+_START_S: Final = 3600
 _LONGEST_START_S: Final = 86_400
 _FOR_GATEWAY: Final = (
     "prefill", "cors_origins", "model_roots", "allow_unsafe", "max_concurrent_requests",
@@ -114,7 +115,8 @@ def read_values(path: Path, on_progress: OnProgress) -> ChartValues:
     if unused:
         on_progress(f"not used, as each pod has its own: {', '.join(unused)}")
     drain_s = _GATEWAY_DRAIN_S if file.drain is None else file.drain
-    start_probes = int(min(2 * spec.ready_timeout_s, _LONGEST_START_S) / PROBE_S) + 1
+    # A worker itself gives up before, and says why: on GPUs once its log has been silent so long.
+    start_s = min(max(_START_S, 2 * spec.ready_timeout_s), _LONGEST_START_S)
     names = [f"models-{number}" for number in range(len(keys.volumes))]
     return ChartValues(
         name=keys.name,
@@ -137,7 +139,7 @@ def read_values(path: Path, on_progress: OnProgress) -> ChartValues:
         gateway=GatewayValues(
             spec=_gateway_spec(file, drain_s),
             resources=_resources(keys.resources.gateway),
-            start_probes=start_probes,
+            start_probes=int(start_s / PROBE_S),
             stop_seconds=UNROUTE_S + int(drain_s) + _STOP_S,
         ),
         workers={
@@ -145,7 +147,7 @@ def read_values(path: Path, on_progress: OnProgress) -> ChartValues:
                 replicas=pods.replicas,
                 args=[_literal(word) for word in (*pods.args, *_common(spec), *pods.engine_args)],
                 resources=_worker_resources(keys, pods),
-                start_probes=start_probes,
+                start_probes=int(start_s / PROBE_S),
                 # Its requests have as long to end as it takes to end the rest by force.
                 stop_seconds=2 * int(DRAIN_S) + _STOP_S,
             )
