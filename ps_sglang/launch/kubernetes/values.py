@@ -103,17 +103,37 @@ def read_values(path: Path, on_progress: OnProgress) -> ChartValues:
     file = load(path)
     if (keys := file.kubernetes) is None:
         raise UsageError(f"--spec {path}: the key kubernetes is missing, with an image at least")
-    given = [name for name in SpecFile.__struct_fields__ if getattr(file, name) is not None]
+    spec = _checked(path, file)
+    _say_unused(file, spec, on_progress)
+    return _values(file, keys, spec)
+
+
+def _checked(path: Path, file: SpecFile) -> ClusterSpec:
+    given = _given(file)
     if refused := [f"{key}: {reason}" for key, reason in _REFUSED.items() if key in given]:
         raise UsageError(f"--spec {path}: not on Kubernetes: {'; '.join(refused)}")
     spec = check_flags(parse_args(["--spec", str(path)]))
     if spec.port == 0:
         raise UsageError(f"--spec {path}: port is 0, and a Service needs a number")
+    return spec
+
+
+def _given(file: SpecFile) -> list[str]:
+    """The keys that say something."""
+    values = msgspec.structs.asdict(file)
+    return [key for key, value in values.items() if value is not None and value is not False]
+
+
+def _say_unused(file: SpecFile, spec: ClusterSpec, on_progress: OnProgress) -> None:
+    given = _given(file)
     unused: list[str] = [key for key in _OF_A_MACHINE if key in given]
     for name, resources in spec.resources.items():
         unused += [f"{key} of {name}" for key in ("gpus", "mem") if getattr(resources, key)]
     if unused:
         on_progress(f"not used, as each pod has its own: {', '.join(unused)}")
+
+
+def _values(file: SpecFile, keys: KubernetesKeys, spec: ClusterSpec) -> ChartValues:
     drain_s = _GATEWAY_DRAIN_S if file.drain is None else file.drain
     # A worker itself gives up before, and says why: on GPUs once its log has been silent so long.
     start_s = min(max(_START_S, 2 * spec.ready_timeout_s), _LONGEST_START_S)
