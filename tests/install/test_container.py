@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from ps_sglang.launch.gpus.transport import DEFAULT_BACKEND, PACKAGES
+from ps_sglang.extras import EXTRAS
+from ps_sglang.launch.gpus.transport import DEFAULT_BACKEND
 from ps_sglang.launch.kubernetes import objects
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def test_the_lock_has_what_builds_the_package() -> None:
 
 
 def test_gpus_have_the_default_way_of_pages() -> None:
-    _, package = PACKAGES[DEFAULT_BACKEND]
+    (package,) = EXTRAS[DEFAULT_BACKEND]
     assert package in pins("requirements-cuda.lock")
     (cuda,) = re.findall(r"nvidia/(cu\d+)", CONTAINERFILE)
     assert package.endswith(cuda.replace("cu", "cuda"))

@@ -46,6 +46,7 @@ _REFUSED: Final = {
     "no_keys": "workers join from other hosts, which takes an admin's key",
     "tls_cert": "end TLS before the Service, in an Ingress or a Gateway",
     "tls_key": "end TLS before the Service, in an Ingress or a Gateway",
+    "gateway_processes": "only a single process can let its requests end before it does",
     "admin_host": "the gateway's Service has one port",
     "admin_port": "the gateway's Service has one port",
 }
