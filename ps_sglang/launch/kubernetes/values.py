@@ -12,10 +12,10 @@ import yaml
 
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.args import parse_args
+from ps_sglang.launch.command_lines import check_flags
 from ps_sglang.launch.kubernetes.keys import KubernetesKeys, PodResources
 from ps_sglang.launch.kubernetes.pods import WorkerPods, worker_pods
 from ps_sglang.launch.member import DRAIN_S
-from ps_sglang.launch.prepare import check_flags
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.launch.specfile import SpecFile, load
 from ps_sglang.progress import OnProgress
