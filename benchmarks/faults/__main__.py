@@ -94,8 +94,8 @@ def _keeper(
     """Writes each row as soon as it is there: to `done`, and to the files of results."""
 
     def keep(name: str, found: dict[str, Any]) -> None:
-        done[name] = found
         entry = {**found, "model": kind, "seed": args.seed, "environment": environment()}
+        done[name] = entry
         _merge(OUT / ("faults-quick.json" if args.quick else "faults.json"), name, entry)
         if args.publish:
             _merge(REFERENCE / "faults.json", name, {**entry, "tries": None})

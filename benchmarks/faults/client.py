@@ -63,6 +63,7 @@ class Outcome:
     done: float
     status: int | None = None
     reason: str = ""
+    retractions: int = 0
 
 
 @dataclass
@@ -75,6 +76,7 @@ class _Answer:
     whole: bool = False
     error: Any = None
     text: str = ""
+    retractions: int = 0
 
     def event(self, data: bytes) -> None:
         """One event of a stream; every one has all tokens so far."""
@@ -89,6 +91,7 @@ class _Answer:
             self.error = payload["error"]
             return
         self.ids = payload["output_ids"]
+        self.retractions = payload["meta_info"].get("num_retractions", 0)
         if self.first is None and self.ids:
             self.first = time.monotonic()
 
@@ -159,6 +162,7 @@ class Client:
             time.monotonic(),
             answer.status,
             cut or reason,
+            answer.retractions,
         )
         self.outcomes.append(outcome)
         return outcome

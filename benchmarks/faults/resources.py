@@ -10,12 +10,12 @@ from typing import Final
 
 from ps_sglang.launch import procfs
 
-# What may stay behind a fault: connections that are kept for the next request, threads of pools
-# that have grown to their size, memory that allocators keep.
+# What may stay behind a fault: a few connections, threads of pools that have grown to their size,
+# memory that allocators keep.
 _SPARE: Final = {
     "processes": 0,
-    "descriptors": 64,
-    "sockets": 64,
+    "descriptors": 32,
+    "sockets": 24,
     "threads": 16,
     "files": 8,
     "memory_mb": 150,

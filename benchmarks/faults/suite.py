@@ -53,8 +53,8 @@ async def run_rows(
     quick: bool,
 ) -> None:
     """Each row so many times; `keep` takes its figures. All chance comes from `seed` and row."""
+    before = await rest(there)
     for row in rows:
-        before = await rest(there)
         tries = []
         for number in range(times):
             there.source = random.Random(f"{seed} {row.name} {number}")
@@ -66,7 +66,8 @@ async def run_rows(
                 f"{row.name} {number + 1}/{times} {done.stage}: recovery {shown}, lost "
                 f"{count.lost} of {count.requests}" + "".join(f"\n    {p}" for p in done.problems)
             )
-        found = figures(row, tries, before, await rest(there))
+        after = await rest(there)
+        found, before = figures(row, tries, before, after), after
         if not is_good(found):
             on_progress(f"{row.name} is not good: {found['resources']['not_back']}")
         keep(row.name, found)

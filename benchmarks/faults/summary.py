@@ -9,8 +9,8 @@ from benchmarks.faults.rows import NAMES
 from benchmarks.faults.tries import is_good
 
 _HEAD = (
-    "| fault | good | recovery: median, longest | requests: lost, of all | wrong | unaccounted "
-    "| p95 of others |\n|---|---|---|---|---|---|---|"
+    "| fault | models | good | recovery: median, longest | requests: lost, of all | wrong "
+    "| unaccounted | p95 of others |\n|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -29,6 +29,7 @@ def _line(found: Mapping[str, Any]) -> str:
     recovery = "-" if seconds is None else f"{seconds['median']:.1f} s, {seconds['max']:.1f} s"
     cells = (
         found["what"],
+        found["model"],
         f"{found['passed']} of {found['times']}",
         recovery,
         f"{found['lost']:,} of {found['requests']:,}",

@@ -18,6 +18,8 @@ from benchmarks.sessions.measures import percentiles
 
 BEFORE_S: Final = 3.0
 _AFTER_S: Final = 1.0
+_KEPT_S: Final = 6.0
+"""Workers close connections that have been kept for 5 s."""
 RECOVERY_S: Final = 150.0
 
 
@@ -113,6 +115,7 @@ async def rest(scene: Scene) -> Resources:
     """What the cluster holds when nobody asks for anything."""
     await scene.agents.pause()
     await scene.left_over()
+    await asyncio.sleep(_KEPT_S)
     return await asyncio.to_thread(scene.system.resources)
 
 

@@ -9,7 +9,7 @@ from benchmarks.faults.kinds.clients import head_and_body
 from benchmarks.faults.scene import Fault, Scene
 
 _PROMPTS: Final = 24
-_ANSWERS: Final = 32
+_ANSWERS: Final = 48
 _ABORTED: Final = 16
 _ABORTED_AFTER_S: Final = (0.5, 6.0)
 
@@ -28,13 +28,14 @@ class Retraction(Fault):
     half as many clients more hang up in the midst of theirs."""
 
     async def inject(self, scene: Scene) -> None:
-        turns = scene.script.talk
+        turns, sent = scene.script.talk, []
         for number in range(_ANSWERS):
-            scene.send(turns[number % len(turns)], stream=number % 2 == 0)
-        await asyncio.gather(
-            *(self._abort(scene, number) for number in range(_ABORTED)),
-        )
-        await scene.settle()
+            sent.append(scene.send(turns[number % len(turns)], stream=number % 2 == 0))
+        await asyncio.gather(*(self._abort(scene, number) for number in range(_ABORTED)))
+        outcomes = await asyncio.gather(*sent)
+        self.figures["retractions"] = sum(one.retractions for one in outcomes)
+        if not self.figures["retractions"]:
+            raise AssertionError("no pool ran full, so nothing was shown")
 
     async def _abort(self, scene: Scene, number: int) -> None:
         turn = scene.script.talk[number % len(scene.script.talk)]

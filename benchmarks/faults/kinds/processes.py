@@ -22,6 +22,9 @@ _IDLE: Final = "idle"
 _BUSY: Final = "busy"
 _IDLE_PART: Final = 0.2
 _LONGEST_WAIT_S: Final = 1.0
+_STREAMS: Final = 6
+_LONGEST: Final = 96
+"""Tokens of a stream: enough to be under way when the fault comes."""
 
 
 class _OnWorker(Fault):
@@ -59,10 +62,11 @@ class _OnWorker(Fault):
                 for _ in range(2):
                     scene.send(turn, stream=True)
         else:
-            for turn in scene.script.talk:
-                for _ in range(4 if turn.decoder in decoders else 0):
+            turns = [turn for turn in scene.script.talk if turn.decoder in decoders]
+            for turn in turns:
+                for _ in range(_STREAMS // len(turns)):
                     # Of different lengths, so that none is taken for another's poison.
-                    tokens = len(turn.answer) - scene.source.randrange(16)
+                    tokens = min(len(turn.answer), _LONGEST) - scene.source.randrange(16)
                     scene.send(turn, stream=True, tokens=tokens)
         await asyncio.sleep(scene.source.uniform(0, _LONGEST_WAIT_S))
 
