@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import aiohttp
 import psutil
 
-from benchmarks.faults.models import Served
+from benchmarks.faults.models import Served, Turn
 from benchmarks.faults.resources import Resources, measure
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
@@ -183,6 +183,19 @@ class System:
                 return {one["name"]: one for one in (await response.json())["workers"]}
         except (aiohttp.ClientError, TimeoutError, OSError, KeyError):
             return {}
+
+    async def to_compute(self, turn: Turn) -> float | None:
+        """The tokens of a prompt that would have to be computed where it would go now.
+
+        None while no gateway says so.
+        """
+        url = f"{self.url}/models/{turn.decoder}/debug/route"
+        try:
+            async with self._http.post(url, json={"input_ids": list(turn.prompt)}) as response:
+                (decision,) = (await response.json())["decisions"]
+                return float(decision["candidates"][0]["terms"]["new"])  # the cheapest pair
+        except (aiohttp.ClientError, TimeoutError, OSError, KeyError):
+            return None
 
     async def is_whole(self, replaced: Mapping[str, int]) -> bool:
         """Whether all workers are good, and others run in place of the `replaced` processes."""

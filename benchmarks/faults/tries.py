@@ -139,11 +139,22 @@ def figures(row: Row, tries: Sequence[Try], before: Resources, after: Resources)
         **{name: _sum(tries, name) for name in ("unaccounted", "streams", "unbroken")},
         "bystanders_p95": p95,
         "resources": {"before": vars(before), "after": vars(after), "not_back": not_back},
+        "measured": _measured(tries),
         "problems": problems[:20],
         "tries": [
             {"stage": one.stage, "recovery_s": one.recovery_s, **one.figures} for one in tries
         ],
     }
+
+
+def _measured(tries: Sequence[Try]) -> dict[str, Any]:
+    """What else was measured each time, if it is a number."""
+    values: dict[str, list[float]] = {}
+    for one in tries:
+        for name, value in one.figures.items():
+            if isinstance(value, int | float):
+                values.setdefault(name, []).append(value)
+    return {name: spread(numbers) for name, numbers in values.items()}
 
 
 def _sum(tries: Sequence[Try], name: str) -> int:

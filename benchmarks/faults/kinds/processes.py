@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -22,6 +24,8 @@ _IDLE: Final = "idle"
 _BUSY: Final = "busy"
 _IDLE_PART: Final = 0.2
 _LONGEST_WAIT_S: Final = 1.0
+_INDEX_S: Final = 30.0
+_POLL_S: Final = 0.05
 _STREAMS: Final = 6
 _LONGEST: Final = 96
 """Tokens of a stream: enough to be under way when the fault comes."""
@@ -87,13 +91,23 @@ class KillWorker(_OnWorker):
 
 
 class KillGateway(Fault):
-    """SIGKILL to the gateway."""
+    """SIGKILL to the gateway. `index_s`: until its successor sends a prompt of before to where it
+    is cached."""
 
     may_cut: ClassVar[bool] = True
 
     async def inject(self, scene: Scene) -> None:
-        self.replaced[GATEWAY] = scene.system.leaders()[GATEWAY]
+        system, turns = scene.system, [turns[-1] for turns in scene.script.conversations]
+        known = {turn: await system.to_compute(turn) for turn in turns}
+        turn, new = min(known.items(), key=lambda one: inf if one[1] is None else one[1])
+        self.replaced[GATEWAY] = system.leaders()[GATEWAY]
         os.kill(self.replaced[GATEWAY], signal.SIGKILL)
+        began = time.monotonic()
+        while (now := await system.to_compute(turn)) is None or now > (new or 0):
+            if time.monotonic() > began + _INDEX_S:
+                raise AssertionError(f"{now} tokens are computed again, and {new} were before")
+            await asyncio.sleep(_POLL_S)
+        self.figures["index_s"] = time.monotonic() - began
 
 
 class KillLaunch(Fault):
