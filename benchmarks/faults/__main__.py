@@ -32,6 +32,7 @@ from benchmarks.faults.suite import run_rows, scene
 from benchmarks.faults.summary import last_line, ordered, table
 from benchmarks.faults.tries import is_good
 from benchmarks.report import OUT, REFERENCE, count, parser, run, save, saved, timed, to_json, write
+from ps_sglang.open_files import raise_limit
 from ps_sglang.training.machine import environment
 
 _COMMAND: Final = "python -m benchmarks.faults"
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _measure(args: argparse.Namespace) -> int:
     on_progress = timed()
+    raise_limit()  # each client that is played has a connection
     kind = args.model or ("tiny" if args.quick else "demo")
     chosen = [row for row in ROWS if _is_chosen(row, args)]
     rows = [row for row in chosen if (why := row.missing()) is None or _skip(row, why)]
