@@ -15,6 +15,7 @@ from benchmarks.faults.agents import Agents
 from benchmarks.faults.client import Client, Ending, Outcome
 from benchmarks.faults.models import Script, Turn
 from benchmarks.faults.system import System
+from ps_sglang.errors import LaunchError
 
 BURST: Final = "burst"
 """By whom a fault's own requests come."""
@@ -22,6 +23,7 @@ PROBE: Final = "probe"
 """Asks whether the cluster serves again; it may find that it does not."""
 _PROBES: Final = 4
 _POLL_S: Final = 0.1
+_WARM_S: Final = 60.0
 _REST_S: Final = 45.0
 
 
@@ -53,6 +55,11 @@ class Scene:
         """Wait until all that was sent has ended."""
         sent, self._sent = self._sent, []
         await asyncio.gather(*sent)
+
+    async def warm_up(self) -> None:
+        """Whatever a process makes once for its first requests is made then."""
+        if await self.whole({}, time.monotonic() + _WARM_S) is None:
+            raise LaunchError(f"the cluster does not answer as it must in {_WARM_S:g} s")
 
     async def served(self, until: float) -> float | None:
         """When each decoder has given an exact answer again; None if one has not by `until`."""

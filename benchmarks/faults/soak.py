@@ -26,6 +26,7 @@ async def soak(there: Scene, hours: float, seed: int, on_progress: OnProgress) -
     """A random fault each minute, and at its end what all processes hold at rest."""
     source = random.Random(f"soak {seed}")
     rows = [row for row in ROWS if row.soaked and row.quick and row.missing() is None]
+    await there.warm_up()
     began = time.monotonic()
     samples: list[tuple[float, dict[str, int]]] = []
     tries: list[Try] = []

@@ -53,6 +53,7 @@ async def run_rows(
     quick: bool,
 ) -> None:
     """Each row so many times; `keep` takes its figures. All chance comes from `seed` and row."""
+    await there.warm_up()
     before = await rest(there)
     for row in rows:
         tries = []

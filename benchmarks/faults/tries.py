@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from benchmarks.faults.agents import BY
+from benchmarks.faults.agents import AGAIN, BY
 from benchmarks.faults.client import Count, Ending, Outcome, count
 from benchmarks.faults.resources import Resources
 from benchmarks.faults.rows import Row
@@ -91,9 +91,9 @@ async def attempt(row: Row, scene: Scene, *, quick: bool) -> Try:
 
 
 def _counted(outcomes: Sequence[Outcome], began: float, *, may_cut: bool) -> Count:
-    """Of all, but those losses of probes that only find that the cluster does not serve yet."""
+    """Of all, but those tries again, and probes, that only find that it does not serve yet."""
     told = (Ending.FAILED, Ending.CUT, Ending.LIMITED)
-    mine = [one for one in outcomes if one.by != PROBE or one.ending not in told]
+    mine = [one for one in outcomes if one.by not in (PROBE, AGAIN) or one.ending not in told]
     return count(mine, began, may_cut=may_cut)
 
 
