@@ -34,7 +34,8 @@ _SURE: Final = 1e-3
 class Served:
     """`prefill` and `decoders` as the launcher takes them, and where their models are by name.
 
-    `ids`: the token ids that prompts are made of. Pools of `pool` tokens can be filled.
+    `ids`: the token ids that prompts are made of. A prefill worker's pool has `pool` tokens, which
+    can be filled, and a decode worker's has half of it.
     """
 
     prefill: str

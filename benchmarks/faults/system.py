@@ -31,6 +31,7 @@ QUEUED: Final = 64
 AT_ONCE: Final = 256
 REQUEST_S: Final = 120
 """The gateway's limits, as whoever runs one would set them for so small a machine."""
+_RESERVED: Final = "--num-reserved-decode-tokens 8"
 _FORGOTTEN_S: Final = 3.0
 _READY_S: Final = 300.0
 _GONE_S: Final = 30.0
@@ -58,6 +59,8 @@ class System:
             *("--cluster-key-file", str(folder / "cluster.key"), "--max-restarts", "1000"),
             *("--max-queued-requests", str(QUEUED), "--max-concurrent-requests", str(AT_ONCE)),
             *("--request-timeout", str(REQUEST_S), "--max-total-tokens", str(what.pool)),
+            # So small that the answers of `Retraction` outgrow it.
+            *("--decode-engine-args", f"--max-total-tokens {what.pool // 2} {_RESERVED}"),
             *(() if any("*" in one for one in what.decoders) else ("--decode-replicas", "2")),
         )
         self._process: subprocess.Popen[bytes]
