@@ -77,10 +77,10 @@ class GatewayAdmin:
             raise UsageError(no_gateway(self._url, error)) from error
 
 
-def add_gateway(parser: argparse.ArgumentParser, flag: str = "--gateway") -> None:
+def add_gateway(parser: argparse.ArgumentParser) -> None:
     """The option of a command that says which gateway it asks."""
     parser.add_argument(
-        flag,
+        "--gateway",
         metavar="URL",
         default=GATEWAY,
         help=f"the gateway, as in the launcher's ready line (default {GATEWAY})",

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 the gateway refused it, 2 wrong arguments."""
     args = _parser().parse_args(argv)
     run: Callable[[DecodersClient, argparse.Namespace], None] = args.run
-    return exit_status(lambda: run(DecodersClient(args.url), args))
+    return exit_status(lambda: run(DecodersClient(args.gateway), args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_gateway(parser, "--url")
+    add_gateway(parser)
     commands = parser.add_subparsers(metavar="command", required=True)
 
     def command(

@@ -19,7 +19,7 @@ def gateway() -> Iterator[StandInGateway]:
 
 
 def run(gateway: StandInGateway, *words: str) -> int:
-    return main(["decoders", "--url", gateway.url + "/", *words])
+    return main(["decoders", "--gateway", gateway.url + "/", *words])
 
 
 def test_list(gateway: StandInGateway, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_what_is_no_decoder(
 
 
 def test_no_gateway(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["decoders", "--url", "http://127.0.0.1:1", "list"]) == 2
+    assert main(["decoders", "--gateway", "http://127.0.0.1:1", "list"]) == 2
     assert "no ps_sglang gateway answers at http://127.0.0.1:1" in capsys.readouterr().err
 
 
@@ -87,7 +87,7 @@ def test_a_server_that_is_no_gateway(capsys: pytest.CaptureFixture[str]) -> None
             return {"status": "ok"}
 
     with serving(Other()) as url:
-        assert main(["decoders", "--url", url, "list"]) == 2
+        assert main(["decoders", "--gateway", url, "list"]) == 2
     assert f"no ps_sglang gateway answers at {url}" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from ps_sglang.events.messages import Span
 from tests.engine.both_legs import ask
 from tests.engine.served import Launch, Models, Served
 from tests.engine.tree_mirror import TreeMirror, mirroring
+from tests.support import monitoring
 from tests.support.engine_client import assert_conserved
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -121,6 +122,11 @@ def test_through_the_gateway(served: Served, prompts: Prompts) -> None:
     }
     assert values["ps_sglang_gateway_base_tokens_total", "b", "pulled"] == 1024
     assert values["ps_sglang_gateway_pulled_bytes_total", "b"] > 0
+    exported = monitoring.samples(text)
+    for told in monitoring.samples(monitoring.WORKER_METRICS):
+        if "failures" not in told.name:  # nothing has failed
+            same = monitoring.Selected(told.name, labels=set(told.labels) | {"worker"})
+            assert same.is_in(exported), told.name
     # The gateway knows in blocks of text who sent what first.
     assert 512 < values["ps_sglang_gateway_saved_tokens_total", "b"] <= 1024
     assert 0 < values["ps_sglang_gateway_cross_decoder_hit_ratio",] <= 0.5

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ps_sglang.cli import main
 from ps_sglang.gateway.state import GATEWAY
@@ -16,25 +17,12 @@ from tests.support.standin_engine import COMPLETIONS, Plan
 
 BODY = {"model": "a", "prompt": "x", "stream": True}
 
-# As SGLang and the plugin export them, which a test on real engines checks.
-WORKER_METRICS = """# TYPE sglang:num_running_reqs gauge
-sglang:num_running_reqs{model_name="m"} 1.0
-# TYPE sglang:num_queue_reqs gauge
-sglang:num_queue_reqs{model_name="m"} 0.0
-# TYPE sglang:token_usage gauge
-sglang:token_usage{model_name="m"} 0.5
-# TYPE ps_sglang_transfer_bytes_total counter
-ps_sglang_transfer_bytes_total{path="shm"} 4096.0
-# TYPE ps_sglang_handoff_failures_total counter
-ps_sglang_handoff_failures_total{reason="lost"} 0.0
-"""
-
 
 async def test_every_query_finds_its_metric_and_labels() -> None:
     """After a stream that was answered, one that failed, and the spans of a request."""
     async with running(events=True) as gateway:
         for worker in gateway.cluster.workers:
-            worker.metrics = WORKER_METRICS
+            worker.metrics = monitoring.WORKER_METRICS
         await stream_by_tokens(gateway)
         gateway.decode().plan = Plan(die_after=1)
         async with gateway.http.post(gateway.url + COMPLETIONS, json=BODY) as response:
@@ -49,6 +37,28 @@ async def test_every_query_finds_its_metric_and_labels() -> None:
         if not one.is_in(exported)
     ]
     assert not missing
+
+
+async def test_the_table_of_metrics_has_all_that_the_gateway_exports_with_their_labels() -> None:
+    async with running(events=True) as gateway:
+        await stream_by_tokens(gateway)
+        tell_of_a_request(gateway)
+        async with gateway.http.get(gateway.url + "/metrics") as response:
+            text = await response.text()
+    page = Path(monitoring.__file__).parents[2] / "docs" / "operations.md"
+    rows = re.findall(r"^\| `(ps_sglang_gateway_\w+)(?:{([\w,]+)})?` \|", page.read_text(), re.M)
+    table = {
+        name.removesuffix("_total"): set(filter(None, labels.split(","))) for name, labels in rows
+    }
+    exported = [
+        family
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("ps_sglang_gateway_") and not family.name.endswith("_created")
+    ]
+    assert {family.name for family in exported} == table.keys()
+    for family in exported:
+        for sample in family.samples:
+            assert sample.labels.keys() - {"le"} == table[family.name], family.name
 
 
 def tell_of_a_request(gateway: Setup) -> None:

@@ -20,6 +20,20 @@ _VARIABLES = {"$__rate_interval": "1m", "$decoder": ".*"}
 _FOLDER = files("ps_sglang.monitoring")
 
 
+# As SGLang and the plugin export them, which a test on real engines checks.
+WORKER_METRICS = """# TYPE sglang:num_running_reqs gauge
+sglang:num_running_reqs{model_name="m"} 1.0
+# TYPE sglang:num_queue_reqs gauge
+sglang:num_queue_reqs{model_name="m"} 0.0
+# TYPE sglang:token_usage gauge
+sglang:token_usage{model_name="m"} 0.5
+# TYPE ps_sglang_transfer_bytes_total counter
+ps_sglang_transfer_bytes_total{path="shm"} 4096.0
+# TYPE ps_sglang_handoff_failures_total counter
+ps_sglang_handoff_failures_total{reason="lost"} 0.0
+"""
+
+
 @dataclass
 class Selected:
     """A metric that a query asks for, with what it says of its labels."""

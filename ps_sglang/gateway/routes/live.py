@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -94,13 +94,13 @@ class LiveView:
         workers = [*gateway.pool]
         running = gateway.activity.running()
         now = time.monotonic()
-        events = gateway.activity.events()
+        produced = gateway.activity.produced()
         return {
             "time": time.time(),
             "started": gateway.started,
             "base": gateway.config.base,
             "decoders": [*gateway.pool.decoders][:MOST_DECODERS],
-            "workers": [self._worker(gateway, one, events) for one in workers[:MOST_WORKERS]],
+            "workers": [self._worker(gateway, one, produced) for one in workers[:MOST_WORKERS]],
             "hidden_workers": max(len(workers) - MOST_WORKERS, 0),
             "requests": [_request(trace, now) for trace in running[:MOST_REQUESTS]],
             "hidden_requests": max(len(running) - MOST_REQUESTS, 0),
@@ -109,7 +109,7 @@ class LiveView:
             "tree": _tree(gateway),
         }
 
-    def _worker(self, gateway: Gateway, state: AnyWorkerState, events: Json) -> Json:
+    def _worker(self, gateway: Gateway, state: AnyWorkerState, produced: Counter[str]) -> Json:
         worker = state.worker
         cache = gateway.cache_index.source(worker.name)
         _, load = self._loads.get(state, (0.0, None))
@@ -129,7 +129,7 @@ class LiveView:
             "cached_tokens": cache.tokens,
             "capacity": (load and load.max_total_num_tokens) or capacity,
             "computed": gateway.activity.computed[worker.name],
-            "produced": events[worker.name],
+            "produced": produced[worker.name],
         }
 
 

@@ -39,8 +39,7 @@ class FinishedTurn:
 class Activity:
     """The turns that run and the last ones that ended; for the event loop's thread.
 
-    `computed` are the prompt tokens that each worker has computed, `events` those of streams that
-    each decode worker has given, about one for a token.
+    `computed` are the prompt tokens that each worker has computed.
     """
 
     def __init__(
@@ -53,14 +52,14 @@ class Activity:
         self._clock = clock
         self._turns: deque[FinishedTurn] = deque()
         self._bytes = 0
-        self._ended_events: Counter[str] = Counter()
+        self._ended_tokens: Counter[str] = Counter()
         self.computed: Counter[str] = Counter()
         traces.concluded.append(self._concluded)
         cache_index.computed.append(self._computed)
 
     def left(self, worker: str) -> None:
         """A worker has left: another of its name begins anew."""
-        del self.computed[worker], self._ended_events[worker]
+        del self.computed[worker], self._ended_tokens[worker]
 
     def running(self) -> list[Trace]:
         """The samples that have not ended, the oldest first."""
@@ -71,9 +70,12 @@ class Activity:
         self._forget()
         return self._turns
 
-    def events(self) -> Counter[str]:
-        """Events of streams by decode worker."""
-        counts = self._ended_events.copy()
+    def produced(self) -> Counter[str]:
+        """Output tokens by decode worker; those of a running stream by its events, about one each.
+
+        What a worker says at the end of an answer holds, whether it was streamed or not.
+        """
+        counts = self._ended_tokens.copy()
         for trace in self._traces:
             counts[trace.route.decode.name] += trace.events
         return counts
@@ -88,7 +90,7 @@ class Activity:
         self.computed[worker] += tokens
 
     def _concluded(self, trace: Trace) -> None:
-        self._ended_events[trace.route.decode.name] += trace.events
+        self._ended_tokens[trace.route.decode.name] += trace.events
         if not trace.is_answered or trace.total is None:
             return
         turn = FinishedTurn(
