@@ -14,8 +14,8 @@ from ps_sglang.launch import procfs
 # memory that allocators keep.
 _SPARE: Final = {
     "processes": 0,
-    "descriptors": 32,
-    "sockets": 24,
+    "descriptors": 64,
+    "sockets": 64,
     "threads": 16,
     "files": 8,
     "memory_mb": 150,

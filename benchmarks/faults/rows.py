@@ -84,7 +84,7 @@ ROWS: Final = (
     Row("same-ids", "12 requests at once with one id", lambda _: SameIds()),
     Row("full-pools", "24 long prompts, several times the pools", lambda _: FullPools()),
     Row("retraction", "48 answers that outgrow the pools, 16 more hang up", lambda _: Retraction()),
-    Row("garbage", "garbage to every port", lambda _: Garbage()),
+    Row("garbage", "garbage to every port that answers", lambda _: Garbage()),
     Row("full-disk", "no space left for logs", lambda _: FullDisk(), no_small_disk),
     Row("flood-at-once", "1,000 requests at once", lambda _: AtOnce()),
     Row(

@@ -84,9 +84,9 @@ def test_streams_that_were_under_way() -> None:
 def test_what_has_not_come_back_is_named() -> None:
     assert RESOURCES.not_back(RESOURCES) == []
     assert replace(RESOURCES, threads=80, memory_mb=3100).not_back(RESOURCES) == []
-    more = replace(RESOURCES, processes=11, sockets=300, memory_mb=4000)
+    more = replace(RESOURCES, processes=11, sockets=400, memory_mb=4000)
     assert more.not_back(RESOURCES) == [
-        "processes: 11 after 10", "sockets: 300 after 200", "memory_mb: 4000 after 3000",
+        "processes: 11 after 10", "sockets: 400 after 200", "memory_mb: 4000 after 3000",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Bytes that mean nothing, to every port on which anything of the cluster listens."""
+"""Bytes that mean nothing, to every port on which something of the cluster answers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from benchmarks.faults.scene import Fault, Scene
 _CONNECTIONS: Final = 12
 """To each port, of each kind."""
 _MESSAGES: Final = 100
+_SPEAKS_S: Final = 3.0
 _HELD_S: Final = 3.0
 _GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31)
 
@@ -44,8 +45,28 @@ _BYTES: Final = (_random, _http, _half_head, _frames, _nothing)
 _SOCKETS: Final = (zmq.DEALER, zmq.PUSH, zmq.REQ)
 
 
+async def _speaks(port: int) -> bool:
+    """Whether a listener says anything to who connects and asks."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(_SPEAKS_S):
+            return bool(await reader.read(1))
+    except (TimeoutError, OSError):
+        return False
+    finally:
+        writer.transport.abort()
+
+
 class Garbage(Fault):
-    """Connections with garbage, some of which are held for a while, and ZMQ messages."""
+    """Connections with garbage, which are held for a while, and ZMQ messages.
+
+    Ports that say nothing are PyTorch's, where ranks of one worker meet (gloo). It keeps every
+    connection there until the worker ends, so they get no more than one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,8 +74,10 @@ class Garbage(Fault):
         self._context = zmq.Context()
 
     async def inject(self, scene: Scene) -> None:
-        ports = scene.system.ports()
-        self.figures["ports"] = len(ports)
+        every = scene.system.ports()
+        spoke = await asyncio.gather(*map(_speaks, every))
+        ports = [port for port, speaks in zip(every, spoke, strict=True) if speaks]
+        self.figures |= {"ports": len(ports), "silent_ports": len(every) - len(ports)}
         for port in ports:
             for make in _BYTES:
                 for _ in range(_CONNECTIONS):
