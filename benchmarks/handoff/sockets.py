@@ -14,6 +14,7 @@ from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
 from ps_sglang.engine.waiting import Doorbell
+from ps_sglang.wires import Refusals
 
 
 class Port:
@@ -36,7 +37,13 @@ class Port:
         """Hand every message to `side`, in a thread of its own."""
 
         def receive() -> None:
-            serve(self._socket, side.receive, side.tick, until=self._closing.is_set)
+            serve(
+                self._socket,
+                side.receive,
+                side.tick,
+                refusals=Refusals("transfer"),
+                until=self._closing.is_set,
+            )
 
         self._thread = threading.Thread(target=receive, daemon=True)
         self._thread.start()

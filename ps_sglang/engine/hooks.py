@@ -15,8 +15,9 @@ from ps_sglang.engine.hooking import Hook, declared
 
 # In the order of a request's life; each declares its hooks beside their functions.
 for _module in (
-    "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
-    "handoff.base_prefix", "handoff.prefill", "handoff.priority", "handoff.decode",
+    "transfer.backend", "transfer.serving", "transfer.bootstrap", "guard.admission",
+    "guard.scheduling", "handoff.base_prefix", "handoff.prefill", "handoff.priority",
+    "handoff.decode",
     "lora.adapters", "lora.scheduling", "lora.segments", "lora.pool", "sampling.seeds",
     "sampling.murmur", "events", "trace", "aggregated", "access", "worker_info", "swap", "answers",
     "waiting",

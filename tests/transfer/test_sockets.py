@@ -31,6 +31,7 @@ from ps_sglang.engine.transfer.shared_pool import (
     describe,
 )
 from ps_sglang.engine.waiting import Doorbell
+from ps_sglang.wires import Refusals
 
 BUFFERS, PAGES, WIDTH = 4, 4000, 768
 ROOMS, ROOM_PAGES = 24, 150
@@ -53,7 +54,9 @@ def endpoint(name: str) -> Iterator[tuple[Mailbox, str, Outbox, Any]]:
 
         def start(side: Lender | Reader) -> None:
             thread = threading.Thread(
-                target=serve, args=(socket, side.receive, side.tick), kwargs={"until": over.is_set}
+                target=serve,
+                args=(socket, side.receive, side.tick),
+                kwargs={"refusals": Refusals("transfer"), "until": over.is_set},
             )
             thread.start()
             threads.append(thread)
