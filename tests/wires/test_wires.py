@@ -30,14 +30,15 @@ KINDS = {zmq.PULL: zmq.PUSH, zmq.ROUTER: zmq.DEALER, zmq.XPUB: zmq.SUB}
 class Listener:
     """A listening socket of one kind, and the connections it has turned away."""
 
-    def __init__(self, kind: int, key: ClusterKey | None) -> None:
+    def __init__(self, kind: zmq.SocketType, key: ClusterKey | None) -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(kind)
         self.socket.rcvtimeo = 20_000
         as_listener(self.socket, key)
         self.monitor = HandshakeMonitor(self.socket)
         self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
-        self.client = self._context.socket(KINDS[kind])
+        self.kind = KINDS[kind]
+        self.client = self._context.socket(self.kind)
         self.client.linger = 0
 
     def connect(self, key: ClusterKey | None) -> None:
@@ -65,7 +66,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
 
 def hears(listener: Listener, content: bytes) -> bool:
     """Whether what its client says comes through."""
-    if listener.client.type == zmq.SUB:
+    if listener.kind == zmq.SUB:
         listener.client.subscribe(content)
     else:
         listener.client.send(content)
@@ -73,7 +74,7 @@ def hears(listener: Listener, content: bytes) -> bool:
 
 
 def test_who_has_the_key_gets_through_and_nobody_else(listener: Listener) -> None:
-    kind = listener.client.type
+    kind = listener.kind
     assert gets_through(listener.port, kind, KEY)
     for wrong in (None, ClusterKey.make()):
         assert not gets_through(listener.port, kind, wrong)
@@ -103,8 +104,8 @@ def test_nonsense_is_counted_and_harms_nobody(listener: Listener) -> None:
 
 def test_who_leaves_was_not_turned_away(listener: Listener) -> None:
     for _ in range(3):
-        assert gets_through(listener.port, listener.client.type, KEY)
-    assert not gets_through(listener.port, listener.client.type, None)
+        assert gets_through(listener.port, listener.kind, KEY)
+    assert not gets_through(listener.port, listener.kind, None)
     assert listener.refused(1) == 1
 
 

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
 
-from ps_sglang.cluster_key import from_environment
-from ps_sglang.engine.compat.srt import CommonKVReceiver
-from ps_sglang.engine.hooking import around
-from ps_sglang.engine.transfer.messages import MOST_BYTES, Frames, MalformedMessageError
-from ps_sglang.wires import Refusal, Refusals, as_client, as_listener, is_guarded
+from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+from ps_sglang.wires import Refusal, Refusals
 
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.5
-
-
-@around("utils.network.get_zmq_socket_on_host", "context", "socket_type", "host", "restrict_peers")
-def get_zmq_socket_on_host(
-    original: Callable[..., tuple[int, Any]], context: zmq.Context[Any], *args: Any, **kwargs: Any
-) -> tuple[int, Any]:
-    """Around `network.get_zmq_socket_on_host`: limit messages, and ask peers for the cluster's key.
-
-    Both must be set before the socket listens. What this process connects to listens in the same
-    way in another worker. That holds for SGLang's own transfer backends, too.
-    """
-    key = from_environment(os.environ)
-    context.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
-    as_listener(context, key)
-    port, socket = original(context, *args, **kwargs)
-    if key is not None and not is_guarded(socket):
-        raise RuntimeError("the KV transfer port would be open to all: CURVE was not taken")
-    for clients in (context, CommonKVReceiver._ctx):
-        as_client(clients, key)
-    return port, socket
 
 
 def serve(

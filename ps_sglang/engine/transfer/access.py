@@ -1,8 +1,8 @@
-"""The bootstrap server asks for the cluster's key, and SGLang's own requests to it show it.
+"""What SGLang opens for a handoff asks for the cluster's key, and what it connects shows it.
 
-Prefill ranks register there, and decode workers look them up. SGLang's server answers everybody.
-Each request carries a digest of its method, path and body with the key, so that one that was
-overheard can only be repeated, which changes nothing.
+That is the port of each KV manager, and the bootstrap server. There prefill ranks register, and
+decode workers look them up. Each request to it carries a digest of its method, path and body with
+the key, so that one that was overheard can only be repeated, which changes nothing.
 """
 
 from __future__ import annotations
@@ -12,26 +12,47 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
+import requests
+import zmq
 from aiohttp import web
 
 from ps_sglang.cluster_key import REQUEST_PROOF_HEADER, VARIABLE, ClusterKey, from_environment
 from ps_sglang.engine import metrics
-from ps_sglang.engine.compat.srt import bootstrap_clients
-from ps_sglang.engine.hooking import after
-from ps_sglang.wires import Refusal, Refusals
+from ps_sglang.engine.compat.srt import CommonKVReceiver, bootstrap_clients
+from ps_sglang.engine.hooking import after, around
+from ps_sglang.engine.transfer.messages import MOST_BYTES
+from ps_sglang.wires import Refusal, Refusals, as_client, as_listener, is_guarded
 
 _REFUSED: Final = (
     "This bootstrap server is a ps_sglang cluster's, and answers its workers alone: start yours "
     f"with {VARIABLE}, the name of the file with the cluster's key."
 )
-_requests: Final = bootstrap_clients.requests
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def register() -> None:
     """Have the module of SGLang that asks bootstrap servers send its requests from here."""
     bootstrap_clients.requests = KeyedRequests
+
+
+@around("utils.network.get_zmq_socket_on_host", "context", "socket_type", "host", "restrict_peers")
+def get_zmq_socket_on_host(
+    original: Callable[..., tuple[int, Any]], context: zmq.Context[Any], *args: Any, **kwargs: Any
+) -> tuple[int, Any]:
+    """Around `network.get_zmq_socket_on_host`: limit messages, and ask peers for the cluster's key.
+
+    Both must be set before the socket listens. What this process connects to listens in the same
+    way in another worker. That holds for SGLang's own transfer backends, too.
+    """
+    key = from_environment(os.environ)
+    context.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
+    as_listener(context, key)
+    port, socket = original(context, *args, **kwargs)
+    if key is not None and not is_guarded(socket):
+        raise RuntimeError("the KV transfer port would be open to all: CURVE was not taken")
+    for clients in (context, CommonKVReceiver._ctx):
+        as_client(clients, key)
+    return port, socket
 
 
 @after("disaggregation.common.conn.CommonKVBootstrapServer._setup_routes", "self")
@@ -57,7 +78,7 @@ def guard(key: ClusterKey, refusals: Refusals) -> Any:
     return require_proof
 
 
-class KeyedSession(_requests.Session):  # type: ignore[misc]
+class KeyedSession(requests.Session):
     """A session of `requests` that shows the key of this process's cluster, if it has one."""
 
     def __init__(self) -> None:
@@ -80,7 +101,7 @@ class KeyedRequests:
     """What SGLang's module uses of `requests`."""
 
     Session = KeyedSession
-    adapters = _requests.adapters
+    adapters = requests.adapters
 
     @staticmethod
     def get(url: str, **options: Any) -> Any:
