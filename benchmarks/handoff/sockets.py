@@ -26,16 +26,16 @@ class Port:
 
     def __init__(self, way: str) -> None:
         """Open both, as `way` needs them: what goes over TCP goes to no mailbox."""
-        context: zmq.Context[Any] = zmq.Context()
+        self._context: zmq.Context[Any] = zmq.Context()
         key = None if way == "tcp_without_key" else _KEY
         self.name = secrets.token_hex(8)
         self.mailbox = Mailbox(self.name)
         self.doorbell = Doorbell([self.mailbox.fd])
-        as_listener(context, key)
-        self._socket = context.socket(zmq.PULL)
+        as_listener(self._context, key)
+        self._socket = self._context.socket(zmq.PULL)
         self._socket.bind("tcp://127.0.0.1:*")
-        as_client(context, key)
-        self.outbox = Outbox(context, None if way in OVER_TCP else self.mailbox)
+        as_client(self._context, key)
+        self.outbox = Outbox(self._context, None if way in OVER_TCP else self.mailbox)
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -60,7 +60,7 @@ class Port:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        self._socket.close(linger=0)
         self.outbox.close()
+        self._context.destroy(linger=0)
         self.mailbox.close()
         self.doorbell.close()
