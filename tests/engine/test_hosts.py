@@ -105,7 +105,8 @@ class Hosts:
         return tokens
 
     def expected(self, ids: list[int]) -> list[int]:
-        return expected(self.models.base, self.models.decoders["a"], ids).tokens
+        tokens: list[int] = expected(self.models.base, self.models.decoders["a"], ids).tokens
+        return tokens
 
     def workers(self) -> dict[str, Any]:
         """What the gateway says of each, by role."""

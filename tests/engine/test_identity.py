@@ -46,6 +46,7 @@ from tests.support.strangers import (
     knock,
     listening_ports,
     send,
+    speaking_zmtp,
 )
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -258,14 +259,18 @@ def test_a_stranger_reaches_nothing(served: Served) -> None:
     ports = listening_ports(pids(served))
     workers = served.cluster.plan.workers
     speak_http = {port for one in workers for port in (one.port, one.bootstrap_port) if port}
+    key = served.cluster.key
     events = {
         int(address.rpartition(":")[2])
         for one in workers
         for address in (one.events.publishes, one.events.control)
     }
-    assert speak_http | events <= ports
-    assert len(ports - speak_http - events) == len(workers), "one port for handoffs each"
-    for port in ports:
+    assert speak_http | events <= set(ports)
+    guarded = speaking_zmtp(set(ports) - speak_http, 3 * len(workers))
+    assert events < guarded, "the others are for handoffs"
+    # All else is between the ranks of a worker, on this machine alone.
+    assert {ports[port] for port in set(ports) - speak_http - guarded} <= {"127.0.0.1", "::1"}
+    for port in speak_http | guarded:
         for kind in (zmq.PUSH, zmq.DEALER, zmq.SUB):
             for wrong in (None, ClusterKey.make()):
                 assert not gets_through(port, kind, wrong), port
@@ -277,7 +282,6 @@ def test_a_stranger_reaches_nothing(served: Served) -> None:
         ):  # fmt: skip
             status = http_status(port, method, path)
             assert status == (401 if port in speak_http else None), (port, method, path)
-    key = served.cluster.key
     assert all(gets_through(port, zmq.DEALER, key) for port in events)
     for worker in served.cluster.workers:
         for name in ("transfer", "events", "control"):
@@ -290,14 +294,15 @@ def test_a_stranger_reaches_nothing(served: Served) -> None:
 def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
     """Each port on which a worker listens, and each mailbox, with and without the key."""
     assert_exact(served, prompts)
-    ports, key = listening_ports(pids(served)), served.cluster.key
+    ports, key = set(listening_ports(pids(served))), served.cluster.key
+    guarded = speaking_zmtp(ports, 3 * len(served.cluster.workers))
     files = {pid: psutil.Process(pid).num_fds() for pid in pids(served)}
     memory = sum(psutil.Process(pid).memory_info().rss for pid in pids(served))
     messages = [[content] * (1 + len(content) % 3) for content in GARBAGE]
     times = -(-FRAMES // len(messages))
     for port in ports:
         knock(port)
-        for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.XSUB):
+        for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.XSUB) if port in guarded else ():
             send(port, kind, messages, None)
             send(port, kind, messages * times, key)
     names = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
@@ -315,10 +320,10 @@ def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
         while worker["cache"]["known_by"] != "events":
             worker = next(one for one in workers(served) if one["name"] == worker["name"])
     assert_conserved(served.cluster)
-    for guarded in served.cluster.workers:
+    for guard in served.cluster.workers:
         for name in ("transfer", "control", "mailbox"):
             told = {"socket": name, "reason": "malformed"}
-            assert metric(guarded.url, "refused", **told) > 0, name
+            assert metric(guard.url, "refused", **told) > 0, name
     now = {pid: psutil.Process(pid).num_fds() for pid in files}
     assert {pid: now[pid] - files[pid] for pid in files if now[pid] > files[pid] + 8} == {}
     assert sum(psutil.Process(pid).memory_info().rss for pid in files) - memory < 64 << 20

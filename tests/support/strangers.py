@@ -5,9 +5,10 @@ from __future__ import annotations
 import http.client
 import os
 import random
+import selectors
 import socket
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 import psutil
@@ -49,14 +50,32 @@ OPENINGS: Final = (
 """What a connection may begin with, from somebody who has no key."""
 
 
-def listening_ports(pids: Iterable[int]) -> set[int]:
-    """The TCP ports on which any of these processes listens."""
+def listening_ports(pids: Iterable[int]) -> dict[int, str]:
+    """The TCP ports on which any of these processes listens, and the address of each."""
     return {
-        one.laddr.port
+        one.laddr.port: one.laddr.ip
         for pid in pids
         for one in psutil.Process(pid).net_connections("tcp")
         if one.status == psutil.CONN_LISTEN
     }
+
+
+def speaking_zmtp(ports: Iterable[int], count: int) -> set[int]:
+    """Those behind which ZMQ listens, once there are `count`: it is the first to speak."""
+    found: set[int] = set()
+    with ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for port in ports:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            selector.register(connection, selectors.EVENT_READ, port)
+        while len(found) < count:
+            ready = selector.select(_DEADLINE_MS / 1000)
+            assert ready, f"{len(found)} of {count} ports speak"
+            for key, _ in ready:
+                assert isinstance(key.fileobj, socket.socket)
+                if key.fileobj.recv(1) == b"\xff":
+                    found.add(key.data)
+                selector.unregister(key.fileobj)
+    return found
 
 
 def knock(port: int, times: int = FRAMES, host: str = "127.0.0.1") -> None:
