@@ -254,19 +254,27 @@ def pids(served: Served) -> list[int]:
     return [one.pid for leader in leaders for one in (leader, *leader.children(True))]
 
 
+def http_ports(served: Served) -> set[int]:
+    """Those of the workers' servers, and of the bootstrap servers."""
+    workers = served.cluster.plan.workers
+    return {port for one in workers for port in (one.port, one.bootstrap_port) if port}
+
+
+def zmq_ports(served: Served) -> set[int]:
+    """Those of events, of requests for them, and of handoffs."""
+    others = set(listening_ports(pids(served))) - http_ports(served)
+    return speaking_zmtp(others, 3 * len(served.cluster.workers))
+
+
 def test_a_stranger_reaches_nothing(served: Served) -> None:
     """Each port on which a worker listens: who has not the cluster's key is told to go."""
     ports = listening_ports(pids(served))
-    workers = served.cluster.plan.workers
-    speak_http = {port for one in workers for port in (one.port, one.bootstrap_port) if port}
-    key = served.cluster.key
+    speak_http, guarded, key = http_ports(served), zmq_ports(served), served.cluster.key
     events = {
         int(address.rpartition(":")[2])
-        for one in workers
+        for one in served.cluster.plan.workers
         for address in (one.events.publishes, one.events.control)
     }
-    assert speak_http | events <= set(ports)
-    guarded = speaking_zmtp(set(ports) - speak_http, 3 * len(workers))
     assert events < guarded, "the others are for handoffs"
     # All else is between the ranks of a worker, on this machine alone.
     assert {ports[port] for port in set(ports) - speak_http - guarded} <= {"127.0.0.1", "::1"}
@@ -284,7 +292,7 @@ def test_a_stranger_reaches_nothing(served: Served) -> None:
             assert status == (401 if port in speak_http else None), (port, method, path)
     assert all(gets_through(port, zmq.DEALER, key) for port in events)
     for worker in served.cluster.workers:
-        for name in ("transfer", "events", "control"):
+        for name in ("http", "transfer", "events", "control"):
             told = {"socket": name, "reason": "unauthenticated"}
             assert metric(worker.url, "refused", **told) >= 6, name
     told = {"socket": "bootstrap", "reason": "unauthenticated"}
@@ -292,15 +300,15 @@ def test_a_stranger_reaches_nothing(served: Served) -> None:
 
 
 def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
-    """Each port on which a worker listens, and each mailbox, with and without the key."""
+    """Each port of ours and SGLang's, and each mailbox, with and without the key."""
     assert_exact(served, prompts)
-    ports, key = set(listening_ports(pids(served))), served.cluster.key
-    guarded = speaking_zmtp(ports, 3 * len(served.cluster.workers))
+    speak_http, key = http_ports(served), served.cluster.key
+    guarded = zmq_ports(served)
     files = {pid: psutil.Process(pid).num_fds() for pid in pids(served)}
     memory = sum(psutil.Process(pid).memory_info().rss for pid in pids(served))
     messages = [[content] * (1 + len(content) % 3) for content in GARBAGE]
     times = -(-FRAMES // len(messages))
-    for port in ports:
+    for port in speak_http | guarded:
         knock(port)
         for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.XSUB) if port in guarded else ():
             send(port, kind, messages, None)
