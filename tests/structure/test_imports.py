@@ -36,6 +36,7 @@ GATEWAY = (
     ("server",),
     ("routes",),
     ("state", "listener", "cors"),
+    ("peers",),
     ("workers",),
     ("dispatch",),
     ("telemetry",),
