@@ -25,7 +25,7 @@ FLOORS = (
     ("engine",),
     ("events", "models"),
     ("contract",),
-    ("gateway_admin",),
+    ("gateway_admin", "wires"),
     ("cluster_key", "gateway_http", "worker_info", "priority", "sglang_names", "open_files"),
     ("parser", "extras", "home", "progress", "model_roots"),
     ("errors",),
