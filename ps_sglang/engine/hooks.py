@@ -18,8 +18,8 @@ for _module in (
     "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
     "handoff.base_prefix", "handoff.prefill", "handoff.priority", "handoff.decode",
     "lora.adapters", "lora.scheduling", "lora.segments", "lora.pool", "sampling.seeds",
-    "sampling.murmur", "events", "trace", "aggregated", "access", "worker_info", "swap", "answers",
-    "waiting",
+    "sampling.murmur", "sampling.forced", "events", "trace", "aggregated", "access", "output_ids",
+    "worker_info", "swap", "answers", "waiting",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")
 
