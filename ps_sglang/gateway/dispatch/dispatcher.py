@@ -45,7 +45,7 @@ from ps_sglang.gateway.routing.router import Route, Router
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.telemetry.metrics import GatewayMetrics
 from ps_sglang.gateway.telemetry.reasons import Retry
-from ps_sglang.gateway.telemetry.trace import Trace, Traces
+from ps_sglang.gateway.telemetry.trace import Traces
 
 log = logging.getLogger("ps_sglang.gateway")
 
