@@ -20,7 +20,7 @@ from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-Json = dict[str, Any]
+Json = dict[Any, Any]
 Prompts = Callable[[int, int], list[list[int]]]
 TOKENS = 240
 EARLY = 8

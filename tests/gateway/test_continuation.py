@@ -76,8 +76,8 @@ def test_logprobs_are_cut_by_number() -> None:
         chunk({"content": "c"}, logprobs={"content": ["B", "C"]}),
         chunk({}, logprobs={"content": ["D"]}),
     ]
-    old = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [], "text_offset": [-1]}
-    new = {"tokens": ["b"], "token_logprobs": [-2.0], "top_logprobs": [], "text_offset": [-1]}
+    old: Json = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [], "text_offset": [-1]}
+    new: Json = {"tokens": ["b"], "token_logprobs": [-2.0], "top_logprobs": [], "text_offset": [-1]}
     both = {name: old[name] + new[name] for name in old}
     had = [chunk(text="a", logprobs=old, token_ids=[7], prompt_token_ids=[1, 2])]
     again = [chunk(text="ab", logprobs=both, token_ids=[7, 8], prompt_token_ids=[1, 2])]

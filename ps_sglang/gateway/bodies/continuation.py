@@ -117,8 +117,10 @@ class _OpenAIStream:
 
     def begin_again(self) -> None:
         """The next chunk is another stream's first one."""
-        for part in (*self._texts.values(), *self._items.values()):
-            part.seen = 0
+        for text in self._texts.values():
+            text.seen = 0
+        for items in self._items.values():
+            items.seen = 0
 
     def cut(self, chunk: Body) -> bool:
         """Leave in the chunk what those before did not say; returns whether that is anything."""
