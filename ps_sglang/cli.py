@@ -116,7 +116,8 @@ def _evaluate(argv: Sequence[str]) -> int:
 def _check(argv: Sequence[str]) -> int:
     """Resolve the models of a launch and compare them; start nothing."""
     from ps_sglang.launch.args import CHECK_DESCRIPTION, parse_args
-    from ps_sglang.launch.prepare import check_flags, check_models
+    from ps_sglang.launch.command_lines import check_flags
+    from ps_sglang.launch.prepare import check_models
 
     spec = parse_args(argv, "ps-sglang check", CHECK_DESCRIPTION)
     check_flags(spec)

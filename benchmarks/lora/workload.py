@@ -50,9 +50,12 @@ def short_trace(adapters: int) -> list[Session]:
     return trace(_SHORT, adapters, ceil(adapters / 2), None)
 
 
-def count_for(adapters: int, least: int, turns: int) -> int:
-    """How many sessions of so many turns, so that each adapter has two turns at least."""
-    return max(least, ceil(2 * adapters / turns))
+def count_for(adapters: int, at_once: int, turns: int) -> int:
+    """How many sessions of so many turns, so that each adapter has two turns at least.
+
+    A multiple of those `at_once`: a rest of few would not keep a system busy.
+    """
+    return ceil(2 * adapters / turns / at_once) * at_once
 
 
 def turns_of(shape: Shape) -> int:

@@ -18,7 +18,7 @@ from ps_sglang.gateway.config import ConfigError, GatewayConfig, is_loopback
 from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.gc_control import collect_in_pauses
 from ps_sglang.gateway.listener import HttpListener
-from ps_sglang.gateway.server import runner
+from ps_sglang.gateway.server import runner, serve_peers
 from ps_sglang.gateway.state import GATEWAY
 from ps_sglang.gateway.telemetry import log
 from ps_sglang.open_files import raise_limit
@@ -39,19 +39,23 @@ async def serve(config: GatewayConfig) -> None:
         certificate = Certificate(Path(config.tls_cert), Path(config.tls_key))
     app = runner(build_app(config))
     await app.setup()
-    pool = app.app[GATEWAY].pool
+    gateway = app.app[GATEWAY]
+    pool = gateway.pool
     garbage = asyncio.create_task(collect_in_pauses(pool.requests))
     tls = None if certificate is None else certificate.context
-    descriptors = app.app[GATEWAY].descriptors
-    listener = HttpListener(app, descriptors, tls)
+    descriptors = gateway.descriptors
+    listener = HttpListener(app, descriptors, tls, is_shared=config.processes > 1)
     for_admins = HttpListener(app, descriptors, tls, for_admins=True)
     if config.api_keys is None and not is_loopback(config.host):
         logging.getLogger("ps_sglang.gateway").warning(
             "there are no keys: whoever reaches %s may use this cluster", config.host
         )
     try:
-        port = await listener.start(config.host, config.port)
-        if config.admin_port is not None:
+        await serve_peers(app, gateway)
+        shared_port = config.port if gateway.follower is None else await gateway.follower.port()
+        port = await listener.start(config.host, shared_port)
+        gateway.owner.listens(port)
+        if config.admin_port is not None and gateway.follower is None:
             host = config.admin_host or config.host
             admin_port = await for_admins.start(host, config.admin_port)
             print(log.line_of(config.log_format, f"admin {_url(config, host, admin_port)}"))

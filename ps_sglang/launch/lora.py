@@ -26,8 +26,11 @@ have rank 8 or 16. Twice the rank costs twice the memory and time of each slot.
 """
 SLOTS: Final = 9
 """Eight adapters in one batch, and the base without one, which takes a slot as well."""
-LOADED: Final = 32
-"""Adapters kept in the host's memory; one that was evicted is read from disk again."""
+LOADED: Final = 128
+"""Adapters kept in the host's memory once asked for; one that was evicted is read again.
+
+Reading one holds up its worker, and where more take turns than are kept, each turn reads one.
+"""
 PATIENCE_S: Final = 1
 """An adapter that waits longer for a slot is made one: another gets no new requests until then."""
 CPU_BACKEND: Final = "grouped"

@@ -64,7 +64,8 @@ class ClusterSpec:
     are those to place workers on, as `--gpus` has them; None for all. `dry_run` plans only.
     `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as all join
     later. `join` is the URL of a running cluster's gateway that the workers join; None
-    starts a gateway. It listens on `host` and `port`, where 0 means any free one. Web pages of
+    starts a gateway. It listens on `host` and `port`, where 0 means any free one, in
+    `gateway_processes` processes. Web pages of
     `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
     gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
     certificate and its key, and `limits` what it takes on. With `admin_port` the routes for admins
@@ -96,6 +97,7 @@ class ClusterSpec:
     join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    gateway_processes: int = 1
     cors_origins: tuple[str, ...] = ()
     admin_host: str | None = None
     admin_port: int | None = None
@@ -166,6 +168,8 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append(f"--max-restarts is {spec.max_restarts}, must be at least 0")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    if spec.gateway_processes < 1:
+        problems.append(f"--gateway-processes is {spec.gateway_processes}, must be at least 1")
     problems += admin_port_problems(
         spec.port, spec.admin_host, spec.admin_port, has_keys=spec.api_keys is not None
     )

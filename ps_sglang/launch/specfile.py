@@ -49,6 +49,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     join: str | None = None
     host: str | None = None
     port: int | None = None
+    gateway_processes: int | None = None
     cors_origins: tuple[str, ...] | None = None
     admin_host: str | None = None
     admin_port: int | None = None

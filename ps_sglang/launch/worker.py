@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from ps_sglang.errors import UsageError
-from ps_sglang.launch.args import add_shared, glued, listed, settled
+from ps_sglang.launch.args import glued, listed
 from ps_sglang.launch.serve import STATUSES, serve
+from ps_sglang.launch.shared_args import add_shared, settled
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.parser import SettingsParser
 

@@ -46,22 +46,19 @@ async def test_the_table_of_metrics_has_all_that_the_gateway_exports_with_their_
         async with gateway.http.get(gateway.url + "/metrics") as response:
             text = await response.text()
     page = Path(monitoring.__file__).parents[2] / "docs" / "operations.md"
-    rows = re.findall(r"^\| `(ps_sglang_\w+)(?:{([\w,]+)})?` \|", page.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(ps_sglang_gateway_\w+)(?:{([\w,]+)})?` \|", page.read_text(), re.M)
     table = {
         name.removesuffix("_total"): set(filter(None, labels.split(","))) for name, labels in rows
     }
     exported = [
         family
         for family in text_string_to_metric_families(text)
-        if family.name.startswith("ps_sglang_")
+        if family.name.startswith("ps_sglang_gateway_") and not family.name.endswith("_created")
     ]
-    assert {family.name for family in exported} == table.keys() - WORKERS_OWN
+    assert {family.name for family in exported} == table.keys()
     for family in exported:
         for sample in family.samples:
             assert sample.labels.keys() - {"le"} == table[family.name], family.name
-
-
-WORKERS_OWN = {"ps_sglang_handoff_failures"}
 
 
 def tell_of_a_request(gateway: Setup) -> None:

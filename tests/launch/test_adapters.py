@@ -168,9 +168,9 @@ def test_the_flags_take_later_adapters_too(spec: ClusterSpec, write_adapter: Wri
     large = write_adapter("large", rank=64)
     worker = worker_of(prepare(replace(spec, decoders=(*spec.decoders, str(large)))))
     assert value_of(worker.argv, "--max-lora-rank") == "64"
-    worker = worker_of(prepare(with_flags(spec, "--max-lora-rank=32", "--max-loras-per-batch=40")))
+    worker = worker_of(prepare(with_flags(spec, "--max-lora-rank=32", "--max-loras-per-batch=140")))
     assert value_of(worker.argv, "--max-lora-rank") == "32"
-    assert value_of(worker.argv, "--max-loaded-loras") == "40"
+    assert value_of(worker.argv, "--max-loaded-loras") == "140"
 
 
 def test_on_a_gpu_sglang_chooses_the_back_end(spec: ClusterSpec) -> None:

@@ -17,7 +17,8 @@ SPECS = sorted((Path(__file__).parents[2] / "launch").glob("*.yaml"))
 def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(
-        "prefill: base\ndecoders: [a, x=./y]\nport: 1\nlog_dir: logs\nready_timeout: 9\n"
+        "prefill: base\ndecoders: [a, x=./y]\nport: 1\ngateway_processes: 2\n"
+        "log_dir: logs\nready_timeout: 9\n"
         "cors_origins: ['*']\ndecode_replicas: 2\nmax_queued_requests: 7\n"
         "host: '::'\napi_keys: ~/keys.txt\ntls_cert: c.pem\ntls_key: c.key\n"
         "engine_args: [--page-size, '16']\ndecode_engine_args: [--x]\n"
@@ -26,6 +27,7 @@ def test_a_file_and_the_flags_that_win_over_it(tmp_path: Path) -> None:
         prefill="base",
         decoders=("a", "x=./y"),
         port=0,
+        gateway_processes=2,
         decode_replicas=2,
         cors_origins=("*",),
         limits=GatewayLimits(max_queued_requests=7),

@@ -44,6 +44,7 @@ GATEWAY = (
     ("server",),
     ("routes",),
     ("state", "listener", "cors"),
+    ("peers",),
     ("workers",),
     ("dispatch",),
     ("telemetry",),

@@ -46,7 +46,14 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.runtime_context import get_exec, get_lora, get_model, get_serving
+from sglang.srt.runtime_context import (
+    get_device,
+    get_disagg,
+    get_exec,
+    get_lora,
+    get_model,
+    get_serving,
+)
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
 from sglang.srt.server_args import ServerArgs
@@ -92,6 +99,8 @@ __all__ = [
     "add_lora_backend_choices",
     "create_unified_radix_cache",
     "generate_sequence_lengths",
+    "get_device",
+    "get_disagg",
     "get_exec",
     "get_lora",
     "get_model",

@@ -57,6 +57,8 @@ class CacheIndex:
     ) -> None:
         self.prompts = prompts
         self.computed: list[Callable[[str, int], None]] = []
+        self.forgotten: list[Callable[[str], None]] = []
+        """Called with each worker that `forget` is called with."""
         self._on_span = on_span
         self._clock = clock
         self._timing = timing
@@ -113,7 +115,10 @@ class CacheIndex:
         """
         addressed = prompt.exact and self._monitor.finds(prompt.kind)
         matches = dict(self._index.match(prompt.text, prompt.salt)) if prompt.exact else {}
+        first = prompt.blocks[:1]
         for name, worker_cache in self._workers.items():
+            if not (first and worker_cache.estimate.knows(first[0])):
+                continue  # most hold nothing of it
             is_live = addressed and worker_cache.is_live
             seconds = estimate.SETTLING_SECONDS if is_live else estimate.SECONDS
             blocks = worker_cache.estimate.match(prompt.blocks, seconds)
@@ -162,6 +167,12 @@ class CacheIndex:
 
     def forget(self, worker: str) -> None:
         """A worker's cache is known to be empty; its events, if any, say so themselves."""
+        self.forget_estimate(worker)
+        for listener in self.forgotten:
+            listener(worker)
+
+    def forget_estimate(self, worker: str) -> None:
+        """As `forget`; another process has found it out."""
         if worker in self._workers:
             self._workers[worker].estimate.forget()
 

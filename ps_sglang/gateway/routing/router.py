@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import product
-from typing import cast
+from typing import Protocol, cast
 
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
@@ -24,13 +23,41 @@ from ps_sglang.gateway.routing.sessions import Session
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode, Load, Prefill
 
 
+class PlacedSample(Protocol):
+    """What is on its way to workers: `Route` has the words, another process may have chosen it."""
+
+    prefill: Prefill | None
+    prefills: AnyWorkerState
+    decode: Decode
+    new_tokens: int
+    moved_tokens: int
+    is_prefilled: bool
+    prompt: Prompt
+
+
+class RouteListener(Protocol):
+    """Called with what becomes of each route that is chosen here."""
+
+    def chosen(self, route: Route, session: Session | None) -> None:
+        """A sample is about to go there."""
+        ...
+
+    def settled(self, route: Route, arrived: bool) -> None:
+        """See `Router.settle`."""
+        ...
+
+    def ended(self, route: Route) -> None:
+        """Neither worker works on it any more."""
+        ...
+
+
 class Route:
     """A chosen pair, or aggregated worker. Its holder calls `release` when the request has ended.
 
     `prefill` is None where the decode worker is aggregated; `prefills` is who computes the prompt
     in any case. `lora_name` is the decode worker's name for the decoder's adapter, None for a whole
-    model. `cached_tokens`: how much of the prompt is held by the one that prefills,
-    `shared_tokens`: how much of what the two hold another decoder's turn brought in.
+    model; `decoder` is the decoder's. `cached_tokens`: how much of the prompt is held by the one
+    that prefills, `shared_tokens`: how much of what the two hold another decoder's turn brought in.
     """
 
     def __init__(
@@ -47,6 +74,7 @@ class Route:
         # The pairs of other decode workers are made with prefill workers, see `Router.decide`.
         self.prefill = None if self.prefills is self.decode else cast("Prefill", self.prefills)
         self.lora_name = served.lora_names.get(self.decode)
+        self.decoder = served.name
         self.decision = decision
         # Whole numbers, which leave nothing behind when they are subtracted again.
         self.new_tokens = round(decision.new)
@@ -86,11 +114,15 @@ class Route:
         if self._decoding:
             self._decoding = False
             self.decode.end()
+            for listener in self._router.listeners:
+                listener.ended(self)
 
     def _settle(self, arrived: bool) -> None:
         if self._moving:
             self._moving = False
-            self._router.settle(self, self.prompt, arrived)
+            self._router.settle(self, arrived)
+            for listener in self._router.listeners:
+                listener.settled(self, arrived)
 
 
 class Router:
@@ -108,6 +140,7 @@ class Router:
         self._cache_index = cache_index
         self._is_aggregated = is_aggregated
         self._clock = clock
+        self.listeners: list[RouteListener] = []
         cache_index.computed.append(self._computed)
 
     def choose(
@@ -131,15 +164,22 @@ class Router:
         )
         shared = self._cache_index.turn(prompt, decoder.name, longest)
         route = Route(self, prompt, decoder, decision, min(shared, int(decision.tokens)))
-        for worker_state in route.workers:
-            worker_state.begin()
+        self.begin(route)
+        if session is not None:
+            session.goes_to(decoder.name, route.prefills, route.decode)
+        for listener in self.listeners:
+            listener.chosen(route, session)
+        return route
+
+    def begin(self, route: PlacedSample) -> None:
+        """A prompt is on its way; `settle` must follow, and the end on its decode worker."""
+        if route.prefill is not None:
+            route.prefill.begin()
+        route.decode.begin()
         route.prefills.load.queued_tokens += route.new_tokens
         route.decode.load.moving_tokens += route.moved_tokens
         if route.is_prefilled:
-            self._cache_index.sent(route.prefills.name, prompt)
-        if session is not None:
-            session.goes_to(decoder.name, route.prefills, route.decode)
-        return route
+            self._cache_index.sent(route.prefills.name, route.prompt)
 
     def decide(
         self,
@@ -163,33 +203,14 @@ class Router:
         session_prefill = session.prefill if session is not None else None
         session_decode = session.decode.get(decoder.name) if session is not None else None
         prefill = () if self._is_aggregated else self._pool.prefill_candidates(tried)
-        decode = [
-            _decode_terms(
-                worker_state,
-                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                tokens,
-                session_decode,
-            )
-            for worker_state in self._pool.decode_candidates(decoder, tried)
-        ]
+        decode = _decode_terms(
+            self._pool.decode_candidates(decoder, tried), matches, tokens, session_decode
+        )
         if self._is_aggregated:
-            return cost.decide(
-                tokens, [(_aggregated_terms(one, session_prefill), one) for one in decode]
-            )
-        now = self._clock()
-        recent = [_recent(worker_state.load, now) for worker_state in prefill]
-        bearable = cost.TOLERANCE * sum(recent) / len(recent)
-        prefill_terms = [
-            _prefill_terms(
-                worker_state,
-                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                tokens,
-                cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
-                session_prefill,
-            )
-            for worker_state, work in zip(prefill, recent, strict=True)
-        ]
-        return cost.decide(tokens, list(product(prefill_terms, decode)))
+            both = [_aggregated_terms(one, session_prefill) for one in decode]
+            return cost.decide_aggregated(tokens, both, decode)
+        prefill_terms = _prefill_terms(prefill, matches, tokens, session_prefill, self._clock())
+        return cost.decide(tokens, prefill_terms, decode)
 
     def _base_prefix(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
@@ -217,8 +238,9 @@ class Router:
         """The worker could not be reached: it may have restarted, with an empty cache."""
         self._cache_index.forget(worker_state.name)
 
-    def settle(self, route: Route, prompt: Prompt, arrived: bool) -> None:
+    def settle(self, route: PlacedSample, arrived: bool) -> None:
         """A route's prompt has been prefilled and moved (`arrived`), or never will be."""
+        prompt = route.prompt
         if route.prefill is not None:
             route.prefill.end()
         route.prefills.load.queued_tokens -= route.new_tokens
@@ -240,23 +262,31 @@ class Router:
             _add_recent(worker_state.load, tokens, self._clock())
 
 
+def _held(matches: Mapping[str, PrefixMatch], one: AnyWorkerState, tokens: float) -> float:
+    """Tokens of the base prefix that a worker holds."""
+    match = matches.get(one.worker.name)
+    return 0 if match is None else min(match.tokens, tokens)
+
+
 def _prefill_terms(
-    worker_state: Prefill,
-    cached_tokens: float,
+    worker_states: Sequence[Prefill],
+    matches: Mapping[str, PrefixMatch],
     tokens: float,
-    balance: float,
     session_worker: AnyWorkerState | None,
-) -> PrefillTerms:
-    load = worker_state.load
-    queued = load.queued_tokens + cost.REQUEST_TOKENS * load.requests
-    return PrefillTerms(
-        worker_state,
-        cached_tokens=cached_tokens,
-        new=tokens - cached_tokens,
-        queue=cost.QUEUE_WEIGHT * queued,
-        balance=balance,
-        leaves=_leaves(worker_state, session_worker),
-    )
+    now: float,
+) -> list[PrefillTerms]:
+    recent = [_recent(one.load, now) for one in worker_states]
+    bearable = cost.TOLERANCE * sum(recent) / len(recent)
+    found = []
+    for one, work in zip(worker_states, recent, strict=True):
+        cached_tokens, load = _held(matches, one, tokens), one.load
+        queue = cost.QUEUE_WEIGHT * (load.queued_tokens + cost.REQUEST_TOKENS * load.requests)
+        balance = cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable)
+        leaves = _leaves(one, session_worker)
+        found.append(
+            PrefillTerms(one, cached_tokens, tokens - cached_tokens, queue, balance, leaves)
+        )
+    return found
 
 
 def _leaves(worker_state: AnyWorkerState, session_worker: AnyWorkerState | None) -> float:
@@ -278,25 +308,27 @@ def _aggregated_terms(terms: DecodeTerms, session_worker: AnyWorkerState | None)
 
 
 def _decode_terms(
-    worker_state: Decode, cached_tokens: float, tokens: float, session_worker: Decode | None
-) -> DecodeTerms:
-    load = worker_state.load
-    waiting = cost.MOVE_SAME_HOST * load.moving_tokens
-    return DecodeTerms(
-        worker_state,
-        cached_tokens=cached_tokens,
-        moved=tokens - cached_tokens,
-        load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
-        leaves=0.0
-        if session_worker is None or session_worker is worker_state
-        else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
-    )
+    worker_states: Sequence[Decode],
+    matches: Mapping[str, PrefixMatch],
+    tokens: float,
+    session_worker: Decode | None,
+) -> list[DecodeTerms]:
+    away = 0.0 if session_worker is None else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS
+    found = []
+    for one in worker_states:
+        cached_tokens, load = _held(matches, one, tokens), one.load
+        waiting = cost.MOVE_SAME_HOST * load.moving_tokens
+        work = waiting + cost.DECODE_REQUEST_TOKENS * load.requests
+        leaves = 0.0 if one is session_worker else away
+        found.append(DecodeTerms(one, cached_tokens, tokens - cached_tokens, work, leaves))
+    return found
 
 
 def _recent(load: Load, now: float) -> float:
     """Prefill work of late; what still waits counts as queue."""
-    age = now - load.recent_at
-    return load.recent_tokens * _left(age)
+    if not load.recent_tokens:
+        return 0.0
+    return load.recent_tokens * _left(now - load.recent_at)
 
 
 def _add_recent(load: Load, tokens: float, now: float) -> None:
