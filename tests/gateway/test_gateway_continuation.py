@@ -218,7 +218,7 @@ async def test_it_is_counted_and_told(pair: Setup, caplog: pytest.LogCaptureFixt
         metrics = await response.text()
     assert 'ps_sglang_gateway_continued_streams_total{decoder="a"} 1.0' in metrics
     assert 'ps_sglang_gateway_retries_total{reason="lost"} 1.0' in metrics
-    (told,) = [one.message for one in caplog.records if "goes on on another" in one.message]
+    (told,) = [one.message for one in caplog.records if "continues on another" in one.message]
     assert f"'{stream.first.name}' is unreachable" in told
 
 

@@ -79,7 +79,7 @@ async def test_a_worker_that_refuses_connections_had_no_request() -> None:
 
 
 async def test_a_stream_that_had_begun_counts() -> None:
-    """It goes on on another worker, and that one dies, too."""
+    """It continues on another worker, and that one dies, too."""
     async with running(RARELY, decoders=("a",), replicas=3) as gateway:
         workers = gateway.cluster.decode["a"]
         for worker in workers:

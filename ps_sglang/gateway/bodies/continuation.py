@@ -1,4 +1,4 @@
-"""A sample's stream that goes on on another worker: what its client has had, and what it lacks.
+"""A sample's stream that continues on another worker: what its client has had, and what it lacks.
 
 The other worker puts the same output tokens out again and goes on from there. Its events come in
 other pieces, as it may send several tokens at once. So they are cut by content: texts by

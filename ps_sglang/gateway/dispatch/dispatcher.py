@@ -182,7 +182,7 @@ class Dispatcher:
         if len(job.suspect.left) > 1 or not self._router.can_choose(decoder, job.tried):
             raise error
         await self._close(pd_request)
-        log.warning("%s; its stream goes on on another", error.message)
+        log.warning("%s; its stream continues on another", error.message)
         self._metrics.retried(_reason(error))
 
     async def _close(self, pd_request: PrefillDecodeRequest, *, served: bool = False) -> None:

@@ -106,7 +106,7 @@ class GatewayMetrics:
         self._continued = cache(
             Counter(
                 "ps_sglang_gateway_continued_streams",
-                "Streams that went on on another worker when theirs was lost.",
+                "Streams that continued on another worker when theirs was lost.",
                 ("decoder",),
                 registry=registry,
             ).labels
@@ -171,7 +171,7 @@ class GatewayMetrics:
         self._retries.labels(reason).inc()
 
     def continued(self, decoder: str) -> None:
-        """A stream that has begun goes on on another worker."""
+        """A stream that has begun continues on another worker."""
         self._continued(decoder).inc()
 
     def cancelled(self, reason: Cancel) -> None:
