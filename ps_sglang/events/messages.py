@@ -78,7 +78,7 @@ class KvEventBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Span(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True, gc=False):
-    """Where a request's time continued one worker; durations in seconds, counts in tokens.
+    """Where a request's time went on one worker; durations in seconds, counts in tokens.
 
     `rid` is the request's id, as the gateway sent it, and `began` the Unix time at which the
     worker took it up. Both roles: `queue` is the time until work for it could begin. Prefill
