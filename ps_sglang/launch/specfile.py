@@ -9,6 +9,7 @@ import msgspec
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import LogFormat
+from ps_sglang.launch.ray.keys import RayKeys
 from ps_sglang.launch.resources import Resources
 from ps_sglang.launch.spec import Entry
 
@@ -36,6 +37,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of a specification; each is the command line's flag of that name.
 
     `prefill` and `decoders` may say more of their workers, and `adapters` of those of adapters.
+    `ray` is for `--on ray`; no other launch looks at it.
     """
 
     prefill: str | WorkerKeys | None = None
@@ -75,6 +77,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_args: tuple[str, ...] | None = None
     prefill_engine_args: tuple[str, ...] | None = None
     decode_engine_args: tuple[str, ...] | None = None
+    ray: RayKeys | None = None
 
 
 def read_spec(path: Path) -> dict[str, Any]:
