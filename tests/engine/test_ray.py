@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -43,23 +44,24 @@ def marked() -> Iterator[Marked]:
 
 
 @pytest.fixture(scope="module")
-def nodes(marked: Marked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+def nodes(marked: Marked) -> Iterator[RayNodes]:
     """A head without CPUs, and two nodes each of which could hold all workers."""
-    folder = tmp_path_factory.mktemp("r", numbered=False)
-    head = {
-        "num_cpus": 0,
-        "include_dashboard": False,
-        # Sockets lie below it, whose paths may not be long.
-        "temp_dir": f"/tmp/ray-{folder.parent.name}-{os.getpid()}",
-        "_system_config": {"health_check_failure_threshold": 2, "health_check_period_ms": 1000},
-    }
-    cluster = RayNodes(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=4)
-        yield cluster
-    finally:
-        cluster.shutdown()
+    # Not below pytest's folder: the paths of sockets may not be long.
+    with TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        head = {
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "_system_config": {"health_check_failure_threshold": 2, "health_check_period_ms": 1000},
+        }
+        cluster = RayNodes(initialize_head=True, head_node_args=head)
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=4)
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,8 @@ def launcher(
 
 @pytest.fixture(scope="module")
 def url(launcher: Launcher) -> str:
-    return launcher.wait_for("ready http", 200).split("ready ")[1].split()[0]
+    line = launcher.wait_for("decoders: a;", 200)
+    return line.split("ready ")[1].split()[0]
 
 
 def serving(url: str, role: str) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,28 +14,27 @@ import msgspec
 import ray.util
 
 from ps_sglang.launch.ports import free_ports
-from ps_sglang.launch.ray.child import ActorCommand
+from ps_sglang.launch.ray.command import ActorCommand, ChildEnd
 from ps_sglang.launch.readiness import tail
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
 
 
-@dataclass(frozen=True)
-class ChildEnd:
-    """How a command ended, with the last lines that it wrote."""
-
-    status: int
-    log_tail: str
-
-
 class ProcessActor:
-    """Owns one child process. It dies with it, and so with its host."""
+    """Owns one child process, which ends with it, and so with its host.
 
-    def __init__(self) -> None:
+    Ray writes its `name` before each line of its log.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return self._name
 
     def host(self) -> str:
         """The address of its host, as Ray knows it."""

@@ -16,21 +16,9 @@ from typing import NoReturn
 
 import msgspec
 
-from ps_sglang import cli
-
-
-class ActorCommand(msgspec.Struct, frozen=True):
-    """What an actor runs: the words after `ps-sglang`, and the folder `log_dir` for its logs.
-
-    Without one it is a folder beside Ray's logs. `secret` is the text of the cluster's key, and
-    `environ` is added to the host's environment.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    secret: str
-    environ: dict[str, str]
-    log_dir: str | None = None
+from ps_sglang.launch import __main__ as launch
+from ps_sglang.launch import worker
+from ps_sglang.launch.ray.command import ActorCommand
 
 
 def main() -> int:
@@ -46,7 +34,9 @@ def main() -> int:
         key.touch(0o600)
         key.write_text(command.secret)
         logs = () if command.log_dir is None else ("--log-dir", command.log_dir)
-        return cli.main((*command.argv, *logs, "--cluster-key-file", str(key)))
+        word, *argv = command.argv
+        run = {"launch": launch.main, "worker": worker.main}[word]
+        return run((*argv, *logs, "--cluster-key-file", str(key)))
 
 
 def _stop(*_: object) -> NoReturn:

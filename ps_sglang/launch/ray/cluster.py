@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ps_sglang.errors import LaunchError, ServingEndedError, UsageError
 from ps_sglang.gateway.config import is_loopback
+from ps_sglang.gateway_admin import RefusedError
 from ps_sglang.gateway_http import Credentials, Json, from_environment
 from ps_sglang.launch.ray import placement
-from ps_sglang.launch.ray.actor import ChildEnd
-from ps_sglang.launch.ray.child import ActorCommand
+from ps_sglang.launch.ray.command import ActorCommand, ChildEnd
 from ps_sglang.launch.ray.placement import GATEWAY_BUNDLE, ActorPool, Bundle
 from ps_sglang.launch.ray.prepare import RayPlan
 from ps_sglang.launch.ray.scaling import Scaler
-from ps_sglang.launch.ray.session import Actor, RaySession
 from ps_sglang.launch.restarts import Restarts
 from ps_sglang.launch.serve import try_line
 from ps_sglang.launch.spec import ClusterSpec, in_url
 from ps_sglang.progress import OnProgress
 from ps_sglang.workers.client import READY_STATES, WorkersClient
+
+if TYPE_CHECKING:
+    from ps_sglang.launch.ray.session import Actor, RaySession
 
 GATEWAY: Final = "gateway"
 _PROGRESS_S: Final = 5.0
@@ -118,10 +120,12 @@ class RayCluster:
         self._place(bundles, deadline)
         names = list(bundles)
         self._start_gateway(names.index(GATEWAY))
+        # A worker that finds no gateway ends.
+        self._wait(lambda: () if self._gateway_answers() else (GATEWAY,), deadline)
         for state in self._pools:
             for _ in range(state.pool.bounds.least):
                 self._start_worker(state, names.index(state.pool.worker_name(state.started)))
-        self._wait_until_ready(deadline)
+        self._wait(self._not_joined, deadline)
         self._is_up = True
         self._ready_s = self._clock() - began
 
@@ -224,9 +228,10 @@ class RayCluster:
         restarts = Restarts(self._spec.max_restarts)
         return _Process(actor, command, restarts, pool, actor.run.remote(command))
 
-    def _wait_until_ready(self, deadline: float) -> None:
+    def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
+        """Wait until nothing is `missing`, and tell what is; raises LaunchError."""
         reported = self._clock()
-        while waiting := self._not_ready():
+        while waiting := missing():
             self._follow()
             now = self._clock()
             if now > deadline:
@@ -238,12 +243,21 @@ class RayCluster:
                 self._on_progress(f"waiting for {', '.join(waiting)}")
                 reported = now
 
-    def _not_ready(self) -> list[str]:
-        """What has not joined yet, in words."""
+    def _gateway_answers(self) -> bool:
+        try:
+            self._workers().list()
+        except RefusedError:
+            raise
+        except UsageError:
+            return False
+        return True
+
+    def _not_joined(self) -> list[str]:
+        """Which pools have not all their workers in the cluster yet, in words."""
         try:
             listed = self._workers().list()
         except UsageError:
-            return ["the gateway"]
+            return [GATEWAY]
         waiting = []
         for state in self._pools:
             ready = sum(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,7 +15,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ps_sglang.errors import UsageError
-from ps_sglang.launch.ray.actor import ChildEnd, ProcessActor
+from ps_sglang.launch.ray.actor import ProcessActor
+from ps_sglang.launch.ray.command import ChildEnd
 from ps_sglang.launch.ray.placement import Bundle
 
 ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
@@ -24,6 +27,7 @@ Actor = Any
 # An actor's `stop` must be heard while it runs.
 _CALLS_AT_ONCE: Final = 3
 _FOREVER: Final = -1
+_CONNECT_S: Final = 5.0
 
 
 class RaySession:
@@ -36,8 +40,9 @@ class RaySession:
         """
         address = address or os.environ.get(ADDRESS_VARIABLE) or "auto"
         try:
+            _require_listener(address)
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"no Ray cluster answers at {address!r} ({str(error).strip()}): start one with "
                 f"`ray start --head`, or give --ray-address or ${ADDRESS_VARIABLE}"
@@ -101,7 +106,7 @@ class RaySession:
                 max_concurrency=_CALLS_AT_ONCE,
                 **options,
             )
-            .remote()
+            .remote(name)
         )
 
     def get(self, promise: Any) -> Any:
@@ -135,6 +140,12 @@ class RaySession:
         if self._group is not None:
             remove_placement_group(self._group)
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    if (match := re.fullmatch(r"\[?([^/\[\]]+)\]?:(\d+)", address)) is not None:
+        socket.create_connection((match[1], int(match[2])), _CONNECT_S).close()
 
 
 def _alive() -> list[dict[str, Any]]:
