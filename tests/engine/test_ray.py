@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
-import yaml
 from ray.cluster_utils import Cluster as RayNodes
 
 from ps_sglang.launch import procfs
@@ -61,7 +61,7 @@ def nodes(marked: Marked) -> Iterator[RayNodes]:
                 cluster.add_node(num_cpus=4)
             yield cluster
         finally:
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def launcher(
         },
     }
     file = folder / "cluster.yaml"
-    file.write_text(yaml.safe_dump(spec))
+    file.write_bytes(msgspec.yaml.encode(spec))
     words = ["--on", "ray", "--ray-address", nodes.address, "--spec", str(file)]
     running = Launcher(*words, temporary=folder / "tmp")
     yield running

@@ -174,7 +174,7 @@ def test_what_cannot_be_placed_ends_the_start(on_ray: OnRay) -> None:
 
 def test_a_worker_that_ends_while_the_cluster_starts_ends_it(on_ray: OnRay) -> None:
     on_ray.start()
-    on_ray.cluster._is_up = False
+    on_ray.cluster._processes.is_up = False
     with pytest.raises(LaunchError, match="decode-a ended with 2 while the cluster was starting"):
         on_ray.ends("decode-a", 2)
 
@@ -222,6 +222,20 @@ def test_a_decoder_grows_outside_of_the_reservation_and_shrinks_to_it(on_ray: On
     on_ray.passes(0)
     on_ray.passes(100)
     assert not actors["decode-a"].stopped
+
+
+def test_a_worker_that_ray_never_placed_leaves_too(on_ray: OnRay) -> None:
+    """Its actor hears no `stop`."""
+    on_ray.start()
+    on_ray.requests = 2
+    on_ray.passes(0)
+    on_ray.passes(10)
+    on_ray.requests = 0
+    on_ray.passes(0)
+    on_ray.passes(10)
+    assert on_ray.session.killed == []
+    on_ray.passes(61)
+    assert on_ray.session.killed == ["decode-a-2"]
 
 
 def test_workers_on_several_hosts_need_a_way_in(monkeypatch: pytest.MonkeyPatch) -> None:

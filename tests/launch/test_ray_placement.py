@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from ps_sglang.contract import DecoderReport
-from ps_sglang.contract.adapter import AdapterConfig
+from ps_sglang.contract.adapter_files import AdapterConfig
 from ps_sglang.errors import UsageError
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.ray.placement import (

@@ -1,70 +1,46 @@
-"""A cluster on Ray: place its actors, follow their ends, scale decoders, take all down."""
+"""A cluster on Ray: place its actors, wait for them, scale decoders, take all down."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from ps_sglang.errors import LaunchError, ServingEndedError, UsageError
-from ps_sglang.gateway.config import is_loopback
+from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.gateway_admin import RefusedError
-from ps_sglang.gateway_http import Credentials, Json, from_environment
+from ps_sglang.gateway_http import Json
 from ps_sglang.launch.ray import placement
-from ps_sglang.launch.ray.command import ActorCommand, ChildEnd
+from ps_sglang.launch.ray.command import ActorCommand
 from ps_sglang.launch.ray.placement import GATEWAY_BUNDLE, ActorPool, Bundle
 from ps_sglang.launch.ray.prepare import RayPlan
+from ps_sglang.launch.ray.processes import GATEWAY, ActorProcess, ActorProcesses
+from ps_sglang.launch.ray.reach import (
+    gateway_urls,
+    joining_environment,
+    refuse_unreachable,
+    workers_client,
+)
 from ps_sglang.launch.ray.scaling import Scaler
-from ps_sglang.launch.restarts import Restarts
 from ps_sglang.launch.serve import try_line
-from ps_sglang.launch.spec import ClusterSpec, in_url
+from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.progress import OnProgress
-from ps_sglang.workers.client import READY_STATES, WorkersClient
+from ps_sglang.workers.client import READY_STATES
 
 if TYPE_CHECKING:
     from ps_sglang.launch.ray.session import Actor, RaySession
 
-GATEWAY: Final = "gateway"
 _PROGRESS_S: Final = 5.0
-_TICK_S: Final = 1.0
-_ANSWER_S: Final = 5.0
-_GATEWAY_END_S: Final = 5.0
-_END_S: Final = 40.0
-"""A worker that leaves lets its requests end for up to 30 s."""
-
-
-@dataclass
-class _Process:
-    """An actor and what it runs; `run` is Ray's promise of its end, None while it is down.
-
-    `leaving`: it was told to stop. `given_up`: it ended more often than it is restarted.
-    """
-
-    actor: Actor
-    command: ActorCommand
-    restarts: Restarts
-    pool: ActorPool | None
-    run: Any = None
-    restart_at: float | None = None
-    leaving: bool = False
-    given_up: bool = False
 
 
 @dataclass
 class _PoolState:
-    """The workers of a pool: `started` counts all that there ever were, for their names."""
+    """The workers of a pool; `started` counts all that there ever were, for their names."""
 
     pool: ActorPool
     scaler: Scaler
     started: int = 0
-    workers: list[_Process] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        """How many are there, or come back."""
-        return sum(not (one.leaving or one.given_up) for one in self.workers)
+    workers: list[ActorProcess] = field(default_factory=list)
 
 
 class RayCluster:
@@ -84,12 +60,11 @@ class RayCluster:
         self._session = session
         self._on_progress = on_progress
         self._clock = clock
+        self._processes = ActorProcesses(session, plan.spec.max_restarts, on_progress, clock)
         self._roots = placement.model_roots(plan.spec, plan.base, plan.reports)
         pools = placement.pools(plan.spec, plan.base, plan.reports, has_gpus=session.has_gpus)
         self._pools = [_PoolState(one, Scaler(one.bounds, plan.spec.ray.scaling)) for one in pools]
-        self._gateway: _Process | None = None
         self._admin_url = ""
-        self._is_up = False
         self._ready_s = 0.0
 
     @property
@@ -110,7 +85,7 @@ class RayCluster:
         Raises UsageError if Ray's nodes and the specification do not go together, and LaunchError
         if what was asked for cannot be placed, or ends.
         """
-        self._refuse_unreachable()
+        refuse_unreachable(self._spec, self._session.hosts)
         began = self._clock()
         deadline = began + self._spec.ready_timeout_s
         bundles: dict[str, Bundle] = {GATEWAY: GATEWAY_BUNDLE}
@@ -126,7 +101,7 @@ class RayCluster:
             for _ in range(state.pool.bounds.least):
                 self._start_worker(state, names.index(state.pool.worker_name(state.started)))
         self._wait(self._not_joined, deadline)
-        self._is_up = True
+        self._processes.is_up = True
         self._ready_s = self._clock() - began
 
     def wait(self) -> None:
@@ -136,35 +111,17 @@ class RayCluster:
 
     def step(self) -> None:
         """Wait a second, or for an end, and do what is to be done then."""
-        self._follow()
+        self._processes.follow()
         try:
-            listed = self._workers().list()
+            listed = workers_client(self._spec, self._admin_url).list()
         except UsageError:
             return  # the gateway is down, and comes back
         for state in self._pools:
             self._scale(state, listed)
 
     def close(self) -> None:
-        """End all actors, the gateway first: workers need not say goodbye to it."""
-        workers = [one for state in self._pools for one in state.workers]
-        if self._gateway is not None:
-            self._end([self._gateway], _GATEWAY_END_S)
-        self._end(workers, _END_S)
-
-    def _refuse_unreachable(self) -> None:
-        hosts, spec = self._session.hosts, self._spec
-        if len(hosts) < 2:
-            return
-        if is_loopback(spec.host):
-            raise UsageError(
-                f"the Ray cluster has {len(hosts)} hosts, and only one of them reaches a gateway "
-                f"at {spec.host}: give --host 0.0.0.0, and --api-keys"
-            )
-        if spec.api_keys is None or from_environment().api_key is None:
-            raise UsageError(
-                f"the Ray cluster has {len(hosts)} hosts, and workers join from them with an "
-                "admin's key: give --api-keys, and that key in $PS_SGLANG_API_KEY"
-            )
+        """End all actors."""
+        self._processes.close()
 
     def _place(self, bundles: dict[str, Bundle], deadline: float) -> None:
         """Reserve all bundles, or raise LaunchError with what is missing."""
@@ -183,16 +140,9 @@ class RayCluster:
     def _start_gateway(self, bundle: int) -> None:
         actor = self._session.actor(GATEWAY, GATEWAY_BUNDLE, bundle)
         spec = self._spec = self._with_ports(actor)
-        host = spec.host
-        if host in ("0.0.0.0", "::"):
-            host = self._session.get(actor.host.remote())
-        scheme = "http" if spec.tls_cert is None else "https"
-        self.url = self._admin_url = f"{scheme}://{in_url(host)}:{spec.port}"
-        if spec.admin_port is not None:
-            admin_host = host if spec.admin_host in (None, "0.0.0.0", "::") else spec.admin_host
-            self._admin_url = f"{scheme}://{in_url(str(admin_host))}:{spec.admin_port}"
+        self.url, self._admin_url = gateway_urls(spec, self._session.get(actor.host.remote()))
         words = placement.gateway_words(spec, self._plan.base, self._roots)
-        self._gateway = self._run(actor, GATEWAY, words, None)
+        self._run(actor, GATEWAY, words)
 
     def _with_ports(self, actor: Actor) -> ClusterSpec:
         """The specification with ports that stay the same when the gateway comes back."""
@@ -211,28 +161,24 @@ class RayCluster:
         actor = self._session.actor(name, pool.bundle, bundle)
         base, gateway = self._plan.base, self._admin_url
         words = placement.worker_words(self._spec, base, pool, gateway, self._roots)
-        state.workers.append(self._run(actor, name, words, pool))
+        state.workers.append(self._run(actor, name, words))
 
-    def _run(
-        self, actor: Actor, name: str, words: Sequence[str], pool: ActorPool | None
-    ) -> _Process:
+    def _run(self, actor: Actor, name: str, words: Sequence[str]) -> ActorProcess:
         log_dir = self._spec.log_dir
         command = ActorCommand(
             name,
             tuple(words),
             self._plan.secret,
-            # What clients of the gateway show, workers show it, too.
-            {"PS_SGLANG_API_KEY": key} if (key := from_environment().api_key) else {},
+            joining_environment(),
             None if log_dir is None else str(log_dir.absolute()),
         )
-        restarts = Restarts(self._spec.max_restarts)
-        return _Process(actor, command, restarts, pool, actor.run.remote(command))
+        return self._processes.run(actor, command)
 
     def _wait(self, missing: Callable[[], Sequence[str]], deadline: float) -> None:
         """Wait until nothing is `missing`, and tell what is; raises LaunchError."""
         reported = self._clock()
         while waiting := missing():
-            self._follow()
+            self._processes.follow()
             now = self._clock()
             if now > deadline:
                 raise LaunchError(
@@ -245,7 +191,7 @@ class RayCluster:
 
     def _gateway_answers(self) -> bool:
         try:
-            self._workers().list()
+            workers_client(self._spec, self._admin_url).list()
         except RefusedError:
             raise
         except UsageError:
@@ -255,7 +201,7 @@ class RayCluster:
     def _not_joined(self) -> list[str]:
         """Which pools have not all their workers in the cluster yet, in words."""
         try:
-            listed = self._workers().list()
+            listed = workers_client(self._spec, self._admin_url).list()
         except UsageError:
             return [GATEWAY]
         waiting = []
@@ -268,13 +214,6 @@ class RayCluster:
                 waiting.append(f"{state.pool.name} ({ready} of {wanted})")
         return waiting
 
-    def _workers(self) -> WorkersClient:
-        certificate = self._spec.tls_cert
-        if certificate is not None and not Path(certificate).exists():
-            certificate = None  # it is on the gateway's host only
-        credentials = Credentials(from_environment().api_key, certificate)
-        return WorkersClient(self._admin_url, _ANSWER_S, credentials)
-
     def _scale(self, state: _PoolState, listed: Sequence[Json]) -> None:
         pool = state.pool
         if pool.bounds.least == pool.bounds.most:
@@ -282,7 +221,7 @@ class RayCluster:
         requests = sum(
             one["load"]["requests"] for one in listed if pool.has(one["role"], one["decoders"])
         )
-        before = state.size
+        before = len(state.workers)
         wanted = state.scaler.wanted(requests, before, self._clock())
         if wanted == before:
             return
@@ -290,56 +229,5 @@ class RayCluster:
         for _ in range(before, wanted):
             self._start_worker(state)
         if wanted < before:
-            # The last come is the first to go: those of the reservation are never given up.
-            last = [one for one in state.workers if not (one.leaving or one.given_up)][-1]
-            last.leaving = True
-            last.actor.stop.remote()
-
-    def _follow(self) -> None:
-        """Wait up to a second for the end of a command, and mend what has ended."""
-        processes = [one for state in self._pools for one in state.workers]
-        if self._gateway is not None:
-            processes.append(self._gateway)
-        ended = self._session.wait([one.run for one in processes if one.run is not None], _TICK_S)
-        for process in processes:
-            if process.run is not None and process.run in ended:
-                self._ended(process, self._session.end_of(process.run))
-            elif process.restart_at is not None and self._clock() >= process.restart_at:
-                process.restart_at = None
-                process.run = process.actor.run.remote(process.command)
-        for state in self._pools:
-            state.workers = [one for one in state.workers if not (one.leaving and one.run is None)]
-
-    def _ended(self, process: _Process, end: ChildEnd) -> None:
-        name, process.run = process.command.name, None
-        if process.leaving:
-            self._session.kill(process.actor)
-            self._on_progress(f"{name} has left")
-            return
-        message = f"{name} ended with {end.status}"
-        if not self._is_up:
-            raise LaunchError(
-                f"{message} while the cluster was starting", worker=name, log_tail=end.log_tail
-            )
-        seconds = process.restarts.died(self._clock())
-        if seconds is not None:
-            process.restart_at = self._clock() + seconds
-            count = f"{process.restarts.count} of {process.restarts.most}"
-            self._on_progress(f"{message}; restart {count} in {seconds:g} s\n{end.log_tail}")
-            return
-        process.given_up = True
-        self._session.kill(process.actor)
-        limit = f"{message}, and {process.restarts.most} restarts in ten minutes are the limit"
-        if process.pool is None or all(
-            one.given_up for state in self._pools for one in state.workers
-        ):
-            raise ServingEndedError(limit, worker=name, log_tail=end.log_tail)
-        self._on_progress(f"{limit}\n{end.log_tail}")
-
-    def _end(self, processes: Sequence[_Process], seconds: float) -> None:
-        for process in processes:
-            process.leaving = True
-            process.actor.stop.remote()
-        self._session.wait_all([one.run for one in processes if one.run is not None], seconds)
-        for process in processes:
-            self._session.kill(process.actor)
+            # The last come is the first to go: those of the reservation stay.
+            self._processes.leave(state.workers.pop())

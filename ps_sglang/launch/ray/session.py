@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ps_sglang.errors import UsageError
+from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.launch.ray.actor import ProcessActor
 from ps_sglang.launch.ray.command import ChildEnd
 from ps_sglang.launch.ray.placement import Bundle
@@ -110,11 +111,17 @@ class RaySession:
         )
 
     def get(self, promise: Any) -> Any:
-        """What an actor answers."""
-        return ray.get(promise)
+        """What an actor answers; raises LaunchError if Ray cannot start it."""
+        try:
+            return ray.get(promise)
+        except RayError as error:
+            raise LaunchError(f"Ray cannot start an actor: {error}") from error
 
     def wait(self, promises: Sequence[Any], seconds: float) -> list[Any]:
         """Those that are kept, as soon as one is."""
+        if not promises:
+            threading.Event().wait(seconds)
+            return []
         ready, _ = ray.wait(list(promises), num_returns=1, timeout=seconds)
         return list(ready)
 
