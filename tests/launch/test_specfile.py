@@ -10,6 +10,7 @@ from ps_sglang.errors import UsageError
 from ps_sglang.gateway.limits import GatewayLimits
 from ps_sglang.launch.args import parse_args
 from ps_sglang.launch.spec import ClusterSpec
+from ps_sglang.models.resolve import model_name
 
 SPECS = sorted((Path(__file__).parents[2] / "launch").glob("*.yaml"))
 
@@ -70,4 +71,4 @@ def test_a_missing_file_is_named() -> None:
 
 @pytest.mark.parametrize("file", SPECS, ids=lambda file: file.name)
 def test_the_specifications_in_the_repository_parse(file: Path) -> None:
-    assert parse_args(["--spec", str(file)]).prefill == "base"
+    assert model_name(parse_args(["--spec", str(file)]).prefill) == "base"
