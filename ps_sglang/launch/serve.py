@@ -97,6 +97,9 @@ def ready_line(cluster: Cluster) -> str:
         f"{cluster.memory_bytes / 1e9:.1f} GB; decoders: {', '.join(decoders) or 'none'}; "
         f"logs: {cluster.plan.log_dir}"
     )
+    gpus = cluster.plan.gpus
+    if gpus is not None and gpus.transport is not None:
+        line += f"; pages by {gpus.transport.backend}, {' and '.join(gpus.ways)}"
     if cluster.admin_url != cluster.url:
         line += f"; for admins: {cluster.admin_url}"
     return line + (try_line(cluster.url, decoders[0], cluster.plan.spec) if decoders else "")

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ps_sglang.verify.compare import LOGPROB_TOLERANCE, TIE_GAP, Verdict
+from ps_sglang.verify.compare import Bar, Verdict
 from ps_sglang.verify.prompts import ANSWER_LENGTH
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """All verdicts of a run."""
+    """All verdicts of a run, by one bar."""
 
     verdicts: Sequence[Verdict]
+    bar: Bar
 
     @property
     def prompts_right(self) -> int:
@@ -33,7 +34,7 @@ class VerifyReport:
 
     @property
     def control(self) -> tuple[int, int]:
-        """On how many prompts the decoder's own KV gives the same answer, and of how many."""
+        """On how many prompts the answer is right by the decoder's own KV, and of how many."""
         agreements = [
             verdict.own_kv_agrees for verdict in self.verdicts if verdict.own_kv_agrees is not None
         ]
@@ -67,8 +68,8 @@ class VerifyReport:
                 yield f"tie {_where(number, verdict)}: {tie}"
         if any(verdict.ties for verdict in self.verdicts):
             yield (
-                f"ties (logit gap below {TIE_GAP:g}) count as right; what follows one is compared "
-                "given the token that the server chose"
+                f"ties (logit gap below {self.bar.tie:g}) count as right; what follows one is "
+                "compared given the token that the server chose"
             )
         errors = [
             verdict.logprob_error for verdict in self.verdicts if verdict.logprob_error is not None
@@ -76,13 +77,13 @@ class VerifyReport:
         if errors:
             yield (
                 f"first token's logprob: largest error {max(errors):.1e} "
-                f"(allowed: {LOGPROB_TOLERANCE:g})"
+                f"(allowed: {self.bar.logprob:g})"
             )
         yield "control: own KV agrees on {}/{} prompts".format(*self.control)
         if self.control[1] and not self.can_tell:
             yield (
-                "FAILED: the decoders' own KV gives the same answers on half of the prompts or "
-                "more, so this check cannot tell a shared prefill from none; are the decoders the "
+                "FAILED: by the decoders' own KV half of the answers or more are right as well, so "
+                "this check cannot tell a shared prefill from none; are the decoders the "
                 "base under other names?"
             )
 

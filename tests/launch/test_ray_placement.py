@@ -36,7 +36,8 @@ host: 0.0.0.0
 api_keys: /k/keys.txt
 max_queued_requests: 7
 max_restarts: 3
-page_args: []
+gateway_processes: 2
+drain: 5
 ray:
   prefill: {cpus: 4, memory: 20GB}
   adapters: {max_replicas: 2, resources: {fast: 1}}
@@ -54,7 +55,7 @@ def read(tmp_path: Path, text: str, *words: str) -> ClusterSpec:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> ClusterSpec:
-    return read(tmp_path, TEXT.replace("page_args: []\n", ""), "--page-size", "16")
+    return read(tmp_path, TEXT, "--page-size", "16")
 
 
 def reports(spec: ClusterSpec) -> list[DecoderReport]:
@@ -132,6 +133,7 @@ def test_the_launcher_understands_the_gateways_command(spec: ClusterSpec) -> Non
     assert parsed.gateway_only
     assert (parsed.host, parsed.port, parsed.api_keys) == ("0.0.0.0", 8000, Path("/k/keys.txt"))
     assert parsed.limits == spec.limits
+    assert (parsed.gateway_processes, parsed.drain_s) == (2, 5)
     assert parsed.engine_args == ("--page-size", "16")
 
 

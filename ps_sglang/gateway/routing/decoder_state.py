@@ -16,9 +16,19 @@ class RequestCount:
         self.unfinished = 0
         self._idle = asyncio.Event()
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
+        """One more is unfinished; `end` must follow."""
         self.unfinished += 1
         self._idle.clear()
+
+    def end(self) -> None:
+        """One that began has ended."""
+        self.unfinished -= 1
+        if not self.unfinished:
+            self._idle.set()
+
+    def __enter__(self) -> None:
+        self.begin()
 
     def __exit__(
         self,
@@ -26,9 +36,7 @@ class RequestCount:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.unfinished -= 1
-        if not self.unfinished:
-            self._idle.set()
+        self.end()
 
     async def wait_idle(self) -> None:
         """Wait until no request is unfinished; at once if none is."""

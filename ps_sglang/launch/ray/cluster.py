@@ -60,7 +60,8 @@ class RayCluster:
         self._session = session
         self._on_progress = on_progress
         self._clock = clock
-        self._processes = ActorProcesses(session, plan.spec.max_restarts, on_progress, clock)
+        most, drain_s = plan.spec.max_restarts, plan.spec.drain_s
+        self._processes = ActorProcesses(session, most, drain_s, on_progress, clock)
         self._roots = placement.model_roots(plan.spec, plan.base, plan.reports)
         pools = placement.pools(plan.spec, plan.base, plan.reports, has_gpus=session.has_gpus)
         self._pools = [_PoolState(one, Scaler(one.bounds, plan.spec.ray.scaling)) for one in pools]

@@ -132,6 +132,7 @@ def gateway_words(spec: ClusterSpec, base: NamedModel, roots: Iterable[str]) -> 
     """The command of the gateway, after `ps-sglang`."""
     words = ["launch", "--gateway-only", "--prefill", _named(base)]
     words += ["--host", spec.host, "--port", str(spec.port)]
+    words += ["--gateway-processes", str(spec.gateway_processes), "--drain", f"{spec.drain_s:g}"]
     optional = {
         "--admin-host": spec.admin_host,
         "--admin-port": spec.admin_port,

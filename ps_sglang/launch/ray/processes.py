@@ -47,6 +47,7 @@ class ActorProcess:
 class ActorProcesses:
     """All actors of a cluster; `most` restarts of each command are tried in ten minutes.
 
+    The gateway may take `drain_s` seconds to end its requests.
     Restarts of actors whose nodes have died are Ray's own, and not counted.
     """
 
@@ -54,6 +55,7 @@ class ActorProcesses:
         self,
         session: RaySession,
         most: int,
+        drain_s: float,
         on_progress: OnProgress,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,6 +65,7 @@ class ActorProcesses:
         """Before the cluster is up, the end of any command is the end of all."""
         self._session = session
         self._most = most
+        self._drain_s = drain_s
         self._on_progress = on_progress
         self._clock = clock
 
@@ -100,7 +103,7 @@ class ActorProcesses:
 
     def close(self) -> None:
         """End all, the gateway first: workers need not say goodbye to it."""
-        self._end([one for one in self.all if one.name == GATEWAY], _GATEWAY_END_S)
+        self._end([one for one in self.all if one.name == GATEWAY], self._drain_s + _GATEWAY_END_S)
         self._end([one for one in self.all if one.name != GATEWAY], _END_S)
 
     def _ended(self, process: ActorProcess, end: ChildEnd, now: float) -> None:
