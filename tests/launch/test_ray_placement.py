@@ -36,7 +36,6 @@ host: 0.0.0.0
 api_keys: /k/keys.txt
 max_queued_requests: 7
 max_restarts: 3
-gateway_processes: 2
 drain: 5
 ray:
   prefill: {cpus: 4, memory: 20GB}
@@ -133,7 +132,7 @@ def test_the_launcher_understands_the_gateways_command(spec: ClusterSpec) -> Non
     assert parsed.gateway_only
     assert (parsed.host, parsed.port, parsed.api_keys) == ("0.0.0.0", 8000, Path("/k/keys.txt"))
     assert parsed.limits == spec.limits
-    assert (parsed.gateway_processes, parsed.drain_s) == (2, 5)
+    assert (parsed.gateway_processes, parsed.drain_s) == (1, 5)
     assert parsed.engine_args == ("--page-size", "16")
 
 

@@ -132,12 +132,13 @@ def gateway_words(spec: ClusterSpec, base: NamedModel, roots: Iterable[str]) -> 
     """The command of the gateway, after `ps-sglang`."""
     words = ["launch", "--gateway-only", "--prefill", _named(base)]
     words += ["--host", spec.host, "--port", str(spec.port)]
-    words += ["--gateway-processes", str(spec.gateway_processes), "--drain", f"{spec.drain_s:g}"]
+    words += ["--gateway-processes", str(spec.gateway_processes)]
     optional = {
         "--admin-host": spec.admin_host,
         "--admin-port": spec.admin_port,
         "--cors-origins": ",".join(spec.cors_origins) or None,
         "--api-keys": spec.api_keys,
+        "--drain": f"{spec.drain_s:g}" if spec.drain_s else None,
         "--tls-cert": spec.tls_cert,
         "--tls-key": spec.tls_key,
     }
