@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.contract import DecoderReport
 from ps_sglang.extras import require_extra
+from ps_sglang.launch.command_lines import check_flags
 from ps_sglang.launch.prepare import (
     check_access,
-    check_flags,
     check_model_roots,
     check_models,
     require_sglang,
