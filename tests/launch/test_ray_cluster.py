@@ -183,8 +183,9 @@ def test_what_ends_runs_again_on_its_actor_after_a_back_off(on_ray: OnRay) -> No
     on_ray.start()
     for name in ("prefill-0", "gateway"):
         on_ray.ends(name)
+        on_ray.passes(0.4)
         assert len(on_ray.session.actors[name].runs) == 1
-        on_ray.passes(0.5)
+        on_ray.passes(0.1)
         first, again = on_ray.session.actors[name].commands
         assert again == first
     assert on_ray.session.killed == []
