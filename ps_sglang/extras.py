@@ -13,6 +13,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "train": ("accelerate", "peft", "datasets"),
     "demo": ("openai",),
     "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
+    "ray": ("ray",),
     "mooncake": ("mooncake-transfer-engine-cuda13",),
     "nixl": ("nixl",),
 }

@@ -55,6 +55,7 @@ examples:
       --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
   {prog} --spec launch/demo.yaml --port 0
   {prog} --prefill ./qwen3 --decoders math=./m1 --gpus 8x80GB --dry-run
+  {prog} --spec launch/ray.yaml --on ray
   {prog} --prefill base --decoders c --join http://127.0.0.1:8000"""
 
 _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
@@ -222,6 +223,17 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="print where each worker would run, with what memory, variables and flags, and end",
+    )
+    add(
+        "--on",
+        choices=("ray",),
+        help="run the workers and the gateway as actors of a Ray cluster (needs the extra `ray`; "
+        "default: on this machine)",
+    )
+    add(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="the Ray cluster for --on ray (default: $RAY_ADDRESS, or the one on this machine)",
     )
     add(
         "--join",

@@ -102,7 +102,7 @@ def prepare(spec: ClusterSpec) -> Plan:
         require_extra("otel", "--otlp-endpoint")
     spec = check_flags(spec)
     check_model_roots(spec.model_roots)
-    _check_access(spec)
+    check_access(spec)
     starts_gateway = spec.join is None and not spec.dry_run
     if spec.port and starts_gateway:
         require_free(spec.host, spec.port)
@@ -147,7 +147,7 @@ def check_model_roots(roots: Iterable[Path]) -> None:
             raise UsageError(f"--model-root {folder} is no folder")
 
 
-def _check_access(spec: ClusterSpec) -> None:
+def check_access(spec: ClusterSpec) -> None:
     """Read what the gateway will read; raises UsageError for a file that it could not use."""
     if spec.api_keys is not None and not key_file.read(spec.api_keys):
         raise UsageError(

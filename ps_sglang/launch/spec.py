@@ -19,6 +19,7 @@ from ps_sglang.gateway.config import (
     origin_problem,
 )
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
+from ps_sglang.launch.ray.keys import NO_RAY_KEYS, RayKeys
 from ps_sglang.launch.resources import NO_RESOURCES, Resources, gpus_problem
 
 BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
@@ -63,6 +64,8 @@ class ClusterSpec:
     adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
     base's work, each with `prefill_resources`; a worker of adapters has `adapter_resources`. `gpus`
     are those to place workers on, as `--gpus` has them; None for all. `dry_run` plans only.
+    `on` is `ray` for actors of the Ray cluster at `ray_address`, of which `ray` says more; None for
+    processes of this machine.
     `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as all join
     later. `join` is the URL of a running cluster's gateway that the workers join; None
     starts a gateway. It listens on `host` and `port`, where 0 means any free one, in
@@ -95,6 +98,9 @@ class ClusterSpec:
     one_worker: bool = False
     gpus: str | None = None
     dry_run: bool = False
+    on: str | None = None
+    ray_address: str | None = None
+    ray: RayKeys = NO_RAY_KEYS
     prefill_resources: Resources = NO_RESOURCES
     adapter_resources: Resources = NO_RESOURCES
     join: str | None = None
@@ -155,6 +161,8 @@ def _problems(spec: ClusterSpec) -> list[str]:
     least = 1 if spec.join is None and not spec.gateway_only else 0
     if spec.join == "":
         problems.append("--join is empty, must be the URL of a running cluster's gateway")
+    if spec.ray_address is not None and spec.on != "ray":
+        problems.append("--ray-address goes with --on ray only")
     if not spec.host:
         problems.append("--host is empty, must be an address of this machine")
     if spec.gateway_only:

@@ -10,6 +10,7 @@ import msgspec
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import LogFormat
 from ps_sglang.launch.kubernetes.keys import KubernetesKeys
+from ps_sglang.launch.ray.keys import RayKeys
 from ps_sglang.launch.resources import Resources
 from ps_sglang.launch.spec import Entry
 from ps_sglang.launch.unknown_keys import unknown_keys
@@ -38,6 +39,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of a specification; each is the command line's flag of that name.
 
     `prefill` and `decoders` may say more of their workers, and `adapters` of those of adapters.
+    `ray` is for `--on ray`; no other launch looks at it.
     `kubernetes` is for `ps-sglang manifest`; a launch does not look at it.
     """
 
@@ -80,6 +82,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_args: tuple[str, ...] | None = None
     prefill_engine_args: tuple[str, ...] | None = None
     decode_engine_args: tuple[str, ...] | None = None
+    ray: RayKeys | None = None
     kubernetes: KubernetesKeys | None = None
 
 

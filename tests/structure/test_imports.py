@@ -83,7 +83,13 @@ FORBIDDEN = {
 }
 # An install for a server is without them.
 EXTRAS_ONLY = {module_of(package) for packages in EXTRAS.values() for package in packages}
-NEEDS_EXTRAS = ("ps_sglang.training", "ps_sglang.demo", "ps_sglang.gateway.telemetry.otel")
+NEEDS_EXTRAS = (
+    "ps_sglang.training",
+    "ps_sglang.demo",
+    "ps_sglang.gateway.telemetry.otel",
+    "ps_sglang.launch.ray.actor",
+    "ps_sglang.launch.ray.session",
+)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
