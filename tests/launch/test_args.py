@@ -29,7 +29,7 @@ def test_every_flag_reaches_the_spec() -> None:
             "--transfer-backend nixl --allow-unverified --log-dir logs --ready-timeout 9.5 "
             "--cors-origins 'http://localhost:3000, *' --max-concurrent-requests 1 "
             "--max-queued-requests 2 --max-queued-tokens 3 --request-timeout 4.5 --max-sessions 5 "
-            "--api-keys keys.txt --tls-cert c.pem --tls-key c.key"
+            "--api-keys keys.txt --tls-cert c.pem --tls-key c.key --drain 2.5"
         )
     )
     assert spec == ClusterSpec(
@@ -48,6 +48,7 @@ def test_every_flag_reaches_the_spec() -> None:
         allow_unverified=True,
         log_dir=Path("logs"),
         ready_timeout_s=9.5,
+        drain_s=2.5,
     )
 
 
@@ -83,6 +84,10 @@ def test_role_flags_are_split_like_a_shell_does(glue: bool) -> None:
         ("--prefill a --decoders b --decode-replicas 0", "--decode-replicas is 0, must be at"),
         ("--prefill a --decoders b*0", "decoder b*0: it must have at least 1 worker"),
         ("--prefill a --decoders b --ready-timeout 0", "above 0 seconds"),
+        ("--prefill a --decoders b --drain -1", "--drain is -1, must be 0 or more"),
+        ("--prefill a --decoders b --drain inf", "--drain is inf"),
+        ("--prefill a --decoders b --drain 5 --gateway-processes 2", "does not go with"),
+        ("--decoders b --join u --drain 5", "--drain is the gateway's"),
         ("--prefill a --decoders b --ready-timeout nan", "above 0 seconds"),
         ("--prefill a --decoders b --max-queued-requests 0", "--max-queued-requests is 0, must"),
         ("--prefill a --decoders b --request-timeout nan", "--request-timeout is nan, must be"),

@@ -22,6 +22,7 @@ from ps_sglang.launch.devices import runs_on_cpu
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.flags import value_of
 from ps_sglang.launch.gateway_config import gateway_config
+from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.spec import ClusterSpec, Role
 
@@ -274,3 +275,22 @@ def test_an_accelerator_is_seen_by_its_device(tmp_path: Path, device: str, found
 def test_the_device_flag_decides(spec: ClusterSpec) -> None:
     assert runs_on_cpu(replace(spec, engine_args=("--device=cpu",)))
     assert not runs_on_cpu(replace(spec, engine_args=("--device", "cuda")))
+
+
+def test_a_workers_port_may_be_known_before(tiny: dict[str, Path], tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    spec = ClusterSpec(
+        str(tiny["base"]),
+        (),
+        join="http://127.0.0.1:1",
+        worker_port=port,
+        log_dir=tmp_path,
+        engine_args=("--device", "cpu"),
+    )
+    (worker,) = prepare(spec).workers
+    assert worker.port == port
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        taken.listen()
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            prepare(spec)

@@ -48,6 +48,8 @@ def test_a_prefill_worker() -> None:
         (["--role", "prefill", "--model", "a", *COMMON], "--model does not go with"),
         (["--role", "decode", "--model", "a*2", *COMMON], r"--model a\*2: one command starts one"),
         (["--role", "prefill", "--base", "b", "--gateway", "h:1"], "must be a URL like"),
+        (["--role", "prefill", "--advertise", "a", "--base", "b", "--gateway", "h:1"], "a URL"),
+        (["--role", "prefill", "--port", "70000", *COMMON], "--port is 70000"),
         (["--role", "prefill", "--base", "b", "--gateway", "http://[x"], "must be a URL like"),
     ],
 )
