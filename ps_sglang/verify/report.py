@@ -42,9 +42,23 @@ class VerifyReport:
 
     @property
     def can_tell(self) -> bool:
-        """Whether the control fails on most prompts, so that agreeing means something."""
+        """Whether the control fails, so that agreeing means something.
+
+        It fails on most prompts, or is off by more than rounding on all of them together.
+        """
+        if self.bar.nearer is not None:
+            shared, own_kv = self.lacks
+            return self.bar.nearer * shared < own_kv
         agreed, compared = self.control
         return 2 * agreed < compared
+
+    @property
+    def lacks(self) -> tuple[float, float]:
+        """By how much all answers' logits are behind the best: by the reference, by own KV."""
+        return (
+            sum(verdict.lacks for verdict in self.verdicts),
+            sum(verdict.own_kv_lacks for verdict in self.verdicts),
+        )
 
     @property
     def passed(self) -> bool:
@@ -55,7 +69,7 @@ class VerifyReport:
     def conclusion(self) -> str:
         """The line that is printed last."""
         return (
-            f"exact: {self.prompts_right}/{len(self.verdicts)} prompts, "
+            f"{self.bar.right}: {self.prompts_right}/{len(self.verdicts)} prompts, "
             f"{self.tokens_right}/{self.tokens} tokens"
         )
 
@@ -64,7 +78,7 @@ class VerifyReport:
         for number, verdict in enumerate(self.verdicts):
             if verdict.failure is not None:
                 yield f"FAILED {_where(number, verdict)}: {verdict.failure}"
-            for tie in verdict.ties:
+            for tie in verdict.ties if self.bar.nearer is None else ():
                 yield f"tie {_where(number, verdict)}: {tie}"
         if any(verdict.ties for verdict in self.verdicts):
             yield (
@@ -80,7 +94,15 @@ class VerifyReport:
                 f"(allowed: {self.bar.logprob:g})"
             )
         yield "control: own KV agrees on {}/{} prompts".format(*self.control)
-        if self.control[1] and not self.can_tell:
+        if self.bar.nearer is not None:
+            shared, own_kv = self.lacks
+            yield f"behind the best logits: {shared:.2f} in all, by own KV {own_kv:.2f}"
+            if not self.can_tell:
+                yield (
+                    f"FAILED: own KV must be off {self.bar.nearer:g} times as much; these are "
+                    "answers on the decoders' own KV, or the decoders are the base by other names"
+                )
+        elif self.control[1] and not self.can_tell:
             yield (
                 "FAILED: by the decoders' own KV half of the answers or more are right as well, so "
                 "this check cannot tell a shared prefill from none; are the decoders the "

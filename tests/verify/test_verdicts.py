@@ -140,6 +140,19 @@ def test_a_check_that_cannot_tell_does_not_pass(agreeing: int, passed: bool) -> 
     assert any("cannot tell" in line for line in lines) is not passed
 
 
+@pytest.mark.parametrize(("own", "passed"), [(0.2, False), (0.29, False), (0.31, True)])
+def test_under_rounding_all_answers_together_must_be_nearer_to_the_base(
+    own: float, passed: bool
+) -> None:
+    rounded = BARS["bfloat16"]
+    own_kv = replace(OWN, behind=(own, *SHARED.behind[1:]))
+    verdicts = [verdict(EXCHANGE, ANSWER, scores({4: 0.1}), own_kv, rounded)] * 4
+    report = VerifyReport(verdicts, rounded)
+    assert report.conclusion == "right but for rounding: 4/4 prompts, 96/96 tokens"
+    assert report.passed is passed
+    assert any(line.startswith("FAILED") for line in report.details()) is not passed
+
+
 def test_report_of_a_cluster_that_died() -> None:
     report = VerifyReport([unfit(replace(EXCHANGE, outcome="connection refused"))], BAR)
     assert list(report.details()) == [
