@@ -44,7 +44,9 @@ def _stop(*_: object) -> NoReturn:
 
 
 def _end_with_actor() -> None:
-    sys.stdin.buffer.read()
+    # Not through `sys.stdin`, whose lock Python wants at its own end.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
