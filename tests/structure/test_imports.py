@@ -25,7 +25,7 @@ FLOORS = (
     ("engine",),
     ("events", "models"),
     ("contract",),
-    ("gateway_admin",),
+    ("gateway_admin", "wires"),
     (
         "cluster_key",
         "gateway_http",

@@ -220,7 +220,9 @@ class Worker:
     def publish(self, endpoint: str = ANY_PORT, control: str = ANY_PORT) -> None:
         """Publish events. A snapshot says that nothing is cached."""
         loop = asyncio.get_running_loop()
-        self.publisher = WorkerEventPublisher(endpoint=endpoint, replay_endpoint=control)
+        self.publisher = WorkerEventPublisher(
+            endpoint=endpoint, replay_endpoint=control, key=self.key
+        )
         self.incarnation = self.publisher.incarnation
 
         def command(one: Command) -> None:
