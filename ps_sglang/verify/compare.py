@@ -32,15 +32,9 @@ class Bar:
 BARS: Final = MappingProxyType(
     {
         "float32": Bar(1e-3, 1e-3, "exact"),
-<<<<<<< HEAD
-        # Measured with Hugging Face in bfloat16. One token lacked 0.25 at most for the demo's
-        # models, and less than 2 for the random ones of tests, whose attention is sharp. By the
-        # wrong KV the most that a token lacked was ten times as large on average.
-=======
         # Measured with Hugging Face in bfloat16. The most that a token lacked was 0.25 for the
         # demo's models, and less than 2 for the random ones of tests, whose attention is sharp.
         # By the wrong KV that is ten times as much on average.
->>>>>>> cuda
         "bfloat16": Bar(2.0, 2.0, "right but for rounding", nearer=3.0),
     }
 )
