@@ -76,10 +76,10 @@ class BadNetwork:
 class Schedule:
     """One run: workers, requests and faults, all drawn from a seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, memory: str) -> None:
         self.source = random.Random(seed)
         self.network = BadNetwork(self.source)
-        self.world = World(self.network.carry)
+        self.world = World(self.network.carry, memory)
         self.prefills = [self._prefill(f"tcp://p{n}") for n in range(self.source.choice((1, 2)))]
         self.decodes = [self._decode(f"tcp://d{n}") for n in range(self.source.choice((1, 3)))]
         self.cancelled: list[Prefill | Decode] = []
@@ -242,12 +242,13 @@ class Schedule:
                     return
 
 
+@pytest.mark.parametrize("memory", ["host", "late"])
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_every_request_ends_exactly_or_by_name(group: int) -> None:
+def test_every_request_ends_exactly_or_by_name(group: int, memory: str) -> None:
     received = named = 0
     seen: set[str] = set()
     for seed in range(group, SCHEDULES, GROUPS):
-        schedule = Schedule(seed)
+        schedule = Schedule(seed, memory)
         schedule.run()
         assert schedule.over(), f"seed {seed}: a request hangs or a page is leased for ever"
         seen |= schedule.seen
