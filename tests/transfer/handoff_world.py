@@ -328,6 +328,12 @@ class Prefill:
         if len(rows) or last:
             self.lender.offer(room, rows, request.slot if last else None)
 
+    def digested(self, room: int) -> list[int]:
+        """The pages of a room whose digest the decode worker was told."""
+        lease = self.lender._leases.of_room(room)
+        batches = [] if lease is None else lease.batches
+        return [row for batch in batches if batch.offer.digest for row in batch.rows.tolist()]
+
     def abort(self, room: int) -> None:
         """The client hangs up."""
         request = self.requests[room]
