@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +45,7 @@ def main() -> int:
                 ("CUDA IPC, exact", _by_ipc), ("pinned memory and frames, exact", _by_frames),
                 ("speed", _speed),
             ):  # fmt: skip
-                rows.append(_row(f"{name} ({dtype})", lambda c=check, d=dtype: c(d, ask)))
+                rows.append(_row(f"{name} ({dtype})", partial(check, dtype, ask)))
     rows += [_row("waits for the engine's stream", _race), _row("overlap", _overlap)]
     result = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
     path = REPOSITORY / "out" / "gpu_check.json"

@@ -190,7 +190,8 @@ class CudaMemory:
         write: bool = True, keep: Any = None,
     ) -> Ticket[bytes]:  # fmt: skip
         if len(rows) == 0:
-            return Done(row_digest.from_sums(*np.zeros((2, row_digest.WORDS), np.uint64), 0))
+            nothing = np.zeros(row_digest.WORDS, np.uint64)
+            return Done(row_digest.from_sums(nothing, nothing, 0))
         numbers = _uploaded(np.concatenate((source_rows, rows)), self._device)
         source_numbers, target_numbers = numbers.chunk(2)
         sums = self._layout.move(
