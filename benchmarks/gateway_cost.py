@@ -121,13 +121,16 @@ async def _in_turn(
     # Prompts of one length, each new to whoever gets it.
     chats = iter(latency.chats(("decoder",), 2 * pairs, seed, stream=mode.stream))
     times: dict[str, list[float]] = {name: [] for name in targets}
-    began = {name: _cpu_ms(gateway) for name, gateway in served.items()}
+    began = {name: sum(systems.cpu_ms(gateway)) for name, gateway in served.items()}
     for _ in range(pairs):
         for name in source.sample(list(targets), len(targets)):
             decoder, body = next(chats)
             reply = await targets[name].post(client, decoder, body)
             times[name].append(1000 * (reply.done - reply.sent))
-    cpu = {name: (_cpu_ms(gateway) - began[name]) / pairs for name, gateway in served.items()}
+    cpu = {
+        name: (sum(systems.cpu_ms(gateway)) - began[name]) / pairs
+        for name, gateway in served.items()
+    }
     client.close()
     differences = [a - b for a, b in zip(times[WITH], times[WITHOUT], strict=True)]
     return {
@@ -136,12 +139,6 @@ async def _in_turn(
         "added_ms": statistics.median(differences),
         "added_cpu_ms": cpu[WITH] - cpu[WITHOUT],
     }
-
-
-def _cpu_ms(served: systems.Served) -> float:
-    """CPU time of a gateway so far; its kernel counts it in nanoseconds, for each thread."""
-    threads = [one for pid in served.pids for one in Path(f"/proc/{pid}/task").iterdir()]
-    return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e6
 
 
 def _line(found: dict[str, float]) -> str:

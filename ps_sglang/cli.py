@@ -53,6 +53,12 @@ def _worker(argv: Sequence[str]) -> int:
     return worker(argv)
 
 
+def _manifest(argv: Sequence[str]) -> int:
+    from ps_sglang.launch.kubernetes.__main__ import main as manifest
+
+    return manifest(argv)
+
+
 def _verify(argv: Sequence[str]) -> int:
     from ps_sglang.verify.__main__ import main as verify
 
@@ -116,7 +122,8 @@ def _evaluate(argv: Sequence[str]) -> int:
 def _check(argv: Sequence[str]) -> int:
     """Resolve the models of a launch and compare them; start nothing."""
     from ps_sglang.launch.args import CHECK_DESCRIPTION, parse_args
-    from ps_sglang.launch.prepare import check_flags, check_models
+    from ps_sglang.launch.command_lines import check_flags
+    from ps_sglang.launch.prepare import check_models
 
     spec = parse_args(argv, "ps-sglang check", CHECK_DESCRIPTION)
     check_flags(spec)
@@ -147,6 +154,7 @@ def _models(argv: Sequence[str]) -> int:
 COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "launch": (_launch, "start a cluster and serve until Ctrl-C"),
     "worker": (_worker, "start one worker of a running cluster, and look after it"),
+    "manifest": (_manifest, "write a cluster's Kubernetes manifests, or a Helm chart"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "status": (_status, "show the workers and decoders of a running cluster"),

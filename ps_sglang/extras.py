@@ -13,22 +13,33 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "train": ("accelerate", "peft", "datasets"),
     "demo": ("openai",),
     "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
+    "ray": ("ray",),
+    "mooncake": ("mooncake-transfer-engine-cuda13",),
+    "nixl": ("nixl",),
 }
+_MODULES: Final = {"mooncake-transfer-engine-cuda13": "mooncake"}
 
 
 def require_extra(extra: str, what: str) -> None:
     """Raise MissingPackageError unless all packages of `extra` are there; `what` needs them."""
-    missing = [package for package in EXTRAS[extra] if not _is_installed(package)]
-    if missing:
-        raise MissingPackageError(
-            f"{what} needs {', '.join(missing)}: pip install 'ps-sglang[{extra}]', in a checkout "
-            f"pip install -e '.[{extra}]'"
-        )
+    if lacks := missing(extra):
+        raise MissingPackageError(f"{what} needs {lacks}")
+
+
+def missing(extra: str) -> str | None:
+    """The packages of `extra` that are not there and what installs them, None if all are."""
+    lacks = [package for package in EXTRAS[extra] if not _is_installed(package)]
+    if not lacks:
+        return None
+    return (
+        f"{', '.join(lacks)}: pip install 'ps-sglang[{extra}]', in a checkout "
+        f"pip install -e '.[{extra}]'"
+    )
 
 
 def module_of(package: str) -> str:
     """The module that one of these packages brings."""
-    return package.replace("-", ".")
+    return _MODULES.get(package) or package.replace("-", ".")
 
 
 def _is_installed(package: str) -> bool:

@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,14 @@ class Served:
     pids: tuple[int, ...]
 
 
+def cpu_ms(served: Served) -> list[float]:
+    """CPU time of each process so far; its kernel counts it in nanoseconds, for each thread."""
+    return [
+        sum(int((one / "schedstat").read_text().split()[0]) for one in threads.iterdir()) / 1e6
+        for threads in (Path(f"/proc/{pid}/task") for pid in served.pids)
+    ]
+
+
 @contextlib.contextmanager
 def fleet(tokenizer: Path, configs: Sequence[EngineConfig]) -> Iterator[Fleet]:
     """Run engines until the block ends."""
@@ -126,6 +135,7 @@ def gateway(
     folder: Path,
     name: str = "gateway",
     module: str = "ps_sglang.gateway",
+    processes: int = 1,
     **changes: Any,
 ) -> Iterator[Served]:
     """Our gateway, one for all decoders; `module` runs it, with `changes` of its configuration."""
@@ -158,15 +168,19 @@ def gateway(
         ),
         tokenizer=str(engines.tokenizer),
     )
-    path = folder / f"{name}.json"
-    path.write_bytes(replace(config, **changes).to_json())
-    command = [sys.executable, "-m", module, "--config", str(path)]
-    with (
-        (folder / f"{name}.log").open("wb") as log,
-        process(command, output=subprocess.PIPE, errors=log) as started,
-    ):
-        url = _ready_line(started).split()[1]
-        yield Served(dict.fromkeys(engines.decoders, url), (started.pid,))
+    with contextlib.ExitStack() as stack:
+        meeting = stack.enter_context(tempfile.TemporaryDirectory())
+        log = stack.enter_context((folder / f"{name}.log").open("wb"))
+        pids, url = [], ""
+        for number in range(processes):
+            path = folder / f"{name}-{number}.json"
+            several = replace(config, processes=processes, process=number, peers=meeting)
+            path.write_bytes(replace(several, **changes).to_json())
+            command = [sys.executable, "-m", module, "--config", str(path)]
+            started = stack.enter_context(process(command, output=subprocess.PIPE, errors=log))
+            url = _ready_line(started).split()[1]
+            pids.append(started.pid)
+        yield Served(dict.fromkeys(engines.decoders, url), tuple(pids))
 
 
 @contextlib.contextmanager

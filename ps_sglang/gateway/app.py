@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,10 @@ from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.paths import OF_ONE_DECODER
+from ps_sglang.gateway.peers.answers import Answers
+from ps_sglang.gateway.peers.following import Follower, Owner
+from ps_sglang.gateway.peers.peers import OWNER, GatewayPeers
+from ps_sglang.gateway.peers.sharing import Sharing
 from ps_sglang.gateway.routes import (
     debug,
     engine,
@@ -45,6 +50,7 @@ from ps_sglang.gateway.routes.admin_port import on_their_port
 from ps_sglang.gateway.routes.limits import limit_rate
 from ps_sglang.gateway.routes.middleware import handle_request, read_whole_body
 from ps_sglang.gateway.routes.response_store import ResponseStore
+from ps_sglang.gateway.routes.to_owner import by_owner
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import TenantSessions
@@ -77,20 +83,21 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     cors.allow(app, config.cors_origins)
     # Behind CORS, as a browser's preflight has no key. Nobody without one sends a whole body.
     access = (*on_their_port(config), *own_pages_only(config), authentication(config))
-    app.middlewares.extend((*access, read_whole_body, limit_rate))
+    app.middlewares.extend((*access, read_whole_body, limit_rate, *by_owner(config)))
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
         background = Background()
         client = WorkerClient(key)
-        async with _http() as http:
-            gateway = _gateway(config, key, prompts, http, client, background, timing)
+        async with _http() as http, _to_owner(config) as to_owner:
+            gateway = _gateway(config, key, prompts, http, to_owner, client, background, timing)
             app[GATEWAY] = gateway
             await gateway.cache_index.start()
-            await gateway.health.first_probes()
-            watch = asyncio.create_task(gateway.leases.watch())
+            await gateway.peers.start()
+            watch = await _begin(gateway)
             yield
-            await cancel(watch)
-            await gateway.health.close()
+            await cancel(*watch)
+            await _end(gateway)
+            await gateway.peers.close()
             await gateway.cache_index.stop()
             await background.close()
             client.close()
@@ -112,19 +119,62 @@ def build_app(config: GatewayConfig, timing: ProbeTiming = DEFAULT_TIMING) -> we
     return app
 
 
+async def _begin(gateway: Gateway) -> list[asyncio.Task[None]]:
+    """Know the workers; returns what watches over them."""
+    if gateway.follower is not None:
+        await gateway.follower.knows_all()
+        return []
+    await gateway.health.first_probes()
+    works = [gateway.leases.watch()]
+    if not gateway.peers.is_alone:
+        works.append(gateway.owner.watch())
+    return [asyncio.create_task(work) for work in works]
+
+
+async def _end(gateway: Gateway) -> None:
+    if gateway.follower is not None:
+        gateway.follower.close()
+    else:
+        await gateway.health.close()
+
+
+def _peers(config: GatewayConfig) -> GatewayPeers:
+    folder = None if config.peers is None else Path(config.peers)
+    return GatewayPeers(folder, config.process, config.processes)
+
+
+@asynccontextmanager
+async def _to_owner(config: GatewayConfig) -> AsyncIterator[aiohttp.ClientSession | None]:
+    """What a process that is not the owner passes requests on with."""
+    if config.process == OWNER:
+        yield None
+        return
+    connector = aiohttp.UnixConnector(
+        str(_peers(config).http_socket(OWNER)), limit=0, force_close=True
+    )
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, auto_decompress=False
+    ) as session:
+        yield session
+
+
 def _gateway(
     config: GatewayConfig,
     key: ClusterKey | None,
     prompts: Prompts,
     http: aiohttp.ClientSession,
+    to_owner: aiohttp.ClientSession | None,
     client: WorkerClient,
     background: Background,
     timing: ProbeTiming,
 ) -> Gateway:
-    pool, metrics = WorkerPool(config.workers, key), GatewayMetrics()
+    peers = _peers(config)
+    # The others hear of the owner's.
+    pool, metrics = WorkerPool(config.workers if peers.is_owner else (), key), GatewayMetrics()
     sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
-    cache_index = CacheIndex(prompts, on_span=traces.add)
+    cache_index = CacheIndex(prompts, on_span=traces.add, key=key)
     for worker_state in pool:
         cache_index.add(worker_state.worker)
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))
@@ -140,12 +190,24 @@ def _gateway(
     health.recognition.admitted.append(
         lambda worker_state: cache_index.admitted(worker_state.name, worker_state.incarnation)
     )
-    metrics.register(WorkerStateMetrics(pool, health))
-    metrics.register(IndexMetrics(cache_index))
+    owner = Owner(peers, pool, health)
+    follower = None if peers.is_owner else Follower(peers, pool, cache_index)
+    if follower is None:  # all know the same of workers
+        metrics.register(WorkerStateMetrics(pool, health))
+        metrics.register(IndexMetrics(cache_index))
     descriptors = Descriptors(client, lambda: len(pool))
-    dispatcher = Dispatcher(client, router, background, metrics, health, traces, descriptors)
-    health.start(dispatcher.interrupt)
+    outcomes = health if follower is None else follower
+    dispatcher = Dispatcher(client, router, background, metrics, outcomes, traces, descriptors)
+    if follower is None:
+        health.start(owner.interrupting(dispatcher.interrupt))
+    else:
+        follower.interrupt = dispatcher.interrupt
     hint_actions = HintActions(dispatcher, pool, background, sessions, cache_index, metrics)
+    limiter = RequestLimiter(config.limits, lambda: len(pool.decode()))
+    sharing = Sharing(
+        peers, pool, router, sessions, limiter, cache_index, hint_actions.abort_session
+    )
+    peers.answers = Answers(dispatcher, sessions, sharing, metrics)
     return Gateway(
         config=config,
         cluster_key=key,
@@ -158,7 +220,7 @@ def _gateway(
         cache_index=cache_index,
         router=router,
         descriptors=descriptors,
-        limiter=RequestLimiter(config.limits, lambda: len(pool.decode())),
+        limiter=limiter,
         dispatcher=dispatcher,
         metrics=metrics,
         traces=traces,
@@ -167,6 +229,10 @@ def _gateway(
         tracing=_tracing(config),
         leases=Leases(pool, health.take_requests_from),
         activity=activity,
+        peers=peers,
+        owner=owner,
+        follower=follower,
+        to_owner=to_owner,
     )
 
 

@@ -226,6 +226,7 @@ class WorkerUnreachable(WorkerError):
 
     def __init__(self, worker: Worker, reason: str, loss: Loss = Loss.NOT_TAKEN) -> None:
         super().__init__(worker, f"is unreachable: {reason}", status=503, code="worker_unreachable")
+        self.reason = reason
         self.loss = loss
 
 

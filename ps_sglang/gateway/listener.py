@@ -43,7 +43,8 @@ class HttpListener:
     """Listens for the application of `runner`, which must be set up.
 
     With `tls` connections are encrypted; it is asked anew for each. `for_admins`: it is the port
-    for admins.
+    for admins. `is_shared`: other processes of this user listen on the port, too, and the system
+    chooses one for each connection.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class HttpListener:
         tls: Callable[[], ssl.SSLContext] | None = None,
         *,
         for_admins: bool = False,
+        is_shared: bool = False,
     ) -> None:
         assert runner.server is not None, "the runner is set up first"
         self._server = runner.server
         self._descriptors = descriptors
         self._tls = tls
         self.for_admins = for_admins
+        self._is_shared = is_shared
         self._sockets: list[socket.socket] = []
         self._clients: set[_Client] = set()
         self._paused: asyncio.TimerHandle | None = None
@@ -72,7 +75,7 @@ class HttpListener:
         )
         try:
             for family, _, _, _, address in dict.fromkeys(addresses):
-                self._sockets.append(_listening(family, address))
+                self._sockets.append(_listening(family, address, is_shared=self._is_shared))
         except OSError:
             self._close()
             raise
@@ -289,10 +292,12 @@ async def read_body(request: web.Request) -> None:
         reading.cancel()
 
 
-def _listening(family: int, address: tuple[object, ...]) -> socket.socket:
+def _listening(family: int, address: tuple[object, ...], *, is_shared: bool) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setblocking(False)

@@ -14,6 +14,7 @@ from ps_sglang.gateway import ids
 from ps_sglang.gateway.errors import BROKEN_ENCODING, INTERNAL, GatewayError
 from ps_sglang.gateway.listener import IDLE_SECONDS
 from ps_sglang.gateway.routes.middleware import REQUEST_ID, error_response
+from ps_sglang.gateway.state import Gateway
 
 log = logging.getLogger("ps_sglang.gateway")
 
@@ -32,6 +33,13 @@ def runner(app: web.Application) -> web.AppRunner:
         keepalive_timeout=IDLE_SECONDS,
         lingering_time=LINGER_SECONDS,
     )
+
+
+async def serve_peers(app: web.AppRunner, gateway: Gateway) -> None:
+    """Serve what other gateway processes pass on, if there are any; the runner's end ends it."""
+    peers = gateway.peers
+    if not peers.is_alone:
+        await web.UnixSite(app, peers.http_socket(peers.own)).start()
 
 
 class _Runner(web.AppRunner):

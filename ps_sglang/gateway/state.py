@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import BadRequest, GatewayError, ModelNotFound, NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
+from ps_sglang.gateway.peers.following import Follower, Owner
+from ps_sglang.gateway.peers.peers import GatewayPeers
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router
 from ps_sglang.gateway.routing.sessions import TenantSessions
@@ -39,7 +42,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gateway:
-    """The running gateway."""
+    """The running gateway.
+
+    One of several processes that is not the owner is a `follower`, and passes what only the owner
+    can do `to_owner`.
+    """
 
     config: GatewayConfig
     cluster_key: ClusterKey | None
@@ -61,7 +68,13 @@ class Gateway:
     tracing: Tracing | None
     leases: Leases
     activity: Activity
+    peers: GatewayPeers
+    owner: Owner
+    follower: Follower | None
+    to_owner: aiohttp.ClientSession | None
     started: int = field(default_factory=lambda: int(time.time()))
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it is to stop: it serves on, but is no longer ready."""
 
     @property
     def limits(self) -> Limits:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ps_sglang.launch.args import parse_args
-from ps_sglang.launch.serve import serve
-
-if TYPE_CHECKING:
-    from ps_sglang.launch.prepare import Plan
+from ps_sglang.launch.serve import Speaker, exit_status, serve_plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: see `serve.STATUSES`."""
 
-    def plan() -> Plan:
+    def launch(say: Speaker) -> None:
         spec = parse_args(sys.argv[1:] if argv is None else argv)
+        if spec.on == "ray":
+            from ps_sglang.launch.ray.serve import serve_on_ray
+
+            serve_on_ray(spec, say)
+            return
         from ps_sglang.launch.prepare import prepare
 
-        return prepare(spec)
+        serve_plan(prepare(spec), say)
 
-    return serve(plan)
+    return exit_status(launch)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.config import LogFormat
 from ps_sglang.launch.limit_args import LIMITS, add_limits, taken_limits
 from ps_sglang.launch.serve import STATUSES
+from ps_sglang.launch.shared_args import add_shared, settled
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.parser import SettingsParser, user_path
 
@@ -55,6 +55,7 @@ examples:
       --decode-engine-args "--max-total-tokens 20000 --max-running-requests 16"
   {prog} --spec launch/demo.yaml --port 0
   {prog} --prefill ./qwen3 --decoders math=./m1 --gpus 8x80GB --dry-run
+  {prog} --spec launch/ray.yaml --on ray
   {prog} --prefill base --decoders c --join http://127.0.0.1:8000"""
 
 _ROLE_FLAGS: Final = ("--prefill-engine-args", "--decode-engine-args")
@@ -86,16 +87,15 @@ def parse_args(
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
     chosen["limits"] = taken_limits(chosen)
+    if "drain" in chosen:
+        chosen["drain_s"] = chosen.pop("drain")
     return ClusterSpec(**settled(chosen))
 
 
-def settled(chosen: dict[str, Any]) -> dict[str, Any]:
-    """Options of `add_shared` as ClusterSpec has them."""
-    if "model_roots" in chosen:
-        chosen["model_roots"] = tuple(chosen["model_roots"])
-    if "ready_timeout" in chosen:
-        chosen["ready_timeout_s"] = chosen.pop("ready_timeout")
-    return chosen
+def flag_help() -> dict[str, str]:
+    """What the flags mean, by the key of a specification that is the same."""
+    actions = _parser("ps-sglang launch", _DESCRIPTION)._actions
+    return {action.dest: action.help for action in actions if action.help is not None}
 
 
 def _check_join(chosen: dict[str, Any]) -> None:
@@ -103,7 +103,16 @@ def _check_join(chosen: dict[str, Any]) -> None:
 
     Raises UsageError for an option that is the gateway's.
     """
-    of_gateway = ("host", "port", "admin_host", "admin_port", "cors_origins", "otlp_endpoint")
+    of_gateway = (
+        "host",
+        "port",
+        "gateway_processes",
+        "admin_host",
+        "admin_port",
+        "cors_origins",
+        "otlp_endpoint",
+        "drain",
+    )
     for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
         if flag in chosen:
             flag = flag.replace("_", "-")
@@ -140,6 +149,13 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--port", type=int, help=f"port of the gateway, 0 for any free one (default {default.port})"
     )
     add(
+        "--gateway-processes",
+        type=int,
+        metavar="N",
+        help="serve the port with N processes of the gateway, each of which fills a core "
+        f"(default {default.gateway_processes}); adapters then stay as they are",
+    )
+    add(
         "--cors-origins",
         metavar="ORIGIN,...",
         type=listed,
@@ -173,6 +189,13 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
     add(
+        "--drain",
+        type=float,
+        metavar="S",
+        help="on SIGTERM or Ctrl-C answer /ready with 503, and give requests S seconds to end "
+        f"(default {default.drain_s:g})",
+    )
+    add(
         "--prefill-replicas",
         type=int,
         metavar="N",
@@ -202,6 +225,17 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="print where each worker would run, with what memory, variables and flags, and end",
     )
     add(
+        "--on",
+        choices=("ray",),
+        help="run the workers and the gateway as actors of a Ray cluster (needs the extra `ray`; "
+        "default: on this machine)",
+    )
+    add(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="the Ray cluster for --on ray (default: $RAY_ADDRESS, or the one on this machine)",
+    )
+    add(
         "--join",
         metavar="URL",
         help="start no gateway: have the decoders' workers (and prefill workers only as "
@@ -211,88 +245,6 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     for flag, role in zip(_ROLE_FLAGS, ("prefill", "decode"), strict=True):
         add(flag, type=_words, metavar='"..."', help=f"SGLang flags for {role} workers only")
     return parser
-
-
-def add_shared(parser: argparse.ArgumentParser) -> None:
-    """The options that all kinds of workers have."""
-    default = ClusterSpec("", ("",))
-    add = parser.add_argument
-    add(
-        "--advertise",
-        metavar="ADDRESS",
-        help="the address under which other machines reach the workers",
-    )
-    add(
-        "--gpus",
-        metavar="GPUS",
-        help="GPUs to place workers on: all (the default, if there are any), numbers as 0,2, or "
-        "with launch --dry-run the description of a machine, as 8x80GB",
-    )
-    add(
-        "--max-restarts",
-        type=int,
-        metavar="N",
-        help="restart a process that dies or hangs N times in ten minutes at most "
-        f"(default {default.max_restarts})",
-    )
-    add(
-        "--transfer-backend",
-        choices=("zmq", "mooncake", "nixl"),
-        help="how KV pages travel (default zmq on a CPU, mooncake on a GPU)",
-    )
-    add(
-        "--allow-unverified",
-        action="store_true",
-        help="admit decoders without a prefillshare.json; shapes and tokenizer are still checked",
-    )
-    add(
-        "--model-root",
-        type=user_path,
-        action="append",
-        dest="model_roots",
-        metavar="FOLDER",
-        help="let swaps and new decoders load from below this folder, may be repeated (default: "
-        "the folders in which the models given here lie)",
-    )
-    add(
-        "--cluster-key-file",
-        type=user_path,
-        metavar="FILE",
-        help="the key that workers and gateway share, for workers on other hosts (default: a new "
-        "one; with --join that of the cluster, if it is on this machine)",
-    )
-    add(
-        "--allow-unsafe",
-        action="store_true",
-        help="admit flags of SGLang that run what a request brings, or open a port without a key; "
-        "only admins may use them",
-    )
-    add(
-        "--log-dir",
-        type=Path,
-        metavar="DIR",
-        help="where each worker's log goes (default: a new folder under ~/.cache/ps_sglang/logs)",
-    )
-    add(
-        "--log-format",
-        type=LogFormat,
-        choices=tuple(LogFormat),
-        help="how the gateway and the launcher write their lines: text, or one JSON object each "
-        f"(default {default.log_format})",
-    )
-    add(
-        "--otlp-endpoint",
-        metavar="URL",
-        help="export OpenTelemetry traces to the collector there, over HTTP, such as "
-        "http://localhost:4318 (needs the extra `otel`; default: none)",
-    )
-    add(
-        "--ready-timeout",
-        type=float,
-        metavar="S",
-        help="give up if a worker is not ready after so many seconds "
-        f"(default {default.ready_timeout_s:g})",
-    )
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ps_sglang.launch.deadline import Deadline
 from ps_sglang.launch.dry_run import planned
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Loaded
+from ps_sglang.launch.open_files import few_files, hard_limit
 from ps_sglang.launch.outlook import candidates, outlook, sharing
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.processes import FORK_SERVER, GATEWAY, Processes
@@ -144,7 +145,7 @@ class Cluster:
         supervisor = Supervisor(
             self._processes,
             self._membership,
-            workers if spec.join else [GATEWAY, *workers],
+            workers if spec.join else [*self._processes.gateways, *workers],
             most=spec.max_restarts,
             ready_s=spec.ready_timeout_s,
             outlook=self._outlook,
@@ -160,6 +161,8 @@ class Cluster:
         if self._membership is not None and self.plan.spec.join:
             self._membership.leave()
         elif self._membership is not None:
+            if self.plan.spec.drain_s:  # until it has ended it needs its workers' leases
+                self._processes.stop_gateway()
             self._membership.close()
         self._processes.close()
 
@@ -175,6 +178,10 @@ class Cluster:
             self._on_progress(f"decoder {report.name}: {report.description}")
         for line in (*sharing(self.plan.workers), *self.plan.warnings, *planned(self.plan)):
             self._on_progress(line)
+        if self._membership is None:
+            processes = self.plan.spec.gateway_processes
+            for line in few_files(hard_limit(), len(self.plan.workers), processes):
+                self._on_progress(line)
         read_ahead(self.plan.weight_files)
         self._wait_until_imported(deadline)
         *first, last = self.plan.waves
@@ -183,11 +190,13 @@ class Cluster:
             self._wait_until_ready(wave, deadline)
         self._start(last)
         if self._membership is None:
-            self._processes.start_gateway()
+            for name in self._processes.gateways:
+                self._processes.start_gateway(name)
         self._wait_until_ready(last, deadline)
         self._link.send(Loaded())
         if self._membership is None:
             self._wait(lambda: () if self._processes.find_gateway() else (GATEWAY,), deadline)
+            self._wait(self._processes.silent_gateways, deadline)
             gateway = self._processes.gateway
             self._membership = self._member_of(gateway.admin_url, self._processes.credentials)
         self._wait(self._membership.join, deadline)

@@ -93,14 +93,7 @@ def _left(gpus: GpuPlan) -> Iterator[str]:
 
 def _pages(gpus: GpuPlan) -> Iterator[str]:
     if gpus.transport is not None:
-        ways: dict[str, list[str]] = {}
-        for source in gpus.budgets.values():
-            for target in gpus.budgets.values():
-                if (source.demand.role, target.demand.role) == (Role.PREFILL, Role.DECODE):
-                    way = gpus.transport.between(source.gpus, target.gpus)
-                    pair = f"{source.demand.name} to {target.demand.name}"
-                    ways.setdefault(way, []).append(pair)
-        for way, pairs in (ways or {gpus.transport.name: ["to and from the cluster"]}).items():
+        for way, pairs in gpus.ways.items():
             yield f"pages by {gpus.transport.backend}, {way}: {', '.join(pairs)}"
     yield from (f"note: {note}" for note in gpus.notes)
 

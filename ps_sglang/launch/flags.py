@@ -25,6 +25,9 @@ _ROLE: Final = "the launcher decides it from the worker's role"
 _HANDOFF: Final = "it moves or keeps KV in ways that a shared prefill cannot allow"
 _ORDER: Final = "requests wait by priority and by what is held of them, see docs/architecture.md"
 _ADAPTERS: Final = "adapters are given with --decoders, as whole models are"
+_ONE_ENGINE: Final = (
+    "a worker is one engine; have several with --prefill-replicas and --decode-replicas"
+)
 _SPECULATIVE: Final = "a draft model would need hidden states of the base"
 
 OWNED: Final[Mapping[str, str]] = MappingProxyType(
@@ -50,6 +53,12 @@ OWNED: Final[Mapping[str, str]] = MappingProxyType(
         "--admin-api-key": "workers have a key already, see --cluster-key-file",
         "--tokenizer-path": "each model brings its own tokenizer, which the contract compares",
         "--skip-tokenizer-init": "the gateway sends text",
+        "--dp-size": _ONE_ENGINE,
+        "--enable-dp-attention": _ONE_ENGINE,
+        "--disaggregation-enable-kv-checksum": (
+            "its decode workers would read one token more than was handed over, and end requests "
+            "for it; pages of --transfer-backend zmq are compared anyway"
+        ),
         "--disaggregation-decode-allocation-policy": _HANDOFF,
         "--disaggregation-decode-enable-offload-kvcache": _HANDOFF,
         "--disaggregation-decode-host-receive-threshold": _HANDOFF,

@@ -14,12 +14,15 @@ def gateway_config(
     launcher_key: str | None = None,
     cluster_key_file: Path | None = None,
     *,
+    process: int = 0,
+    peers: Path | None = None,
     restarts: bool = False,
 ) -> GatewayConfig:
     """What the gateway must know of a plan; its workers join it themselves.
 
-    `launcher_key` is the digest of the launcher's key. `restarts`: there was a gateway before it,
-    whose workers do not all belong to the launcher.
+    `launcher_key` is the digest of the launcher's key. It is number `process` of the gateway's, and
+    meets the others in the folder `peers`. `restarts`: there was a gateway before it, whose workers
+    do not all belong to the launcher.
     """
     return GatewayConfig(
         host=plan.spec.host,
@@ -45,6 +48,10 @@ def gateway_config(
         no_keys=plan.spec.no_keys,
         tls_cert=_absolute(plan.spec.tls_cert),
         tls_key=_absolute(plan.spec.tls_key),
+        drain_s=plan.spec.drain_s,
+        processes=plan.spec.gateway_processes,
+        process=process,
+        peers=_absolute(peers),
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,6 @@ from tempfile import TemporaryFile
 
 from ps_sglang.contract import DecoderReport, base_fingerprint, check_cluster, is_adapter
 from ps_sglang.contract.engine_flags import check_engine_flags
-from ps_sglang.contract.served_template import check_served_template
 from ps_sglang.contract.shape import read_shape
 from ps_sglang.contract.tensors import weight_files
 from ps_sglang.engine.compat import SGLANG_VERSION
@@ -21,18 +19,17 @@ from ps_sglang.errors import MissingPackageError, UsageError
 from ps_sglang.extras import require_extra
 from ps_sglang.gateway.access import key_file, tls
 from ps_sglang.gateway.config import ChatFlags
-from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.home import home
-from ps_sglang.launch import flag_check, flags, lora
+from ps_sglang.launch import flags
+from ps_sglang.launch.command_lines import chat_flags, check_flags, command_lines, token_limits
 from ps_sglang.launch.devices import has_amd, refuse_resources, runs_on_cpu, runs_on_cuda
-from ps_sglang.launch.environment import encode_adapters
 from ps_sglang.launch.gpus.plan import GpuPlan, find_machine, plan_gpus
 from ps_sglang.launch.gpus.transport import DEFAULT_BACKEND
-from ps_sglang.launch.parsers import check_parsers, parsers
+from ps_sglang.launch.parsers import check_parsers
 from ps_sglang.launch.placement import Placement, names_base, place, refuse_misplaced
 from ps_sglang.launch.ports import free_ports, listen_address, require_free
-from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, Entry, EventPorts, Role, WorkerSpec
-from ps_sglang.launch.unsafe_flags import code_warnings, refuse_unsafe
+from ps_sglang.launch.spec import LOOPBACK, ClusterSpec, EventPorts, Role, WorkerSpec
+from ps_sglang.launch.unsafe_flags import code_warnings
 from ps_sglang.model_roots import parents
 from ps_sglang.models.resolve import NamedModel, resolve_all
 
@@ -105,37 +102,37 @@ def prepare(spec: ClusterSpec) -> Plan:
         require_extra("otel", "--otlp-endpoint")
     spec = check_flags(spec)
     check_model_roots(spec.model_roots)
-    _check_access(spec)
+    check_access(spec)
     starts_gateway = spec.join is None and not spec.dry_run
     if spec.port and starts_gateway:
         require_free(spec.host, spec.port)
     if spec.admin_port and starts_gateway:
         require_free(spec.admin_host or spec.host, spec.admin_port)
+    if spec.worker_port:
+        require_free("0.0.0.0", spec.worker_port)
     log_dir = _log_dir(spec.log_dir, make=not spec.dry_run)
     base, reports = check_models(spec)
     cpu, cuda = runs_on_cpu(spec), runs_on_cuda(spec)
     placements = place(spec, base, reports)
     shape = read_shape(base.path)
-    command_lines = _command_lines(spec, placements, shape.context_length, cpu=cpu, cuda=cuda)
-    check_engine_flags(command_lines)
-    check_parsers(command_lines)
+    lines = command_lines(spec, placements, shape.context_length, cpu=cpu, cuda=cuda)
+    check_engine_flags(lines)
+    check_parsers(lines)
     gpus = None
     if not cuda:
         refuse_resources(spec)
     elif placements:
-        gpus = plan_gpus(spec, find_machine(spec, has_amd=has_amd()), placements, command_lines)
-        command_lines = {
-            name: gpus.command_line(name, command_lines[name]) for name in gpus.budgets
-        }
+        gpus = plan_gpus(spec, find_machine(spec, has_amd=has_amd()), placements, lines)
+        lines = {name: gpus.command_line(name, lines[name]) for name in gpus.budgets}
     return Plan(
         spec,
         cpu,
         base,
         "" if spec.dry_run else base_fingerprint(base.path),  # reads every weight
         tuple(reports),
-        _workers(spec, cpu, placements, command_lines, log_dir),
+        _workers(spec, cpu, placements, lines, log_dir),
         shape.architecture,
-        min([shape.context_length, *_limits([spec.engine_args, *command_lines.values()])]),
+        min([shape.context_length, *token_limits([spec.engine_args, *lines.values()])]),
         shape.vocabulary,
         log_dir,
         chat_flags(spec),
@@ -150,7 +147,7 @@ def check_model_roots(roots: Iterable[Path]) -> None:
             raise UsageError(f"--model-root {folder} is no folder")
 
 
-def _check_access(spec: ClusterSpec) -> None:
+def check_access(spec: ClusterSpec) -> None:
     """Read what the gateway will read; raises UsageError for a file that it could not use."""
     if spec.api_keys is not None and not key_file.read(spec.api_keys):
         raise UsageError(
@@ -183,34 +180,6 @@ def check_models(spec: ClusterSpec) -> tuple[NamedModel, list[DecoderReport]]:
     return base, [itself if names_base(spec, entry) else next(checked) for entry in spec.entries]
 
 
-def chat_flags(spec: ClusterSpec) -> ChatFlags:
-    """By which flags workers render chats; they must be the same for all roles.
-
-    Raises UsageError for a template that cannot be loaded, or variables that are no JSON object.
-    """
-    words = spec.role_args(Role.DECODE)
-    template = flags.value_of(words, "--chat-template")
-    if template is not None:
-        check_served_template(template)
-        if template.endswith(".jinja"):
-            _check_jinja(template)
-    kwargs = flags.value_of(words, "--default-chat-template-kwargs")
-    try:
-        variables = json.loads(kwargs or "{}")
-    except ValueError as error:
-        raise UsageError(f"--default-chat-template-kwargs {kwargs}: no JSON: {error}") from error
-    if not isinstance(variables, dict):
-        raise UsageError(f"--default-chat-template-kwargs {kwargs}: must be a JSON object")
-    return ChatFlags(template, flags.value_of(words, "--hf-chat-template-name"), variables)
-
-
-def _check_jinja(template: str) -> None:
-    try:
-        ChatTemplate.given(template)
-    except NoChatText as error:
-        raise UsageError(f"--chat-template {template}: {error}") from error
-
-
 def require_sglang() -> None:
     """Refuse an SGLang that the plugin was not written for."""
     fix = f"pip install sglang=={SGLANG_VERSION}"
@@ -222,34 +191,6 @@ def require_sglang() -> None:
         raise MissingPackageError(
             f"sglang {installed} is installed, ps_sglang supports {SGLANG_VERSION}: {fix}"
         )
-
-
-def check_flags(spec: ClusterSpec) -> ClusterSpec:
-    """`spec` with every SGLang flag's name in full.
-
-    Raises UsageError if SGLang would not take a flag or its value, or the launcher sets it itself.
-    """
-    return replace(
-        spec,
-        decoders=tuple(
-            replace(one, engine_args=_checked(spec, one.engine_args, f"engine_args of {one.model}"))
-            if isinstance(one, Entry)
-            else one
-            for one in spec.decoders
-        ),
-        engine_args=_checked(spec, spec.engine_args, "engine flags"),
-        prefill_engine_args=_checked(spec, spec.prefill_engine_args, "--prefill-engine-args"),
-        decode_engine_args=_checked(spec, spec.decode_engine_args, "--decode-engine-args"),
-    )
-
-
-def _checked(spec: ClusterSpec, words: Sequence[str], source: str) -> tuple[str, ...]:
-    flags.refuse_owned(words, source)  # by the name that was given
-    full = flag_check.checked(words, source)
-    flags.refuse_owned(full, source)
-    if not spec.allow_unsafe:
-        refuse_unsafe(full, source)
-    return full
 
 
 def _log_dir(log_dir: Path | None, *, make: bool) -> Path:
@@ -272,43 +213,18 @@ def _log_dir(log_dir: Path | None, *, make: bool) -> Path:
     return folder.resolve()
 
 
-def _command_lines(
-    spec: ClusterSpec,
-    placements: Sequence[Placement],
-    context_length: int,
-    *,
-    cpu: bool,
-    cuda: bool,
-) -> dict[str, tuple[str, ...]]:
-    """Of each worker what a user may set: the launcher's defaults and the user's own flags."""
-    parser_flags = parsers(spec, placements)
-    command_lines = {}
-    for placement in placements:
-        user = placement.user_args(spec)
-        default = dict(
-            flags.defaults(placement.role, cpu=cpu, cuda=cuda, context_length=context_length)
-        )
-        if placement.lora:
-            default |= lora.defaults(placement.model.path, placement.reports, user, cpu=cpu)
-        command_line = flags.merge(default | parser_flags[placement.name], user)
-        if placement.lora:
-            encode_adapters(placement.adapters or ())  # refuses too many
-            lora.check(placement.name, command_line, placement.reports)
-        command_lines[placement.name] = command_line
-    return command_lines
-
-
 def _workers(
     spec: ClusterSpec,
     cpu: bool,
     placements: Sequence[Placement],
-    command_lines: Mapping[str, tuple[str, ...]],
+    lines: Mapping[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
     if not placements:
         return ()
     backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
-    ports = iter(free_ports(5 * len(placements)))
+    free = free_ports(5 * len(placements) + 1)
+    ports = iter([port for port in free if port != spec.worker_port])
     host = spec.advertise or LOOPBACK
     listen = listen_address(host)
     # ZeroMQ takes no names to bind to, and whoever joins is asked at the host of its URL.
@@ -316,7 +232,7 @@ def _workers(
     workers = []
     for placement in placements:
         name, role, model = placement.name, placement.role, placement.model
-        port, rendezvous = next(ports), next(ports)
+        port, rendezvous = spec.worker_port or next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
         events = EventPorts(f"tcp://{bind}:{next(ports)}", f"tcp://{bind}:{next(ports)}")
         owned = flags.owned(
@@ -331,7 +247,7 @@ def _workers(
                 port=port,
                 bootstrap_port=bootstrap,
                 events=events,
-                argv=(*owned, *command_lines[name]),
+                argv=(*owned, *lines[name]),
                 log=log_dir / f"{name}.log",
                 adapters=placement.adapters,
                 host=host,
@@ -339,13 +255,3 @@ def _workers(
             )
         )
     return tuple(workers)
-
-
-def _limits(command_lines: Iterable[Sequence[str]]) -> Iterator[int]:
-    """Token counts in the flags beyond which a request cannot grow."""
-    for words in command_lines:
-        for flag in ("--context-length", "--max-total-tokens"):
-            value = flags.value_of(words, flag)
-            if value is None:
-                continue
-            yield flag_check.size(value)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
 from ps_sglang.gateway.access.key_file import digest_of, new_secret
+from ps_sglang.gateway.peers.sockets import http_socket_of
 from ps_sglang.gateway_http import Credentials
 from ps_sglang.launch import procfs
 from ps_sglang.launch.environment import (
@@ -28,7 +29,14 @@ from ps_sglang.launch.log_rotation import LogRotation
 from ps_sglang.launch.messages import Start, StartMethod
 from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.prepare import Plan
-from ps_sglang.launch.readiness import Probe, gateway_lives, gateway_url, is_ready, tail
+from ps_sglang.launch.readiness import (
+    Probe,
+    gateway_lives,
+    gateway_process_lives,
+    gateway_url,
+    is_ready,
+    tail,
+)
 from ps_sglang.launch.spec import WorkerSpec
 
 GATEWAY: Final = "gateway"
@@ -58,7 +66,10 @@ class Processes:
         self._workers = {worker.name: worker for worker in plan.workers}
         # Numbered, as a decoder's name could make a socket's path too long.
         self._folders = {name: f"w{number}" for number, name in enumerate(self._workers)}
-        self.logs = LogRotation(list(map(self.log, (FORK_SERVER, GATEWAY, *self._workers))))
+        self.gateways = tuple(map(gateway_name, range(plan.spec.gateway_processes)))
+        """The names of the gateway's processes; workers join the first one."""
+        logged = (FORK_SERVER, *self.gateways, *self._workers)
+        self.logs = LogRotation(list(map(self.log, logged)))
         self.logs.remove()  # an earlier cluster's, in a reused folder
         self._runtime = Path(tempfile.mkdtemp(prefix="ps_sglang-"))
         if key_file is None:
@@ -97,7 +108,7 @@ class Processes:
         Decode workers keep a prefill worker's sockets in mind, by its bootstrap server. They would
         wait for its dead process.
         """
-        return self._workers[name].bootstrap_port is not None
+        return name in self._workers and self._workers[name].bootstrap_port is not None
 
     def restart_worker(self, name: str) -> None:
         """Start a worker in place of one that has ended."""
@@ -135,25 +146,35 @@ class Processes:
             )
         )
 
-    def start_gateway(self) -> None:
-        """Start the gateway, which knows no worker yet; again on the ports that it had before."""
-        file = self._runtime / "gateway.json"
+    def start_gateway(self, name: str = GATEWAY) -> None:
+        """Start a process of the gateway, which knows no worker yet.
+
+        It serves on the ports that it had before.
+        """
+        file = self._runtime / f"{name}.json"
         key = self.credentials.api_key
         digest = None if key is None else digest_of(key)
-        restarts = GATEWAY in self.link.pids
-        config = gateway_config(self._plan, digest, self._key_file, restarts=restarts)
-        if restarts:
+        restarts = name in self.link.pids
+        config = gateway_config(
+            self._plan,
+            digest,
+            self._key_file,
+            process=self.gateways.index(name),
+            peers=self._runtime,
+            restarts=restarts,
+        )
+        if restarts and name == GATEWAY:
             config = replace(config, port=_port(self.gateway.url))
             if config.admin_port is not None:
                 config = replace(config, admin_port=_port(self.gateway.admin_url))
         file.write_bytes(config.to_json())
         self.link.start(
             Start(
-                name=GATEWAY,
+                name=name,
                 module="ps_sglang.gateway",
                 argv=("--config", str(file)),
                 env={},
-                log=str(self.log(GATEWAY)),
+                log=str(self.log(name)),
                 start_method=StartMethod.EXEC,
             )
         )
@@ -166,9 +187,17 @@ class Processes:
         self.gateway = GatewayAddress(url, gateway_url(log, "admin") or url)
         return True
 
+    def silent_gateways(self) -> list[str]:
+        """The gateway's processes that do not serve yet."""
+        return [name for name in self.gateways if gateway_url(self.log(name)) is None]
+
     def probe(self, name: str) -> Probe:
         """Begin to ask a worker, or the gateway, until it answers or is cancelled."""
-        if name == GATEWAY:
+        if is_gateway(name) and len(self.gateways) > 1:
+            # The port is another's as well.
+            path = http_socket_of(self._runtime, self.gateways.index(name))
+            probe = Probe(name, partial(gateway_process_lives, path))
+        elif name == GATEWAY:
             probe = Probe(name, partial(gateway_lives, self.gateway.url, self.credentials))
         else:
             worker, pid = self._workers[name], partial(self.link.pids.get, name)
@@ -176,9 +205,14 @@ class Processes:
         probe.start()
         return probe
 
+    def stop_gateway(self) -> None:
+        """End the gateway, once its requests have ended or had their time; may be called again."""
+        for name in reversed(self.gateways):
+            self.link.stop(name, self._plan.spec.drain_s + _GATEWAY_GRACE_S)
+
     def close(self) -> None:
         """End all; may be called again."""
-        self.link.stop(GATEWAY, _GATEWAY_GRACE_S)
+        self.stop_gateway()
         self.link.close(_WORKER_GRACE_S[self._plan.cpu])
         shutil.rmtree(self._runtime, ignore_errors=True)  # only if the fork server was killed
 
@@ -197,6 +231,16 @@ class Processes:
     def log(self, name: str) -> Path:
         """Where a process writes."""
         return self._plan.log_dir / f"{name}.log"
+
+
+def gateway_name(process: int) -> str:
+    """What a process of the gateway is called."""
+    return GATEWAY if process == 0 else f"{GATEWAY}-{process}"
+
+
+def is_gateway(name: str) -> bool:
+    """Whether a process of that name is one of the gateway's; all others are workers."""
+    return name == GATEWAY or name.startswith(f"{GATEWAY}-")
 
 
 def _port(url: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -109,6 +110,31 @@ def gateway_lives(gateway: str, credentials: Credentials) -> bool:
     except (GatewayRefused, GatewayUnreachable):
         return False
     return True
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("gateway", timeout=_PROBE_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_PROBE_TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+def gateway_process_lives(path: Path) -> bool:
+    """Whether the gateway's process that serves others on a Unix socket answers there."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", "/liveness")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def tail(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,6 +19,7 @@ from ps_sglang.gateway.config import (
     origin_problem,
 )
 from ps_sglang.gateway.limits import DEFAULT_LIMITS, GatewayLimits
+from ps_sglang.launch.ray.keys import NO_RAY_KEYS, RayKeys
 from ps_sglang.launch.resources import NO_RESOURCES, Resources, gpus_problem
 
 BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
@@ -62,9 +64,12 @@ class ClusterSpec:
     adapters share workers, whose model is the base. `prefill_replicas` prefill workers share the
     base's work, each with `prefill_resources`; a worker of adapters has `adapter_resources`. `gpus`
     are those to place workers on, as `--gpus` has them; None for all. `dry_run` plans only.
+    `on` is `ray` for actors of the Ray cluster at `ray_address`, of which `ray` says more; None for
+    processes of this machine.
     `one_worker` has one server do it all, for adapters. `gateway_only` starts none, as all join
     later. `join` is the URL of a running cluster's gateway that the workers join; None
-    starts a gateway. It listens on `host` and `port`, where 0 means any free one. Web pages of
+    starts a gateway. It listens on `host` and `port`, where 0 means any free one, in
+    `gateway_processes` processes. Web pages of
     `cors_origins` may use it, `*` for all. `api_keys` is the file of clients' keys; without one the
     gateway serves this machine only, unless `no_keys`. `tls_cert` and `tls_key` are the gateway's
     certificate and its key, and `limits` what it takes on. With `admin_port` the routes for admins
@@ -79,8 +84,10 @@ class ClusterSpec:
     `log_dir` gets one log file a worker; None makes a folder under the cache folder. `log_format`
     is that of the gateway's log and the launcher's lines. Traces go to the OTLP collector at
     `otlp_endpoint`, None for none. Every worker must answer within `ready_timeout_s` seconds of the
-    start. `engine_args` are SGLang flags for all workers; `prefill_engine_args` and
-    `decode_engine_args` are those of one role, and win over them.
+    start. A gateway that is told to stop first lets its requests end, for up to `drain_s` seconds.
+    `worker_port` is that of the only worker, None or 0 for any free one. `engine_args` are SGLang
+    flags for all workers; `prefill_engine_args` and `decode_engine_args` are those of one role, and
+    win over them.
     """
 
     prefill: str
@@ -91,11 +98,15 @@ class ClusterSpec:
     one_worker: bool = False
     gpus: str | None = None
     dry_run: bool = False
+    on: str | None = None
+    ray_address: str | None = None
+    ray: RayKeys = NO_RAY_KEYS
     prefill_resources: Resources = NO_RESOURCES
     adapter_resources: Resources = NO_RESOURCES
     join: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    gateway_processes: int = 1
     cors_origins: tuple[str, ...] = ()
     admin_host: str | None = None
     admin_port: int | None = None
@@ -115,6 +126,8 @@ class ClusterSpec:
     log_format: LogFormat = LogFormat.TEXT
     otlp_endpoint: str | None = None
     ready_timeout_s: float = 300.0
+    drain_s: float = 0.0
+    worker_port: int | None = None
     engine_args: tuple[str, ...] = ()
     prefill_engine_args: tuple[str, ...] = ()
     decode_engine_args: tuple[str, ...] = ()
@@ -148,6 +161,8 @@ def _problems(spec: ClusterSpec) -> list[str]:
     least = 1 if spec.join is None and not spec.gateway_only else 0
     if spec.join == "":
         problems.append("--join is empty, must be the URL of a running cluster's gateway")
+    if spec.ray_address is not None and spec.on != "ray":
+        problems.append("--ray-address goes with --on ray only")
     if not spec.host:
         problems.append("--host is empty, must be an address of this machine")
     if spec.gateway_only:
@@ -166,6 +181,8 @@ def _problems(spec: ClusterSpec) -> list[str]:
         problems.append(f"--max-restarts is {spec.max_restarts}, must be at least 0")
     if not 0 <= spec.port <= 65535:
         problems.append(f"--port is {spec.port}, must be 0 (any free port) to 65535")
+    if spec.gateway_processes < 1:
+        problems.append(f"--gateway-processes is {spec.gateway_processes}, must be at least 1")
     problems += admin_port_problems(
         spec.port, spec.admin_host, spec.admin_port, has_keys=spec.api_keys is not None
     )
@@ -191,6 +208,12 @@ def _problems(spec: ClusterSpec) -> list[str]:
     )
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
+    if not 0 <= spec.drain_s < math.inf:
+        problems.append(f"--drain is {spec.drain_s:g}, must be 0 or more seconds")
+    if spec.drain_s and spec.gateway_processes > 1:
+        problems.append("--drain does not go with --gateway-processes: its processes end in turn")
+    if spec.worker_port is not None and not 0 <= spec.worker_port <= 65535:
+        problems.append(f"--port is {spec.worker_port}, must be 0 (any free port) to 65535")
     return problems
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from ps_sglang.errors import ServingEndedError
 from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.messages import Loaded
-from ps_sglang.launch.processes import FORK_SERVER, GATEWAY, Processes
+from ps_sglang.launch.processes import FORK_SERVER, GATEWAY, Processes, is_gateway
 from ps_sglang.launch.readiness import Probe
 from ps_sglang.launch.restarts import Restarts
 from ps_sglang.progress import OnProgress
@@ -131,13 +131,13 @@ class Supervisor:
             if name != GATEWAY and self._processes.moves(name):
                 self._leave(name)
             count = f"{process.restarts.count} of {process.restarts.most}"
-            outlook = "" if name == GATEWAY else f"{self._outlook()}; "
+            outlook = "" if is_gateway(name) else f"{self._outlook()}; "
             self._on_progress(f"{name} {ending}; {outlook}restart {count} in {seconds:g} s. {log}")
             return
         process.given_up = True
         limit = f"{ending}, and {process.restarts.most} restarts in ten minutes are the limit"
         if name == GATEWAY or all(
-            one.given_up for key, one in self._supervised.items() if key != GATEWAY
+            one.given_up for key, one in self._supervised.items() if not is_gateway(key)
         ):
             raise self._processes.failure(name, f"{name} {limit}", ServingEndedError)
         self._leave(name)
@@ -147,8 +147,8 @@ class Supervisor:
         process.restart_at = None
         process.began = self._clock()
         process.deadline = process.began + self._ready_s
-        if name == GATEWAY:
-            self._processes.start_gateway()
+        if is_gateway(name):
+            self._processes.start_gateway(name)
         else:
             self._processes.restart_worker(name)
         process.probe = self._processes.probe(name)
@@ -163,7 +163,7 @@ class Supervisor:
             if suspected:
                 return
             self._processes.link.send(Loaded())
-            if name != GATEWAY and name not in self._membership.members:
+            if not is_gateway(name) and name not in self._membership.members:
                 self._membership.add(self._processes.worker(name))
             self._on_progress(f"{name} is back after {now - process.began:.1f} s")
         elif now > process.deadline:
@@ -191,6 +191,8 @@ class Supervisor:
     def _is_well(self, name: str) -> bool:
         if name == GATEWAY:
             return self._membership.hears_gateway
+        if is_gateway(name):
+            return False  # nobody is sure to hear of it, so that it is asked time and again
         member = self._membership.members.get(name)
         return member is None or member.state != "broken"
 

@@ -158,12 +158,11 @@ def _used(pool: list[float | None]) -> float | None:
 
 
 def _decoder(name: str, metrics: Metrics) -> DecoderStatus:
-    sources = {
-        labels["source"]: value
-        for labels, value in metrics.get(_BASE_TOKENS, ())
-        if labels.get("decoder") == name
-    }
-    return DecoderStatus(name, sum(_values(metrics, _PENDING, decoder=name)), sources)
+    sources: defaultdict[str, float] = defaultdict(float)
+    for labels, value in metrics.get(_BASE_TOKENS, ()):  # of each process of the gateway
+        if labels.get("decoder") == name:
+            sources[labels["source"]] += value
+    return DecoderStatus(name, sum(_values(metrics, _PENDING, decoder=name)), dict(sources))
 
 
 def _values(metrics: Metrics, metric: str, **wanted: Any) -> Iterator[float]:

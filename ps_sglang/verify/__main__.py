@@ -18,8 +18,9 @@ from ps_sglang.progress import progress
 _DESCRIPTION: Final = """\
 Compare what a running cluster answers with the Hugging Face reference: the base's forward pass
 over all prompt tokens but the last, the decoder from there on, greedy, in float32 on the CPU.
-Sends 64 requests (cold, warm, 8 at once, conversations across decoders, chat API). Exact is what
-a cluster of float32 workers is; others differ by their rounding."""
+Sends 64 requests (cold, warm, 8 at once, conversations across decoders, chat API). A cluster of
+float32 workers must be exact. One of bfloat16 workers may be off by its rounding; how far is set
+such that answers on the decoders' own KV would still be found out."""
 
 _EPILOG: Final = """\
 exit status: 0 all exact, 1 something differs (or the check cannot tell), 2 wrong arguments.
@@ -53,9 +54,9 @@ def _run(argv: Sequence[str] | None) -> int:
     from ps_sglang.verify.run import verify, verify_demo
 
     report = (
-        verify_demo(base, decoders, _on_progress)
+        verify_demo(base, decoders, args.dtype, _on_progress)
         if args.demo
-        else verify(args.url, base, decoders, _on_progress)
+        else verify(args.url, base, decoders, args.dtype, _on_progress)
     )
     for line in report.details():
         _on_progress(line)
@@ -83,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--demo", action="store_true", help="launch the demo cluster, verify it, stop it"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="in what the workers compute, as their --dtype says (default float32)",
     )
     parser.add_argument(
         "--json", metavar="FILE", type=user_path, help="write all verdicts there, too"

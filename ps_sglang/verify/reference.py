@@ -34,22 +34,27 @@ class Scores:
     """The reference's view of an answer, one entry a token.
 
     `best`: the token it would have said, `gaps`: by how much that one's logit exceeds the second
-    best one's, `logprobs`: the natural log of the probability of the answer's own token.
+    best one's, `behind`: by how much it exceeds that of the answer's own token, `logprobs`: the
+    natural log of the probability of the answer's own token.
     """
 
     best: Tokens
     gaps: tuple[float, ...]
+    behind: tuple[float, ...]
     logprobs: tuple[float, ...]
 
 
 class Reference:
-    """The base and its decoders, loaded in float32 (4 bytes a weight). Adapters take the base's."""
+    """The base and its decoders, loaded in float32 (4 bytes a weight). Adapters take the base's.
 
-    def __init__(self, base: Path, decoders: Mapping[str, Path]) -> None:
-        model = load(base)
+    `dtype` is the number format to which the workers round the weights.
+    """
+
+    def __init__(self, base: Path, decoders: Mapping[str, Path], dtype: str = "float32") -> None:
+        model = load(base, dtype)
         self._base = Prefixes(model)
         self._decoders = {
-            name: Prefixes(Adapted(model, path) if is_adapter(path) else load(path))
+            name: Prefixes(Adapted(model, path) if is_adapter(path) else load(path, dtype))
             for name, path in decoders.items()
         }
 
@@ -92,9 +97,10 @@ class Prefixes:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def load(folder: Path) -> Any:
-    """The checkpoint in `folder` in float32, ready for inference."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def load(folder: Path, dtype: str = "float32") -> Any:
+    """The checkpoint in `folder` in float32, its weights rounded to `dtype`; for inference."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return model.float().eval()
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -122,10 +128,11 @@ def _forward(model: Any, tokens: Tokens, cache: DynamicCache, last: int) -> torc
 
 
 def _scores(logits: torch.Tensor, answer: Tokens) -> Scores:
-    top = logits.topk(2, dim=-1)
-    chosen = logits.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None])[:, 0]
+    top, said = logits.topk(2, dim=-1), torch.tensor(answer)[:, None]
+    best = top.values[:, 0]
     return Scores(
         best=tuple(top.indices[:, 0].tolist()),
-        gaps=tuple((top.values[:, 0] - top.values[:, 1]).tolist()),
-        logprobs=tuple(chosen.tolist()),
+        gaps=tuple((best - top.values[:, 1]).tolist()),
+        behind=tuple((best - logits.gather(1, said)[:, 0]).tolist()),
+        logprobs=tuple(logits.log_softmax(dim=-1).gather(1, said)[:, 0].tolist()),
     )

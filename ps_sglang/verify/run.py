@@ -14,24 +14,24 @@ from ps_sglang.models import NamedModel
 from ps_sglang.progress import OnProgress
 from ps_sglang.verify.client import GatewayClient, Message
 from ps_sglang.verify.collect import Exchange, collect
-from ps_sglang.verify.compare import judge
+from ps_sglang.verify.compare import BARS, judge
 from ps_sglang.verify.prompts import ANSWER_LENGTH, Tokens, script
 from ps_sglang.verify.reference import Reference
 from ps_sglang.verify.report import VerifyReport
 
 
 def verify(
-    url: str, base: NamedModel, decoders: Sequence[NamedModel], on_progress: OnProgress
+    url: str, base: NamedModel, decoders: Sequence[NamedModel], dtype: str, on_progress: OnProgress
 ) -> VerifyReport:
-    """Ask the cluster at `url`, then judge its answers.
+    """Ask the cluster at `url`, whose workers compute in `dtype`, then judge its answers.
 
     Raises UsageError if there is no such cluster, or it does not serve all `decoders`.
     """
-    return _judged(_ask(url, base, decoders, on_progress), base, decoders, on_progress)
+    return _judged(_ask(url, base, decoders, on_progress), base, decoders, dtype, on_progress)
 
 
 def verify_demo(
-    base: NamedModel, decoders: Sequence[NamedModel], on_progress: OnProgress
+    base: NamedModel, decoders: Sequence[NamedModel], dtype: str, on_progress: OnProgress
 ) -> VerifyReport:
     """Launch a cluster on free ports, ask it, stop it, then judge its answers.
 
@@ -40,11 +40,12 @@ def verify_demo(
     from ps_sglang.launch import Cluster, ClusterSpec
 
     named = [f"{model.name}={model.path}" for model in (base, *decoders)]
-    with Cluster.start(ClusterSpec(named[0], tuple(named[1:]), port=0), on_progress) as cluster:
+    spec = ClusterSpec(named[0], tuple(named[1:]), port=0, engine_args=("--dtype", dtype))
+    with Cluster.start(spec, on_progress) as cluster:
         on_progress(f"cluster ready at {cluster.url} after {cluster.ready_s:.1f} s")
         exchanges = _ask(cluster.url, base, decoders, on_progress)
     on_progress("cluster stopped")
-    return _judged(exchanges, base, decoders, on_progress)
+    return _judged(exchanges, base, decoders, dtype, on_progress)
 
 
 def _ask(
@@ -85,11 +86,12 @@ def _judged(
     exchanges: Sequence[Exchange],
     base: NamedModel,
     decoders: Sequence[NamedModel],
+    dtype: str,
     on_progress: OnProgress,
 ) -> VerifyReport:
     logging.disable_progress_bar()
     began = time.monotonic()
-    reference = Reference(base.path, {decoder.name: decoder.path for decoder in decoders})
-    report = VerifyReport(list(judge(reference, exchanges)))
+    reference = Reference(base.path, {decoder.name: decoder.path for decoder in decoders}, dtype)
+    report = VerifyReport(list(judge(reference, exchanges, BARS[dtype])), BARS[dtype])
     on_progress(f"reference: {len(exchanges)} answers judged, {time.monotonic() - began:.1f} s")
     return report

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ps_sglang.engine.sampling import seeds
 from ps_sglang.engine.sampling.murmur import murmur_hash32
 from ps_sglang.engine.sampling.penalties import cumulate_rows
 from ps_sglang.engine.sampling.seeds import SeededSampler
@@ -134,3 +135,47 @@ def test_penalties_count_some_rows_and_spare_the_others() -> None:
     assert (frequency[0, 5], frequency[2, 6]) == (2, 1)
     assert (repetition != 1).nonzero().tolist() == [[0, 5], [2, 6]]
     assert lengths.flatten().tolist() == [2, 1, 1]
+
+
+@pytest.fixture
+def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = types.SimpleNamespace(sampling_backend="flashinfer")
+    monkeypatch.setattr(seeds, "get_exec", lambda: types.SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(seeds, "get_device", lambda: types.SimpleNamespace(random_seed=3))
+
+
+def batch_of(**asked: int | None) -> types.SimpleNamespace:
+    """A batch of requests by id, with the seeds that their clients gave, and its sampling state."""
+    reqs = [
+        types.SimpleNamespace(rid=rid, sampling_params=types.SimpleNamespace(sampling_seed=seed))
+        for rid, seed in asked.items()
+    ]
+    info = types.SimpleNamespace(sampling_seed=None)
+    batch = types.SimpleNamespace(reqs=reqs, device="cpu", sampling_info=info)
+    seeds.from_schedule_batch(info, None, batch, 9)
+    return batch
+
+
+def seeds_of(batch: types.SimpleNamespace) -> list[int] | None:
+    tensor = batch.sampling_info.sampling_seed
+    return None if tensor is None else list(tensor.tolist())
+
+
+@pytest.mark.usefixtures("flashinfer")
+def test_flashinfer_samples_all_but_batches_with_a_clients_seed() -> None:
+    plain, seeded = batch_of(a=None, b=None), batch_of(c=7, d=None)
+    assert seeds_of(plain) is None
+    assert (seeds_of(seeded) or [])[0] == 7
+    seeds.merge_batch(plain, seeded)  # SGLang joins the tensors after this
+    alone = [*(seeds_of(plain) or []), *(seeds_of(seeded) or [])]
+    assert alone[2] == 7
+    assert len(set(alone)) == 4
+    seeded.reqs = seeded.reqs[1:]
+    seeds.filter_batch(None, seeded)
+    assert seeds_of(seeded) is None
+
+
+@pytest.mark.usefixtures("flashinfer")
+def test_every_rank_makes_the_same_seeds() -> None:
+    first, second = batch_of(a=None, b=1), batch_of(a=None, b=1)
+    assert seeds_of(first) == seeds_of(second)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -80,6 +82,52 @@ async def test_it_serves_until_a_signal(tmp_path: Path, number: signal.Signals) 
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+async def test_two_processes_serve_one_port(tmp_path: Path) -> None:
+    """The system gives each connection to one of them; one that was killed comes back."""
+    async with Cluster.running() as cluster, aiohttp.ClientSession() as http:
+        several = replace(cluster.config(), processes=2, peers=str(tmp_path))
+        paths = [tmp_path / "owner.json", tmp_path / "other.json"]
+        for number, path in enumerate(paths):
+            path.write_bytes(replace(several, process=number).to_json())
+        running = [await start(path) for path in paths]
+        try:
+            urls = {await ready_url(process) for process in running}
+            assert len(urls) == 1
+            url = urls.pop()
+            await until_all_answer(http, url, {"0", "1"})
+            running[1].kill()
+            await running[1].wait()
+            running[1] = await start(paths[1])
+            assert await ready_url(running[1]) == url
+            await until_all_answer(http, url, {"0", "1"})
+        finally:
+            for process in reversed(running):
+                process.terminate()
+                await process.communicate()
+
+
+async def ready_url(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    word, url = (await process.stdout.readline()).decode().split()
+    assert word == "ready"
+    return url
+
+
+async def until_all_answer(http: aiohttp.ClientSession, url: str, processes: set[str]) -> None:
+    """Ask on new connections until each process has answered."""
+    answered: set[str] = set()
+    while answered != processes:
+        closed = {"Connection": "close"}
+        sent = {"text": "x", "model": "a"}
+        async with http.post(f"{url}/generate", json=sent, headers=closed) as response:
+            assert response.status == 200
+        async with http.get(f"{url}/metrics", headers=closed) as response:
+            metrics = await response.text()
+        answered = set(
+            re.findall(r'gateway_requests_total\{.*process="(\d)".*route="/generate"', metrics)
+        )
 
 
 async def test_it_says_why_it_cannot_serve(tmp_path: Path) -> None:

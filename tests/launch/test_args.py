@@ -76,6 +76,8 @@ def test_role_flags_are_split_like_a_shell_does(glue: bool) -> None:
         ("--prefill a", "--decoders is missing"),
         ("--prefill a --decoders ,", "no decoder given"),
         ("--prefill a --decoders b --port 70000", "--port is 70000, must be 0"),
+        ("--prefill a --decoders b --gateway-processes 0", "--gateway-processes is 0, must be at"),
+        ("--decoders b --join u --gateway-processes 2", "--gateway-processes is the gateway's"),
         ("--prefill a --decoders b --port x", "--port: invalid int value: 'x'"),
         ("--prefill a --decoders b --prefill-replicas 0", "must be at least 1"),
         ("--prefill a --decoders b --decode-replicas 0", "--decode-replicas is 0, must be at"),

@@ -188,21 +188,28 @@ def test_the_best_way_that_is_there_is_taken(machine: Machine, one_host: bool, w
     assert bool(found.environment) == one_host
 
 
-def test_the_users_own_settings_of_mooncake_are_named_and_kept() -> None:
-    found = choose_transport("mooncake", NO_LINK, {"MC_FORCE_TCP": "1"}, one_host=True)
-    assert found.between((0,), (1,)) == "as MC_FORCE_TCP=1 says"
+@pytest.mark.parametrize(
+    ("backend", "name"), [("mooncake", "MC_FORCE_TCP"), ("nixl", "UCX_NET_DEVICES")]
+)
+def test_the_users_own_settings_are_named_and_kept(backend: str, name: str) -> None:
+    found = choose_transport(backend, NO_LINK, {name: "1"}, one_host=True)
+    assert found.between((0,), (1,)) == f"as {name}=1 says"
     assert not found.environment
+
+
+def test_ucx_is_kept_from_network_cards_on_one_host() -> None:
+    found = choose_transport("nixl", NO_LINK, {}, one_host=True)
+    assert found.environment == {"UCX_TLS": "cuda,sm,self,tcp"}
+    assert found.warning is not None
+    assert choose_transport("nixl", NO_LINK, {}, one_host=False).environment is None
 
 
 def test_a_missing_package_is_refused_with_what_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ps_sglang.launch.gpus.transport.find_spec", lambda name: None)
-    for backend, package in (
-        ("mooncake", "mooncake-transfer-engine-cuda13"),
-        ("nixl", "nixl[cu13]"),
-    ):
+    monkeypatch.setattr("ps_sglang.extras.find_spec", lambda name: None)
+    for backend in ("mooncake", "nixl"):
         [problem] = backend_problems(backend, dry_run=False)
-        assert f"pip install '{package}'" in problem
+        assert f"pip install 'ps-sglang[{backend}]'" in problem
         assert not backend_problems(backend, dry_run=True)
-        assert f"pip install '{package}'" in (package_hint(backend) or "")
+        assert f"pip install 'ps-sglang[{backend}]'" in (package_hint(backend) or "")

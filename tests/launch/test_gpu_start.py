@@ -89,8 +89,8 @@ def test_the_second_worker_of_a_gpu_waits_for_the_first(
     class Stop(Exception):
         pass
 
-    def start_gateway(self: Processes) -> None:
-        events.append(GATEWAY)
+    def start_gateway(self: Processes, name: str = GATEWAY) -> None:
+        events.append(name)
         raise Stop
 
     monkeypatch.setattr(Processes, "probe", probe)

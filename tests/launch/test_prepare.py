@@ -17,11 +17,12 @@ from ps_sglang.errors import ContractError, MissingPackageError, UsageError
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.launch import prepare as prepare_module
 from ps_sglang.launch.__main__ import main
+from ps_sglang.launch.command_lines import check_flags
 from ps_sglang.launch.devices import runs_on_cpu
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.flags import value_of
 from ps_sglang.launch.gateway_config import gateway_config
-from ps_sglang.launch.prepare import Plan, check_flags, prepare
+from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.spec import ClusterSpec, Role
 
 

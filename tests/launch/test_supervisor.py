@@ -52,9 +52,9 @@ class Standing(Processes):
         port = self._workers[name].bootstrap_port
         self.started.append(f"{name} {port}" if port else name)
 
-    def start_gateway(self) -> None:
-        del self.link.exits[GATEWAY]
-        self.started.append(GATEWAY)
+    def start_gateway(self, name: str = GATEWAY) -> None:
+        del self.link.exits[name]
+        self.started.append(name)
 
     def probe(self, name: str) -> Probe:
         self.probes[name] = Probe(name, lambda: False)
@@ -65,7 +65,7 @@ class Standing(Processes):
 
 
 class Supervised:
-    def __init__(self, folder: Path, most: int = 2) -> None:
+    def __init__(self, folder: Path, most: int = 2, gateways: tuple[str, ...] = (GATEWAY,)) -> None:
         self.clock = Clock()
         self.lines: list[str] = []
         prefill = replace(
@@ -77,7 +77,7 @@ class Supervised:
         self.supervisor = Supervisor(
             self.processes,
             self.membership,
-            [GATEWAY, "prefill-0", "decode-a"],
+            [*gateways, "prefill-0", "decode-a"],
             most=most,
             ready_s=READY_S,
             outlook=lambda: "still served: b",
@@ -157,6 +157,31 @@ def test_the_gateway_is_restarted(supervised: Supervised) -> None:
     supervised.comes_back(GATEWAY)
     assert supervised.lines[0].startswith("gateway ended with 1; restart 1 of 2 in 0.5 s.")
     assert supervised.lines[1] == "gateway is back after 0.0 s"
+
+
+def test_one_of_several_gateway_processes_is_restarted(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, most=1, gateways=(GATEWAY, "gateway-1"))
+    supervised.dies("gateway-1", 1)
+    supervised.passes(SHORTEST_S)
+    assert supervised.processes.started == ["gateway-1"]
+    supervised.comes_back("gateway-1")
+    assert supervised.lines[0].startswith("gateway-1 ended with 1; restart 1 of 1 in 0.5 s.")
+    supervised.dies("gateway-1", 1)
+    assert "limit" in supervised.lines[-1], "the others serve on"
+
+
+def test_one_of_several_gateway_processes_is_asked_time_and_again(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, gateways=(GATEWAY, "gateway-1"))
+    for _ in range(2):
+        supervised.passes(0)
+        supervised.passes(WEDGED_S + 1)
+        supervised.comes_back("gateway-1")
+    assert supervised.lines == []
+    supervised.passes(0)
+    supervised.passes(WEDGED_S + 1)
+    supervised.passes(WEDGED_S + 1)
+    supervised.passes(0)
+    assert supervised.lines[0].startswith("gateway-1 hangs, and was killed; restart 1 of 2")
 
 
 def test_a_worker_that_dies_too_often_is_given_up(supervised: Supervised) -> None:

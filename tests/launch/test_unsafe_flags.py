@@ -11,7 +11,8 @@ import pytest
 from ps_sglang.errors import UsageError
 from ps_sglang.launch import flag_check
 from ps_sglang.launch.args import parse_args
-from ps_sglang.launch.prepare import check_flags, check_model_roots
+from ps_sglang.launch.command_lines import check_flags
+from ps_sglang.launch.prepare import check_model_roots
 from ps_sglang.launch.spec import ClusterSpec
 from ps_sglang.launch.unsafe_flags import RUNS_CODE, UNSAFE, code_warnings
 

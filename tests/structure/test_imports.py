@@ -25,8 +25,16 @@ FLOORS = (
     ("engine",),
     ("events", "models"),
     ("contract",),
-    ("gateway_admin",),
-    ("cluster_key", "gateway_http", "worker_info", "priority", "sglang_names", "open_files"),
+    ("gateway_admin", "wires"),
+    (
+        "cluster_key",
+        "gateway_http",
+        "worker_info",
+        "output_ids",
+        "priority",
+        "sglang_names",
+        "open_files",
+    ),
     ("parser", "extras", "home", "progress", "model_roots"),
     ("errors",),
 )
@@ -36,6 +44,7 @@ GATEWAY = (
     ("server",),
     ("routes",),
     ("state", "listener", "cors"),
+    ("peers",),
     ("workers",),
     ("dispatch",),
     ("telemetry",),
@@ -52,6 +61,7 @@ ENGINE = (
     ("hooks",),
     ("handoff", "guard", "swap", "preload", "cpu_platform", "answers", "aggregated"),
     ("trace", "worker_info", "kv_pool"),
+    ("output_ids",),
     ("access",),
     ("events",),
     ("tree", "transfer"),
@@ -73,7 +83,13 @@ FORBIDDEN = {
 }
 # An install for a server is without them.
 EXTRAS_ONLY = {module_of(package) for packages in EXTRAS.values() for package in packages}
-NEEDS_EXTRAS = ("ps_sglang.training", "ps_sglang.demo", "ps_sglang.gateway.telemetry.otel")
+NEEDS_EXTRAS = (
+    "ps_sglang.training",
+    "ps_sglang.demo",
+    "ps_sglang.gateway.telemetry.otel",
+    "ps_sglang.launch.ray.actor",
+    "ps_sglang.launch.ray.session",
+)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

@@ -17,11 +17,11 @@ from tests.support.standin_gateway import Json, StandInGateway
 
 
 class Models:
-    """The base's and the decoders' checkpoints, in float32."""
+    """The base's and the decoders' checkpoints, which compute in `dtype`."""
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(self, folders: Mapping[str, Path], dtype: str = "float32") -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folders["base"])
-        self._models = {name: _load(folder) for name, folder in folders.items()}
+        self._models = {name: _load(folder, dtype) for name, folder in folders.items()}
 
     @torch.no_grad()
     def logits(self, decoder: str, prompt: list[int], length: int, reader: str) -> torch.Tensor:
@@ -32,14 +32,14 @@ class Models:
         token = ids[:, -1:]
         for _ in range(length):
             output = self._models[decoder](token, past_key_values=past, use_cache=True)
-            past, row = output.past_key_values, output.logits[0, -1]
+            past, row = output.past_key_values, output.logits[0, -1].float()
             token = row.argmax()[None, None]
             rows.append(row)
         return torch.stack(rows)
 
 
-def _load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def _load(folder: Path, dtype: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 
 class ModelGateway(StandInGateway):

@@ -50,6 +50,7 @@ def test_scores_are_those_of_stepwise_decoding(
     top = logits.topk(2).values
     assert scores.best == greedy
     assert scores.gaps == pytest.approx((top[:, 0] - top[:, 1]).tolist(), abs=1e-3)
+    assert scores.behind == pytest.approx([0.0] * LENGTH, abs=1e-3)
     best_logprobs = logits.log_softmax(-1).max(-1).values.tolist()
     assert scores.logprobs == pytest.approx(best_logprobs, abs=1e-3)
 

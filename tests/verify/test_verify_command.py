@@ -64,6 +64,22 @@ def test_a_cluster_that_uses_the_decoders_own_kv_is_caught(
     assert lines[-1].startswith(f"exact: {64 - len(failed)}/64 prompts, ")
 
 
+def test_in_bfloat16_rounding_is_right_and_own_kv_is_not(
+    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounded = Models(tiny, "bfloat16")
+    said = {}
+    for own_kv in (False, True):
+        with serving(ModelGateway(rounded, NAMES, own_kv)) as url:
+            status = main([*arguments(url, tiny), "--dtype", "bfloat16"])
+        said[own_kv] = capsys.readouterr().out.splitlines()
+        assert status == int(own_kv), "\n".join(said[own_kv])
+    assert any("FAILED: own KV must be off 3 times as much" in line for line in said[True])
+    assert sum(line.startswith("FAILED request") for line in said[True]) > 32
+    with serving(ModelGateway(rounded, NAMES)) as url:
+        assert main(arguments(url, tiny)) == 1  # by the bar of float32 it is not exact
+
+
 def test_a_check_that_cannot_tell_fails(
     tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

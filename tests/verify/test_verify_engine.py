@@ -41,3 +41,26 @@ def test_another_checkpoint_than_the_served_one_is_found_out(
     argv = ["--url", cluster.url, "--base", str(tiny["base"]), f"--decoder=a={tiny['c']}"]
     assert main(argv) == 1
     assert "exact: 0/64 prompts" in capsys.readouterr().out
+
+
+def test_a_cluster_in_bfloat16_is_right_but_for_its_rounding(
+    tiny: dict[str, Path],
+    tmp_path: Path,
+    cluster: Cluster,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster.stop()  # the machine has room for one
+    spec = ClusterSpec(
+        prefill=f"base={tiny['base']}",
+        decoders=tuple(f"{name}={tiny[name]}" for name in "ab"),
+        port=0,
+        log_dir=tmp_path,
+        engine_args=("--dtype", "bfloat16", "--page-size", "64"),
+    )
+    decoders = [f"--decoder={name}={tiny[name]}" for name in "ab"]
+    with Cluster.start(spec) as running:
+        argv = ["--url", running.url, "--base", str(tiny["base"]), *decoders]
+        status = main([*argv, "--dtype", "bfloat16"])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert "right but for rounding: 64/64 prompts" in out

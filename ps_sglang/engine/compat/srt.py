@@ -8,6 +8,7 @@ from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
+from sglang.srt.disaggregation.common import conn as bootstrap_clients
 from sglang.srt.disaggregation.common.conn import (
     AbortNotification,
     CommonKVBootstrapServer,
@@ -46,7 +47,14 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.runtime_context import get_exec, get_lora, get_model, get_serving
+from sglang.srt.runtime_context import (
+    get_device,
+    get_disagg,
+    get_exec,
+    get_lora,
+    get_model,
+    get_serving,
+)
 from sglang.srt.sampling.penaltylib import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.sampling_params import SamplingParams, sre_parse
 from sglang.srt.server_args import ServerArgs
@@ -90,8 +98,11 @@ __all__ = [
     "UnifiedRadixCache",
     "add_disagg_transfer_backend_choices",
     "add_lora_backend_choices",
+    "bootstrap_clients",
     "create_unified_radix_cache",
     "generate_sequence_lengths",
+    "get_device",
+    "get_disagg",
     "get_exec",
     "get_lora",
     "get_model",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, prepare_abort
-from ps_sglang.engine.handoff import transport
+from ps_sglang.engine.handoff import streams, transport
 from ps_sglang.engine.handoff.base_prefix import as_handed_over
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import awaits_first_output, base_prefix_len, handoff_state
@@ -89,8 +89,15 @@ def send_kv_metadata(
     original: Any, queue: Any, decode_req: Any, kv_indices: Any, page_size: int,
     state_indices: Any = None, **kwargs: Any,
 ) -> None:  # fmt: skip
-    """Around `DecodePreallocQueue._send_kv_metadata`: ask for the delta, or for nothing."""
+    """Around `DecodePreallocQueue._send_kv_metadata`: ask for the delta, or for nothing.
+
+    The slots that the delta goes to may be those of a request that has just finished. Under overlap
+    scheduling a redundant step of it can still write one of them, and a decoder's row would stay in
+    the tree as the base's (invariant I2).
+    """
     req = decode_req.req
+    if len(kv_indices) > 0:
+        streams.await_launched_steps(queue.scheduler)
     transport.expect(decode_req.kv_receiver, req.origin_input_ids[: base_prefix_len(req)])
     original(queue, decode_req, kv_indices, page_size, state_indices, **kwargs)
     if req.bootstrap_host == FAKE_BOOTSTRAP_HOST:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import FAKE_BOOTSTRAP_HOST, DisaggregationMode, match_kv_cache
-from ps_sglang.engine.handoff import fan_out, transport
+from ps_sglang.engine.handoff import fan_out, streams, transport
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.engine.settings import is_worker
@@ -126,10 +125,8 @@ def _send_pages(scheduler: Any, req: Any) -> None:
     _queue_for_transfer(scheduler, req)
     if scheduler.enable_overlap:
         # The step before may still be writing these pages; the sender waits for this event, as
-        # in SGLang's own early send (maybe_send_cached_prefix_chunk). CUDA only, as overlap is.
-        written = torch.cuda.Event()
-        written.record(scheduler.forward_stream)
-        req.disagg_kv_sender._early_send_wait_event = written
+        # in SGLang's own early send (maybe_send_cached_prefix_chunk).
+        req.disagg_kv_sender._early_send_wait_event = streams.launched_steps(scheduler)
     scheduler.send_kv_chunk(req, last_chunk=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDictProxy
@@ -18,6 +20,8 @@ from ps_sglang.gateway.config import GatewayConfig
 from ps_sglang.gateway.errors import GatewayError
 
 PRINCIPAL = web.RequestKey("principal", Principal)
+FORWARDED_HEADER: Final = "x-ps-sglang-principal"
+"""Who asks, on a request that one gateway process passes on to another."""
 _KEY_HEADERS: Final = ("x-api-key", "api-key")
 """How Anthropic's and Azure's clients send a key; all others send a bearer token."""
 
@@ -51,9 +55,12 @@ def authentication(config: GatewayConfig) -> Middleware:
         keys = ApiKeys(Path(config.api_keys), config.launcher_key)
         identify = _by_key(keys)
 
+    several = config.processes > 1
+
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[PRINCIPAL] = identify(request)
+        forwarded = _forwarded(request) if several else None
+        request[PRINCIPAL] = forwarded or identify(request)
         if rights.needs_admin(request):
             require_admin(request)
         return await handler(request)
@@ -64,6 +71,24 @@ def authentication(config: GatewayConfig) -> Middleware:
 def principal_of(request: web.Request) -> Principal:
     """Who asks; every handler may rely on it."""
     return request[PRINCIPAL]
+
+
+def is_forwarded(request: web.Request) -> bool:
+    """Whether another gateway process has passed the request on: it came by a Unix socket."""
+    if request.transport is None:
+        return False
+    own = request.transport.get_extra_info("socket")
+    return own is not None and own.family == socket.AF_UNIX
+
+
+def _forwarded(request: web.Request) -> Principal | None:
+    """Whom the process that has passed it on has found to ask."""
+    if not is_forwarded(request):
+        return None
+    principal = request.headers.get(FORWARDED_HEADER)
+    if principal is None:  # the launcher's probe
+        return ANONYMOUS
+    return msgspec.json.decode(principal, type=Principal)
 
 
 def require_admin(request: web.Request) -> Principal:

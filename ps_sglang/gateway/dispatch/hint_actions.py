@@ -79,13 +79,17 @@ class HintActions:
 
     async def end_session(self, session: Session) -> int:
         """End a conversation and abort its running samples; returns how many those were."""
-        error = session_ended(session)
-        self._sessions.end(session, error)
-        ended = self._dispatcher.interrupt(
-            error, lambda pd_request: pd_request.context.session is session
-        )
+        ended = self.abort_session(session)
         await self._tell(session, self._cache_index.release)
         return ended
+
+    def abort_session(self, session: Session) -> int:
+        """As `end_session`, without a word to the workers."""
+        error = session_ended(session)
+        self._sessions.end(session, error)
+        return self._dispatcher.interrupt(
+            error, lambda pd_request: pd_request.context.session is session
+        )
 
     async def _follow(
         self, request: GenerationRequest, context: RequestContext, completion: Completion | None

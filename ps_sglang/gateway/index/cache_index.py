@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.control import EventStreamError
 from ps_sglang.events.messages import Pin, Release, Span
 from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
@@ -44,7 +45,7 @@ class CacheIndex:
 
     Workers may be added before the loop runs; `start` connects to their events, `stop` ends that.
     Register functions in `computed` to be called with how many tokens a prefill worker has computed
-    for a request: those with live events, see `is_live`.
+    for a request: those with live events, see `is_live`. `key` is the workers' and the gateway's.
     """
 
     def __init__(
@@ -54,12 +55,16 @@ class CacheIndex:
         on_span: OnSpan = lambda worker, record: None,
         clock: Callable[[], float] = time.monotonic,
         timing: SubscriberTiming | None = None,
+        key: ClusterKey | None = None,
     ) -> None:
         self.prompts = prompts
         self.computed: list[Callable[[str, int], None]] = []
+        self.forgotten: list[Callable[[str], None]] = []
+        """Called with each worker that `forget` is called with."""
         self._on_span = on_span
         self._clock = clock
         self._timing = timing
+        self._key = key
         self._index = BaseIndex(prompts.texts)
         self._workers: dict[str, WorkerCache] = {}
         self._first = FirstSenders()
@@ -72,7 +77,7 @@ class CacheIndex:
         """A worker joins."""
         self._index.add_worker(worker.name, worker.role)
         worker_cache = WorkerCache(
-            worker, self._index, self._on_worker_span, self._clock, self._timing
+            worker, self._index, self._on_worker_span, self._clock, self._timing, self._key
         )
         self._workers[worker.name] = worker_cache
         if self._running:
@@ -113,7 +118,10 @@ class CacheIndex:
         """
         addressed = prompt.exact and self._monitor.finds(prompt.kind)
         matches = dict(self._index.match(prompt.text, prompt.salt)) if prompt.exact else {}
+        first = prompt.blocks[:1]
         for name, worker_cache in self._workers.items():
+            if not (first and worker_cache.estimate.knows(first[0])):
+                continue  # most hold nothing of it
             is_live = addressed and worker_cache.is_live
             seconds = estimate.SETTLING_SECONDS if is_live else estimate.SECONDS
             blocks = worker_cache.estimate.match(prompt.blocks, seconds)
@@ -162,6 +170,12 @@ class CacheIndex:
 
     def forget(self, worker: str) -> None:
         """A worker's cache is known to be empty; its events, if any, say so themselves."""
+        self.forget_estimate(worker)
+        for listener in self.forgotten:
+            listener(worker)
+
+    def forget_estimate(self, worker: str) -> None:
+        """As `forget`; another process has found it out."""
         if worker in self._workers:
             self._workers[worker].estimate.forget()
 

@@ -61,13 +61,18 @@ class Estimate:
         while len(arrivals) > self._capacity:
             arrivals.popitem(last=False)
 
+    def knows(self, block: int) -> bool:
+        """Whether the worker is believed to hold a block, or did a while ago."""
+        return block in self._coming or block in self._arrived
+
     def match(self, blocks: Sequence[int], seconds: float) -> int:
         """How many leading blocks are held: on their way, or arrived within `seconds`."""
+        coming, arrived = self._coming, self._arrived
         oldest = self._clock() - seconds
         never = float("-inf")
 
         def lacks(block: int) -> bool:
-            return block not in self._coming and self._arrived.get(block, never) < oldest
+            return block not in coming and arrived.get(block, never) < oldest
 
         # Whoever holds a block holds those before it.
         return bisect_left(blocks, True, key=lacks)

@@ -52,6 +52,13 @@ class Prompt:
             hashes.append(chained)
         return tuple(hashes)
 
+    @classmethod
+    def of_blocks(cls, blocks: tuple[int, ...]) -> Prompt:
+        """A prompt of which nothing but its blocks is known: it can only be estimated."""
+        prompt = cls(b"", exact=False)
+        prompt.__dict__["blocks"] = blocks  # where `cached_property` looks
+        return prompt
+
     def blocks_bytes(self, count: int) -> int:
         """How many bytes the first `count` blocks have."""
         return min(count * BLOCK_BYTES, len(self.text))

@@ -28,6 +28,7 @@ from ps_sglang.gateway.errors import (
     WorkerUnreachable,
     engine_error,
 )
+from ps_sglang.gateway.peers.messages import AbortRid
 from ps_sglang.gateway.routes.forwarding import ask, first_answer
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, model_in_path
@@ -131,7 +132,9 @@ async def abort_request(request: web.Request) -> web.Response:
     rid = body.get("rid")
     if not rid:
         refuse("rid", rid, "the `rid` with which a request was sent")
-    abort_by_rid(gateway.dispatcher, rid, tenant_of(request))
+    tenant = tenant_of(request)
+    abort_by_rid(gateway.dispatcher, rid, tenant)
+    await gateway.peers.ask(AbortRid(rid, tenant))
     return web.Response()
 
 

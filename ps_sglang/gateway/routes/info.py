@@ -13,10 +13,11 @@ from ps_sglang.gateway.access.authentication import principal_of
 from ps_sglang.gateway.config import Worker
 from ps_sglang.gateway.errors import ModelNotFound, WorkerUnreachable, reaching, require_process
 from ps_sglang.gateway.paths import registered_path
+from ps_sglang.gateway.peers.messages import OwnMetrics
 from ps_sglang.gateway.routes.forwarding import first_answer
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway, model_in_path, one_model
-from ps_sglang.gateway.telemetry.scrape import scrape_workers
+from ps_sglang.gateway.telemetry.scrape import labelled, scrape_workers
 from ps_sglang.worker_info import HEADER
 
 HEALTH_SECONDS = 3.0
@@ -95,7 +96,7 @@ async def ready(request: web.Request) -> web.Response:
     """GET /ready: 200 if a request can be served now (for the decoder in the path).
 
     That takes a prefill worker and a decode worker, or an aggregated one, which are neither broken
-    nor leaving, as far as is known: nobody is asked.
+    nor leaving, as far as is known: nobody is asked. A gateway that is to stop is not ready.
     """
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
@@ -106,6 +107,7 @@ async def ready(request: web.Request) -> web.Response:
     ]
     prefill = [worker_state.name for worker_state in gateway.pool.prefill if worker_state.is_ready]
     able = bool(decoders and (prefill or gateway.config.is_aggregated))
+    able = able and not gateway.draining.is_set()
     return _status(request, able, {"prefill": prefill, "decoders": decoders})
 
 
@@ -148,9 +150,12 @@ async def metrics(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     worker_states = gateway.workers(model_in_path(request))
     workers = await scrape_workers(gateway.http, worker_states)
-    return web.Response(
-        body=gateway.metrics.render() + workers, headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
+    own = gateway.metrics.render()
+    if not gateway.peers.is_alone:
+        others = await gateway.peers.ask(OwnMetrics())
+        texts = {gateway.peers.own: own, **{one.process: one.content for one in others}}
+        own = await asyncio.to_thread(labelled, texts)
+    return web.Response(body=own + workers, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def from_decoder(request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ from types import TracebackType
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from ps_sglang.gateway.access.authentication import principal_of
+from ps_sglang.gateway.access.authentication import is_forwarded, principal_of
 from ps_sglang.gateway.access.limiter import refuse_rate
 from ps_sglang.gateway.errors import DeadlineExceeded
 from ps_sglang.gateway.routes.middleware import RECORD, is_anthropic
@@ -28,7 +28,7 @@ async def limit_rate(request: web.Request, handler: Handler) -> web.StreamRespon
     Its body was read by now, so that the client can send the next request on the connection.
     """
     principal = principal_of(request)
-    if request.method == "POST":
+    if request.method == "POST" and not is_forwarded(request):
         rate = request.app[GATEWAY].limiter.rate(principal)
         if rate is not None:
             request[RECORD].rate_headers = (

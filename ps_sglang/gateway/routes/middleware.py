@@ -59,6 +59,7 @@ class RequestRecord:
     error: GatewayError | None = None
     spans: RequestSpans | None = None  # where traces are exported
     rate_headers: dict[str, str] = field(default_factory=dict)  # what is left of its key's rate
+    is_passed_on: bool = False  # to another gateway process, which counts it
 
     @property
     def headers(self) -> dict[str, str]:
@@ -196,7 +197,7 @@ def _request_id(request: web.Request) -> str:
 
 def _conclude(request: web.Request, record: RequestRecord, status: int) -> None:
     seconds = time.monotonic() - record.started
-    generation = record.route in _GENERATION
+    generation = record.route in _GENERATION and not record.is_passed_on
     _log(request, record, status, seconds, generation=generation)
     if record.spans is not None:
         record.spans.end(status, record.error)

@@ -20,6 +20,7 @@ from ps_sglang.gateway.errors import (
     reaching,
     require_process,
 )
+from ps_sglang.gateway.peers.messages import Nothing
 from ps_sglang.gateway.routes.leases import described
 from ps_sglang.gateway.routes.operations import (
     OPERATION_LOCKS,
@@ -170,13 +171,13 @@ async def remove(request: web.Request) -> web.Response:
     if now:
         # A removal that is waiting for these requests then ends, too.
         gateway.health.take_requests_from(worker_state, "it was removed")
-        await worker_state.wait_idle()
+        await _wait_idle(gateway, worker_state)
     left = web.json_response({"name": worker_state.name, "removed": True})
     if gateway.pool.get(worker_state.name) is not worker_state:
         return left
 
     async def leave() -> web.Response:
-        await worker_state.wait_idle()
+        await _wait_idle(gateway, worker_state)
         if gateway.pool.get(worker_state.name) is worker_state:  # its lease may have expired
             gateway.pool.remove(worker_state.name)
         log.info("%s left", worker_state.worker.title)
@@ -224,7 +225,7 @@ async def swap(request: web.Request) -> web.Response:
         )
         try:
             if worker_state.draining:
-                await worker_state.wait_idle()
+                await _wait_idle(gateway, worker_state)
             with gateway.health.engine_busy(worker_state):
                 await _load(gateway, worker_state, path)
                 await gateway.health.recognition.admit_swapped(worker_state)
@@ -234,6 +235,12 @@ async def swap(request: web.Request) -> web.Response:
         return web.json_response({**_entry(gateway, worker_state), "model_path": path})
 
     return await run_to_end(request, worker_state, "is being swapped", change)
+
+
+async def _wait_idle(gateway: Gateway, worker_state: AnyWorkerState) -> None:
+    """Wait until a worker that gets nothing new has no request, of whatever gateway process."""
+    await gateway.peers.ask(Nothing())
+    await worker_state.wait_idle()
 
 
 async def _load(gateway: Gateway, worker_state: AnyWorkerState, path: str) -> None:

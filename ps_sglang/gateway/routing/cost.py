@@ -42,9 +42,10 @@ Why these weights:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode
 
@@ -60,8 +61,7 @@ DECODE_REQUEST_TOKENS = 64
 LEAVE_TOKENS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillTerms:
+class PrefillTerms(NamedTuple):
     """The part of the cost of who prefills; `cached_tokens` of the prompt it holds."""
 
     worker_state: AnyWorkerState
@@ -77,8 +77,7 @@ class PrefillTerms:
         return self.queue + self.balance + self.leaves
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeTerms:
+class DecodeTerms(NamedTuple):
     """A decode worker's part of the cost; `moved` is how many tokens' pages it lacks."""
 
     worker_state: Decode
@@ -99,11 +98,22 @@ Pair = tuple[PrefillTerms, DecodeTerms]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why a pair was chosen. `tokens` is the prompt's length, estimated unless given as ids."""
+    """Why a pair was chosen. `tokens` is the prompt's length, estimated unless given as ids.
+
+    `prefill` and `decode` are the candidates, in the order of joining.
+    """
 
     tokens: float
-    pairs: Sequence[Pair]
+    prefill: Sequence[PrefillTerms]
+    decode: Sequence[DecodeTerms]
     chosen: Pair
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """All pairs that could have been chosen."""
+        if _is_aggregated(*self.chosen):
+            return zip(self.prefill, self.decode, strict=True)
+        return product(self.prefill, self.decode)
 
     @property
     def new(self) -> float:
@@ -126,13 +136,84 @@ class Decision:
         }
 
 
-def decide(tokens: float, pairs: Sequence[Pair]) -> Decision:
-    """The cheapest pair; there must be one."""
-    return Decision(tokens, pairs, min(pairs, key=_order))
+def decide(
+    tokens: float, prefill: Sequence[PrefillTerms], decode: Sequence[DecodeTerms]
+) -> Decision:
+    """The cheapest pair of a prefill and a decode worker; there must be one of each.
+
+    Not every pair is looked at. A pair's cost is the sum of two workers' own, once it is known
+    whether pages move, and how far; so the best of each side make the best pair. A pair on one
+    host that is taken for one on two only looks dearer than it is.
+    """
+    idle, computing, computing_on = _best_prefill(prefill)
+    held, far, near_on = _best_decode(decode)
+    sides = [(computing_on[host], near) for host, near in near_on.items() if host in computing_on]
+    if held is not None:
+        sides.append((idle, held))
+    if far is not None:
+        sides.append((computing, far))
+    *_, left, right = min((p[0] + d[0], p[1], d[1], p[2], d[2]) for p, d in sides)
+    return Decision(tokens, prefill, decode, (prefill[left], decode[right]))
+
+
+_Best = tuple[float, int, int]
+"""A worker's own cost, how often it was chosen, and its place among the candidates."""
+
+
+def _best_prefill(terms: Sequence[PrefillTerms]) -> tuple[_Best, _Best, dict[str, _Best]]:
+    """Who is best where nothing is to compute, where something is, and that on each host."""
+    idle: _Best | None = None
+    computing: _Best | None = None
+    computing_on: dict[str, _Best] = {}
+    for place, one in enumerate(terms):
+        state, own = one.worker_state, one.queue + one.balance + one.leaves
+        chosen, host = state.load.chosen, state.host
+        found = own, chosen, place
+        if idle is None or found < idle:
+            idle = found
+        found = own + one.new, chosen, place
+        if computing is None or found < computing:
+            computing = found
+        if host not in computing_on or found < computing_on[host]:
+            computing_on[host] = found
+    assert idle is not None, "there is a prefill worker"
+    assert computing is not None, "there is a prefill worker"
+    return idle, computing, computing_on
+
+
+def _best_decode(
+    terms: Sequence[DecodeTerms],
+) -> tuple[_Best | None, _Best | None, dict[str, _Best]]:
+    """Who is best of those that hold all, of the others for another host, and on each host."""
+    held: _Best | None = None
+    far: _Best | None = None
+    near_on: dict[str, _Best] = {}
+    for place, one in enumerate(terms):
+        state, own, moved = one.worker_state, one.load + one.leaves, one.moved
+        chosen = state.load.chosen
+        if not _is_moved(moved):
+            found = own, chosen, place
+            if held is None or found < held:
+                held = found
+            continue
+        found = own + moved * MOVE_OTHER_HOST, chosen, place
+        if far is None or found < far:
+            far = found
+        found = own + moved * MOVE_SAME_HOST, chosen, place
+        if state.host not in near_on or found < near_on[state.host]:
+            near_on[state.host] = found
+    return held, far, near_on
+
+
+def decide_aggregated(
+    tokens: float, prefill: Sequence[PrefillTerms], decode: Sequence[DecodeTerms]
+) -> Decision:
+    """The cheapest of aggregated workers, each with both its parts at one place."""
+    return Decision(tokens, prefill, decode, min(zip(prefill, decode, strict=True), key=_order))
 
 
 def _order(pair: Pair) -> tuple[float, int, int]:
-    # `min` keeps the first of equal ones, and the pairs are in the order of joining.
+    # `min` keeps the first of equal ones, and the candidates are in the order of joining.
     prefill, decode = pair
     return (
         _pair_cost(prefill, decode),
@@ -145,11 +226,16 @@ def _pair_cost(prefill: PrefillTerms, decode: DecodeTerms) -> float:
     return sum(_pair_terms(prefill, decode)) + prefill.cost + decode.cost
 
 
+def _is_moved(tokens: float) -> bool:
+    """Whether any page must go; the estimate of a length may be off by a fraction."""
+    return tokens >= 1
+
+
 def _pair_terms(prefill: PrefillTerms, decode: DecodeTerms) -> tuple[float, float]:
     """What to compute, and the cost of moving, where both workers have a say."""
     if _is_aggregated(prefill, decode):
         return prefill.new, 0.0
-    if decode.moved < 1:  # the estimate of a length may be off by a fraction
+    if not _is_moved(decode.moved):
         return 0.0, 0.0
     same = prefill.worker_state.host == decode.worker_state.host
     return prefill.new, decode.moved * (MOVE_SAME_HOST if same else MOVE_OTHER_HOST)

@@ -16,9 +16,19 @@ class RequestCount:
         self.unfinished = 0
         self._idle = asyncio.Event()
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
+        """One more is unfinished; `end` must follow."""
         self.unfinished += 1
         self._idle.clear()
+
+    def end(self) -> None:
+        """One that began has ended."""
+        self.unfinished -= 1
+        if not self.unfinished:
+            self._idle.set()
+
+    def __enter__(self) -> None:
+        self.begin()
 
     def __exit__(
         self,
@@ -26,9 +36,7 @@ class RequestCount:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.unfinished -= 1
-        if not self.unfinished:
-            self._idle.set()
+        self.end()
 
     async def wait_idle(self) -> None:
         """Wait until no request is unfinished; at once if none is."""
@@ -83,6 +91,13 @@ class DecoderState:
         self.workers = tuple(one for one in self.workers if one is not worker_state)
         self.lora_names.pop(worker_state, None)
         self.problems.pop(worker_state, None)
+
+    def unlike(self, worker_state: Decode) -> set[str]:
+        """The workers, by name, with other weights than this one: a swap reaches one by one."""
+        if worker_state.facts is None:
+            return set()
+        weights = worker_state.facts.weights
+        return {one.name for one in self.workers if one.facts and one.facts.weights != weights}
 
     def judge(self, worker_state: Decode, problem: str | None) -> None:
         """Whether a worker that should have the adapter can serve it: None if it can."""

@@ -31,7 +31,7 @@ class Family:
                     param="session_id",
                 )
             if known is None:
-                if child in self._above(parent):
+                if child == parent or child in self.above(parent):
                     raise BadRequest(
                         f"The session {child!r} cannot be below {parent!r}, which is below it.",
                         param="session_id",
@@ -57,8 +57,9 @@ class Family:
                 del self._children[parent]
             id = parent
 
-    def _above(self, id: str) -> list[str]:
+    def above(self, id: str) -> tuple[str, ...]:
+        """The sessions above one, the nearest first."""
         line = [id]
         while (parent := self._parents.get(line[-1])) is not None:
             line.append(parent)
-        return line
+        return tuple(line[1:])

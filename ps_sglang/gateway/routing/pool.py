@@ -169,7 +169,9 @@ def _candidates(
 
     `problems` are of workers that are none of them.
     """
-    good = [one for one in worker_states if one.takes_requests and one.name not in tried]
+    good = [one for one in worker_states if one.takes_requests]
+    if tried:
+        good = [one for one in good if one.name not in tried]
     if good:
         return good
     left = [one for one in worker_states if one.can_be_asked and one.name not in tried]

@@ -7,21 +7,47 @@ prefix).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import product
-from typing import cast
+from typing import Protocol, cast
 
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
 from ps_sglang.gateway.index.prompt import Prompt
-from ps_sglang.gateway.routing import cost
-from ps_sglang.gateway.routing.cost import Decision, DecodeTerms, PrefillTerms
+from ps_sglang.gateway.routing import cost, terms
+from ps_sglang.gateway.routing.cost import Decision
 from ps_sglang.gateway.routing.decoder_state import DecoderState
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode, Load, Prefill
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode, Prefill
+
+
+class PlacedSample(Protocol):
+    """What is on its way to workers: `Route` has the words, another process may have chosen it."""
+
+    prefill: Prefill | None
+    prefills: AnyWorkerState
+    decode: Decode
+    new_tokens: int
+    moved_tokens: int
+    is_prefilled: bool
+    prompt: Prompt
+
+
+class RouteListener(Protocol):
+    """Called with what becomes of each route that is chosen here."""
+
+    def chosen(self, route: Route, session: Session | None) -> None:
+        """A sample is about to go there."""
+        ...
+
+    def settled(self, route: Route, arrived: bool) -> None:
+        """See `Router.settle`."""
+        ...
+
+    def ended(self, route: Route) -> None:
+        """Neither worker works on it any more."""
+        ...
 
 
 class Route:
@@ -29,8 +55,8 @@ class Route:
 
     `prefill` is None where the decode worker is aggregated; `prefills` is who computes the prompt
     in any case. `lora_name` is the decode worker's name for the decoder's adapter, None for a whole
-    model. `cached_tokens`: how much of the prompt is held by the one that prefills,
-    `shared_tokens`: how much of what the two hold another decoder's turn brought in.
+    model; `decoder` is the decoder's. `cached_tokens`: how much of the prompt is held by the one
+    that prefills, `shared_tokens`: how much of what the two hold another decoder's turn brought in.
     """
 
     def __init__(
@@ -47,6 +73,7 @@ class Route:
         # The pairs of other decode workers are made with prefill workers, see `Router.decide`.
         self.prefill = None if self.prefills is self.decode else cast("Prefill", self.prefills)
         self.lora_name = served.lora_names.get(self.decode)
+        self.decoder = served.name
         self.decision = decision
         # Whole numbers, which leave nothing behind when they are subtracted again.
         self.new_tokens = round(decision.new)
@@ -86,11 +113,15 @@ class Route:
         if self._decoding:
             self._decoding = False
             self.decode.end()
+            for listener in self._router.listeners:
+                listener.ended(self)
 
     def _settle(self, arrived: bool) -> None:
         if self._moving:
             self._moving = False
-            self._router.settle(self, self.prompt, arrived)
+            self._router.settle(self, arrived)
+            for listener in self._router.listeners:
+                listener.settled(self, arrived)
 
 
 class Router:
@@ -108,6 +139,7 @@ class Router:
         self._cache_index = cache_index
         self._is_aggregated = is_aggregated
         self._clock = clock
+        self.listeners: list[RouteListener] = []
         cache_index.computed.append(self._computed)
 
     def choose(
@@ -131,15 +163,22 @@ class Router:
         )
         shared = self._cache_index.turn(prompt, decoder.name, longest)
         route = Route(self, prompt, decoder, decision, min(shared, int(decision.tokens)))
-        for worker_state in route.workers:
-            worker_state.begin()
+        self.begin(route)
+        if session is not None:
+            session.goes_to(decoder.name, route.prefills, route.decode)
+        for listener in self.listeners:
+            listener.chosen(route, session)
+        return route
+
+    def begin(self, route: PlacedSample) -> None:
+        """A prompt is on its way; `settle` must follow, and the end on its decode worker."""
+        if route.prefill is not None:
+            route.prefill.begin()
+        route.decode.begin()
         route.prefills.load.queued_tokens += route.new_tokens
         route.decode.load.moving_tokens += route.moved_tokens
         if route.is_prefilled:
-            self._cache_index.sent(route.prefills.name, prompt)
-        if session is not None:
-            session.goes_to(decoder.name, route.prefills, route.decode)
-        return route
+            self._cache_index.sent(route.prefills.name, route.prompt)
 
     def decide(
         self,
@@ -163,33 +202,14 @@ class Router:
         session_prefill = session.prefill if session is not None else None
         session_decode = session.decode.get(decoder.name) if session is not None else None
         prefill = () if self._is_aggregated else self._pool.prefill_candidates(tried)
-        decode = [
-            _decode_terms(
-                worker_state,
-                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                tokens,
-                session_decode,
-            )
-            for worker_state in self._pool.decode_candidates(decoder, tried)
-        ]
+        decode = terms.decode_terms(
+            self._pool.decode_candidates(decoder, tried), matches, tokens, session_decode
+        )
         if self._is_aggregated:
-            return cost.decide(
-                tokens, [(_aggregated_terms(one, session_prefill), one) for one in decode]
-            )
-        now = self._clock()
-        recent = [_recent(worker_state.load, now) for worker_state in prefill]
-        bearable = cost.TOLERANCE * sum(recent) / len(recent)
-        prefill_terms = [
-            _prefill_terms(
-                worker_state,
-                min(matches.get(worker_state.name, NO_MATCH).tokens, tokens),
-                tokens,
-                cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable),
-                session_prefill,
-            )
-            for worker_state, work in zip(prefill, recent, strict=True)
-        ]
-        return cost.decide(tokens, list(product(prefill_terms, decode)))
+            both = [terms.aggregated_terms(one, session_prefill) for one in decode]
+            return cost.decide_aggregated(tokens, both, decode)
+        left = terms.prefill_terms(prefill, matches, tokens, session_prefill, self._clock())
+        return cost.decide(tokens, left, decode)
 
     def _base_prefix(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
@@ -217,8 +237,9 @@ class Router:
         """The worker could not be reached: it may have restarted, with an empty cache."""
         self._cache_index.forget(worker_state.name)
 
-    def settle(self, route: Route, prompt: Prompt, arrived: bool) -> None:
+    def settle(self, route: PlacedSample, arrived: bool) -> None:
         """A route's prompt has been prefilled and moved (`arrived`), or never will be."""
+        prompt = route.prompt
         if route.prefill is not None:
             route.prefill.end()
         route.prefills.load.queued_tokens -= route.new_tokens
@@ -229,7 +250,7 @@ class Router:
             return
         # One with live events tells what it computed.
         if route.prefill is not None and not self._cache_index.is_live(route.prefill.name):
-            _add_recent(route.prefill.load, route.new_tokens, self._clock())
+            terms.add_recent(route.prefill.load, route.new_tokens, self._clock())
         if route.prefill is not None or not route.is_prefilled:
             # Not before: a second request for it would pull the same pages again.
             self._cache_index.arrived(route.decode.name, prompt)
@@ -237,73 +258,4 @@ class Router:
     def _computed(self, worker: str, tokens: int) -> None:
         worker_state = self._pool.get(worker)
         if worker_state is not None:
-            _add_recent(worker_state.load, tokens, self._clock())
-
-
-def _prefill_terms(
-    worker_state: Prefill,
-    cached_tokens: float,
-    tokens: float,
-    balance: float,
-    session_worker: AnyWorkerState | None,
-) -> PrefillTerms:
-    load = worker_state.load
-    queued = load.queued_tokens + cost.REQUEST_TOKENS * load.requests
-    return PrefillTerms(
-        worker_state,
-        cached_tokens=cached_tokens,
-        new=tokens - cached_tokens,
-        queue=cost.QUEUE_WEIGHT * queued,
-        balance=balance,
-        leaves=_leaves(worker_state, session_worker),
-    )
-
-
-def _leaves(worker_state: AnyWorkerState, session_worker: AnyWorkerState | None) -> float:
-    stays = session_worker is None or session_worker is worker_state
-    return 0.0 if stays else cost.LEAVE_TOKENS
-
-
-def _aggregated_terms(terms: DecodeTerms, session_worker: AnyWorkerState | None) -> PrefillTerms:
-    """What prefill costs on an aggregated worker, whose other `terms` these are."""
-    queued = terms.worker_state.load.queued_tokens
-    return PrefillTerms(
-        terms.worker_state,
-        cached_tokens=terms.cached_tokens,
-        new=terms.moved,
-        queue=cost.QUEUE_WEIGHT * queued,
-        balance=0.0,
-        leaves=_leaves(terms.worker_state, session_worker),
-    )
-
-
-def _decode_terms(
-    worker_state: Decode, cached_tokens: float, tokens: float, session_worker: Decode | None
-) -> DecodeTerms:
-    load = worker_state.load
-    waiting = cost.MOVE_SAME_HOST * load.moving_tokens
-    return DecodeTerms(
-        worker_state,
-        cached_tokens=cached_tokens,
-        moved=tokens - cached_tokens,
-        load=waiting + cost.DECODE_REQUEST_TOKENS * load.requests,
-        leaves=0.0
-        if session_worker is None or session_worker is worker_state
-        else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS,
-    )
-
-
-def _recent(load: Load, now: float) -> float:
-    """Prefill work of late; what still waits counts as queue."""
-    age = now - load.recent_at
-    return load.recent_tokens * _left(age)
-
-
-def _add_recent(load: Load, tokens: float, now: float) -> None:
-    age = now - load.recent_at
-    load.recent_tokens = load.recent_tokens * _left(age) + tokens
-    load.recent_at = now
-
-
-def _left(age: float) -> float:
-    return math.exp2(-age / cost.RECENT_HALF_LIFE)
+            terms.add_recent(worker_state.load, tokens, self._clock())

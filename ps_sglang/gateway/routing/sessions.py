@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ps_sglang.gateway.bodies import session_id
@@ -66,9 +66,18 @@ class Sessions:
         self._clock = clock
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._family = Family()
+        self.ended: list[Callable[[Session], None]] = []
+        """Called with each session that somebody ends."""
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def ancestors(self, id: str) -> tuple[str, ...]:
+        """The sessions above one, the nearest first."""
+        return self._family.above(id)
 
     def use(self, id: str, ancestors: Sequence[str] = ()) -> Session:
         """The session of that id, a new one if there is none; it counts as used now.
@@ -85,6 +94,23 @@ class Sessions:
         self._forget_idle(session.used - self._idle_seconds)
         return session
 
+    def place(
+        self,
+        id: str,
+        ancestors: Sequence[str],
+        prefill: AnyWorkerState | None,
+        decode: Mapping[str, Decode],
+        visited: Iterable[AnyWorkerState],
+    ) -> None:
+        """Another process has used the session of that id, and it goes on with these workers."""
+        try:
+            session = self.use(id, ancestors)
+        except GatewayError:  # a request has put it below another meanwhile; that client is told
+            session = self.use(id)
+        session.prefill = prefill
+        session.decode |= decode
+        session.visited.update(visited)
+
     def get(self, id: str) -> Session | None:
         """The session of that id, if there is one."""
         return self._sessions.get(id)
@@ -99,6 +125,8 @@ class Sessions:
         if self._sessions.get(session.id) is session:
             del self._sessions[session.id]
             self._family.leave(session.id, self._sessions)
+            for listener in self.ended:
+                listener(session)
 
     def leave(self, worker_state: AnyWorkerState) -> None:
         """A worker has left the pool: no conversation holds on to it."""
@@ -125,12 +153,18 @@ class TenantSessions:
     def __init__(self, most: int = SESSIONS_PER_TENANT) -> None:
         self._most = most
         self._of: dict[str, Sessions] = {}
+        self.ended: list[Callable[[Session], None]] = []
+        """Called with each session that somebody ends, of whatever tenant."""
+
+    def __iter__(self) -> Iterator[Sessions]:
+        return iter(self._of.values())
 
     def of(self, tenant: str) -> Sessions:
         """Those of one tenant."""
         sessions = self._of.get(tenant)
         if sessions is None:
             sessions = self._of[tenant] = Sessions(tenant, most=self._most)
+            sessions.ended = self.ended
         return sessions
 
     def end(self, session: Session, error: GatewayError) -> None:

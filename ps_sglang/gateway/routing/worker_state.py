@@ -116,7 +116,13 @@ class WorkerState(Generic[W]):
     @property
     def takes_requests(self) -> bool:
         """Whether a new request may go here as long as any other may."""
-        return self.is_ready and (self.breaker is BreakerState.CLOSED or self.load.requests == 0)
+        # Not by `is_ready`, as each choice asks this of every worker.
+        if self.draining or self.unheard or self.refused:
+            return False
+        breaker = self.breaker
+        return breaker is BreakerState.CLOSED or (
+            breaker is BreakerState.HALF_OPEN and self.load.requests == 0
+        )
 
     def begin(self) -> None:
         """A request was sent here."""

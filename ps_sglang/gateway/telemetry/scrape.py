@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import aiohttp
 from prometheus_client import generate_latest
@@ -70,7 +70,7 @@ def _render(scraped: Sequence[tuple[Worker, str | None]]) -> bytes:
         families = None if text is None else _parse(worker, text)
         up.add_metric(_identity(worker), float(families is not None))
         for family in families or ():
-            _add(merged, family, worker)
+            _add(merged, family, {"worker": worker.name})
     return generate_latest(_Families([up, *merged.values()]))
 
 
@@ -82,13 +82,21 @@ def _parse(worker: Worker, text: str) -> list[Metric] | None:
         return None
 
 
-def _add(merged: dict[str, Metric], family: Metric, worker: Worker) -> None:
+def labelled(processes: Mapping[int, bytes]) -> bytes:
+    """Metrics of gateway processes, in Prometheus' text format, with a label `process` each."""
+    merged: dict[str, Metric] = {}
+    for process, text in sorted(processes.items()):
+        for family in text_string_to_metric_families(text.decode()):
+            _add(merged, family, {"process": str(process)})
+    return generate_latest(_Families(merged.values()))
+
+
+def _add(merged: dict[str, Metric], family: Metric, labels: Mapping[str, str]) -> None:
     target = merged.setdefault(
         family.name, Metric(family.name, family.documentation, family.type, family.unit)
     )
     target.samples.extend(
-        sample._replace(labels={**sample.labels, "worker": worker.name})
-        for sample in family.samples
+        sample._replace(labels={**sample.labels, **labels}) for sample in family.samples
     )
 
 

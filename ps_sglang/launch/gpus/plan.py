@@ -58,6 +58,20 @@ class GpuPlan:
             for wave in range(count)
         ]
 
+    @property
+    def ways(self) -> dict[str, list[str]]:
+        """The ways of pages, each with the pairs of workers that use it."""
+        ways: dict[str, list[str]] = {}
+        if self.transport is None:
+            return ways
+        for source in self.budgets.values():
+            for target in self.budgets.values():
+                if (source.demand.role, target.demand.role) == (Role.PREFILL, Role.DECODE):
+                    way = self.transport.between(source.gpus, target.gpus)
+                    pair = f"{source.demand.name} to {target.demand.name}"
+                    ways.setdefault(way, []).append(pair)
+        return ways or {self.transport.name: ["to and from the cluster"]}
+
     def command_line(self, name: str, words: Sequence[str]) -> tuple[str, ...]:
         """A worker's flags, with what is planned where `words` say nothing."""
         budget = self.budgets[name]

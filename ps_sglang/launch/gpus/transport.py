@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Final
 
+from ps_sglang.extras import missing
 from ps_sglang.launch.gpus.machine import Machine
 
 DEFAULT_BACKEND: Final = "mooncake"
-_PACKAGES: Final = {  # what is imported, what is installed, for the CUDA 13 that SGLang brings
-    "mooncake": ("mooncake", "mooncake-transfer-engine-cuda13"),
-    "nixl": ("nixl", "nixl[cu13]"),
-}
 _INTRA_NODE: Final = {
-    "SGLANG_MOONCAKE_CUSTOM_MEM_POOL": "INTRA_NODE_NVLINK",
-    "MC_INTRANODE_NVLINK": "1",
+    "mooncake": {
+        "SGLANG_MOONCAKE_CUSTOM_MEM_POOL": "INTRA_NODE_NVLINK",
+        "MC_INTRANODE_NVLINK": "1",
+    },
+    # Without a network card, which UCX might prefer; TCP also introduces workers to each other.
+    "nixl": {"UCX_TLS": "cuda,sm,self,tcp"},
 }
-_CHOSEN_BY_USER: Final = (*_INTRA_NODE, "MC_FORCE_TCP", "MOONCAKE_PROTOCOL")
+_CHOSEN_BY_USER: Final = {
+    "mooncake": (*_INTRA_NODE["mooncake"], "MC_FORCE_TCP", "MOONCAKE_PROTOCOL"),
+    "nixl": ("UCX_TLS", "UCX_NET_DEVICES"),
+}
 _TCP: Final = "TCP through the hosts' memory"
 
 
@@ -50,15 +53,15 @@ def backend_problems(backend: str, *, dry_run: bool) -> list[str]:
     """What is missing for a backend; a dry run needs no package."""
     if backend == "zmq":
         return ["--transfer-backend zmq moves pages of the CPU only; choose mooncake or nixl"]
-    if dry_run or not (command := _missing(backend)):
+    if dry_run or not (lacks := missing(backend)):
         return []
-    return [f"--transfer-backend {backend} needs a package: {command}"]
+    return [f"--transfer-backend {backend} needs {lacks}"]
 
 
 def package_hint(backend: str) -> str | None:
     """What a dry run says of a package that the launch will need."""
-    command = _missing(backend)
-    return command and f"before the launch: {command}"
+    lacks = missing(backend)
+    return lacks and f"the launch will need {lacks}"
 
 
 def choose_transport(
@@ -68,18 +71,17 @@ def choose_transport(
 
     `one_host`: no worker of the cluster is on another machine.
     """
-    if backend == "mooncake" and (own := [name for name in _CHOSEN_BY_USER if name in environ]):
+    if own := [name for name in _CHOSEN_BY_USER[backend] if name in environ]:
         settings = ", ".join(f"{name}={environ[name]}" for name in own)
         return Transport(backend, f"as {settings} says")
-    if one_host and backend == "mooncake":
-        return Transport(backend, "CUDA IPC", _peer(machine), _INTRA_NODE)
     if one_host:
-        return Transport(
-            backend,
-            "CUDA IPC",
-            _peer(machine),
-            warning="UCX chooses the way itself: UCX_LOG_LEVEL=info shows if it is cuda_ipc",
-        )
+        warning = None
+        if backend == "nixl":
+            warning = (
+                "UCX takes TCP, which is slow, where it cannot have CUDA IPC: UCX_LOG_LEVEL=info "
+                "shows what it takes"
+            )
+        return Transport(backend, "CUDA IPC", _peer(machine), _INTRA_NODE[backend], warning)
     if machine.infiniband:
         return Transport(backend, "RDMA")
     if machine.infiniband is None:
@@ -91,12 +93,6 @@ def choose_transport(
         _TCP,
         warning=f"no InfiniBand device is here: pages go by {_TCP}, which is slow",
     )
-
-
-def _missing(backend: str) -> str | None:
-    """The command that installs a backend's package, None if it is there."""
-    module, package = _PACKAGES[backend]
-    return None if find_spec(module) else f"pip install '{package}'"
 
 
 def _peer(machine: Machine) -> str:
