@@ -52,6 +52,14 @@ def test_the_kernel_moves_and_digests_as_a_host_does() -> None:
     )
 
 
+def test_a_handle_survives_the_wire() -> None:
+    cuda_ipc = pytest.importorskip("ps_sglang.engine.transfer.cuda_ipc")
+    content = bytes(range(64))
+    assert cuda_ipc.handle_bytes(cuda_ipc.handle_of(content)) == content
+    with pytest.raises(OSError, match="3 bytes are no handle"):
+        cuda_ipc.handle_of(b"abc")
+
+
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU to check")
 def test_the_check_refuses_a_machine_without_a_gpu() -> None:
     done = subprocess.run(

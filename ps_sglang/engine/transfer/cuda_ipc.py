@@ -6,6 +6,7 @@ Memory that PyTorch took in expandable segments cannot be shared this way.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,6 +16,7 @@ from cuda.bindings import driver
 
 from ps_sglang.engine.transfer.shared_pool import UnreachablePoolError, boot_id
 
+_HANDLE_BYTES: Final = 64  # CU_IPC_HANDLE_SIZE
 _PEER_ACCESS: Final = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 
 
@@ -40,7 +42,7 @@ def describe(addresses: Sequence[int], lengths: Sequence[int]) -> CudaPoolDescri
         start, _ = _allocation(address)
         if start not in numbers:
             numbers[start] = len(handles)
-            handles.append(bytes(_checked(driver.cuIpcGetMemHandle(start)).reserved))
+            handles.append(handle_bytes(_checked(driver.cuIpcGetMemHandle(start))))
         allocations.append(numbers[start])
         offsets.append(address - start)
     return CudaPoolDescriptor(boot_id(), handles, allocations, offsets, list(lengths))
@@ -59,8 +61,7 @@ class MappedAllocations:
         starts: list[int] = []
         self._close = weakref.finalize(self, _unmap, starts)
         for handle in descriptor.handles:
-            opened = driver.CUipcMemHandle()
-            opened.reserved = handle
+            opened = handle_of(handle)
             starts.append(int(_checked(driver.cuIpcOpenMemHandle(opened, _PEER_ACCESS.value))))
         self.addresses: list[int] = []
         self.lengths = descriptor.lengths
@@ -72,6 +73,23 @@ class MappedAllocations:
             if not 0 <= offset <= offset + length <= size:
                 raise UnreachablePoolError(f"a buffer of {length} bytes at {offset} is outside it")
             self.addresses.append(starts[number] + offset)
+
+
+def handle_bytes(handle: Any) -> bytes:
+    """What a handle holds; not every release of the bindings has a name for it."""
+    return ctypes.string_at(handle.getPtr(), _HANDLE_BYTES)
+
+
+def handle_of(content: bytes) -> Any:
+    """The handle that holds this.
+
+    Raises UnreachablePoolError if it is none.
+    """
+    if len(content) != _HANDLE_BYTES:
+        raise UnreachablePoolError(f"{len(content)} bytes are no handle of CUDA")
+    handle = driver.CUipcMemHandle()
+    ctypes.memmove(handle.getPtr(), content, _HANDLE_BYTES)
+    return handle
 
 
 def _allocation(address: int) -> tuple[int, int]:
