@@ -23,6 +23,7 @@ TIERS: Final = {
         "models/test_demo_template.py",
         "training/evaluate",
         "training/train",
+        "transfer/test_cuda_rows.py",
         "verify",
     ),
     "process": (

@@ -15,6 +15,7 @@ from benchmarks.handoff import peers
 from benchmarks.handoff.cases import Pages
 from benchmarks.handoff.pool import Pool
 from benchmarks.handoff.sockets import Port
+from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.reader import Reader
@@ -71,13 +72,15 @@ class _DecodeWorker:
         if (way, page_size) not in self._readers:
             port = Port(way)
             reader = Reader(
-                self._pool.rows(page_size, digest=way != "shm_without_digest"),
+                HostMemory(
+                    self._pool.rows(page_size, digest=way != "shm_without_digest"),
+                    attach=lambda _: self._source,
+                ),
                 metadata(),
                 session=f"{port.endpoint}#{port.name}",
                 base_fingerprint="base",
                 send=port.outbox.send,
                 clock=time.monotonic,
-                open_pool=lambda _: self._source,
                 wake=port.doorbell.ring,
                 collect=port.mailbox.collect,
             )

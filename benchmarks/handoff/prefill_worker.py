@@ -18,6 +18,7 @@ from benchmarks.handoff.cases import Case, Pages
 from benchmarks.handoff.decode_worker import metadata, serve
 from benchmarks.handoff.pool import Pool
 from benchmarks.handoff.sockets import OVER_TCP, Port
+from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.shared_pool import describe
@@ -99,11 +100,13 @@ class PrefillWorker:
             rooms = _Rooms(port)
             pool = describe(self._pool.addresses, self._pool.lengths)
             lender = Lender(
-                self._pool.rows(page_size, digest=way != "shm_without_digest"),
+                HostMemory(
+                    self._pool.rows(page_size, digest=way != "shm_without_digest"),
+                    None if way in OVER_TCP else pool,
+                ),
                 metadata(),
                 base_fingerprint="base",
                 incarnation=port.name,
-                pool=None if way in OVER_TCP else pool,
                 send=port.outbox.send,
                 events=rooms,
                 clock=time.monotonic,

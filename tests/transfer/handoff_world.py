@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+from ps_sglang.engine.transfer.page_memory import PageMemory, PeerPool
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.pulls import Outcome
 from ps_sglang.engine.transfer.reader import Reader
@@ -44,11 +46,14 @@ Carry = Callable[[Frames], list[tuple[float, Frames]]]  # frames -> copies, each
 class World:
     """A clock, and a network that carries messages between endpoints."""
 
-    def __init__(self, carry: Carry | None = None) -> None:
+    def __init__(self, carry: Carry | None = None, memory: str = "host") -> None:
+        """`memory` of all workers: of the "host", or of a device that is "late"."""
         self.now = 0.0
         self.carry: Carry = carry or (lambda frames: [(0.001, frames)])
         self.nodes: dict[str, Prefill | Decode] = {}
         self.sent: list[tuple[str, Frames]] = []
+        self.memory = memory
+        self.devices: list[Device] = []
         self._mail: list[tuple[float, int, str, Frames]] = []
         self._letters = 0
 
@@ -76,6 +81,8 @@ class World:
             else:
                 node.receive(frames)
         self.now = time
+        for device in self.devices:
+            device.run_until(time)
 
     def run(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass: messages, ticks and polls."""
@@ -84,6 +91,90 @@ class World:
             self.deliver_until(self.now + 0.01)
             for node in list(self.nodes.values()):
                 node.step()
+
+
+class Job:
+    """Work of a device, and the ticket for it."""
+
+    def __init__(self, device: Device, at: float, work: Callable[[], Any]) -> None:
+        self._device, self.at, self._work = device, at, work
+        self.is_over = False
+        self.value: Any = None
+
+    def run(self) -> None:
+        """It is over now."""
+        if not self.is_over:
+            self.value, self.is_over = self._work(), True
+
+    def done(self) -> bool:
+        return self.is_over
+
+    def wait(self) -> None:
+        """Time passes on the device alone; what its engine launched before comes first."""
+        self._device.finish_steps()
+        self.run()
+
+
+class Device:
+    """Works on while its host goes on. Only an engine's steps are done in the order of launch."""
+
+    def __init__(self, world: World, source: random.Random) -> None:
+        self._world, self._source = world, source
+        self._steps: list[Job] = []
+        self._jobs: list[Job] = []
+        world.devices.append(self)
+
+    def launch_step(self, work: Callable[[], None]) -> None:
+        """The engine has a step write pages, which will take a while."""
+        start = max([self._world.now, *(step.at for step in self._steps)])
+        self._steps.append(Job(self, start + self._source.uniform(0.0, 0.1), work))
+
+    def launch(self, work: Callable[[], Any]) -> Job:
+        """Do something with pages after the steps launched so far."""
+        start = max([self._world.now, *(step.at for step in self._steps)])
+        takes = 0.005 if self._source.random() < 0.5 else self._source.expovariate(4.0)
+        self._jobs.append(Job(self, start + takes, work))
+        return self._jobs[-1]
+
+    def run_until(self, time: float) -> None:
+        """Do all that is due."""
+        for jobs in (self._steps, self._jobs):
+            due = sorted((job for job in jobs if job.at <= time), key=lambda job: job.at)
+            for job in due:
+                job.run()
+            jobs[:] = [job for job in jobs if not job.is_over and job.at > time]
+
+    def finish_steps(self) -> None:
+        """The engine waits for its steps."""
+        for step in self._steps:
+            step.run()
+        self._steps.clear()
+
+
+class LateMemory:
+    """Host memory as a device would serve it: tickets are done late, and not in order."""
+
+    path = "shm"
+    is_written_late = True
+
+    def __init__(self, memory: HostMemory, device: Device) -> None:
+        self.row_bytes, self.row_total = memory.row_bytes, memory.row_total
+        self._memory, self._device = memory, device
+        self.describe, self.open, self.follow = memory.describe, memory.open, memory.follow
+
+    def copy(self, source: PeerPool, source_rows: Indices, rows: Indices) -> Job:
+        return self._device.launch(lambda: self._memory.copy(source, source_rows, rows).value)
+
+    def digest(self, rows: Indices) -> Job:
+        return self._device.launch(lambda: self._memory.digest(rows).value)
+
+    def gather(self, rows: Indices) -> Job:
+        return self._device.launch(lambda: self._memory.gather(rows).value)
+
+    def scatter(self, rows: Indices, packed: Any) -> Job:
+        if len(packed) != len(rows) * self.row_total:
+            raise ValueError("not as long as the rows need")
+        return self._device.launch(lambda: self._memory.scatter(rows, packed).value)
 
 
 @dataclass
@@ -144,12 +235,15 @@ class Prefill:
         lengths = [PAGES * WIDTH] * BUFFERS
         self.free = set(range(PAGES))
         self.slots = set(range(AUX_SLOTS))
+        rows = HostRows(addresses, lengths, [WIDTH] * BUFFERS)
+        self.pages, self.device = page_memory(
+            self.world, self.source, HostMemory(rows, describe(addresses, lengths))
+        )
         self.lender = Lender(
-            HostRows(addresses, lengths, [WIDTH] * BUFFERS),
+            self.pages,
             aux_rows(self.aux),
             base_fingerprint=self.fingerprint,
             incarnation=self.incarnation,
-            pool=describe(addresses, lengths),
             send=self._send,
             events=self,
             clock=self.world.clock,
@@ -202,6 +296,7 @@ class Prefill:
         if self.stopped:
             return
         self.mailbox.collect(self.lender.receive)
+        self.lender.poll()
         if self.world.now - self.ticked_at >= TICK_S:
             self.ticked_at = self.world.now
             self.lender.tick()
@@ -217,13 +312,27 @@ class Prefill:
         end = request.content.shape[1] - sum(request.chunks[1:])
         request.chunks.pop(0)
         request.next_chunk_at = self.world.now + request.pace_s
-        self.memory[:, request.rows[:end]] = request.content[:, :end]
+        written = request.rows[:end].copy()
+
+        def write() -> None:
+            self.memory[:, written] = request.content[:, :end]
+
+        if self.device is None:
+            write()
+        else:
+            self.device.launch_step(write)
         self.aux[request.slot] = np.frombuffer(request.metadata, dtype=np.uint8)
         last = not request.chunks
         rows = request.rows[request.sent : end] if end > request.sent else request.rows[:0]
         request.sent = max(end, request.sent)
         if len(rows) or last:
             self.lender.offer(room, rows, request.slot if last else None)
+
+    def digested(self, room: int) -> list[int]:
+        """The pages of a room whose digest the decode worker was told."""
+        lease = self.lender._leases.of_room(room)
+        batches = [] if lease is None else lease.batches
+        return [row for batch in batches if batch.offer.digest for row in batch.rows.tolist()]
 
     def abort(self, room: int) -> None:
         """The client hangs up."""
@@ -237,6 +346,8 @@ class Prefill:
         request = self.requests[room]
         request.released = True
         self.lender.close(room, reason)
+        if self.device is not None:
+            self.device.finish_steps()
         self.memory[:, request.rows] = 0xEE
         self.aux[request.slot] = 0xEE
         self.free |= set(request.rows.tolist())
@@ -283,18 +394,21 @@ class Decode:
         self.aux = np.full((AUX_SLOTS, AUX_WIDTH), 0xDD, dtype=np.uint8)
         self.free = set(range(PAGES))
         self.slots = set(range(AUX_SLOTS))
+        rows = HostRows(
+            [buffer.ctypes.data for buffer in self.memory[: self.buffers]],
+            [PAGES * WIDTH] * self.buffers,
+            [WIDTH] * self.buffers,
+        )
+        pages, self.device = page_memory(
+            self.world, self.source, HostMemory(rows, attach=self._open_pool)
+        )
         self.reader = Reader(
-            HostRows(
-                [buffer.ctypes.data for buffer in self.memory[: self.buffers]],
-                [PAGES * WIDTH] * self.buffers,
-                [WIDTH] * self.buffers,
-            ),
+            pages,
             aux_rows(self.aux),
             session=f"{self.endpoint}#{self.nonce}",
             base_fingerprint=self.fingerprint,
             send=self._send,
             clock=self.world.clock,
-            open_pool=self._open_pool,
             wake=self._ring,
             collect=self.mailbox.collect,
             limits=replace(LIMITS, batches_per_poll=self.batches_per_poll),
@@ -375,6 +489,16 @@ class Decode:
         """Whether nothing was written into pages that no request owns."""
         free = sorted(self.free)
         return bool((self.memory[:, free] == 0xDD).all() and len(free) == PAGES)
+
+
+def page_memory(
+    world: World, source: random.Random, memory: HostMemory
+) -> tuple[PageMemory, Device | None]:
+    """The memory of a worker, and its device if it is a late one."""
+    if world.memory == "host":
+        return memory, None
+    device = Device(world, source)
+    return LateMemory(memory, device), device
 
 
 def aux_rows(aux: np.ndarray) -> HostRows:

@@ -50,8 +50,8 @@ METADATA = SOURCE.randbytes(AUX_WIDTH)
 class Pair:
     """A prefill worker, a decode worker, and one request."""
 
-    def __init__(self, *, same_host: bool = True, **options: Any) -> None:
-        self.world = World()
+    def __init__(self, *, same_host: bool = True, memory: str = "host", **options: Any) -> None:
+        self.world = World(memory=memory)
         self.prefill = Prefill(self.world, "tcp://p", "first", random.Random(2))
         self.decode = Decode(
             self.world, "tcp://d", "d", random.Random(3), same_host=same_host, **options
@@ -146,12 +146,13 @@ def test_first_chunk_lands_while_the_next_is_computed() -> None:
     pair.assert_handed_over()
 
 
+@pytest.mark.parametrize("memory", ["host", "late"])
 @pytest.mark.parametrize("change", [drop, double, cut, damage])
 @pytest.mark.parametrize("kind", [Register, Memory, Pull, Offer, Fetch, Pages, Received])
 def test_one_bad_message_costs_time_only(
-    kind: type[Message], change: Callable[[Frames], list[Frames]]
+    kind: type[Message], change: Callable[[Frames], list[Frames]], memory: str
 ) -> None:
-    pair = Pair(same_host=False)
+    pair = Pair(same_host=False, memory=memory)
     pair.bend(kind, change)
     pair.start()
     pair.assert_handed_over()
@@ -405,10 +406,11 @@ def test_a_short_stop_of_one_process_is_waited_for() -> None:
     pair.assert_handed_over()
 
 
+@pytest.mark.parametrize("memory", ["host", "late"])
 @pytest.mark.parametrize("first", ["prefill", "decode"])
 @pytest.mark.parametrize("offered", [False, True])
-def test_an_abort_ends_the_other_side(first: str, offered: bool) -> None:
-    pair = Pair(poll_s=1000.0)
+def test_an_abort_ends_the_other_side(first: str, offered: bool, memory: str) -> None:
+    pair = Pair(poll_s=1000.0, memory=memory)
     pair.start()
     if offered:
         pair.world.run(1.0)
@@ -463,6 +465,42 @@ def test_nothing_is_read_after_close(monkeypatch: pytest.MonkeyPatch) -> None:
     pair.prefill.abort(ROOM)
     monkeypatch.setattr(pair.prefill.lender._pages, "gather", lambda _rows: pytest.fail("read"))
     pair.prefill.receive(encode(Fetch("tcp://d#d", "tcp://p", 0, 3)))
+
+
+@pytest.mark.parametrize("kind", [Pull, Fetch], ids=["digest", "gather"])
+def test_pages_are_not_evicted_while_a_device_reads_them(kind: type[Message]) -> None:
+    pair = Pair(same_host=False, memory="late")
+    pair.start()
+    assert pair.prefill.device is not None
+    jobs = pair.prefill.device._jobs
+    pair.world.run(5.0, until=lambda: bool(jobs and pair.messages(kind)))
+    begun = list(jobs)
+    assert begun
+    assert not any(job.is_over for job in begun)
+    pair.prefill.abort(ROOM)
+    assert all(job.is_over for job in begun)
+
+
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+@pytest.mark.parametrize("aborts", ["prefill", "decode"])
+def test_a_page_is_not_written_once_its_request_is_over(aborts: str, same_host: bool) -> None:
+    pair = Pair(same_host=same_host, memory="late")
+    pair.start()
+    assert pair.decode.device is not None
+    pair.world.run(5.0, until=lambda: bool(pair.decode.device and pair.decode.device._jobs))
+    assert not any(job.is_over for job in pair.decode.device._jobs)
+    (pair.prefill if aborts == "prefill" else pair.decode).abort(ROOM)
+    pair.run()
+    pair.world.run(5.0)
+    assert pair.decode.untouched()
+
+
+def test_a_device_s_pages_are_offered_when_they_are_written() -> None:
+    pair = Pair(memory="late")
+    pair.start()
+    pair.assert_handed_over()
+    assert all(offer.digest for offer in pair.messages(Offer))
+    assert "damaged.shm" not in pair.decode.counts
 
 
 def test_a_room_that_two_ask_for_is_refused_to_the_second() -> None:

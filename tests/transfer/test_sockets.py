@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from ps_sglang.cluster_key import ClusterKey
+from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.mailbox import Mailbox
@@ -136,14 +137,20 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any, key: ClusterKey | None) 
         closing(Doorbell([reader_mail.fd])) as bell,
     ):
         lender = Lender(
-            HostRows(addresses, lengths, [WIDTH] * BUFFERS), aux[0], base_fingerprint="base",
-            incarnation=names[0], pool=describe(addresses, lengths), send=lender_out.send,
+            HostMemory(
+                HostRows(addresses, lengths, [WIDTH] * BUFFERS), describe(addresses, lengths)
+            ),
+            aux[0], base_fingerprint="base", incarnation=names[0], send=lender_out.send,
             events=events, clock=time.monotonic, limits=LIMITS,
         )  # fmt: skip
         reader = Reader(
-            HostRows([buffer.ctypes.data for buffer in copied], lengths, [WIDTH] * BUFFERS), aux[1],
+            HostMemory(
+                HostRows([buffer.ctypes.data for buffer in copied], lengths, [WIDTH] * BUFFERS),
+                attach=open_pool,
+            ),
+            aux[1],
             session=f"{reader_at}#{names[1]}", base_fingerprint="base", send=reader_out.send,
-            clock=time.monotonic, open_pool=open_pool, wake=bell.ring,
+            clock=time.monotonic, wake=bell.ring,
             collect=reader_mail.collect, limits=LIMITS,
         )  # fmt: skip
         serve_lender(lender)

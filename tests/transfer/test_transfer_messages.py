@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import xxhash
 
@@ -28,11 +29,11 @@ from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
 
 SESSION, PEER = "tcp://10.0.0.1:5#ab", "tcp://10.0.0.2:6"
-POOL = PoolDescriptor("boot", 5, 6, 4096, b"nonce", [0, 8], [8, 8])
+POOL = msgspec.msgpack.encode(PoolDescriptor("boot", 5, 6, 4096, b"nonce", [0, 8], [8, 8]))
 MESSAGES: list[Message] = [
     Register(SESSION, PEER, "ps1:x", [8, 8], [64]),
-    Memory(SESSION, PEER, "fe", POOL),
-    Memory(SESSION, PEER, "fe", None),
+    Memory(SESSION, PEER, "fe", msgspec.Raw(POOL)),
+    Memory(SESSION, PEER, "fe", msgspec.Raw(b"\xc0")),
     Unregistered(SESSION, PEER),
     Alive(SESSION, PEER),
     Pull(SESSION, PEER, "fe", 3, 2**62, 12, 16, 20, b"digest"),

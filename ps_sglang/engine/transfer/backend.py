@@ -12,7 +12,7 @@ from ps_sglang.engine.compat.srt import (
     TransferBackend,
     add_disagg_transfer_backend_choices,
 )
-from ps_sglang.engine.hooking import around, replace
+from ps_sglang.engine.hooking import after, around, replace
 
 BACKEND_NAME: Final = "zmq"
 
@@ -42,6 +42,15 @@ def get_kv_class(original: Any, transfer_backend: Any, class_type: KVClassType) 
         KVClassType.BOOTSTRAP_SERVER: endpoints.ZmqKVBootstrapServer,
     }
     return classes[class_type]
+
+
+@after("managers.scheduler.Scheduler.init_disaggregation", "self")
+def init_disaggregation(_result: None, scheduler: Any) -> None:
+    """After `Scheduler.init_disaggregation`: pages wait for the steps that write them."""
+    queue = scheduler.disagg_prefill_bootstrap_queue or scheduler.disagg_decode_prealloc_queue
+    if queue is not None and scheduler.transfer_backend.value == BACKEND_NAME:
+        memory = queue.kv_manager.memory
+        memory.follow(scheduler.forward_stream, scheduler.schedule_stream)
 
 
 def register() -> None:

@@ -114,7 +114,7 @@ class LeaseTable:
 
     def _end(self, lease: Lease, reason: str) -> None:
         """Reject a lease's pull, now and whenever it is asked for again."""
-        lease.over = True
+        lease.end()
         lease.batches.clear()
         self._refused.add(lease.room, reason)
         if lease.key is not None:

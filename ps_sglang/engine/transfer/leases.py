@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ps_sglang.engine.transfer.memory import Indices
 from ps_sglang.engine.transfer.messages import Offer, Pull, reply_endpoint
+from ps_sglang.engine.transfer.page_memory import Ticket
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
 PullKey = tuple[str, int]  # session, pull
@@ -16,10 +18,11 @@ PullKey = tuple[str, int]  # session, pull
 
 @dataclass(eq=False)
 class LentBatch:
-    """Pages that were offered."""
+    """Pages that were offered, or will be once their digest is there."""
 
     offer: Offer
     rows: Indices
+    offered: bool = False
     received: bool = False
 
 
@@ -35,6 +38,7 @@ class Lease:
     pages: int = 0  # offered so far
     complete: bool = False  # the last page is offered
     over: bool = False  # received or failed
+    reading: list[Ticket[Any]] = field(default_factory=list)  # what is not known to be done
     attempts: int = 0
     again_at: float = 0.0
 
@@ -45,6 +49,18 @@ class Lease:
     @property
     def unreceived(self) -> list[LentBatch]:
         return [batch for batch in self.batches if not batch.received]
+
+    @property
+    def unanswered(self) -> list[LentBatch]:
+        """What was offered and is not received."""
+        return [batch for batch in self.batches if batch.offered and not batch.received]
+
+    def end(self) -> None:
+        """No page of this lease is read any more, also none by what had begun."""
+        self.over = True
+        for ticket in self.reading:
+            ticket.wait()
+        self.reading.clear()
 
     def lend(
         self, pull: Pull, rows: Indices, parts: Iterable[slice], *, last: bool

@@ -6,24 +6,25 @@ IO of its own: `Lender.receive` takes the frames of a message that a
 tells the time, and `Lender.tick` is to be called about twice a second. It needs neither torch nor
 SGLang::
 
-    lender = Lender(pages, aux, base_fingerprint=base, incarnation=random,
-                    pool=describe(addresses, lengths), send=outbox.send, events=events,
-                    clock=time.monotonic)
+    lender = Lender(pages, aux, base_fingerprint=base, incarnation=random, send=outbox.send,
+                    events=events, clock=time.monotonic)
     lender.open(room, PrefixDigest.of(ids))     # a request is here; events.pulled() follows
     lender.offer(room, rows)                    # pages of a finished chunk
     lender.offer(room, rows, aux_slot=slot)     # the last ones; events.received() follows
+    lender.poll()                               # now and then: a device may be done with a digest
     lender.close(room, "why, if it is not done")
 
 The owner must neither free nor write offered pages before `events.received` or `events.failed`. The
 lease ends with the decode worker's last Received, by a failure, or when the decode worker is not
 heard of any more.
 
-Thread-safe. `open`, `offer` and `close` are the scheduler's; after `close` has returned no page of
-the room is read any more.
+Thread-safe. `open`, `offer`, `poll` and `close` are the scheduler's. After `close` has returned, or
+an event has ended the room, no page of it is read any more: what a device has begun is waited for.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Sequence
@@ -56,36 +57,37 @@ from ps_sglang.engine.transfer.messages import (
     encode,
     reply_endpoint,
 )
+from ps_sglang.engine.transfer.page_memory import PageMemory, Ticket
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
-from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
 
 
 class Lender:
     """Leases of one prefill worker, one per room."""
 
     def __init__(
-        self, pages: HostRows, aux: HostRows, *, base_fingerprint: str, incarnation: str,
-        pool: PoolDescriptor | None, send: Callable[[str, Frames], None], events: LenderEvents,
-        clock: Callable[[], float], limits: TransferLimits = DEFAULT_LIMITS,
-        count: Count = count_nothing,
+        self, pages: PageMemory, aux: HostRows, *, base_fingerprint: str, incarnation: str,
+        send: Callable[[str, Frames], None], events: LenderEvents, clock: Callable[[], float],
+        limits: TransferLimits = DEFAULT_LIMITS, count: Count = count_nothing,
     ) -> None:  # fmt: skip
         """A lender with no lease.
 
         `pages` is the KV pool, one row a page, and `aux` the metadata buffers, one row a slot.
         `base_fingerprint` says whose KV the pages hold: a decode worker must expect the same.
-        `incarnation` is a random name of this process. A process of this host maps `pages` by
-        `pool`; None if it cannot. `send` delivers frames to `<zmq endpoint>[#<mailbox>]` or drops
-        them, and never blocks. `clock` gives monotonic seconds. `count` counts expired leases.
+        `incarnation` is a random name of this process. `send` delivers frames to
+        `<zmq endpoint>[#<mailbox>]` or drops them, and never blocks. `clock` gives monotonic
+        seconds. `count` counts expired leases.
         """
         self._pages, self._aux = pages, aux
         self._incarnation = incarnation
-        self._pool = pool
         self._send_frames = send
         self._events = events
         self._clock = clock
         self._limits = limits
         self._count = count
+        # Batches that are offered before their digest is there; nobody may see unwritten pages.
+        self._ahead = 0 if pages.is_written_late else limits.fetches
         self._lock = threading.RLock()
+        self._open_tickets: list[tuple[Lease, Ticket[Any], Callable[[Any], object]]] = []
         self._sessions = DecodeSessions(
             base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
             aux_bytes=aux.row_bytes, clock=clock, limits=limits,
@@ -121,16 +123,30 @@ class Lender:
             if lease is None or lease.over or lease.pull is None:
                 return
             lent = self._lend(lease, lease.pull, rows, last=aux_slot is not None)
-        for batch, later in itertools.zip_longest(lent, lent[self._limits.fetches :]):
+        for batch, later in itertools.zip_longest(lent, lent[self._ahead :] if self._ahead else ()):
             # Outside the lock: the pages are leased. The decode worker copies them meanwhile.
             digest = self._pages.digest(batch.rows)
             metadata = b""
             if aux_slot is not None and batch.offer.last:
                 metadata = self._aux.gather(np.array([aux_slot])).tobytes()
-            if not self._offer(lease, batch, digest=digest, metadata=metadata):
+            if not self._once(
+                lease, digest, functools.partial(self._offer, lease, batch, metadata)
+            ):
                 return
             if later is not None:
                 self._offer(lease, later)
+
+    def poll(self) -> None:
+        """Offer and send what a device has digested and gathered meanwhile."""
+        if not self._open_tickets:
+            return
+        with self._lock:
+            finished = [entry for entry in self._open_tickets if entry[1].done()]
+            self._open_tickets = [entry for entry in self._open_tickets if entry not in finished]
+            for lease, ticket, act in finished:
+                if not lease.over:
+                    lease.reading.remove(ticket)
+                    act(ticket.value)
 
     def close(self, room: int, reason: str) -> None:
         """Forget a room; its decode worker is told `reason` unless it has received its pages."""
@@ -170,14 +186,15 @@ class Lender:
             now = self._clock()
             for lease in self._leases.all():
                 self._tend(lease, now)
+        self.poll()
 
     def _tend(self, lease: Lease, now: float) -> None:
         if lease.prefix is None:
             # The request never came, and its decode worker has stopped asking.
             if now - lease.heard_at > self._limits.lease_s:
                 self._leases.drop(lease)
-        elif not lease.over and now >= lease.again_at and (unreceived := lease.unreceived):
-            for batch in unreceived:
+        elif not lease.over and now >= lease.again_at and (unanswered := lease.unanswered):
+            for batch in unanswered:
                 self._send(batch.offer.session, batch.offer)
             lease.attempts += 1
             lease.again_at = now + self._limits.backoff(lease.attempts)
@@ -186,7 +203,7 @@ class Lender:
         self._sessions.register(message)
         self._send(
             message.session,
-            Memory(message.session, message.peer, self._incarnation, self._pool),
+            Memory(message.session, message.peer, self._incarnation, self._pages.describe()),
         )
 
     def _handle(
@@ -208,8 +225,8 @@ class Lender:
             lease.again_at = self._clock() + self._limits.backoff(0)
             if isinstance(message, Received):
                 self._on_received(lease, message)
-            elif message.seq < len(lease.batches):
-                self._on_fetch(message, lease.batches[message.seq])
+            elif message.seq < len(lease.batches) and lease.batches[message.seq].offered:
+                self._on_fetch(lease, message, lease.batches[message.seq])
 
     def _on_pull(self, session: DecodeSession, pull: Pull) -> None:
         key = (pull.session, pull.pull)
@@ -236,18 +253,22 @@ class Lender:
         if lease.prefix is not None:
             self._match(lease, pull)
 
-    def _on_fetch(self, fetch: Fetch, batch: LentBatch) -> None:
+    def _on_fetch(self, lease: Lease, fetch: Fetch, batch: LentBatch) -> None:
         keep_freed_frames()
         # Under the lock, so that no page is read once close() has returned.
-        frame = self._pages.gather(batch.rows)
-        self._send(fetch.session, Pages(fetch.session, fetch.pull, fetch.seq), frame)
+        pages = Pages(fetch.session, fetch.pull, fetch.seq)
+        self._once(
+            lease,
+            self._pages.gather(batch.rows),
+            functools.partial(self._send, fetch.session, pages),
+        )
 
     def _on_received(self, lease: Lease, received: Received) -> None:
         for seq in received.seqs:
             if seq < len(lease.batches):
                 lease.batches[seq].received = True
         if lease.complete and not lease.unreceived:
-            lease.over = True
+            lease.end()
             self._events.received(lease.room)
 
     def _on_cancelled(self, cancelled: Cancelled) -> None:
@@ -280,17 +301,31 @@ class Lender:
             self._leases.fail(lease, reason)
             return []
         lease.again_at = self._clock() + self._limits.backoff(lease.attempts)
-        for batch in lent[: self._limits.fetches]:
+        for batch in lent[: self._ahead]:
             self._offer(lease, batch)
         return lent
 
-    def _offer(self, lease: Lease, batch: LentBatch, **digested: bytes) -> bool:
+    def _once(self, lease: Lease, ticket: Ticket[Any], act: Callable[[Any], object]) -> bool:
+        """Act on what comes of a ticket, now or in `poll`; returns whether the lease runs on."""
+        if ticket.done():
+            act(ticket.value)
+            return not lease.over
+        with self._lock:
+            lease.reading.append(ticket)
+            self._open_tickets.append((lease, ticket, act))
+            if lease.over:
+                lease.end()
+            return not lease.over
+
+    def _offer(
+        self, lease: Lease, batch: LentBatch, metadata: bytes = b"", digest: bytes = b""
+    ) -> None:
         """Offer a batch, with its digest if that is known, unless the handoff is over."""
         with self._lock:
             if not lease.over:
-                batch.offer = replace(batch.offer, **digested)
+                batch.offered = True
+                batch.offer = replace(batch.offer, digest=digest, metadata=metadata)
                 self._send(batch.offer.session, batch.offer)
-            return not lease.over
 
     def _expire(self, session: str) -> None:
         reason = (

@@ -23,14 +23,16 @@ from ps_sglang.engine.compat.srt import (
     NetworkAddress,
 )
 from ps_sglang.engine.settings import BASE_FINGERPRINT
+from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows, Indices
 from ps_sglang.engine.transfer.messages import DECODE_ABORTED
 from ps_sglang.engine.transfer.outbox import Outbox
+from ps_sglang.engine.transfer.page_memory import PageMemory
 from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
-from ps_sglang.engine.transfer.shared_pool import AttachedPool, describe
+from ps_sglang.engine.transfer.shared_pool import describe
 from ps_sglang.wires import HandshakeMonitor, Refusals
 
 _ABORT: Final = b"ABORT"  # first frame of SGLang's own message
@@ -39,6 +41,7 @@ _ABORT: Final = b"ABORT"  # first frame of SGLang's own message
 class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
     """SGLang's common manager with page transfer over its own ZMQ sockets."""
 
+    memory: PageMemory
     lender: Lender  # on a prefill worker
     reader: Reader  # on a decode worker
 
@@ -51,11 +54,12 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
     ) -> None:
         """Register with the bootstrap server (prefill) and start listening.
 
-        Raises ValueError if the KV pool is not in host memory, or holds more than attention KV.
+        Raises ValueError if the KV pool is on another device than a CPU or a CUDA GPU, or holds
+        more than attention KV.
         """
         _require_supported(args, server_args)
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
-        pages = HostRows(args.kv_data_ptrs, args.kv_data_lens, args.kv_item_lens)
+        self.memory = pages = _page_memory(args, server_args.device)
         aux = HostRows(args.aux_data_ptrs, args.aux_data_lens, args.aux_item_lens)
         fingerprint = os.environ.get(BASE_FINGERPRINT, "")
         name = secrets.token_hex(8)
@@ -66,7 +70,6 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
                 pages, aux,
                 base_fingerprint=fingerprint,
                 incarnation=name,
-                pool=describe(args.kv_data_ptrs, args.kv_data_lens),
                 send=self._outbox.send,
                 events=_RoomStatus(self),
                 clock=time.monotonic,
@@ -81,7 +84,6 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
                 base_fingerprint=fingerprint,
                 send=self._outbox.send,
                 clock=time.monotonic,
-                open_pool=AttachedPool,
                 wake=waiting.ring,
                 collect=self._mailbox.collect,
                 count=metrics.transferred,
@@ -91,8 +93,10 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
             self._start_heartbeat_checker_thread()
 
     def collect(self) -> None:
-        """Act on what lies in the mailbox (scheduler thread)."""
+        """Act on what lies in the mailbox, and on what a device has done (scheduler thread)."""
         self._mailbox.collect(self._side.receive)
+        if isinstance(self._side, Lender):
+            self._side.poll()
 
     def _listen(self, side: Lender | Reader) -> None:
         self._side = side
@@ -153,11 +157,22 @@ class _RoomStatus:
         self._manager.fail(room, reason)
 
 
+def _page_memory(args: KVArgs, device: str) -> PageMemory:
+    """The memory that the KV pool lies in."""
+    pool = args.kv_data_ptrs, args.kv_data_lens, args.kv_item_lens
+    if device == "cpu":
+        return HostMemory(HostRows(*pool), describe(*pool[:2]))
+    # Triton and CUDA's driver are imported where there is a GPU, and nowhere else.
+    from ps_sglang.engine.transfer.cuda_memory import CudaMemory
+
+    return CudaMemory(*pool, gpu=args.gpu_id, wake=waiting.ring)
+
+
 def _require_supported(args: KVArgs, server_args: Any) -> None:
-    if server_args.device != "cpu":
+    if server_args.device not in ("cpu", "cuda"):
         raise ValueError(
-            f"--disaggregation-transfer-backend zmq moves host memory, but the KV pool is on "
-            f"{server_args.device}: choose mooncake or nixl"
+            f"--disaggregation-transfer-backend zmq moves pages of CPUs and CUDA GPUs, but the KV "
+            f"pool is on {server_args.device}: choose mooncake or nixl"
         )
     if any(args.state_types):
         raise ValueError(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from ps_sglang.engine.transfer import row_kernels
+from ps_sglang.engine.transfer.row_digest import FIRST_KEY, LINE
 
 Indices = npt.NDArray[np.integer[Any]]
 Packed = npt.NDArray[np.uint8]  # [bytes]
@@ -47,9 +48,7 @@ class HostRows:
         self._rows = min((length // width for length, width in sizes), default=0)
         self._bases = np.array(addresses, dtype=np.int64)
         self._widths = np.array(row_bytes, dtype=np.int64)
-        aligned = not np.any(self._bases % row_kernels.LINE) and not np.any(
-            self._widths % row_kernels.LINE
-        )
+        aligned = not np.any(self._bases % LINE) and not np.any(self._widths % LINE)
         self._write = row_kernels.stream if aligned else row_kernels.copy
         self._at = _address(self._bases)
         self._widths_at = _address(self._widths)
@@ -121,10 +120,4 @@ def _address(array: npt.NDArray[Any]) -> int:
     return address
 
 
-def _initial_state() -> Packed:
-    words = row_kernels.LINE // 8
-    keys = b"".join(xxhash.xxh3_64_digest(bytes([word])) for word in range(words))
-    return np.frombuffer(bytes(row_kernels.LINE) + keys, dtype=np.uint8)
-
-
-_INITIAL_STATE: Final = _initial_state()
+_INITIAL_STATE: Final = np.frombuffer(bytes(LINE) + FIRST_KEY.tobytes(), dtype=np.uint8)

@@ -17,8 +17,6 @@ from typing import Annotated, Any, Final
 import msgspec
 import xxhash
 
-from ps_sglang.engine.transfer.shared_pool import PoolDescriptor
-
 TAG: Final = b"PS_SGLANG/2"
 _BODY: Final = len(TAG) + 8
 MOST_BYTES: Final = 256 << 20
@@ -49,7 +47,7 @@ class Memory(msgspec.Struct, frozen=True, tag=True):
     session: str
     peer: str
     incarnation: str  # random, one per prefill worker process
-    pool: PoolDescriptor | None  # how a process of its host maps its KV pool
+    pool: msgspec.Raw  # how a process of its host opens its KV pool: PageMemory.describe()
 
 
 class Unregistered(msgspec.Struct, frozen=True, tag=True):
@@ -83,7 +81,8 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
 class Offer(msgspec.Struct, frozen=True, tag=True):
     """Prefill -> decode: pages `[first, first + count)` of the delta are ready.
 
-    Sent twice: at once, so that the pages can be copied, and again with digest and metadata.
+    Host memory has it sent twice: at once, so that the pages can be copied, and again with digest
+    and metadata.
     """
 
     session: str
@@ -93,7 +92,7 @@ class Offer(msgspec.Struct, frozen=True, tag=True):
     first: Count
     count: Count
     last: bool
-    digest: bytes  # of the pages, as HostRows computes it; empty if it follows
+    digest: bytes  # of the pages, as PageMemory computes it; empty if it follows
     rows: bytes  # the prefill worker's page numbers, int32
     metadata: bytes  # with the last batch's digest: a row of the metadata buffers, packed
 

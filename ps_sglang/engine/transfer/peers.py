@@ -6,22 +6,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from ps_sglang.engine.transfer.failure_detector import FailureDetector
 from ps_sglang.engine.transfer.heap import keep_freed_frames
 from ps_sglang.engine.transfer.limits import TransferLimits
-from ps_sglang.engine.transfer.memory import HostRows
 from ps_sglang.engine.transfer.messages import Alive, Memory, Message, Register
-from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
+from ps_sglang.engine.transfer.page_memory import PageMemory, PeerPool
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class PeerPool:
-    """A prefill worker's pool, mapped for as long as this object lives."""
-
-    pool: AttachedPool
-    pages: HostRows
 
 
 @dataclass(eq=False)
@@ -31,7 +24,7 @@ class Peer:
     endpoint: str
     heard_at: float
     incarnation: str | None = None  # of its process, once it answered Register
-    source: PeerPool | None = None  # None: pages come over TCP
+    source: PeerPool = None  # None: pages come over TCP
     register_at: float = 0.0
     beat_at: float = 0.0
     progress_at: float = 0.0  # when pages came last
@@ -46,16 +39,14 @@ class Peers:
     """Registers with prefill workers, maps their pools, and asks whether they are there."""
 
     def __init__(
-        self, *, session: str, base_fingerprint: str, page_bytes: list[int], aux_bytes: list[int],
-        send: Callable[[str, Message], None], open_pool: Callable[[PoolDescriptor], AttachedPool],
-        clock: Callable[[], float], limits: TransferLimits,
+        self, pages: PageMemory, *, session: str, base_fingerprint: str, aux_bytes: list[int],
+        send: Callable[[str, Message], None], clock: Callable[[], float], limits: TransferLimits,
     ) -> None:  # fmt: skip
         """No peer yet. See `reader.Reader` for the arguments."""
         self._session = session
         self._base_fingerprint = base_fingerprint
-        self._page_bytes, self._aux_bytes = page_bytes, aux_bytes
+        self._pages, self._aux_bytes = pages, aux_bytes
         self._send = send
-        self._open_pool = open_pool
         self._clock = clock
         self._limits = limits
         self._peers: dict[str, Peer] = {}
@@ -88,7 +79,7 @@ class Peers:
                 session=self._session,
                 peer=peer.endpoint,
                 base_fingerprint=self._base_fingerprint,
-                page_item_lens=self._page_bytes,
+                page_item_lens=self._pages.row_bytes,
                 aux_item_lens=self._aux_bytes,
             ),
         )
@@ -99,21 +90,18 @@ class Peers:
             return False
         restarted = peer.incarnation is not None
         peer.incarnation = memory.incarnation
-        peer.source = self._map(peer.endpoint, memory.pool)
+        peer.source = self._open(peer.endpoint, memory.pool)
         return restarted
 
-    def _map(self, endpoint: str, descriptor: PoolDescriptor | None) -> PeerPool | None:
+    def _open(self, endpoint: str, description: msgspec.Raw) -> PeerPool:
         try:
-            if descriptor is None:
-                raise OSError("it is not in shared memory")
-            pool = self._open_pool(descriptor)
-            pages = HostRows(pool.addresses, pool.lengths, self._page_bytes)
+            source = self._pages.open(description)
         except (OSError, ValueError) as error:  # ValueError: another layout
             keep_freed_frames()
             logger.info("KV pages of prefill worker %s come over TCP: %s", endpoint, error)
             return None
         logger.info("KV pages of prefill worker %s are copied from its pool: same host", endpoint)
-        return PeerPool(pool, pages)
+        return source
 
     def tend(self) -> list[Peer]:
         """Send what is due; returns the dead peers, which must register anew from then on."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ps_sglang.engine.transfer.memory import HostRows, Indices
+from ps_sglang.engine.transfer.memory import Indices
 from ps_sglang.engine.transfer.messages import Offer, Pull
+from ps_sglang.engine.transfer.page_memory import PageMemory, Ticket
 from ps_sglang.engine.transfer.peers import Peer
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 
@@ -59,6 +60,7 @@ class PendingPull:
     incarnation: str | None = None  # of the process that was asked first
     batches: dict[int, OfferedBatch] = field(default_factory=dict)
     ready: deque[OfferedBatch] = field(default_factory=deque)  # for Reader.poll() to copy
+    copying: list[tuple[OfferedBatch, Ticket[bytes]]] = field(default_factory=list)
     received_batches: int = 0
     received_pages: int = 0
     unacknowledged: list[int] = field(default_factory=list)
@@ -84,7 +86,9 @@ class PendingPull:
         """Whether there are pages to copy, or on their way."""
         if self.outcome is not None:
             return False
-        return bool(self.ready) or any(batch.copied is None for batch in self.fetching)
+        return bool(self.ready or self.copying) or any(
+            batch.copied is None for batch in self.fetching
+        )
 
     @property
     def last_batch(self) -> OfferedBatch | None:
@@ -119,8 +123,8 @@ class PendingPull:
         batch = self.batches[offer.seq] = OfferedBatch(offer, source_rows)
         return batch
 
-    def copy(self, batch: OfferedBatch, pages: HostRows) -> bytes:
-        """Write a batch into this worker's pool; returns the digest of what was written.
+    def copy(self, batch: OfferedBatch, pages: PageMemory) -> Ticket[bytes]:
+        """Write a batch into this worker's pool; the ticket has the digest of what was written.
 
         Raises ValueError if what came is not what was offered.
         """
@@ -132,7 +136,7 @@ class PendingPull:
             return pages.digest(rows)
         if source is None:
             raise ValueError("its prefill worker has just died")
-        return pages.copy_from(source.pages, batch.source_rows, rows)
+        return pages.copy(source, batch.source_rows, rows)
 
     def received(self, batch: OfferedBatch) -> None:
         """A batch is in the pool."""

@@ -7,18 +7,19 @@ tells the time, and `Reader.tick` is to be called about twice a second. It needs
 SGLang::
 
     reader = Reader(pages, aux, session=f"tcp://{ip}:{port}#{random}", base_fingerprint=base,
-                    send=outbox.send, open_pool=AttachedPool, clock=time.monotonic, wake=ring)
+                    send=outbox.send, clock=time.monotonic, wake=ring)
     reader.pull(room, peer="tcp://...", rows=rows, aux_slot=slot, prefix_tokens=0,
                 prefix=PrefixDigest.of(ids))
     while (outcome := reader.poll(room)) is None:   # copies what has arrived
         ...                                         # wait until it is woken
     reader.close(room)
 
-Pages are copied straight from the prefill worker's pool where `open_pool` can map it (the same
-host), and fetched over TCP where it raises; a batch is counted only if its digest fits.
+Pages are copied straight from the prefill worker's pool where `pages` can open it (the same host),
+and fetched over TCP where it cannot; a batch is counted only if its digest fits.
 
-Thread-safe. `pull`, `poll` and `close` are the scheduler's, and only `poll` writes pages: so a page
-that an abort has freed is never written by a late transfer.
+Thread-safe. `pull`, `poll` and `close` are the scheduler's, and only `poll` writes pages, or has a
+device write them. A pull is not over, and `close` does not return, before the device is done: so a
+page that an abort has freed is never written by a late transfer.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ from ps_sglang.engine.transfer.messages import (
     Unregistered,
     decode,
 )
+from ps_sglang.engine.transfer.page_memory import Done, PageMemory, Ticket
 from ps_sglang.engine.transfer.peers import Peer, Peers
 from ps_sglang.engine.transfer.prefill_client import PrefillClient
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.pull_table import PullTable
 from ps_sglang.engine.transfer.pulls import BatchState, OfferedBatch, Outcome, PendingPull
-from ps_sglang.engine.transfer.shared_pool import AttachedPool, PoolDescriptor
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,8 @@ class Reader:
     """Pulls of one decode worker, one per room."""
 
     def __init__(
-        self, pages: HostRows, aux: HostRows, *, session: str, base_fingerprint: str,
-        send: Callable[[str, Frames], None], clock: Callable[[], float],
-        open_pool: Callable[[PoolDescriptor], AttachedPool], wake: Callable[[], None],
+        self, pages: PageMemory, aux: HostRows, *, session: str, base_fingerprint: str,
+        send: Callable[[str, Frames], None], clock: Callable[[], float], wake: Callable[[], None],
         collect: Callable[[Receive], None] = lambda _receive: None,
         limits: TransferLimits = DEFAULT_LIMITS, count: Count = count_nothing,
         failed: Callable[[HandoffFailure], None] = lambda _reason: None,
@@ -76,11 +76,10 @@ class Reader:
         `pages` is the KV pool, one row a page, and `aux` the metadata buffers, one row a slot.
         `session` is `<zmq endpoint for answers>#<random>`. `base_fingerprint` says whose KV the
         decoder expects. `send` delivers frames to `<zmq endpoint>[#<mailbox>]` or drops them, and
-        never blocks. `clock` gives monotonic seconds. `open_pool` maps a prefill worker's pool, or
-        raises OSError with the reason. `wake` is called from any thread when `poll` has something
-        to do. `collect` hands what lies in this worker's mailbox to a function. `count` counts
-        batches, bytes, damaged batches and batches pulled again by path, `failed` counts pulls that
-        failed.
+        never blocks. `clock` gives monotonic seconds. `wake` is called from any thread when `poll`
+        has something to do; a `pages` whose tickets are done late calls it itself. `collect` hands
+        what lies in this worker's mailbox to a function. `count` counts batches, bytes, damaged
+        batches and batches pulled again by path, `failed` counts pulls that failed.
         """
         self._pages, self._aux = pages, aux
         self._session = session
@@ -92,9 +91,8 @@ class Reader:
         self._count = count
         self._lock = threading.RLock()
         self._peers = Peers(
-            session=session, base_fingerprint=base_fingerprint, page_bytes=pages.row_bytes,
-            aux_bytes=aux.row_bytes, send=self._client.send, open_pool=open_pool,
-            clock=clock, limits=limits,
+            pages, session=session, base_fingerprint=base_fingerprint, aux_bytes=aux.row_bytes,
+            send=self._client.send, clock=clock, limits=limits,
         )  # fmt: skip
         self._fetches = Fetches(self._client.fetch, clock, limits)
         self._pulls = PullTable(
@@ -132,6 +130,7 @@ class Reader:
         pull = self._pulls.of_room(room)
         if pull is None:
             return None
+        self._take_copied(pull)
         for _ in range(self._limits.batches_per_poll):
             self._collect(self.receive)
             if pull.outcome is not None or not pull.ready:
@@ -143,10 +142,14 @@ class Reader:
             with self._lock:
                 self._client.received(pull, pull.unacknowledged)
                 pull.unacknowledged = []
-        return pull.outcome
+        return None if pull.copying else pull.outcome
 
     def close(self, room: int) -> None:
         """Forget a room; its pages are not written any more."""
+        if (pull := self._pulls.of_room(room)) is not None:
+            for _, ticket in pull.copying:
+                ticket.wait()
+            pull.copying.clear()
         with self._lock:
             self._pulls.close(room, DECODE_ABORTED)
 
@@ -273,15 +276,30 @@ class Reader:
     # Batches
 
     def _copy(self, pull: PendingPull, batch: OfferedBatch) -> None:
-        path = "shm" if batch.state is BatchState.COPY else "tcp"
-        copied = batch.copied
-        if copied is None:
-            # Outside the lock: no other thread writes pages, or takes this batch.
-            try:
-                copied = pull.copy(batch, self._pages)
-            except ValueError as error:
-                logger.warning("A batch of pages from %s: %s", pull.peer.endpoint, error)
-                copied = _NO_DIGEST
+        """Copy a batch, unless it is there; it counts once its copy is done."""
+        if batch.copied is not None:
+            self._on_copied(pull, batch, batch.copied)
+            return
+        # Outside the lock: no other thread writes pages, or takes this batch.
+        try:
+            ticket: Ticket[bytes] = pull.copy(batch, self._pages)
+        except ValueError as error:
+            logger.warning("A batch of pages from %s: %s", pull.peer.endpoint, error)
+            ticket = Done(_NO_DIGEST)
+        if ticket.done():
+            self._on_copied(pull, batch, ticket.value)
+        else:
+            pull.copying.append((batch, ticket))
+
+    def _take_copied(self, pull: PendingPull) -> None:
+        """Take in the copies that are done by now."""
+        for entry in [entry for entry in pull.copying if entry[1].done()]:
+            pull.copying.remove(entry)
+            batch, ticket = entry
+            self._on_copied(pull, batch, ticket.value)
+
+    def _on_copied(self, pull: PendingPull, batch: OfferedBatch, copied: bytes) -> None:
+        path = self._pages.path if batch.state is BatchState.COPY else "tcp"
         with self._lock:
             if pull.outcome is not None:
                 return

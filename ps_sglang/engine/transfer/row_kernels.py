@@ -26,15 +26,12 @@ from typing import Any, Final
 from llvmlite import ir
 
 from ps_sglang.engine.machine_code import compiled
-
-LINE: Final = 64
-"""Bytes that are moved and digested at a time: a cache line of most processors."""
+from ps_sglang.engine.transfer.row_digest import KEY_STEP, LINE
 
 STATE_BYTES: Final = 2 * LINE
 """A digest's state: the sum, and the key of the next line."""
 
 _AHEAD: Final = 12288  # bytes between what is read and what is prefetched: a quarter of an L1 cache
-_KEY_STEP: Final = 0x9E3779B97F4A7C15  # odd, so 2**64 lines have different keys
 
 _INT32, _INT64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(64).as_pointer()
 _BYTES: Final = ir.IntType(8).as_pointer()
@@ -72,7 +69,7 @@ class _Digest:
         swapped = builder.shuffle_vector(line, line, _NEIGHBOURS)
         total = builder.add(builder.add(total, product), swapped)
         builder.store(total, self._registers[0])
-        builder.store(builder.add(key, _splat(_KEY_STEP)), self._registers[1])
+        builder.store(builder.add(key, _splat(KEY_STEP)), self._registers[1])
 
     def save(self) -> None:
         """Write the state back."""

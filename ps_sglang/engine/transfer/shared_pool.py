@@ -88,7 +88,7 @@ def describe(addresses: Sequence[int], lengths: Sequence[int]) -> PoolDescriptor
         ends = [offset + length for offset, length in zip(offsets, lengths, strict=True)]
         if min(offsets, default=0) >= 0 and max(ends, default=0) <= size:
             return PoolDescriptor(
-                boot_id=_boot_id(),
+                boot_id=boot_id(),
                 pid=os.getpid(),
                 fd=fd,
                 size=size,
@@ -107,7 +107,7 @@ class AttachedPool:
 
         Raises UnreachablePoolError if it cannot be mapped, or is not the memory described.
         """
-        if descriptor.boot_id != _boot_id():
+        if descriptor.boot_id != boot_id():
             raise UnreachablePoolError("it is on another host")
         for offset, length in zip(descriptor.offsets, descriptor.lengths, strict=True):
             if not 0 <= offset <= offset + length <= descriptor.size:
@@ -155,5 +155,6 @@ def _address(memory: mmap.mmap) -> int:
     return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What tells this host, as it runs since its start, from any other."""
     return _BOOT_ID.read_text().strip()
