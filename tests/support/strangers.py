@@ -120,7 +120,8 @@ def http_status(port: int, method: str, path: str, host: str = "127.0.0.1") -> i
     connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request(method, path, body=b"{}" if method in ("POST", "PUT") else None)
-        return connection.getresponse().status
+        with connection.getresponse() as response:
+            return response.status
     except (OSError, http.client.HTTPException):
         return None
     finally:
