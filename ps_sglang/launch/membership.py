@@ -145,6 +145,8 @@ class Membership:
         thread = threading.Thread(
             target=work, args=(member,), name=f"member-{member.title}", daemon=True
         )
+        # Those of workers that have left end by themselves.
+        self._threads = [one for one in self._threads if one.is_alive()]
         self._threads.append(thread)
         thread.start()
 

@@ -228,3 +228,13 @@ def test_who_joins_finds_the_clusters_key(gateway: StandInGateway, tmp_path: Pat
         joining.key_file(None)
     with pytest.raises(UsageError, match=r"cluster key file .*own: No such"):
         joining.key_file(own)
+
+
+def test_threads_of_workers_that_have_left_are_forgotten(gateway: StandInGateway) -> None:
+    """Each restart of a worker begins one."""
+    gateway.refuse["/workers"], gateway.codes["/workers"] = "it was removed", "worker_removed"
+    joined = membership(gateway, named=True)
+    for _ in range(3):
+        joined.add(worker("decode-a", 1))
+        joined._threads[-1].join()
+    assert len(joined._threads) == 1

@@ -1,0 +1,104 @@
+"""The table of faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.faults.kinds.clients import Gone, SameIds, SlowReaders
+from benchmarks.faults.kinds.disk import FullDisk, no_small_disk
+from benchmarks.faults.kinds.floods import (
+    AtARate,
+    AtOnce,
+    Connections,
+    no_files_for_connections,
+)
+from benchmarks.faults.kinds.garbage import Garbage
+from benchmarks.faults.kinds.pools import FullPools, Retraction
+from benchmarks.faults.kinds.processes import (
+    DECODE,
+    PREFILL,
+    KillGateway,
+    KillLaunch,
+    KillWorker,
+    Stop,
+)
+from benchmarks.faults.scene import Fault
+from ps_sglang.launch.processes import GATEWAY
+
+FLOOD_S: Final = 60.0
+_QUICK_FLOOD_S: Final = 8.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault: what it is in words, and how it is made, for a quick run or a whole one.
+
+    `missing` says why it cannot be had on this machine, None if it can. The soak leaves those out
+    that are not `soaked`.
+    """
+
+    name: str
+    what: str
+    make: Callable[[bool], Fault]
+    missing: Callable[[], str | None] = lambda: None
+    quick: bool = True
+    soaked: bool = True
+
+
+ROWS: Final = (
+    Row("kill-prefill", "kill -9 of a prefill worker", lambda _: KillWorker(PREFILL)),
+    Row("kill-decode", "kill -9 of a decode worker", lambda _: KillWorker(DECODE)),
+    Row("kill-gateway", "kill -9 of the gateway", lambda _: KillGateway()),
+    Row(
+        "kill-fork-server",
+        "kill -9 of the fork server, started again as by a service manager",
+        lambda _: KillLaunch(fork_server=True),
+        soaked=False,
+    ),
+    Row(
+        "kill-launcher",
+        "kill -9 of the launcher, started again as by a service manager",
+        lambda _: KillLaunch(fork_server=False),
+        soaked=False,
+    ),
+    Row(
+        "kill-scheduler",
+        "kill -9 of a decode worker's scheduler",
+        lambda _: KillWorker(DECODE, "scheduler"),
+    ),
+    Row("stop-prefill-5", "SIGSTOP of a prefill worker, 5 s", lambda _: Stop(PREFILL, 5)),
+    Row("stop-decode-5", "SIGSTOP of a decode worker, 5 s", lambda _: Stop(DECODE, 5)),
+    Row("stop-gateway-5", "SIGSTOP of the gateway, 5 s", lambda _: Stop(GATEWAY, 5)),
+    Row("stop-prefill-20", "SIGSTOP of a prefill worker, 20 s", lambda _: Stop(PREFILL, 20)),
+    Row("stop-decode-20", "SIGSTOP of a decode worker, 20 s", lambda _: Stop(DECODE, 20)),
+    Row(
+        "stop-decode",
+        "SIGSTOP of a decode worker, for good",
+        lambda _: Stop(DECODE, None),
+        quick=False,
+    ),
+    Row("clients-gone", "200 clients hang up at every stage", lambda _: Gone()),
+    Row("slow-readers", "12 streams that nobody reads for 10 s", lambda _: SlowReaders()),
+    Row("same-ids", "12 requests at once with one id", lambda _: SameIds()),
+    Row("full-pools", "24 long prompts, several times the pools", lambda _: FullPools()),
+    Row("retraction", "48 answers that outgrow the pools, 16 more hang up", lambda _: Retraction()),
+    Row("garbage", "garbage to every port that answers", lambda _: Garbage()),
+    Row("full-disk", "no space left for logs", lambda _: FullDisk(), no_small_disk),
+    Row("flood-at-once", "1,000 requests at once", lambda _: AtOnce()),
+    Row(
+        "flood-connections",
+        "10,000 idle connections",
+        lambda _: Connections(),
+        no_files_for_connections,
+        soaked=False,
+    ),
+    Row(
+        "flood-rate",
+        "100 requests a second",
+        lambda quick: AtARate(_QUICK_FLOOD_S if quick else FLOOD_S),
+        soaked=False,
+    ),
+)
+NAMES: Final = tuple(row.name for row in ROWS)

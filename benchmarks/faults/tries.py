@@ -1,0 +1,166 @@
+"""One fault from the rest before it to the rest behind it, and what all times of a row come to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from benchmarks.faults.agents import AGAIN, BY
+from benchmarks.faults.client import Count, Ending, Outcome, count
+from benchmarks.faults.resources import Resources
+from benchmarks.faults.rows import Row
+from benchmarks.faults.scene import PROBE, Scene
+from benchmarks.report import spread
+from benchmarks.sessions.measures import percentiles
+
+BEFORE_S: Final = 3.0
+_AFTER_S: Final = 1.0
+_KEPT_S: Final = 6.0
+"""Workers close connections that have been kept for 5 s."""
+RECOVERY_S: Final = 150.0
+
+
+@dataclass
+class Try:
+    """One fault. Seconds count from the end of the fault: from a kill, from the SIGCONT.
+
+    `served_s` until every decoder has given an exact answer, `recovery_s` until all processes are
+    there again and all answers exact; None if that took too long. `before` and `during` it agents
+    waited so many seconds for answers, those left out that had to ask again.
+    """
+
+    stage: str
+    served_s: float | None
+    recovery_s: float | None
+    counted: Count
+    before: list[float]
+    during: list[float]
+    figures: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is as it must be."""
+        return not (self.problems or self.counted.wrong or self.counted.unaccounted)
+
+
+async def attempt(row: Row, scene: Scene, *, quick: bool) -> Try:
+    """One fault. The agents speak before, meanwhile and for a moment after; then all must rest."""
+    fault = row.make(quick)
+    problems: list[str] = []
+    start = len(scene.client.outcomes)
+    scene.agents.resume()
+    await asyncio.sleep(BEFORE_S)
+    began = time.monotonic()
+    try:
+        await fault.inject(scene)
+    except (AssertionError, LookupError) as error:
+        problems.append(str(error))
+    finally:
+        await fault.heal(scene)
+    scene.agents.resume()
+    healed = time.monotonic()
+    # What has been replaced is gone from the moment of the kill on.
+    since = began if fault.may_cut or fault.replaced else healed
+    served, whole = await asyncio.gather(
+        scene.served(healed + RECOVERY_S), scene.whole(fault.replaced, healed + RECOVERY_S)
+    )
+    over = time.monotonic()
+    if whole is None:
+        problems.append(f"not whole after {RECOVERY_S:g} s: {await _states(scene)}")
+    await asyncio.sleep(_AFTER_S)
+    await scene.settle()
+    await scene.agents.pause()
+    if left := await scene.left_over():
+        problems.append(f"not at rest: {left}")
+    outcomes = scene.client.outcomes[start:]
+    counted = _counted(outcomes, began, may_cut=fault.may_cut)
+    return Try(
+        fault.stage,
+        None if served is None else served - since,
+        None if whole is None else whole - since,
+        counted,
+        _seconds(outcomes, 0.0, began),
+        _seconds(outcomes, began, over),
+        fault.figures,
+        problems + counted.notes,
+    )
+
+
+def _counted(outcomes: Sequence[Outcome], began: float, *, may_cut: bool) -> Count:
+    """Of all, but those tries again, and probes, that only find that it does not serve yet."""
+    told = (Ending.FAILED, Ending.CUT, Ending.LIMITED)
+    mine = [one for one in outcomes if one.by not in (PROBE, AGAIN) or one.ending not in told]
+    return count(mine, began, may_cut=may_cut)
+
+
+def _seconds(outcomes: Sequence[Outcome], start: float, end: float) -> list[float]:
+    """Of bystanders that asked between the two moments."""
+    return [
+        one.done - one.asked
+        for one in outcomes
+        if one.by == BY and one.ending is Ending.EXACT and start <= one.asked < end
+    ]
+
+
+async def _states(scene: Scene) -> str:
+    workers = await scene.system.workers()
+    return ", ".join(f"{name} {one['state']}" for name, one in workers.items()) or "no gateway"
+
+
+async def rest(scene: Scene) -> Resources:
+    """What the cluster holds when nobody asks for anything."""
+    await scene.agents.pause()
+    await scene.left_over()
+    await asyncio.sleep(_KEPT_S)
+    return await asyncio.to_thread(scene.system.resources)
+
+
+def figures(row: Row, tries: Sequence[Try], before: Resources, after: Resources) -> dict[str, Any]:
+    """What is kept of a row."""
+    not_back = after.not_back(before)
+    problems = [text for one in tries for text in one.problems]
+    earlier = percentiles([s for one in tries for s in one.before])
+    meanwhile = percentiles([s for one in tries for s in one.during])
+    ratio = meanwhile["p95"] / earlier["p95"] if earlier and meanwhile else None
+    p95 = {"before_s": earlier.get("p95"), "during_s": meanwhile.get("p95"), "ratio": ratio}
+    recoveries = [one.recovery_s for one in tries if one.recovery_s is not None]
+    served = [one.served_s for one in tries if one.served_s is not None]
+    return {
+        "what": row.what,
+        "times": len(tries),
+        "passed": sum(one.passed for one in tries),
+        "recovery_s": spread(recoveries) if recoveries else None,
+        "served_s": spread(served) if served else None,
+        **{name: _sum(tries, name) for name in ("requests", "lost", "limited", "wrong")},
+        **{name: _sum(tries, name) for name in ("unaccounted", "streams", "unbroken")},
+        "bystanders_p95": p95,
+        "resources": {"before": vars(before), "after": vars(after), "not_back": not_back},
+        "measured": _measured(tries),
+        "problems": problems[:20],
+        "tries": [
+            {"stage": one.stage, "recovery_s": one.recovery_s, **one.figures} for one in tries
+        ],
+    }
+
+
+def _measured(tries: Sequence[Try]) -> dict[str, Any]:
+    """What else was measured each time, if it is a number."""
+    values: dict[str, list[float]] = {}
+    for one in tries:
+        for name, value in one.figures.items():
+            if isinstance(value, int | float):
+                values.setdefault(name, []).append(value)
+    return {name: spread(numbers) for name, numbers in values.items()}
+
+
+def _sum(tries: Sequence[Try], name: str) -> int:
+    return sum(int(getattr(one.counted, name)) for one in tries)
+
+
+def is_good(found: dict[str, Any]) -> bool:
+    """Whether a row passed each time, and gave back what it took."""
+    return found["passed"] == found["times"] and not found["resources"]["not_back"]
