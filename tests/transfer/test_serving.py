@@ -30,13 +30,14 @@ GARBAGE = (
 def test_nonsense_is_counted_and_the_next_message_is_taken() -> None:
     counted: Counter[Refusal] = Counter()
     received: list[Message] = []
-    over = threading.Event()
+    began, over = threading.Event(), threading.Event()
 
     def count(_socket: str, reason: Refusal, amount: int) -> None:
         counted[reason] += amount
 
     def receive(frames: list[Any]) -> None:
         received.append(decode(frames)[0])
+        began.set()
 
     with zmq.Context() as context:
         as_listener(context, KEY)
@@ -47,7 +48,7 @@ def test_nonsense_is_counted_and_the_next_message_is_taken() -> None:
 
         def tick() -> None:
             refusals.handshakes(handshakes)
-            if received and counted[Refusal.UNAUTHENTICATED] >= FRAMES:
+            if len(received) == 2 and counted[Refusal.UNAUTHENTICATED] >= FRAMES:
                 over.set()
 
         arguments = {"refusals": refusals, "until": over.is_set}
@@ -55,12 +56,14 @@ def test_nonsense_is_counted_and_the_next_message_is_taken() -> None:
         thread.start()
         with context.socket(zmq.PUSH) as peer:
             peer.connect(f"tcp://127.0.0.1:{port}")
+            peer.send_multipart(encode(Alive("session", "first")))
+            assert began.wait(60)
             for number in range(FRAMES):
                 peer.send_multipart(GARBAGE[number % len(GARBAGE)])
             knock(port)
-            peer.send_multipart(encode(Alive("session", "peer")))
+            peer.send_multipart(encode(Alive("session", "last")))
             thread.join()
         socket.close()
         handshakes.socket.close()
-    assert received == [Alive("session", "peer")]
+    assert received == [Alive("session", "first"), Alive("session", "last")]
     assert counted == {Refusal.MALFORMED: FRAMES, Refusal.UNAUTHENTICATED: FRAMES}
