@@ -262,6 +262,7 @@ def test_a_link_that_stays_cut(hosts: Hosts, prompts: Prompts) -> None:
                 rest = pool.submit(stream.read)
                 with pytest.raises(urllib.error.HTTPError) as refused:
                     transfer.result(DEADLINE_S)
+                refused.value.close()
                 assert refused.value.code in (502, 503, 504)
                 events = rest.result(DEADLINE_S).decode().split("\n\n")
                 assert time.monotonic() - cut_at < DEADLINE_S
@@ -292,6 +293,7 @@ def _answered(hosts: Hosts, ids: list[int]) -> list[int]:
         try:
             return hosts.generate(ids)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code not in (502, 503) or time.monotonic() > limit:
                 raise
             time.sleep(0.2)  # between tries, as a client's

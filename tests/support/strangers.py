@@ -104,15 +104,19 @@ def gets_through(port: int, kind: int, key: ClusterKey | None, host: str = "127.
 def send(
     port: int, kind: int, messages: Sequence[list[bytes]], key: ClusterKey | None = None
 ) -> None:
-    """Send all that fits into the queues of a ZMQ socket, and hang up once it has gone."""
+    """Send all that a ZMQ socket's peer takes, and hang up once it has gone."""
     with zmq.Context() as context, context.socket(kind) as sender:
         sender.linger = 1000
         sender.sndtimeo = 1000
         as_client(sender, key)
         sender.connect(f"tcp://127.0.0.1:{port}")
         for message in messages:
-            with suppress(zmq.ZMQError):
+            try:
                 sender.send_multipart(message)
+            except zmq.Again:
+                return  # nobody is there who takes it
+            except zmq.ZMQError:
+                continue  # it cannot be said by this kind of socket
 
 
 def http_status(port: int, method: str, path: str, host: str = "127.0.0.1") -> int | None:
@@ -120,7 +124,8 @@ def http_status(port: int, method: str, path: str, host: str = "127.0.0.1") -> i
     connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request(method, path, body=b"{}" if method in ("POST", "PUT") else None)
-        return connection.getresponse().status
+        with connection.getresponse() as response:
+            return response.status
     except (OSError, http.client.HTTPException):
         return None
     finally:
