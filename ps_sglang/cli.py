@@ -53,6 +53,12 @@ def _worker(argv: Sequence[str]) -> int:
     return worker(argv)
 
 
+def _manifest(argv: Sequence[str]) -> int:
+    from ps_sglang.launch.kubernetes.__main__ import main as manifest
+
+    return manifest(argv)
+
+
 def _verify(argv: Sequence[str]) -> int:
     from ps_sglang.verify.__main__ import main as verify
 
@@ -148,6 +154,7 @@ def _models(argv: Sequence[str]) -> int:
 COMMANDS: Final[dict[str, tuple[Command, str]]] = {
     "launch": (_launch, "start a cluster and serve until Ctrl-C"),
     "worker": (_worker, "start one worker of a running cluster, and look after it"),
+    "manifest": (_manifest, "write a cluster's Kubernetes manifests, or a Helm chart"),
     "check": (_check, "compare decoders with a base; starts nothing"),
     "verify": (_verify, "compare a running cluster with the Hugging Face reference"),
     "status": (_status, "show the workers and decoders of a running cluster"),

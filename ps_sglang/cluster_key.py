@@ -6,7 +6,10 @@ is part of it, as a forger could pass the question on to a worker that has the s
 asks on each new connection, before it sends a prompt there. Its requests carry a token for one
 incarnation, which no other process takes: whoever has lured one out of it has nothing.
 
-Both find the secret in a file, which VARIABLE names.
+Between workers a request carries a digest of itself (REQUEST_PROOF_HEADER): who overhears one can
+do no more than repeat it. ZMQ sockets have keys that are made from the secret, see `wires`.
+
+All find the secret in a file, which VARIABLE names.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from ps_sglang.errors import UsageError
 VARIABLE: Final = "PS_SGLANG_CLUSTER_KEY_FILE"
 CHALLENGE_HEADER: Final = "x-ps-sglang-challenge"
 PROOF_HEADER: Final = "x-ps-sglang-proof"
+REQUEST_PROOF_HEADER: Final = "x-ps-sglang-request-proof"
 PROOF_PATH: Final = "/ps_sglang/proof"
 """A worker's route that does nothing but answer a challenge."""
 LONGEST_CHALLENGE: Final = 128
@@ -115,12 +119,27 @@ class ClusterKey:
         is_token = _equal(given, self._token(incarnation))
         return scheme.lower() == "bearer" and (_equal(given, self._text) or is_token)
 
+    def request_proof(self, method: str, path: str, body: bytes) -> str:
+        """What a request between workers carries; `path` has the query, as it is sent."""
+        return self._mac("request", f"{method} {path}\n".encode() + body).hex()
+
+    def is_request_proof(self, proof: str, method: str, path: str, body: bytes) -> bool:
+        """Whether a request comes from somebody who has the secret, as it is."""
+        return _equal(proof, self.request_proof(method, path, body))
+
+    def derive(self, purpose: str) -> bytes:
+        """32 secret bytes for one purpose, from which neither this secret nor others follow."""
+        return self._mac(purpose, b"")
+
     def _token(self, incarnation: str) -> str:
         return self._digest("token", incarnation)
 
     def _digest(self, purpose: str, text: str) -> str:
-        message = f"ps_sglang {purpose}\n{text}".encode("latin-1", "replace")
-        return hmac.digest(self._secret, message, hashlib.sha256).hex()
+        return self._mac(purpose, text.encode("latin-1", "replace")).hex()
+
+    def _mac(self, purpose: str, message: bytes) -> bytes:
+        labelled = f"ps_sglang {purpose}\n".encode() + message
+        return hmac.digest(self._secret, labelled, hashlib.sha256)
 
 
 def from_environment(environ: Mapping[str, str]) -> ClusterKey | None:

@@ -40,6 +40,7 @@ TIERS: Final = {
         "conformance",
         "contract/test_sglang_names.py",
         "docs",
+        "gateway/test_gateway_drain.py",
         "gateway/test_gateway_failures.py",
         "gateway/test_gateway_gc.py",
         "gateway/test_gateway_hostile.py",

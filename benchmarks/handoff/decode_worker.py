@@ -69,7 +69,7 @@ class _DecodeWorker:
 
     def _reader(self, way: str, page_size: int) -> tuple[Reader, Doorbell]:
         if (way, page_size) not in self._readers:
-            port = Port(posts=way != "tcp")
+            port = Port(way)
             reader = Reader(
                 self._pool.rows(page_size, digest=way != "shm_without_digest"),
                 metadata(),

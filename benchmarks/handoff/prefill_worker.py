@@ -17,12 +17,12 @@ from benchmarks.handoff import peers
 from benchmarks.handoff.cases import Case, Pages
 from benchmarks.handoff.decode_worker import metadata, serve
 from benchmarks.handoff.pool import Pool
-from benchmarks.handoff.sockets import Port
+from benchmarks.handoff.sockets import OVER_TCP, Port
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
 from ps_sglang.engine.transfer.shared_pool import describe
 
-OURS: Final = ("shm", "shm_without_digest", "tcp")
+OURS: Final = ("shm", "shm_without_digest", *OVER_TCP)
 _DEADLINE_S: Final = 60.0
 
 
@@ -95,7 +95,7 @@ class PrefillWorker:
 
     def _lender(self, way: str, page_size: int) -> tuple[Lender, _Rooms, Port]:
         if (way, page_size) not in self._lenders:
-            port = Port(posts=way != "tcp")
+            port = Port(way)
             rooms = _Rooms(port)
             pool = describe(self._pool.addresses, self._pool.lengths)
             lender = Lender(
@@ -103,7 +103,7 @@ class PrefillWorker:
                 metadata(),
                 base_fingerprint="base",
                 incarnation=port.name,
-                pool=None if way == "tcp" else pool,
+                pool=None if way in OVER_TCP else pool,
                 send=port.outbox.send,
                 events=rooms,
                 clock=time.monotonic,

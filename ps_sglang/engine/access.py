@@ -19,9 +19,11 @@ from ps_sglang.cluster_key import (
     VARIABLE,
     ClusterKey,
 )
+from ps_sglang.engine import metrics
 from ps_sglang.engine.compat.srt import get_serving
 from ps_sglang.engine.hooking import around
 from ps_sglang.engine.settings import ALLOW_UNSAFE
+from ps_sglang.wires import Refusal, Refusals
 
 Json = dict[str, Any]
 Send = Callable[[Json], Awaitable[None]]
@@ -55,6 +57,7 @@ class ClusterKeyCheck:
         self._key = key
         self._incarnation = incarnation
         self._allow_unsafe = allow_unsafe
+        self._refusals = Refusals("http", metrics.refused)
 
     async def __call__(
         self, scope: Json, receive: Callable[[], Awaitable[Json]], send: Send
@@ -78,6 +81,7 @@ class ClusterKeyCheck:
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         if scope["path"] not in OPEN_PATHS:
             if not self._key.opens(authorization, self._incarnation):
+                self._refusals.add(Refusal.UNAUTHENTICATED, "as a request without the key")
                 await _refuse(send, 401, _UNAUTHORIZED)
                 return
             if not self._allow_unsafe and scope["path"] not in SERVED_PATHS:

@@ -7,13 +7,15 @@ and go to all ranks the way that SGLang's own time-outs do, as every rank must e
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from typing import Any
 
 import msgspec
 
-from ps_sglang.engine import waiting
+from ps_sglang.cluster_key import from_environment
+from ps_sglang.engine import metrics, waiting
 from ps_sglang.engine.compat.srt import EventPublisherFactory
 from ps_sglang.engine.hooking import after, around
 from ps_sglang.engine.request_state import next_sequence_number
@@ -73,7 +75,8 @@ def register() -> None:
 
 def _publisher(**config: Any) -> WorkerEventPublisher:
     """The publisher of the rank that SGLang has chosen for it, which is this one."""
-    publisher = WorkerEventPublisher(**config)
+    key = from_environment(os.environ)
+    publisher = WorkerEventPublisher(**config, key=key, count=metrics.refused)
     _Process.events = SchedulerEvents(publisher)
     return publisher
 

@@ -15,10 +15,11 @@ from ps_sglang.engine.hooking import Hook, declared
 
 # In the order of a request's life; each declares its hooks beside their functions.
 for _module in (
-    "transfer.backend", "transfer.serving", "guard.admission", "guard.scheduling",
+    "transfer.backend", "transfer.access", "guard.admission", "guard.scheduling",
     "handoff.registration", "handoff.base_prefix", "handoff.prefill", "handoff.streams",
     "handoff.priority", "handoff.decode", "lora.adapters", "lora.scheduling", "lora.segments",
-    "lora.pool", "sampling.seeds", "sampling.murmur", "events", "trace", "aggregated", "access",
+    "lora.pool", "sampling.seeds", "sampling.murmur", "sampling.forced", "events", "trace",
+    "aggregated", "access", "output_ids",
     "worker_info", "swap", "answers", "waiting",
 ):  # fmt: skip
     import_module(f"ps_sglang.engine.{_module}")

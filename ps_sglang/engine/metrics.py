@@ -10,6 +10,8 @@ from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ps_sglang.wires import Refusal
+
 if TYPE_CHECKING:
     from prometheus_client import Counter
 
@@ -98,6 +100,12 @@ _TRANSFER = {
     "pulled_again": "Batches of KV pages pulled a second time",
     "expired": "Leases of KV pages that ended because the decode worker was dead",
 }
+
+
+def refused(socket: str, reason: Refusal, amount: int) -> None:
+    """A listening socket of this worker turned connections, requests or messages away."""
+    help_text = "Connections, requests and messages turned away, by socket and reason"
+    _counter("refused", help_text, "socket", "reason").labels(socket, reason).inc(amount)
 
 
 def _handoff(*, pulled: int, held: int) -> None:

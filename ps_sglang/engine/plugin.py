@@ -23,13 +23,14 @@ def register() -> None:
         raise SystemExit(str(error)) from error
     from ps_sglang.engine import attention, events, hooks, lora
     from ps_sglang.engine.sampling import seeds
-    from ps_sglang.engine.transfer import backend
+    from ps_sglang.engine.transfer import access, backend
     from ps_sglang.engine.tree import base_token_tree
 
     attention.register()
     lora.register()
     seeds.register()
     backend.register()
+    access.register()
     base_token_tree.register()
     events.register()
     hooks.install()

@@ -6,6 +6,7 @@ Nothing else is set on a request. The module knows no other part of the engine, 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -59,7 +60,7 @@ class HandoffState:
     `base_prefix_len` counts the tokens of the prompt whose KV is the base's; the request `pulls`
     them if a prefill worker has them. `sequence_number` counts the requests of this worker as they
     begin. `fan_out` is None before the request is compared with others. `prefix_matched` says that
-    its prefix was looked up in a long queue.
+    its prefix was looked up in a long queue. `forced` are output tokens that it must put out first.
     """
 
     base_prefix_len: int
@@ -67,6 +68,7 @@ class HandoffState:
     sequence_number: int = field(default_factory=next_sequence_number)
     fan_out: FanOutWait | None = None
     prefix_matched: bool = False
+    forced: Sequence[int] = ()
     timestamps: Timestamps = field(default_factory=Timestamps)
 
 

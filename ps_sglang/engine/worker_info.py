@@ -18,6 +18,7 @@ from ps_sglang.engine.access import AsgiApp, Json, Send, guarded
 from ps_sglang.engine.compat.srt import server_app
 from ps_sglang.engine.hooking import after, before
 from ps_sglang.engine.lora.adapters import folders, registered
+from ps_sglang.engine.output_ids import OutputIdsInStream
 from ps_sglang.engine.settings import BASE_FINGERPRINT
 from ps_sglang.errors import PsSglangError
 from ps_sglang.events.messages import PUBLISHER
@@ -74,7 +75,7 @@ def setup_and_run_http_server(
     build, key = app.build_middleware_stack, from_environment(os.environ)
     # Outside of all others, as their answers must name it as well.
     app.build_middleware_stack = lambda: IncarnationCheck(
-        guarded(build(), key, incarnation), incarnation
+        guarded(OutputIdsInStream(build()), key, incarnation), incarnation
     )
 
 

@@ -8,6 +8,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.messages import (
     MOST_BYTES,
     NOT_UNDERSTOOD,
@@ -16,6 +17,7 @@ from ps_sglang.events.messages import (
     Request,
     RequestRefused,
 )
+from ps_sglang.wires import as_client
 
 
 class EventStreamError(Exception):
@@ -25,10 +27,11 @@ class EventStreamError(Exception):
 class Control:
     """Requests to one worker, one at a time; a late answer is never taken for another's."""
 
-    def __init__(self, address: str, seconds: float) -> None:
-        """Ask at `address`, and wait at most `seconds` for an answer."""
+    def __init__(self, address: str, seconds: float, key: ClusterKey | None = None) -> None:
+        """Ask at `address`, and wait at most `seconds` for an answer; `key` is the cluster's."""
         self._address = address
         self._seconds = seconds
+        self._key = key
         self._socket: zmq.asyncio.Socket | None = None
         self._lock = asyncio.Lock()
         self._replies = msgspec.msgpack.Decoder(Reply)
@@ -66,6 +69,7 @@ class Control:
             self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             self._socket.linger = 0
             self._socket.maxmsgsize = MOST_BYTES
+            as_client(self._socket, self._key)
             self._socket.connect(self._address)
         await self._socket.send_multipart([b"", content])
         return list(await self._socket.recv_multipart())

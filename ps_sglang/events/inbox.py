@@ -12,7 +12,9 @@ from typing import Final
 
 import zmq
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.messages import MOST_BYTES
+from ps_sglang.wires import as_client
 
 _READABLE: Final = int(zmq.POLLIN)  # zmq's own flags take microseconds to be combined
 
@@ -20,14 +22,17 @@ _READABLE: Final = int(zmq.POLLIN)  # zmq's own flags take microseconds to be co
 class Inbox:
     """What is published at an address, for one task of the running event loop."""
 
-    def __init__(self, address: str, topics: Iterable[bytes]) -> None:
-        """Subscribe; raises zmq.ZMQError for an invalid address."""
+    def __init__(
+        self, address: str, topics: Iterable[bytes], key: ClusterKey | None = None
+    ) -> None:
+        """Subscribe with the cluster's key; raises zmq.ZMQError for an invalid address."""
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[bool] | None = None
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
         try:
+            as_client(self._socket, key)
             for topic in topics:
                 self._socket.subscribe(topic)
             self._socket.connect(address)

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import zmq
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.messages import (
     KV,
     MOST_REQUEST_BYTES,
@@ -40,6 +41,14 @@ from ps_sglang.events.messages import (
 from ps_sglang.events.messages import (
     topic as topic_of,
 )
+from ps_sglang.wires import (
+    Count,
+    HandshakeMonitor,
+    Refusal,
+    Refusals,
+    as_listener,
+    count_nothing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +66,8 @@ class WorkerEventPublisher:
     (`tcp://host:0` takes any free port); `buffer_steps` is how many batches are kept for replays
     at most, `hwm` how many messages may wait for a slow subscriber, `max_queue_size` how many for
     the thread that sends them. What exceeds the last two is dropped, which subscribers see as a
-    gap. The others are SGLang's and have no meaning here.
+    gap. The others are SGLang's and have no meaning here. Only who has the cluster's `key` is
+    heard, if there is one, and `count` takes what was turned away.
 
     Raises ValueError for a configuration without a meaning, zmq.ZMQError for an address in use.
     """
@@ -72,6 +82,9 @@ class WorkerEventPublisher:
         max_queue_size: int = 100_000,
         topic: str = "",
         bind: bool | None = True,
+        *,
+        key: ClusterKey | None = None,
+        count: Count = count_nothing,
     ) -> None:
         if attn_dp_rank:
             raise ValueError("the event stream has one tree per worker: leave out --dp-size")
@@ -92,8 +105,14 @@ class WorkerEventPublisher:
         self._command: Callable[[Command], None] = _no_tree
         self._context = zmq.Context()
         try:
-            self._out = self._listen(zmq.XPUB, endpoint, hwm)
-            self._router = self._listen(zmq.ROUTER, replay_endpoint, hwm)
+            self._out = self._socket(zmq.XPUB, hwm, key)
+            self._router = self._socket(zmq.ROUTER, hwm, key)
+            self._turned_away = {
+                self._out: (Refusals("events", count), HandshakeMonitor(self._out)),
+                self._router: (Refusals("control", count), HandshakeMonitor(self._router)),
+            }
+            self._out.bind(endpoint)
+            self._router.bind(replay_endpoint)
         except zmq.ZMQError:
             self._context.destroy(linger=0)
             raise
@@ -135,13 +154,12 @@ class WorkerEventPublisher:
         self._thread.join()
         os.close(self._bell)
 
-    def _listen(self, kind: int, address: str, hwm: int) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, hwm: int, key: ClusterKey | None) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.set_hwm(hwm)
         socket.maxmsgsize = MOST_REQUEST_BYTES
-        socket.tcp_keepalive = 1  # closes the connection to a machine that has died
-        socket.bind(address)
+        as_listener(socket, key)
         return socket
 
     def _put(self, kind: str, number: int, content: Any) -> None:
@@ -155,7 +173,8 @@ class WorkerEventPublisher:
 
     def _run(self) -> None:
         poller = zmq.Poller()
-        for source in (self._bell, self._out, self._router):
+        watched = [monitor.socket for _, monitor in self._turned_away.values()]
+        for source in (self._bell, self._out, self._router, *watched):
             poller.register(source, zmq.POLLIN)
         while not self._closing:
             ready = dict(poller.poll())
@@ -167,6 +186,9 @@ class WorkerEventPublisher:
                 self._send()
                 if self._router in ready:
                     self._answer(self._router.recv_multipart())
+                for refusals, monitor in self._turned_away.values():
+                    if monitor.socket in ready:
+                        refusals.handshakes(monitor)
             except (
                 Exception
             ):  # this thread's outermost loop: without it nothing is published any more
@@ -179,8 +201,10 @@ class WorkerEventPublisher:
             message = b"".join(self._out.recv_multipart())
             # The first byte is 1 for a subscription, 0 for its end; ZMQ reports each prefix once.
             prefix = message[1:]
-            if message[:1] != b"\x01":
+            if message[:1] == b"\x00":
                 self._subscriptions.discard(prefix)
+            elif message[:1] != b"\x01":
+                self._malformed(self._out, "that is no subscription")
             elif any(name.startswith(prefix) for name in self._topics):
                 self._subscriptions.add(prefix)
 
@@ -200,6 +224,7 @@ class WorkerEventPublisher:
         try:
             request = msgspec.msgpack.decode(content, type=Request)
         except NOT_UNDERSTOOD as error:
+            self._malformed(self._router, f"that is no request: {error}")
             self._reply(peer, RequestRefused(f"not a request of the event stream: {error}"))
             return
         position = Position(self.incarnation, self._next)
@@ -209,6 +234,9 @@ class WorkerEventPublisher:
             if isinstance(request, Command):
                 self._command(request)
             self._reply(peer, position)
+
+    def _malformed(self, socket: zmq.Socket[bytes], why: str) -> None:
+        self._turned_away[socket][0].add(Refusal.MALFORMED, why)
 
     def _reply_replay(self, peer: bytes, request: Replay, position: Position) -> None:
         self._send()  # what is neither in this nor in the buffer was dropped

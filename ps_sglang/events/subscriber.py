@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.control import Control, EventStreamError
 from ps_sglang.events.inbox import Inbox
 from ps_sglang.events.listener import MOST_BLOCKS, EventListener, pieces
@@ -53,7 +54,10 @@ class SubscriberTiming:
 
 
 class EventSubscriber:
-    """One worker's event stream; `counts` has its batches, replays, snapshots and losses so far."""
+    """One worker's event stream.
+
+    `counts` has its batches, replays, snapshots, losses and malformed messages so far.
+    """
 
     def __init__(
         self,
@@ -61,12 +65,17 @@ class EventSubscriber:
         control: str,
         listener: EventListener,
         timing: SubscriberTiming | None = None,
+        key: ClusterKey | None = None,
     ) -> None:
-        """Subscribe to address `publish` and ask at address `control`, once `run` runs."""
+        """Subscribe to address `publish` and ask at address `control`, once `run` runs.
+
+        `key` is the cluster's, without which its workers listen to nobody.
+        """
         self._publish = publish
         self._listener = listener
         self._timing = timing or SubscriberTiming()
-        self._control = Control(control, self._timing.answer)
+        self._key = key
+        self._control = Control(control, self._timing.answer, key)
         self._batches = msgspec.msgpack.Decoder(KvEventBatch)
         self._records = msgspec.msgpack.Decoder(Span)
         self._incarnation = ""
@@ -97,7 +106,8 @@ class EventSubscriber:
     async def run(self) -> None:
         """Follow the worker until cancelled; a worker that has died may come back."""
         # Traces first: who gets a snapshot gets them too.
-        inbox = Inbox(self._publish, [f"{kind}:".encode() for kind in (TIMELINE, KV)])
+        topics = [f"{kind}:".encode() for kind in (TIMELINE, KV)]
+        inbox = Inbox(self._publish, topics, self._key)
         try:
             self._heard_at = time.monotonic()
             while True:
@@ -167,6 +177,7 @@ class EventSubscriber:
                 raise ValueError(f"its topic is {name!r}, its number {number!r}")
         # A damaged batch is missing, and asked for again.
         except NOT_UNDERSTOOD as error:
+            self.counts["malformed"] += 1
             log.warning("event stream of %s: a message is not understood: %s", self._publish, error)
             return
         if record is not None:

@@ -7,7 +7,9 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
@@ -19,9 +21,11 @@ from ps_sglang.gateway.dispatch.background import cancel
 from ps_sglang.gateway.gc_control import collect_in_pauses
 from ps_sglang.gateway.listener import HttpListener
 from ps_sglang.gateway.server import runner, serve_peers
-from ps_sglang.gateway.state import GATEWAY
+from ps_sglang.gateway.state import GATEWAY, Gateway
 from ps_sglang.gateway.telemetry import log
 from ps_sglang.open_files import raise_limit
+
+_LOOK_SECONDS: Final = 0.1
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -62,11 +66,23 @@ async def serve(config: GatewayConfig) -> None:
         ready = f"ready {_url(config, config.host, port)}"
         print(log.line_of(config.log_format, ready), flush=True)
         await stop.wait()
+        await _drain(gateway)
     finally:
         await cancel(garbage)
         listener.stop()
         for_admins.stop()
         await app.cleanup()
+
+
+async def _drain(gateway: Gateway) -> None:
+    """Let requests end, for as long as the configuration gives them. New ones are served meanwhile:
+    a load balancer notices only after a while that this gateway is no longer ready."""
+    gateway.draining.set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(gateway.config.drain_s):
+            # Requests are counted with their workers, who tell nobody of their end.
+            while gateway.pool.requests()[0]:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _url(config: GatewayConfig, host: str, port: int) -> str:

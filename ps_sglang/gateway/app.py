@@ -174,7 +174,7 @@ def _gateway(
     pool, metrics = WorkerPool(config.workers if peers.is_owner else (), key), GatewayMetrics()
     sessions = TenantSessions(config.limits.max_sessions)
     traces = Traces(metrics)
-    cache_index = CacheIndex(prompts, on_span=traces.add)
+    cache_index = CacheIndex(prompts, on_span=traces.add, key=key)
     for worker_state in pool:
         cache_index.add(worker_state.worker)
     pool.joined.append(lambda worker_state: cache_index.add(worker_state.worker))

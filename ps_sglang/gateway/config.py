@@ -129,9 +129,10 @@ class GatewayConfig:
     None for workers without one. Weights are loaded from below `model_roots` only, while the
     cluster runs. With `admin_port` (0 for any free one) what is for admins is served there only; it
     listens on `admin_host`, or on `host`. `log_format` is that of its log. `otlp_endpoint` is the
-    URL that traces are exported to, if they are. Of `processes` that serve one port this is number
-    `process`; they meet in the folder `peers`, which must be their user's alone. Raises
-    ConfigError, listing everything that is wrong.
+    URL that traces are exported to, if they are. Told to stop, it first lets its requests end, for
+    up to `drain_s` seconds. Of `processes` that serve one port this is number `process`; they meet
+    in the folder `peers`, which must be their user's alone. Raises ConfigError, listing everything
+    that is wrong.
     """
 
     host: str
@@ -159,6 +160,7 @@ class GatewayConfig:
     no_keys: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
+    drain_s: float = 0.0
     processes: int = 1
     process: int = 0
     peers: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class Gateway:
     follower: Follower | None
     to_owner: aiohttp.ClientSession | None
     started: int = field(default_factory=lambda: int(time.time()))
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it is to stop: it serves on, but is no longer ready."""
 
     @property
     def limits(self) -> Limits:

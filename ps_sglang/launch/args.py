@@ -86,7 +86,15 @@ def parse_args(
         if flag not in chosen:
             raise UsageError(f"--{flag} is missing (see {prog} --help)")
     chosen["limits"] = taken_limits(chosen)
+    if "drain" in chosen:
+        chosen["drain_s"] = chosen.pop("drain")
     return ClusterSpec(**settled(chosen))
+
+
+def flag_help() -> dict[str, str]:
+    """What the flags mean, by the key of a specification that is the same."""
+    actions = _parser("ps-sglang launch", _DESCRIPTION)._actions
+    return {action.dest: action.help for action in actions if action.help is not None}
 
 
 def _check_join(chosen: dict[str, Any]) -> None:
@@ -102,6 +110,7 @@ def _check_join(chosen: dict[str, Any]) -> None:
         "admin_port",
         "cors_origins",
         "otlp_endpoint",
+        "drain",
     )
     for flag in (*of_gateway, "api_keys", "no_keys", "tls_cert", "tls_key", *LIMITS):
         if flag in chosen:
@@ -178,6 +187,13 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="serve HTTPS with this certificate (PEM); a new one is taken without a restart",
     )
     add("--tls-key", type=user_path, metavar="FILE", help="the certificate's key (PEM)")
+    add(
+        "--drain",
+        type=float,
+        metavar="S",
+        help="on SIGTERM or Ctrl-C answer /ready with 503, and give requests S seconds to end "
+        f"(default {default.drain_s:g})",
+    )
     add(
         "--prefill-replicas",
         type=int,

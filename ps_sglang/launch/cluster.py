@@ -161,6 +161,8 @@ class Cluster:
         if self._membership is not None and self.plan.spec.join:
             self._membership.leave()
         elif self._membership is not None:
+            if self.plan.spec.drain_s:  # until it has ended it needs its workers' leases
+                self._processes.stop_gateway()
             self._membership.close()
         self._processes.close()
 

@@ -73,6 +73,7 @@ _CPU_DEFAULTS: Final = {
     "KMP_BLOCKTIME": "0",
     "OMP_NUM_THREADS": "1",  # of the fork server; each worker has its own
     "MALLOC_ARENA_MAX": "2",  # each arena keeps freed memory of its own
+    "GLOO_SOCKET_IFNAME": "lo",  # the processes of a worker are on one machine
 }
 _CPU_FIXED: Final = {
     # OpenBLAS starts its threads when NumPy is imported, and a fork wants a single thread.
@@ -95,6 +96,10 @@ def worker_environment(
     variables = {"TMPDIR": str(folder), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
     if cpu:
         variables["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS") or str(threads(role))
+        # The ranks of a worker meet in a file: torch's port listens on all addresses, for anybody.
+        variables["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{folder}/ranks"
+        # SGLang names shared memory by these, and would take them from that port.
+        variables |= {"MASTER_ADDR": f"{folder.parent.name}-{folder.name}", "MASTER_PORT": "0"}
     return variables
 
 

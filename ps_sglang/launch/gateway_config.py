@@ -48,6 +48,7 @@ def gateway_config(
         no_keys=plan.spec.no_keys,
         tls_cert=_absolute(plan.spec.tls_cert),
         tls_key=_absolute(plan.spec.tls_key),
+        drain_s=plan.spec.drain_s,
         processes=plan.spec.gateway_processes,
         process=process,
         peers=_absolute(peers),

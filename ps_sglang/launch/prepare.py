@@ -108,6 +108,8 @@ def prepare(spec: ClusterSpec) -> Plan:
         require_free(spec.host, spec.port)
     if spec.admin_port and starts_gateway:
         require_free(spec.admin_host or spec.host, spec.admin_port)
+    if spec.worker_port:
+        require_free("0.0.0.0", spec.worker_port)
     log_dir = _log_dir(spec.log_dir, make=not spec.dry_run)
     base, reports = check_models(spec)
     cpu, cuda = runs_on_cpu(spec), runs_on_cuda(spec)
@@ -221,7 +223,8 @@ def _workers(
     if not placements:
         return ()
     backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
-    ports = iter(free_ports(5 * len(placements)))
+    free = free_ports(5 * len(placements) + 1)
+    ports = iter([port for port in free if port != spec.worker_port])
     host = spec.advertise or LOOPBACK
     listen = listen_address(host)
     # ZeroMQ takes no names to bind to, and whoever joins is asked at the host of its URL.
@@ -229,7 +232,7 @@ def _workers(
     workers = []
     for placement in placements:
         name, role, model = placement.name, placement.role, placement.model
-        port, rendezvous = next(ports), next(ports)
+        port, rendezvous = spec.worker_port or next(ports), next(ports)
         bootstrap = next(ports) if role is Role.PREFILL else None
         events = EventPorts(f"tcp://{bind}:{next(ports)}", f"tcp://{bind}:{next(ports)}")
         owned = flags.owned(

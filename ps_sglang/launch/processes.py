@@ -205,10 +205,14 @@ class Processes:
         probe.start()
         return probe
 
+    def stop_gateway(self) -> None:
+        """End the gateway, once its requests have ended or had their time; may be called again."""
+        for name in reversed(self.gateways):
+            self.link.stop(name, self._plan.spec.drain_s + _GATEWAY_GRACE_S)
+
     def close(self) -> None:
         """End all; may be called again."""
-        for name in reversed(self.gateways):
-            self.link.stop(name, _GATEWAY_GRACE_S)
+        self.stop_gateway()
         self.link.close(_WORKER_GRACE_S[self._plan.cpu])
         shutil.rmtree(self._runtime, ignore_errors=True)  # only if the fork server was killed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -80,8 +81,10 @@ class ClusterSpec:
     `log_dir` gets one log file a worker; None makes a folder under the cache folder. `log_format`
     is that of the gateway's log and the launcher's lines. Traces go to the OTLP collector at
     `otlp_endpoint`, None for none. Every worker must answer within `ready_timeout_s` seconds of the
-    start. `engine_args` are SGLang flags for all workers; `prefill_engine_args` and
-    `decode_engine_args` are those of one role, and win over them.
+    start. A gateway that is told to stop first lets its requests end, for up to `drain_s` seconds.
+    `worker_port` is that of the only worker, None or 0 for any free one. `engine_args` are SGLang
+    flags for all workers; `prefill_engine_args` and `decode_engine_args` are those of one role, and
+    win over them.
     """
 
     prefill: str
@@ -117,6 +120,8 @@ class ClusterSpec:
     log_format: LogFormat = LogFormat.TEXT
     otlp_endpoint: str | None = None
     ready_timeout_s: float = 300.0
+    drain_s: float = 0.0
+    worker_port: int | None = None
     engine_args: tuple[str, ...] = ()
     prefill_engine_args: tuple[str, ...] = ()
     decode_engine_args: tuple[str, ...] = ()
@@ -195,6 +200,12 @@ def _problems(spec: ClusterSpec) -> list[str]:
     )
     if not spec.ready_timeout_s > 0:  # "not a number" neither
         problems.append(f"--ready-timeout is {spec.ready_timeout_s:g}, must be above 0 seconds")
+    if not 0 <= spec.drain_s < math.inf:
+        problems.append(f"--drain is {spec.drain_s:g}, must be 0 or more seconds")
+    if spec.drain_s and spec.gateway_processes > 1:
+        problems.append("--drain does not go with --gateway-processes: its processes end in turn")
+    if spec.worker_port is not None and not 0 <= spec.worker_port <= 65535:
+        problems.append(f"--port is {spec.worker_port}, must be 0 (any free port) to 65535")
     return problems
 
 

@@ -9,8 +9,10 @@ import msgspec
 
 from ps_sglang.errors import UsageError
 from ps_sglang.gateway.config import LogFormat
+from ps_sglang.launch.kubernetes.keys import KubernetesKeys
 from ps_sglang.launch.resources import Resources
 from ps_sglang.launch.spec import Entry
+from ps_sglang.launch.unknown_keys import unknown_keys
 
 
 class AdapterKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +38,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of a specification; each is the command line's flag of that name.
 
     `prefill` and `decoders` may say more of their workers, and `adapters` of those of adapters.
+    `kubernetes` is for `ps-sglang manifest`; a launch does not look at it.
     """
 
     prefill: str | WorkerKeys | None = None
@@ -65,6 +68,7 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     no_keys: bool | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    drain: float | None = None
     transfer_backend: str | None = None
     advertise: str | None = None
     max_restarts: int | None = None
@@ -76,21 +80,30 @@ class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_args: tuple[str, ...] | None = None
     prefill_engine_args: tuple[str, ...] | None = None
     decode_engine_args: tuple[str, ...] | None = None
+    kubernetes: KubernetesKeys | None = None
 
 
-def read_spec(path: Path) -> dict[str, Any]:
-    """The keys that a specification sets.
+def load(path: Path) -> SpecFile:
+    """A specification, as it is written.
 
     Raises UsageError if the file cannot be read, is no YAML, or has a key or value of another kind.
     """
     try:
-        spec = msgspec.yaml.decode(path.read_bytes(), type=SpecFile, dec_hook=_decode)
+        content = msgspec.yaml.decode(path.read_bytes())
+        if problems := list(unknown_keys(content, SpecFile)):
+            raise UsageError(f"--spec {path}: {'; '.join(problems)}")
+        return msgspec.convert(content, SpecFile, dec_hook=_decode)
     except OSError as error:
         raise UsageError(f"--spec {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except msgspec.MsgspecError as error:
         raise UsageError(f"--spec {path}: {error}") from error
-    given = {key: value for key, value in msgspec.structs.asdict(spec).items() if value is not None}
-    return _expanded(given, path)
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """What a specification sets of a ClusterSpec; raises UsageError, see `load`."""
+    given = msgspec.structs.asdict(load(path))
+    del given["kubernetes"]
+    return _expanded({key: value for key, value in given.items() if value is not None}, path)
 
 
 def _expanded(given: dict[str, Any], path: Path) -> dict[str, Any]:

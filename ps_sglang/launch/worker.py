@@ -74,7 +74,9 @@ def parse_args(argv: Sequence[str]) -> ClusterSpec:
     if many := [model for model in models if "*" in model]:
         raise UsageError(f"--model {many[0]}: one command starts one worker")
     gateway = options.pop("gateway")
-    options.setdefault("advertise", _address_towards(gateway))
+    address = _address(gateway)
+    if "advertise" not in options:
+        options["advertise"] = _address_towards(gateway, *address)
     return ClusterSpec(
         prefill=options.pop("base"),
         decoders=models,
@@ -102,12 +104,19 @@ def _parser() -> SettingsParser:
         help="what a decode worker serves: a whole model, or adapters",
     )
     add("--gateway", metavar="URL", help="the gateway of the cluster, which must be running")
+    add(
+        "--port",
+        type=int,
+        dest="worker_port",
+        metavar="N",
+        help="port of its HTTP server, as for probes of /ready (default: any free one)",
+    )
     add_shared(parser)
     return parser
 
 
-def _address_towards(gateway: str) -> str:
-    """The address of this machine from which it reaches the gateway; raises UsageError."""
+def _address(gateway: str) -> tuple[str, int]:
+    """Host and port of the gateway's URL; raises UsageError."""
     try:
         url = urlsplit(gateway)
         host, port = url.hostname, url.port or 80
@@ -115,6 +124,11 @@ def _address_towards(gateway: str) -> str:
         host = None
     if not host:
         raise UsageError(f"--gateway {gateway}: must be a URL like http://10.0.0.1:8000")
+    return host, port
+
+
+def _address_towards(gateway: str, host: str, port: int) -> str:
+    """The address of this machine from which it reaches the gateway; raises UsageError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import gateway_processes
 from benchmarks.gateway import bare
 from ps_sglang.gateway import app
 from tests.gateway.gateway_setup import running
@@ -11,6 +12,11 @@ from tests.gateway.gateway_setup import running
 
 def test_what_is_replaced_is_there() -> None:
     assert not [name for name in bare.REPLACED if not hasattr(app, name)]
+
+
+@pytest.mark.parametrize("hosts", [1, 16])
+def test_decisions_are_timed(hosts: int) -> None:
+    assert gateway_processes.decision(hosts, count=3)["median"] > 0
 
 
 @pytest.mark.parametrize("stream", [False, True])

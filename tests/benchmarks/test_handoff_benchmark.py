@@ -57,19 +57,22 @@ def test_contiguous_pages_are_one_block_a_buffer() -> None:
 
 
 def test_missed_bars_are_named() -> None:
-    good = {"memcpy": [1.0], "shm": [2.0], "shm_without_digest": [1.5], "tcp": [8.0]}
+    good = {"memcpy": [1.0], "shm": [2.0], "shm_without_digest": [1.5], "tcp": [24.0]}
+    good["tcp_without_key"] = [8.0]
     good["mooncake_tcp"] = [8.0]
     assert misses({"case": figures(CASES[0], good)}) == []
-    bad = {**good, "shm": [2.5], "tcp": [9.0]}
+    bad = {**good, "shm": [2.5], "tcp_without_key": [9.0]}
     assert misses({"case": figures(CASES[0], bad)}) == [
         "bar missed: case: shm takes 2.50x memcpy, more than 2x",
         "bar missed: case: shm is 3.2x faster than mooncake_tcp, less than 4x",
-        "bar missed: case: tcp takes 1.12x mooncake_tcp, more than 1x",
+        "bar missed: case: tcp_without_key takes 1.12x mooncake_tcp, more than 1x",
     ]
 
 
 def test_without_mooncake_only_memcpy_is_compared_with() -> None:
     times = {"memcpy": [1.0], "shm": [3.0], "shm_without_digest": [1.5], "tcp": [8.0]}
+    times["tcp_without_key"] = [4.0]
     found = figures(CASES[0], times)
     assert found["shm_over_shm_without_digest"] == 2.0
+    assert found["tcp_over_tcp_without_key"] == 2.0
     assert misses({"case": found}) == ["bar missed: case: shm takes 3.00x memcpy, more than 2x"]

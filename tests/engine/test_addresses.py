@@ -107,7 +107,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Served:
 
 @pytest.fixture(scope="module")
 def mirror(served: Served) -> Iterator[TreeMirror]:
-    tree = TreeMirror(served.cluster.plan.workers[0].events)
+    tree = TreeMirror(served.cluster.plan.workers[0].events, served.cluster.key)
     yield tree
     tree.close()
 
@@ -161,7 +161,7 @@ async def test_both_workers_are_known_to_hold_it(served: Served, prompts: Prompt
     request = {**body, "max_tokens": 1, "cache_salt": "tenant"}
     url = f"{served.cluster.url}/models/a/v1/chat/completions"
     prompt = prompts.chat(body, "tenant")
-    cache_index = CacheIndex(prompts)
+    cache_index = CacheIndex(prompts, key=served.cluster.key)
     specs = served.cluster.plan.workers
     for spec in specs:
         events = (spec.events.publishes, spec.events.control)

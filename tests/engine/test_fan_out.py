@@ -92,7 +92,7 @@ def test_tenants_do_not_wait_for_each_other(served: Served, prompts: Prompts) ->
 
 @pytest.fixture(scope="module")
 def tree(served: Served) -> Iterator[TreeMirror]:
-    mirror = TreeMirror(served.cluster.plan.workers[0].events)
+    mirror = TreeMirror(served.cluster.plan.workers[0].events, served.cluster.key)
     yield mirror
     mirror.close()
 

@@ -33,7 +33,7 @@ def served(llama: Models, launch: Launch) -> Served:
 @pytest.fixture(scope="module", params=["prefill-0", "decode-a"])
 def tree(request: pytest.FixtureRequest, served: Served) -> Iterator[TreeMirror]:
     (worker,) = [spec for spec in served.cluster.plan.workers if spec.name == request.param]
-    mirror = TreeMirror(worker.events)
+    mirror = TreeMirror(worker.events, served.cluster.key)
     yield mirror
     mirror.close()
 
@@ -170,15 +170,15 @@ def test_a_higher_priority_runs_first(
 
     A fast worker can be done with the first before all three wait: then they come again.
     """
-    here = served.cluster.plan.workers[worker]
+    here, key = served.cluster.plan.workers[worker], served.cluster.key
     priorities = (encode_priority(-1, 9), 0, encode_priority(5, 0))
     waiting, order = 0, [0]
     while waiting != len(priorities):
         flush(served.cluster)
         first = prompts(1, ahead + 1)[0]
         with (
-            closing(TreeMirror(served.cluster.plan.workers[0].events)) as tree,
-            closing(TreeMirror(here.events)) as mirror,
+            closing(TreeMirror(served.cluster.plan.workers[0].events, key)) as tree,
+            closing(TreeMirror(here.events, key)) as mirror,
             ThreadPoolExecutor(4) as pool,
         ):
             leader = pool.submit(ask, served.cluster, "a", first, 1)

@@ -21,7 +21,7 @@ import xxhash
 import zmq
 
 from benchmarks.worker_keys import let_in
-from ps_sglang.cluster_key import VARIABLE
+from ps_sglang.cluster_key import VARIABLE, ClusterKey
 from ps_sglang.engine.settings import ALLOW_UNVERIFIED, BASE_FINGERPRINT
 from ps_sglang.engine.transfer.messages import TAG
 from ps_sglang.launch import flags
@@ -30,8 +30,24 @@ from ps_sglang.launch.messages import Start, StartMethod
 from ps_sglang.launch.spec import WorkerSpec
 from tests.engine.plain_server import free_port, wait_until_healthy
 from tests.engine.served import Launch, Models, Served
-from tests.support.engine_client import RefusedError, assert_conserved, generate, post, together
+from tests.support.engine_client import (
+    RefusedError,
+    assert_conserved,
+    generate,
+    metric,
+    post,
+    together,
+)
 from tests.support.hf_reference import expected
+from tests.support.strangers import (
+    FRAMES,
+    gets_through,
+    http_status,
+    knock,
+    listening_ports,
+    send,
+    speaking_zmtp,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
@@ -232,46 +248,77 @@ GARBAGE = (
 )  # fmt: skip
 
 
+def pids(served: Served) -> list[int]:
+    """All processes of all workers."""
+    leaders = [psutil.Process(worker.pid) for worker in served.cluster.workers]
+    return [one.pid for leader in leaders for one in (leader, *leader.children(True))]
+
+
+def http_ports(served: Served) -> set[int]:
+    """Those of the workers' servers, and of the bootstrap servers."""
+    workers = served.cluster.plan.workers
+    return {port for one in workers for port in (one.port, one.bootstrap_port) if port}
+
+
+def zmq_ports(served: Served) -> set[int]:
+    """Those of events, of requests for them, and of handoffs."""
+    others = set(listening_ports(pids(served))) - http_ports(served)
+    return speaking_zmtp(others, 3 * len(served.cluster.workers))
+
+
+def test_a_stranger_reaches_nothing(served: Served) -> None:
+    """Each port on which a worker listens: who has not the cluster's key is told to go."""
+    ports = listening_ports(pids(served))
+    speak_http, guarded, key = http_ports(served), zmq_ports(served), served.cluster.key
+    events = {
+        int(address.rpartition(":")[2])
+        for one in served.cluster.plan.workers
+        for address in (one.events.publishes, one.events.control)
+    }
+    assert events < guarded, "the others are for handoffs"
+    # All else is between the ranks of a worker, on this machine alone.
+    assert {ports[port] for port in set(ports) - speak_http - guarded} <= {"127.0.0.1", "::1"}
+    for port in speak_http | guarded:
+        for kind in (zmq.PUSH, zmq.DEALER, zmq.SUB):
+            for wrong in (None, ClusterKey.make()):
+                assert not gets_through(port, kind, wrong), port
+        for method, path in (
+            ("GET", "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1"
+                    "&target_pp_rank=-1"),
+            ("PUT", "/route"), ("POST", "/register_dp_rank"), ("POST", "/query_dp_ranks"),
+            ("GET", "/health"), ("GET", "/server_info"), ("POST", "/generate"), ("GET", "/"),
+        ):  # fmt: skip
+            status = http_status(port, method, path)
+            assert status == (401 if port in speak_http else None), (port, method, path)
+    assert all(gets_through(port, zmq.DEALER, key) for port in events)
+    for worker in served.cluster.workers:
+        for name in ("http", "transfer", "events", "control"):
+            told = {"socket": name, "reason": "unauthenticated"}
+            assert metric(worker.url, "refused", **told) >= 6, name
+    told = {"socket": "bootstrap", "reason": "unauthenticated"}
+    assert metric(served.cluster.workers[0].url, "refused", **told) >= 8
+
+
 def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
-    """Each port on which a worker listens, and each mailbox."""
+    """Each port of ours and SGLang's, and each mailbox, with and without the key."""
     assert_exact(served, prompts)
-    pids = [
-        child.pid
-        for worker in served.cluster.workers
-        for child in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(True))
-    ]
-    ports = {
-        one.laddr.port
-        for pid in pids
-        for one in psutil.Process(pid).net_connections("tcp")
-        if one.status == psutil.CONN_LISTEN
-    }
-    assert {worker.events.control.rpartition(":")[2] for worker in served.cluster.plan.workers} <= {
-        str(port) for port in ports
-    }
-    with zmq.Context() as context:
-        for port in ports:
-            for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.SUB):
-                with context.socket(kind) as sender:
-                    sender.linger = 100
-                    sender.connect(f"tcp://127.0.0.1:{port}")
-                    for content in GARBAGE:
-                        if kind == zmq.SUB:
-                            sender.subscribe(content[:200])
-                        else:
-                            with suppress(zmq.ZMQError):
-                                sender.send_multipart(
-                                    [content] * (1 + len(content) % 3), zmq.NOBLOCK
-                                )
-            for content in GARBAGE:
-                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as raw:
-                    raw.sendall(content)
+    speak_http, key = http_ports(served), served.cluster.key
+    guarded = zmq_ports(served)
+    files = {pid: psutil.Process(pid).num_fds() for pid in pids(served)}
+    memory = sum(psutil.Process(pid).memory_info().rss for pid in pids(served))
+    messages = [[content] * (1 + len(content) % 3) for content in GARBAGE]
+    times = -(-FRAMES // len(messages))
+    for port in speak_http | guarded:
+        knock(port)
+        for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.XSUB) if port in guarded else ():
+            send(port, kind, messages, None)
+            send(port, kind, messages * times, key)
     names = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
     boxes = [f"\0{name[1:]}" for name in names if name.startswith("@ps_sglang-")]
     assert len(boxes) >= len(served.cluster.workers)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as letter:
         for box in boxes:
-            for content in GARBAGE:
+            for content in GARBAGE * times:
                 with suppress(OSError):
                     letter.sendto(content[: 1 << 16], box)
             letter.sendto(TAG + xxhash.xxh3_64_digest(LETTER) + LETTER, box)
@@ -281,6 +328,13 @@ def test_garbage_on_every_socket(served: Served, prompts: Prompts) -> None:
         while worker["cache"]["known_by"] != "events":
             worker = next(one for one in workers(served) if one["name"] == worker["name"])
     assert_conserved(served.cluster)
+    for guard in served.cluster.workers:
+        for name in ("transfer", "control", "mailbox"):
+            told = {"socket": name, "reason": "malformed"}
+            assert metric(guard.url, "refused", **told) > 0, name
+    now = {pid: psutil.Process(pid).num_fds() for pid in files}
+    assert {pid: now[pid] - files[pid] for pid in files if now[pid] > files[pid] + 8} == {}
+    assert sum(psutil.Process(pid).memory_info().rss for pid in files) - memory < 64 << 20
 
 
 def assert_exact(served: Served, prompts: Prompts) -> None:

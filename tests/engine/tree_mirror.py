@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 import msgspec
 import zmq
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.messages import (
     AllBlocksCleared,
     BlockRemoved,
@@ -22,6 +23,7 @@ from ps_sglang.events.messages import (
 )
 from ps_sglang.launch import Cluster
 from ps_sglang.launch.spec import EventPorts
+from ps_sglang.wires import as_client
 
 _DEADLINE_MS = 60_000
 Prefix = tuple[str | None, tuple[int, ...]]
@@ -32,7 +34,7 @@ def mirroring(cluster: Cluster) -> Iterator[dict[str, TreeMirror]]:
     """A mirror of each worker, by its name."""
     with ExitStack() as stack:
         yield {
-            worker.name: stack.enter_context(closing(TreeMirror(worker.events)))
+            worker.name: stack.enter_context(closing(TreeMirror(worker.events, cluster.key)))
             for worker in cluster.plan.workers
         }
 
@@ -40,8 +42,9 @@ def mirroring(cluster: Cluster) -> Iterator[dict[str, TreeMirror]]:
 class TreeMirror:
     """One worker's tree as its events have it, from now on."""
 
-    def __init__(self, events: EventPorts) -> None:
+    def __init__(self, events: EventPorts, key: ClusterKey) -> None:
         self._context = zmq.Context()
+        as_client(self._context, key)
         self._news = self._socket(zmq.SUB, events.publishes)
         self._news.subscribe(b"")
         self._control = self._socket(zmq.REQ, events.control)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 import zmq
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.messages import (
     MOST_REQUEST_BYTES,
     AllBlocksCleared,
@@ -34,6 +36,8 @@ from ps_sglang.events.messages import (
     topic,
 )
 from ps_sglang.events.publisher import WorkerEventPublisher
+from ps_sglang.wires import Refusal, as_client
+from tests.support.strangers import FRAMES, gets_through, knock
 
 SPAN = Span(rid="r", role="decode", began=1.5, queue=0.25, pulled=7)
 
@@ -48,8 +52,9 @@ def publisher() -> Iterator[WorkerEventPublisher]:
 class Peer:
     """A subscriber and asker."""
 
-    def __init__(self, publisher: WorkerEventPublisher) -> None:
+    def __init__(self, publisher: WorkerEventPublisher, key: ClusterKey | None = None) -> None:
         self._context = zmq.Context()
+        as_client(self._context, key)
         self.news = self._context.socket(zmq.SUB)
         self.control = self._context.socket(zmq.REQ)
         for socket in (self.news, self.control):
@@ -308,3 +313,47 @@ def test_subscriptions_to_what_is_never_published_are_not_kept(
     peer.news.subscribe(b"\xff" * 1000)
     peer.subscribe()
     assert publisher._subscriptions == {b""}
+
+
+class Counted:
+    """What a publisher has turned away, by socket and reason."""
+
+    def __init__(self) -> None:
+        self._total = Counter[tuple[str, Refusal]]()
+        self._changed = threading.Condition()
+
+    def __call__(self, socket: str, reason: Refusal, amount: int) -> None:
+        with self._changed:
+            self._total[socket, reason] += amount
+            self._changed.notify()
+
+    def reaches(self, socket: str, reason: Refusal, count: int) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._total[socket, reason] >= count, 60)
+
+
+def test_only_who_has_the_key_is_heard() -> None:
+    key, counted = ClusterKey.make(), Counted()
+    publisher = WorkerEventPublisher(key=key, count=counted)
+    peer = Peer(publisher, key)
+    try:
+        for name, address, kind in (
+            ("events", publisher.endpoint, zmq.SUB),
+            ("control", publisher.control, zmq.DEALER),
+        ):
+            port = int(address.rpartition(":")[2])
+            for wrong in (None, ClusterKey.make()):
+                assert not gets_through(port, kind, wrong)
+            knock(port)
+            assert counted.reaches(name, Refusal.UNAUTHENTICATED, FRAMES + 2)
+        peer.subscribe()
+        for number in range(FRAMES):
+            reply, _ = peer.ask_raw(b"\x91" * (number % 7) + b"nonsense")
+            assert isinstance(reply, RequestRefused)
+        assert counted.reaches("control", Refusal.MALFORMED, FRAMES)
+        publisher.publish(batch(0))
+        assert peer.batch() == (0, batch(0))
+        assert peer.ask(Status()) == (Position(publisher.incarnation, 1), [])
+    finally:
+        peer.close()
+        publisher.shutdown()

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
+from ps_sglang.errors import UsageError
+from ps_sglang.gateway.access import key_file
+from ps_sglang.gateway.access.key_file import KeyEntry
+from ps_sglang.gateway.access.limits import KeyLimits
+from ps_sglang.gateway.access.principal import KeyRole, Principal
 from ps_sglang.gateway.limits import GatewayLimits
+from ps_sglang.gateway.peers.peers import GatewayPeers
 from tests.gateway.processes_setup import Several, several
 
 
@@ -132,17 +138,18 @@ async def test_a_limit_holds_for_all_together() -> None:
         assert (await two[1].post("/generate", body()))[0] == 200
 
 
-async def test_a_keys_rate_is_one_for_all(tmp_path: Path) -> None:
-    from ps_sglang.gateway.access import key_file
-    from ps_sglang.gateway.access.key_file import KeyEntry
-    from ps_sglang.gateway.access.limits import KeyLimits
-    from ps_sglang.gateway.access.principal import KeyRole, Principal
-
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[str, dict[str, str]]:
+    """A file with a key that may send 2 requests a minute, and the headers that show it."""
     secret, file = key_file.new_secret(), tmp_path / "keys"
     holder = Principal("k", KeyRole.USER, "t", KeyLimits(requests_per_minute=2))
     file.write_text(f"{KeyEntry(holder, key_file.digest_of(secret))}\n")
-    headers = {"Authorization": f"Bearer {secret}"}
-    async with several(changes={"api_keys": str(file)}) as two:
+    return str(file), {"Authorization": f"Bearer {secret}"}
+
+
+async def test_a_keys_rate_is_one_for_all(keys: tuple[str, dict[str, str]]) -> None:
+    file, headers = keys
+    async with several(changes={"api_keys": file}) as two:
         statuses = []
         for process in (0, 1, 0, 1):
             statuses.append((await two[process].post("/generate", body(), headers=headers))[0])
@@ -153,6 +160,17 @@ async def test_a_keys_rate_is_one_for_all(tmp_path: Path) -> None:
             assert response.status == 403
 
 
+async def test_what_is_passed_on_counts_once(keys: tuple[str, dict[str, str]]) -> None:
+    file, headers = keys
+    asked = {"model": "a", "input": "x"}
+    async with several(changes={"api_keys": file}) as two:
+        statuses = []
+        for _ in range(3):
+            statuses.append((await two[1].post("/v1/responses", asked, headers=headers))[0])
+            await two.agree()
+        assert statuses == [200, 200, 429]
+
+
 async def test_nobody_names_himself(two: Several) -> None:
     """The header by which processes pass a name on is nobody else's."""
     claim = {"x-ps-sglang-principal": '{"name":"k","role":"admin","tenant":"t","limits":{}}'}
@@ -160,3 +178,14 @@ async def test_nobody_names_himself(two: Several) -> None:
         status, _ = await two[process].post("/generate", body(session_id="s"), headers=claim)
         assert status == 200
         assert two.gateway(process).sessions.of("t").get("s") is None
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+async def test_processes_meet_only_where_nobody_else_comes(open_folder: Path) -> None:
+    with pytest.raises(UsageError, match="chmod 700"):
+        await GatewayPeers(open_folder, 0, 2).start()

@@ -305,18 +305,23 @@ async def test_leaving_at_once_moves_what_has_not_begun(replicated: Setup) -> No
         one.cancel()
 
 
-async def test_leaving_at_once_ends_a_stream_with_an_error(replicated: Setup) -> None:
+async def test_leaving_at_once_moves_a_stream_or_ends_it_with_an_error(replicated: Setup) -> None:
     for worker in replicated.cluster.decode["a"]:
         worker.plan.step = asyncio.Semaphore(1)
     async with replicated.http.post(
         replicated.url + ROUTE, json={**BODY, "stream": True}
     ) as response:
         await response.content.readuntil(b"\n\n")
-        (name,) = (one.name for one in replicated.cluster.decode["a"] if one.requests)
-        assert (await call(replicated, "DELETE", f"/workers/{name}?now=1"))[0] == 200
+        first, second = sorted(replicated.cluster.decode["a"], key=lambda one: not one.requests)
+        assert (await call(replicated, "DELETE", f"/workers/{first.name}?now=1"))[0] == 200
+        await second.saw(1)
+        assert second.plan.step is not None
+        second.plan.step.release()
+        await response.content.readuntil(b"\n\n")
+        assert (await call(replicated, "DELETE", f"/workers/{second.name}?now=1"))[0] == 200
         last = (await response.text()).strip().split("\n\n")[-1]
         error = json.loads(last.removeprefix("data: "))["error"]
-    assert f"decode worker '{name}' is unreachable: it was removed" in error["message"]
+    assert f"decode worker '{second.name}' is unreachable: it was removed" in error["message"]
 
 
 async def test_a_caller_that_hangs_up_does_not_stop_the_leaving(replicated: Setup) -> None:

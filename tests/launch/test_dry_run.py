@@ -114,7 +114,10 @@ def test_a_file_says_more_of_each_worker(tiny: Tiny, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("decoders: [{model: a*2, replicas: 3}]", r"decoder a\*2 has its replicas twice"),
-        ("decoders: [{model: a, gpu: [0]}]", "unknown field `gpu`"),
+        (
+            "decoders: [{model: a, gpu: [0]}]",
+            r"unknown key decoders\[0\]\.gpu: did you mean gpus\?",
+        ),
         ("decoders: [a]\nprefill_replicas: 2", "prefill_replicas is given beside prefill"),
         ("decoders: [{model: a, tp: 0}]", "decoder a: tp is 0"),
         ("decoders: [{model: a, replicas: 0}]", "at least 1 worker"),

@@ -82,6 +82,11 @@ def metric(url: str, name: str, **labels: str) -> float:
     """The value of a worker's `ps_sglang_<name>_total` with these labels, 0 if it has none."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=_DEADLINE_S) as response:
         text = response.read().decode()
+    return scraped(text, name, **labels)
+
+
+def scraped(text: str, name: str, **labels: str) -> float:
+    """As `metric`, of what a worker's /metrics said."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)

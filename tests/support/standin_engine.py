@@ -3,7 +3,7 @@
 `Cluster` holds workers that listen on ports of their own. A request waits for the other one of its
 bootstrap room, as in a real handoff. A worker's `plan` says how its next requests go; what it saw
 is in `requests`, `hung_up` and `aborted`. An answer is the words `<decoder>-<seed>-<number>`, or
-`<adapter>-<seed>-<number>` if the request named an adapter.
+`<adapter>-<seed>-<number>` if the request named an adapter. A word's token id is its number + 100.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ps_sglang import output_ids
 from ps_sglang.cluster_key import CHALLENGE_HEADER, PROOF_HEADER, PROOF_PATH, ClusterKey
 from ps_sglang.events.messages import AllBlocksCleared, KvEventBatch, Snapshot
 from ps_sglang.events.publisher import Command, WorkerEventPublisher
@@ -64,6 +65,10 @@ class Plan:
     cut_after: int | None = None  # end the stream cleanly, but without [DONE]
     garbage: bytes | None = None  # answer this with status 200
     step: asyncio.Semaphore | None = None  # each token waits for a permit
+    choose_from: int = 100  # the first token id that it would choose
+    together: int = 1  # so many tokens in one event
+    tells_ids: bool = True  # of output tokens, if the gateway asks
+    obeys_ids: bool = True  # puts out what the request has had
     deltas: list[Body] | None = None  # what chats say, piece by piece, instead of words
     finish: Body = field(default_factory=lambda: {"finish_reason": "stop"})  # ... and their end
 
@@ -215,7 +220,9 @@ class Worker:
     def publish(self, endpoint: str = ANY_PORT, control: str = ANY_PORT) -> None:
         """Publish events. A snapshot says that nothing is cached."""
         loop = asyncio.get_running_loop()
-        self.publisher = WorkerEventPublisher(endpoint=endpoint, replay_endpoint=control)
+        self.publisher = WorkerEventPublisher(
+            endpoint=endpoint, replay_endpoint=control, key=self.key
+        )
         self.incarnation = self.publisher.incarnation
 
         def command(one: Command) -> None:
@@ -387,7 +394,8 @@ class Worker:
         if plan.dies_of is not None and plan.dies_of in json.dumps(body):
             if plan.bite is not None:
                 await plan.bite.wait()
-            await self._end()
+            await self.die()
+            await asyncio.Event().wait()
         elif plan.gate is not None:
             await plan.gate.wait()
         if plan.die:
@@ -408,7 +416,7 @@ class Worker:
         if plan.garbage is not None:
             return web.Response(body=plan.garbage, content_type="application/json")
         name = body.get("lora_path") or self.decoder or "base"
-        answer = _Answer(request.path, name, body)
+        answer = _Answer(request.path, name, body, plan)
         if plan.deltas is not None:
             answer = _Speech(request.path, name, body, plan)
         if body.get("stream"):
@@ -418,7 +426,7 @@ class Worker:
                 await plan.step.acquire()
         return web.json_response(answer.whole(plan.abort))
 
-    async def _end(self) -> None:
+    async def die(self) -> None:
         """As a process that is killed: nobody listens, and all its connections break."""
         assert self._runner is not None
         assert self._runner.server is not None
@@ -428,7 +436,6 @@ class Worker:
             if connection.transport is not None:
                 connection.transport.abort()
         self.dead.set()
-        await asyncio.Event().wait()
 
     async def _hand_off(self, body: Body) -> None:
         if self.aggregated:
@@ -456,7 +463,8 @@ class Worker:
             return response
         for event in answer.opening():
             await response.write(_event(event))
-        for number in range(answer.length):
+        told = plan.tells_ids and output_ids.HEADER in request.headers
+        for number in range(0, answer.length, plan.together):
             if plan.abort is not None and number == (plan.abort_after or 0):
                 await response.write(_event(answer.aborted(plan.abort)))
                 await response.write(b"data: [DONE]\n\n")
@@ -469,7 +477,9 @@ class Worker:
                 return response
             if plan.step is not None:
                 await plan.step.acquire()
-            await response.write(_event(answer.token(number)))
+            after = min(number + plan.together, answer.length)
+            ids = output_ids.comment(answer.ids[number:after]) if told else b""
+            await response.write(ids + _event(answer.tokens(number, after)))
         for event in answer.closing():
             await response.write(_event(event))
         await response.write(b"data: [DONE]\n\n")
@@ -488,7 +498,7 @@ def _event(content: Body) -> bytes:
 class _Answer:
     """What a worker says to one sample, in the shape of its route."""
 
-    def __init__(self, path: str, decoder: str, body: Body) -> None:
+    def __init__(self, path: str, decoder: str, body: Body, plan: Plan) -> None:
         self.path, self.body = path, body
         params = body.get("sampling_params") or {}
         assert body.get("n", 1) == 1, "the gateway must split n > 1"
@@ -502,7 +512,11 @@ class _Answer:
         most = body.get("max_completion_tokens") or body.get("max_tokens")
         wanted = most or params.get("max_new_tokens") or 3
         self.length = min(wanted, CONTEXT_LENGTH)  # the engine shortens it, too
-        self.words = [f"{decoder}-{seed}-{number} " for number in range(self.length)]
+        own = (params if path == GENERATE else body).get("custom_params") or {}
+        had = own.get(output_ids.PARAM, []) if plan.obeys_ids else []
+        chosen = [plan.choose_from + number for number in range(len(had), self.length)]
+        self.ids = [*had, *chosen]
+        self.words = [f"{decoder}-{seed}-{token - 100} " for token in self.ids]
 
     @property
     def text(self) -> str:
@@ -519,7 +533,8 @@ class _Answer:
 
     def whole(self, abort: Body | None) -> Body:
         if self.path == GENERATE:
-            return self._native(self.text, abort or {"type": "length", "length": self.length})
+            reason = abort or {"type": "length", "length": self.length}
+            return self._native(self.text, reason, self.length)
         said: Body = {"text": self.text}
         if self.path == CHAT:
             said = {"message": {"role": "assistant", "content": self.text}}
@@ -530,13 +545,13 @@ class _Answer:
         if self.path == CHAT:
             yield self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
 
-    def token(self, number: int) -> Body:
-        word = self.words[number]
+    def tokens(self, number: int, after: int) -> Body:
+        """The event of the tokens from `number` to before `after`."""
         if self.path == GENERATE:
-            last = number == self.length - 1
-            reason = {"type": "length", "length": self.length} if last else None
-            return self._native("".join(self.words[: number + 1]), reason)
-        return self._chunk({"delta": {"content": word}} if self.path == CHAT else {"text": word})
+            reason = {"type": "length", "length": self.length} if after == self.length else None
+            return self._native("".join(self.words[:after]), reason, after)
+        words = "".join(self.words[number:after])
+        return self._chunk({"delta": {"content": words}} if self.path == CHAT else {"text": words})
 
     def closing(self) -> Iterable[Body]:
         if self.path == GENERATE:
@@ -547,19 +562,18 @@ class _Answer:
 
     def aborted(self, reason: Body) -> Body:
         if self.path == GENERATE:
-            return self._native("", reason)
+            return self._native("", reason, 0)
         return self._chunk({"delta": {}} if self.path == CHAT else {"text": ""}, "abort")
 
-    def _native(self, text: str, finish_reason: Body | None) -> Body:
+    def _native(self, text: str, finish_reason: Body | None, tokens: int) -> Body:
         meta_info = {
             "id": self.body["rid"],
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.length,
+            "completion_tokens": tokens,
             "cached_tokens": 1,
             "finish_reason": finish_reason,
         }
-        output_ids = list(range(100, 100 + self.length))
-        return {"text": text, "output_ids": output_ids, "meta_info": meta_info}
+        return {"text": text, "output_ids": self.ids[:tokens], "meta_info": meta_info}
 
     def _head(self, chunk: bool) -> Body:
         kind = "text_completion" if self.path == COMPLETIONS else "chat.completion"
@@ -583,10 +597,11 @@ class _Speech(_Answer):
     """A chat's answer that a test has written, in pieces."""
 
     def __init__(self, path: str, decoder: str, body: Body, plan: Plan) -> None:
-        super().__init__(path, decoder, body)
+        super().__init__(path, decoder, body, plan)
         assert plan.deltas is not None
         self.deltas, self.finish = plan.deltas, plan.finish
         self.length = len(self.deltas)
+        self.ids = [*range(100, 100 + self.length)]
 
     def whole(self, abort: Body | None) -> Body:
         message: Body = {"role": "assistant", "content": None}
@@ -603,7 +618,8 @@ class _Speech(_Answer):
         choice = {"index": 0, "message": {**message, "tool_calls": calls or None}, **self.finish}
         return {**self._head(False), "choices": [choice], "usage": self.usage()}
 
-    def token(self, number: int) -> Body:
+    def tokens(self, number: int, after: int) -> Body:
+        assert after == number + 1
         return self._chunk({"delta": self.deltas[number]})
 
     def closing(self) -> Iterable[Body]:

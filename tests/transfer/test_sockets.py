@@ -7,13 +7,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.limits import TransferLimits
 from ps_sglang.engine.transfer.mailbox import Mailbox
@@ -31,6 +32,7 @@ from ps_sglang.engine.transfer.shared_pool import (
     describe,
 )
 from ps_sglang.engine.waiting import Doorbell
+from ps_sglang.wires import Refusals, as_client, as_listener
 
 BUFFERS, PAGES, WIDTH = 4, 4000, 768
 ROOMS, ROOM_PAGES = 24, 150
@@ -39,13 +41,12 @@ LONG_MS = 60_000
 
 
 @contextmanager
-def endpoint(name: str) -> Iterator[tuple[Mailbox, str, Outbox, Any]]:
+def endpoint(name: str, key: ClusterKey | None) -> Iterator[tuple[Mailbox, str, Outbox, Any]]:
     """A mailbox, the address of a bound PULL socket, an outbox, and `serve` bound to the socket."""
-    with (
-        zmq.Context() as context,
-        context.socket(zmq.PULL) as socket,
-        closing(Mailbox(name)) as mailbox,
-    ):
+    with zmq.Context() as context, closing(Mailbox(name)) as mailbox, ExitStack() as stack:
+        as_listener(context, key)
+        socket = stack.enter_context(context.socket(zmq.PULL))
+        as_client(context, key)
         port = socket.bind_to_random_port("tcp://127.0.0.1")
         outbox = Outbox(context, mailbox)
         over = threading.Event()
@@ -53,7 +54,9 @@ def endpoint(name: str) -> Iterator[tuple[Mailbox, str, Outbox, Any]]:
 
         def start(side: Lender | Reader) -> None:
             thread = threading.Thread(
-                target=serve, args=(socket, side.receive, side.tick), kwargs={"until": over.is_set}
+                target=serve,
+                args=(socket, side.receive, side.tick),
+                kwargs={"refusals": Refusals("transfer"), "until": over.is_set},
             )
             thread.start()
             threads.append(thread)
@@ -111,8 +114,9 @@ def refuse_to_map(_descriptor: PoolDescriptor) -> AttachedPool:
     raise UnreachablePoolError("not in this test")
 
 
+@pytest.mark.parametrize("key", [None, ClusterKey.make()], ids=["open", "with a key"])
 @pytest.mark.parametrize("open_pool", [AttachedPool, refuse_to_map], ids=["shm", "tcp"])
-def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
+def test_many_rooms_at_once_with_aborts(open_pool: Any, key: ClusterKey | None) -> None:
     source = random.Random(5)
     shared = SharedMemory(BUFFERS * PAGES * WIDTH)
     lent = np.frombuffer(shared.buffer, dtype=np.uint8)[: BUFFERS * PAGES * WIDTH]
@@ -126,8 +130,8 @@ def test_many_rooms_at_once_with_aborts(open_pool: Any) -> None:
     targets = source.sample(range(PAGES), ROOMS * ROOM_PAGES)
     names = secrets.token_hex(8), secrets.token_hex(8)
     with (
-        endpoint(names[0]) as (lender_mail, lender_at, lender_out, serve_lender),
-        endpoint(names[1]) as (reader_mail, reader_at, reader_out, serve_reader),
+        endpoint(names[0], key) as (lender_mail, lender_at, lender_out, serve_lender),
+        endpoint(names[1], key) as (reader_mail, reader_at, reader_out, serve_reader),
         closing(Events(lender_mail)) as events,
         closing(Doorbell([reader_mail.fd])) as bell,
     ):

@@ -8,6 +8,7 @@ from sglang.srt.arg_groups.choices import add_disagg_transfer_backend_choices
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.constrained.base_grammar_backend import InvalidGrammarObject
 from sglang.srt.disaggregation.base.conn import KVArgs, KVPoll
+from sglang.srt.disaggregation.common import conn as bootstrap_clients
 from sglang.srt.disaggregation.common.conn import (
     AbortNotification,
     CommonKVBootstrapServer,
@@ -97,6 +98,7 @@ __all__ = [
     "UnifiedRadixCache",
     "add_disagg_transfer_backend_choices",
     "add_lora_backend_choices",
+    "bootstrap_clients",
     "create_unified_radix_cache",
     "generate_sequence_lengths",
     "get_device",

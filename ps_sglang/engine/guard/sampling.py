@@ -19,6 +19,7 @@ from ps_sglang.engine.guard.checks import (
     Text,
     refuse,
 )
+from ps_sglang.output_ids import PARAM
 
 _STOPS: Final = 32
 _STOP_LENGTH: Final = 4096
@@ -71,7 +72,7 @@ def check(params: Mapping[str, Any], vocabulary: int) -> None:
         elif name == "logit_bias":
             _logit_bias(value, token)
         elif name == "custom_params":
-            _custom_params(value)
+            _custom_params(value, token)
         elif name in _NOT_SERVED:
             if value not in (1, False):
                 refuse(name, "left out, as this worker does not serve it", value)
@@ -90,11 +91,14 @@ def _logit_bias(value: Any, token: Integer) -> None:
         Number(-FLOAT32, FLOAT32)(f"logit_bias[{key}]", bias)
 
 
-def _custom_params(value: Any) -> None:
+def _custom_params(value: Any, token: Integer) -> None:
     """Texts, numbers, truth values, and flat lists and objects of them, as SGLang types it."""
     if not isinstance(value, dict) or len(value) > _CUSTOM_ITEMS:
         refuse("custom_params", f"an object of up to {_CUSTOM_ITEMS} items", value)
     for name, item in value.items():
+        if name == PARAM:
+            ListOf(token, INT32)(f"custom_params.{PARAM}", item)
+            continue
         parts = item if isinstance(item, list) else [item]
         if isinstance(item, dict):
             parts = list(item.values())

@@ -22,8 +22,14 @@ from ps_sglang.engine.compat.srt import (
     SamplingParams,
 )
 from ps_sglang.engine.hooking import around
-from ps_sglang.engine.request_state import Request, awaits_first_output, begin_handoff
+from ps_sglang.engine.request_state import (
+    Request,
+    awaits_first_output,
+    begin_handoff,
+    handoff_state,
+)
 from ps_sglang.engine.settings import is_worker
+from ps_sglang.output_ids import PARAM
 
 
 @around("managers.scheduler.Scheduler._create_generation_req", "self", "recv_req", "args", "kwargs")
@@ -84,6 +90,7 @@ def _base_prefix_only(
 
 def _for_decoder(req: Request, recv_req: Any, *, pulls: bool) -> Request:
     begin_handoff(req, len(req.origin_input_ids) - 1, pulls=pulls)
+    handoff_state(req).forced = (req.sampling_params.custom_params or {}).get(PARAM, ())
     # SGLang adds the adapter's id, as its tree holds what adapters computed. Ours does not (I3).
     req.extra_key = recv_req.extra_key
     if recv_req.return_logprob and 0 <= recv_req.logprob_start_len < len(req.origin_input_ids):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+from ps_sglang.wires import Count, Refusal, Refusals, count_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ class Mailbox:
     All users can list the names of sockets, so the kernel is asked who has sent a message.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, count: Count = count_nothing) -> None:
         """Open it under a name that no other process will ever use.
 
-        Raises OSError if there is one of this name.
+        `count` hears of what is dropped. Raises OSError if there is one of this name.
         """
+        self._refusals = Refusals("mailbox", count)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -72,12 +74,12 @@ class Mailbox:
                     _LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size)
                 )
                 if not _are_ours(credentials):
-                    logger.warning("Dropped a KV transfer message of another user")
+                    self._refusals.add(Refusal.UNAUTHENTICATED, "of another user")
                     continue
                 try:
                     receive([message])
                 except MalformedMessageError as error:
-                    logger.warning("Dropped a message from the KV transfer mailbox: %s", error)
+                    self._refusals.add(Refusal.MALFORMED, str(error))
                 except Exception:  # the scheduler's loop: no message may end it
                     logger.exception("Failed on a message from the KV transfer mailbox")
 

@@ -31,6 +31,7 @@ from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.reader import Reader
 from ps_sglang.engine.transfer.serving import serve
 from ps_sglang.engine.transfer.shared_pool import AttachedPool, describe
+from ps_sglang.wires import HandshakeMonitor, Refusals
 
 _ABORT: Final = b"ABORT"  # first frame of SGLang's own message
 
@@ -58,7 +59,7 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
         aux = HostRows(args.aux_data_ptrs, args.aux_data_lens, args.aux_item_lens)
         fingerprint = os.environ.get(BASE_FINGERPRINT, "")
         name = secrets.token_hex(8)
-        self._mailbox = Mailbox(name)
+        self._mailbox = Mailbox(name, metrics.refused)
         self._outbox = Outbox(self._zmq_ctx, self._mailbox)
         if disaggregation_mode is DisaggregationMode.PREFILL:
             self.lender = Lender(
@@ -105,12 +106,21 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
             else:
                 side.receive(frames)
 
+        refusals = Refusals("transfer", metrics.refused)
+        handshakes = HandshakeMonitor(self.server_socket)
+
         def tick() -> None:
             side.tick()
             self._outbox.close_idle()
+            refusals.handshakes(handshakes)
 
-        arguments = (self.server_socket, receive, tick)
-        threading.Thread(target=serve, args=arguments, name="kv-transfer", daemon=True).start()
+        threading.Thread(
+            target=serve,
+            args=(self.server_socket, receive, tick),
+            kwargs={"refusals": refusals},
+            name="kv-transfer",
+            daemon=True,
+        ).start()
 
     def add_transfer_request(
         self, bootstrap_room: int, kv_indices: Indices, index_slice: slice, is_last_chunk: bool,

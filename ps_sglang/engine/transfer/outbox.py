@@ -26,7 +26,10 @@ class Outbox:
     """
 
     def __init__(self, context: zmq.Context[Any], mailbox: Mailbox | None = None) -> None:
-        """Nothing is connected yet; `context` and `mailbox` stay the caller's."""
+        """Nothing is connected yet; `context` and `mailbox` stay the caller's.
+
+        The sockets of `context` are those of a client, see `wires.as_client`.
+        """
         self._context = context
         self._mailbox = mailbox
         self._lock = threading.Lock()
@@ -59,7 +62,6 @@ class Outbox:
         socket: zmq.Socket[Any] = self._context.socket(zmq.PUSH)
         try:
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
             socket.setsockopt(zmq.IPV6, "[" in endpoint)
             socket.connect(endpoint)
         except zmq.ZMQError:

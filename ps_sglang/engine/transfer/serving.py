@@ -9,35 +9,23 @@ from typing import Any, Final
 
 import zmq
 
-from ps_sglang.engine.hooking import around
-from ps_sglang.engine.transfer.messages import MOST_BYTES, Frames, MalformedMessageError
+from ps_sglang.engine.transfer.messages import Frames, MalformedMessageError
+from ps_sglang.wires import Refusal, Refusals
 
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.5
 
 
-@around("utils.network.get_zmq_socket_on_host", "context", "socket_type", "host", "restrict_peers")
-def get_zmq_socket_on_host(
-    original: Callable[..., tuple[int, Any]], context: zmq.Context[Any], *args: Any, **kwargs: Any
-) -> tuple[int, Any]:
-    """Around `network.get_zmq_socket_on_host`: limit the size of a message.
-
-    The limit must be there before the socket listens.
-    """
-    context.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
-    return original(context, *args, **kwargs)
-
-
 def serve(
     socket: zmq.Socket[Any], receive: Callable[[Frames], None], tick: Callable[[], None],
-    *, until: Callable[[], bool] = lambda: False,
+    *, refusals: Refusals, until: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """Hand every message to `receive`, and call `tick` twice a second, until the end.
 
     `socket` is a PULL socket that this thread alone reads. `receive` is `Lender.receive` or
-    `Reader.receive`; frames are buffers that it may keep. At each tick `until` says whether to
-    return.
+    `Reader.receive`; frames are buffers that it may keep. `refusals` hears of messages that are
+    none. At each tick `until` says whether to return.
     """
     # A time limit costs nothing where a poller costs some 20 us a message.
     socket.setsockopt(zmq.RCVTIMEO, int(_TICK_S * 1000))
@@ -53,7 +41,7 @@ def serve(
         except zmq.Again:
             continue  # nothing came until the next tick
         except MalformedMessageError as error:
-            logger.warning("Dropped a message on the KV transfer port: %s", error)
+            refusals.add(Refusal.MALFORMED, str(error))
         except Exception:  # this thread's outermost loop: without it all transfers hang
             logger.exception("Failed on a message on the KV transfer port")
 

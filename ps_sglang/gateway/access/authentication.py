@@ -55,9 +55,12 @@ def authentication(config: GatewayConfig) -> Middleware:
         keys = ApiKeys(Path(config.api_keys), config.launcher_key)
         identify = _by_key(keys)
 
+    several = config.processes > 1
+
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[PRINCIPAL] = _forwarded(request) or identify(request)
+        forwarded = _forwarded(request) if several else None
+        request[PRINCIPAL] = forwarded or identify(request)
         if rights.needs_admin(request):
             require_admin(request)
         return await handler(request)

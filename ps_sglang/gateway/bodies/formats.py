@@ -263,8 +263,10 @@ def plain_params(value: Any, name: str, limits: Limits) -> Any:
                 )
             if type(single) is int and not -(2**63) <= single < 2**63:
                 refuse(f"{name}.{key}", single, "a number of 64 bits")
-        if key.startswith("__sglang"):
-            raise BadRequest(f"`{name}.{key}` is set by the engine, not by clients.", param=name)
+        if key.startswith(("__sglang", "__ps_sglang")):
+            raise BadRequest(
+                f"`{name}.{key}` is set by the engine or the gateway, not by clients.", param=name
+            )
     return value
 
 

@@ -11,12 +11,14 @@ because SGLang 0.5.23 acts on a closed connection only after 2 to 4 seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ps_sglang import output_ids
 from ps_sglang.gateway import ids
 from ps_sglang.gateway.bodies import sse
+from ps_sglang.gateway.bodies.continuation import resumed
 from ps_sglang.gateway.bodies.engine_errors import (
     PrefillAnswer,
     answer_error,
@@ -51,6 +53,9 @@ class PrefillDecodeRequest:
     Use either `answer`, or `open_stream` and then `events`. They raise WorkerUnreachable (other
     workers may do), EngineError, WorkerFailed, GatewayBusy, or what `fail` was given. If both
     requests fail, the error is the cause, whichever fails first: see `_settled`.
+
+    `had` are output tokens that the decoder puts out once more before it goes on. `output_ids` are
+    those of its stream, as far as the worker has told.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class PrefillDecodeRequest:
         attempt: int,
         on_prefilled: Callable[[], None],
         trace_headers: Mapping[str, Mapping[str, str]],
+        had: Sequence[int] = (),
     ) -> None:
         self._background = background
         self.context = context
@@ -80,6 +86,7 @@ class PrefillDecodeRequest:
             body["bootstrap_host"] = route.prefill.worker.bootstrap_host
             body["bootstrap_port"] = route.prefill.worker.bootstrap_port
             body["bootstrap_room"] = ids.room()
+        self.output_ids: list[int] = []
         self._response: WorkerResponse | None = None
         self._splitter = sse.Splitter()
         self._error: GatewayError | None = None  # that the stream reported behind the last events
@@ -95,7 +102,8 @@ class PrefillDecodeRequest:
             self._prefill = PrefillRequest(self._sender, route.prefill, body)
             self._prefill_task = asyncio.create_task(self._run_prefill(self._prefill))
         with_adapter = route.lora_name is not None and not context.only_prompt
-        self._body = {**body, "lora_path": route.lora_name} if with_adapter else body
+        body = {**body, "lora_path": route.lora_name} if with_adapter else body
+        self._body = resumed(context.endpoint, body, had)
 
     async def answer(self) -> bytes:
         """The decode request's whole JSON answer."""
@@ -274,20 +282,25 @@ class PrefillDecodeRequest:
 
     def _valid(self, events: list[bytes]) -> list[bytes]:
         """Those up to `[DONE]`, or before a failure; raises that if none is before it."""
-        for number, event in enumerate(events):
+        valid: list[bytes] = []
+        for told in events:
+            new_ids, event = output_ids.split(told)
+            self.output_ids += new_ids
             if error := event_error(event):
-                if not number:
+                if not valid:
                     raise error
                 self._error = error
-                return events[:number]
+                return valid
+            valid.append(event)
             if event == sse.DONE:
                 self._decode_ended = True
-                return events[: number + 1]
-        return events
+                return valid
+        return valid
 
     async def _open_decode(self) -> WorkerResponse:
         worker = self.route.decode.worker
-        self._response = await self._sender.post(self.route.decode, self._body)
+        streamed = {output_ids.HEADER: "1"} if self._body.get("stream") else {}
+        self._response = await self._sender.post(self.route.decode, self._body, streamed)
         if self._response.status != 200:
             with reaching(worker):
                 content = await self._response.read()

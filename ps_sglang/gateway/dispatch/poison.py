@@ -183,7 +183,11 @@ class Turn:
         if self.worker_state.worker.role == "prefill":
             self.release()
         else:
-            asyncio.get_running_loop().call_later(PROBATION_SECONDS, self.release)
+            self.end_soon()
+
+    def end_soon(self) -> None:
+        """Release it when the worker has survived the suspect."""
+        asyncio.get_running_loop().call_later(PROBATION_SECONDS, self.release)
 
     def release(self) -> None:
         """The next suspect may come. May be called more than once."""

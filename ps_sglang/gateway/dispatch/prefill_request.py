@@ -56,7 +56,7 @@ class PrefillRequest:
 
     async def _read(self) -> None:
         worker = self._worker_state.worker
-        response = await self._sender.post(self._worker_state, self._body)
+        response = await self._sender.post(self._worker_state, self._body, {})
         with response, reaching(worker):
             content = await response.read()
         error = (

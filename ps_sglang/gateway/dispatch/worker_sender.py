@@ -73,7 +73,9 @@ class WorkerSender:
         self._rid = rid
         self._trace_headers = trace_headers
 
-    async def post(self, worker_state: AnyWorkerState, body: dict[str, Any]) -> WorkerResponse:
+    async def post(
+        self, worker_state: AnyWorkerState, body: dict[str, Any], headers: Mapping[str, str]
+    ) -> WorkerResponse:
         """Send `body`; returns the head of the answer. Raises WorkerUnreachable, GatewayBusy."""
         worker, incarnation = worker_state.worker, worker_state.incarnation
         with reaching(worker):
@@ -81,7 +83,7 @@ class WorkerSender:
                 worker.url,
                 self._context.endpoint.value,
                 msgspec.json.encode(body),
-                {**worker_state.headers, **self._trace_headers.get(worker.role, {})},
+                {**worker_state.headers, **self._trace_headers.get(worker.role, {}), **headers},
             )
         try:
             require_process(worker, incarnation, response.incarnation)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.control import EventStreamError
 from ps_sglang.events.messages import Pin, Release, Span
 from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
@@ -44,7 +45,7 @@ class CacheIndex:
 
     Workers may be added before the loop runs; `start` connects to their events, `stop` ends that.
     Register functions in `computed` to be called with how many tokens a prefill worker has computed
-    for a request: those with live events, see `is_live`.
+    for a request: those with live events, see `is_live`. `key` is the workers' and the gateway's.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CacheIndex:
         on_span: OnSpan = lambda worker, record: None,
         clock: Callable[[], float] = time.monotonic,
         timing: SubscriberTiming | None = None,
+        key: ClusterKey | None = None,
     ) -> None:
         self.prompts = prompts
         self.computed: list[Callable[[str, int], None]] = []
@@ -62,6 +64,7 @@ class CacheIndex:
         self._on_span = on_span
         self._clock = clock
         self._timing = timing
+        self._key = key
         self._index = BaseIndex(prompts.texts)
         self._workers: dict[str, WorkerCache] = {}
         self._first = FirstSenders()
@@ -74,7 +77,7 @@ class CacheIndex:
         """A worker joins."""
         self._index.add_worker(worker.name, worker.role)
         worker_cache = WorkerCache(
-            worker, self._index, self._on_worker_span, self._clock, self._timing
+            worker, self._index, self._on_worker_span, self._clock, self._timing, self._key
         )
         self._workers[worker.name] = worker_cache
         if self._running:

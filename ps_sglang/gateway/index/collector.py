@@ -31,14 +31,14 @@ class IndexMetrics(Collector):
         )
         events = CounterMetricFamily(
             "ps_sglang_gateway_feed",
-            "A worker's event stream: batches, replays, snapshots, losses.",
+            "A worker's event stream: batches, replays, snapshots, losses, malformed messages.",
             labels=("worker", "what"),
         )
         for name in self._cache_index.workers:
             source = self._cache_index.source(name)
             live.add_metric((name,), float(source.kind == "events"))
             tokens.add_metric((name,), source.tokens)
-            for what in ("batches", "replays", "snapshots", "losses"):
+            for what in ("batches", "replays", "snapshots", "losses", "malformed"):
                 events.add_metric((name, what), source.counts.get(what, 0))
         yield from (live, tokens, events)
         yield self._addressed()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.events.control import EventStreamError
 from ps_sglang.events.messages import AllBlocksCleared, BlockRemoved, KvEvent, Span
 from ps_sglang.events.subscriber import EventSubscriber, SubscriberTiming
@@ -32,6 +33,7 @@ class WorkerCache:
         on_span: OnSpan,
         clock: Callable[[], float],
         timing: SubscriberTiming | None,
+        key: ClusterKey | None,
     ) -> None:
         self._name = worker.name
         self._index = index
@@ -42,7 +44,7 @@ class WorkerCache:
         self.events: EventSubscriber | None = None
         self.problem: str | None = "it publishes no events"
         if worker.events is not None and worker.events_control is not None:
-            self.events = EventSubscriber(worker.events, worker.events_control, self, timing)
+            self.events = EventSubscriber(worker.events, worker.events_control, self, timing, key)
             self.problem = "its events have not been heard yet"
 
     @property

@@ -96,7 +96,7 @@ async def ready(request: web.Request) -> web.Response:
     """GET /ready: 200 if a request can be served now (for the decoder in the path).
 
     That takes a prefill worker and a decode worker, or an aggregated one, which are neither broken
-    nor leaving, as far as is known: nobody is asked.
+    nor leaving, as far as is known: nobody is asked. A gateway that is to stop is not ready.
     """
     gateway = request.app[GATEWAY]
     name = model_in_path(request)
@@ -107,6 +107,7 @@ async def ready(request: web.Request) -> web.Response:
     ]
     prefill = [worker_state.name for worker_state in gateway.pool.prefill if worker_state.is_ready]
     able = bool(decoders and (prefill or gateway.config.is_aggregated))
+    able = able and not gateway.draining.is_set()
     return _status(request, able, {"prefill": prefill, "decoders": decoders})
 
 

@@ -92,6 +92,13 @@ class DecoderState:
         self.lora_names.pop(worker_state, None)
         self.problems.pop(worker_state, None)
 
+    def unlike(self, worker_state: Decode) -> set[str]:
+        """The workers, by name, with other weights than this one: a swap reaches one by one."""
+        if worker_state.facts is None:
+            return set()
+        weights = worker_state.facts.weights
+        return {one.name for one in self.workers if one.facts and one.facts.weights != weights}
+
     def judge(self, worker_state: Decode, problem: str | None) -> None:
         """Whether a worker that should have the adapter can serve it: None if it can."""
         if problem is None:

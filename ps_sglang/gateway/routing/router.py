@@ -7,7 +7,6 @@ prefix).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, cast
@@ -15,12 +14,12 @@ from typing import Protocol, cast
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.index.lookup import NO_MATCH, PrefixMatch
 from ps_sglang.gateway.index.prompt import Prompt
-from ps_sglang.gateway.routing import cost
-from ps_sglang.gateway.routing.cost import Decision, DecodeTerms, PrefillTerms
+from ps_sglang.gateway.routing import cost, terms
+from ps_sglang.gateway.routing.cost import Decision
 from ps_sglang.gateway.routing.decoder_state import DecoderState
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.sessions import Session
-from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode, Load, Prefill
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, Decode, Prefill
 
 
 class PlacedSample(Protocol):
@@ -203,14 +202,14 @@ class Router:
         session_prefill = session.prefill if session is not None else None
         session_decode = session.decode.get(decoder.name) if session is not None else None
         prefill = () if self._is_aggregated else self._pool.prefill_candidates(tried)
-        decode = _decode_terms(
+        decode = terms.decode_terms(
             self._pool.decode_candidates(decoder, tried), matches, tokens, session_decode
         )
         if self._is_aggregated:
-            both = [_aggregated_terms(one, session_prefill) for one in decode]
+            both = [terms.aggregated_terms(one, session_prefill) for one in decode]
             return cost.decide_aggregated(tokens, both, decode)
-        prefill_terms = _prefill_terms(prefill, matches, tokens, session_prefill, self._clock())
-        return cost.decide(tokens, prefill_terms, decode)
+        left = terms.prefill_terms(prefill, matches, tokens, session_prefill, self._clock())
+        return cost.decide(tokens, left, decode)
 
     def _base_prefix(self, prompt: Prompt, matches: Mapping[str, PrefixMatch]) -> float:
         """Tokens of the prompt but the boundary token, which the decoder alone reads."""
@@ -251,7 +250,7 @@ class Router:
             return
         # One with live events tells what it computed.
         if route.prefill is not None and not self._cache_index.is_live(route.prefill.name):
-            _add_recent(route.prefill.load, route.new_tokens, self._clock())
+            terms.add_recent(route.prefill.load, route.new_tokens, self._clock())
         if route.prefill is not None or not route.is_prefilled:
             # Not before: a second request for it would pull the same pages again.
             self._cache_index.arrived(route.decode.name, prompt)
@@ -259,83 +258,4 @@ class Router:
     def _computed(self, worker: str, tokens: int) -> None:
         worker_state = self._pool.get(worker)
         if worker_state is not None:
-            _add_recent(worker_state.load, tokens, self._clock())
-
-
-def _held(matches: Mapping[str, PrefixMatch], one: AnyWorkerState, tokens: float) -> float:
-    """Tokens of the base prefix that a worker holds."""
-    match = matches.get(one.worker.name)
-    return 0 if match is None else min(match.tokens, tokens)
-
-
-def _prefill_terms(
-    worker_states: Sequence[Prefill],
-    matches: Mapping[str, PrefixMatch],
-    tokens: float,
-    session_worker: AnyWorkerState | None,
-    now: float,
-) -> list[PrefillTerms]:
-    recent = [_recent(one.load, now) for one in worker_states]
-    bearable = cost.TOLERANCE * sum(recent) / len(recent)
-    found = []
-    for one, work in zip(worker_states, recent, strict=True):
-        cached_tokens, load = _held(matches, one, tokens), one.load
-        queue = cost.QUEUE_WEIGHT * (load.queued_tokens + cost.REQUEST_TOKENS * load.requests)
-        balance = cost.LEVEL_WEIGHT * work + cost.EXCESS_WEIGHT * max(0.0, work - bearable)
-        leaves = _leaves(one, session_worker)
-        found.append(
-            PrefillTerms(one, cached_tokens, tokens - cached_tokens, queue, balance, leaves)
-        )
-    return found
-
-
-def _leaves(worker_state: AnyWorkerState, session_worker: AnyWorkerState | None) -> float:
-    stays = session_worker is None or session_worker is worker_state
-    return 0.0 if stays else cost.LEAVE_TOKENS
-
-
-def _aggregated_terms(terms: DecodeTerms, session_worker: AnyWorkerState | None) -> PrefillTerms:
-    """What prefill costs on an aggregated worker, whose other `terms` these are."""
-    queued = terms.worker_state.load.queued_tokens
-    return PrefillTerms(
-        terms.worker_state,
-        cached_tokens=terms.cached_tokens,
-        new=terms.moved,
-        queue=cost.QUEUE_WEIGHT * queued,
-        balance=0.0,
-        leaves=_leaves(terms.worker_state, session_worker),
-    )
-
-
-def _decode_terms(
-    worker_states: Sequence[Decode],
-    matches: Mapping[str, PrefixMatch],
-    tokens: float,
-    session_worker: Decode | None,
-) -> list[DecodeTerms]:
-    away = 0.0 if session_worker is None else cost.MOVE_SAME_HOST * cost.LEAVE_TOKENS
-    found = []
-    for one in worker_states:
-        cached_tokens, load = _held(matches, one, tokens), one.load
-        waiting = cost.MOVE_SAME_HOST * load.moving_tokens
-        work = waiting + cost.DECODE_REQUEST_TOKENS * load.requests
-        leaves = 0.0 if one is session_worker else away
-        found.append(DecodeTerms(one, cached_tokens, tokens - cached_tokens, work, leaves))
-    return found
-
-
-def _recent(load: Load, now: float) -> float:
-    """Prefill work of late; what still waits counts as queue."""
-    if not load.recent_tokens:
-        return 0.0
-    return load.recent_tokens * _left(now - load.recent_at)
-
-
-def _add_recent(load: Load, tokens: float, now: float) -> None:
-    age = now - load.recent_at
-    load.recent_tokens = load.recent_tokens * _left(age) + tokens
-    load.recent_at = now
-
-
-def _left(age: float) -> float:
-    return math.exp2(-age / cost.RECENT_HALF_LIFE)
+            terms.add_recent(worker_state.load, tokens, self._clock())

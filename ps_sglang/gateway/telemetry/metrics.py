@@ -103,6 +103,14 @@ class GatewayMetrics:
             ("reason",),
             registry=registry,
         )
+        self._continued = cache(
+            Counter(
+                "ps_sglang_gateway_continued_streams",
+                "Streams that continued on another worker when theirs was lost.",
+                ("decoder",),
+                registry=registry,
+            ).labels
+        )
         self._cancels = Counter(
             "ps_sglang_gateway_cancels",
             "Generation requests ended before their answer was complete.",
@@ -161,6 +169,10 @@ class GatewayMetrics:
     def retried(self, reason: Retry) -> None:
         """A sample goes to other workers."""
         self._retries.labels(reason).inc()
+
+    def continued(self, decoder: str) -> None:
+        """A stream that has begun continues on another worker."""
+        self._continued(decoder).inc()
 
     def cancelled(self, reason: Cancel) -> None:
         """A request was ended before its time."""

@@ -130,7 +130,7 @@ class HealthMonitor:
     def take_requests_from(
         self, worker_state: AnyWorkerState, reason: str, loss: Loss = Loss.NOT_TAKEN
     ) -> int:
-        """End what the worker has unfinished; what has sent nothing yet goes to another.
+        """End what the worker has unfinished, which goes to another where it can.
 
         `reason` completes "worker x is unreachable: ...". Returns how many requests it had.
         """

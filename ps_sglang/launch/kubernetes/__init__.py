@@ -1,0 +1,1 @@
+"""`ps-sglang manifest`: a cluster's specification as Kubernetes manifests, or as a Helm chart."""
