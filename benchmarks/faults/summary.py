@@ -27,10 +27,11 @@ def table(rows: Mapping[str, Any]) -> str:
 def _line(found: Mapping[str, Any]) -> str:
     seconds, ratio = found["recovery_s"], found["bystanders_p95"]["ratio"]
     recovery = "-" if seconds is None else f"{seconds['median']:.1f} s, {seconds['max']:.1f} s"
+    good = f"{found['passed']} of {found['times']}"
     cells = (
         found["what"],
         found["model"],
-        f"{found['passed']} of {found['times']}",
+        f"{good}, not all is back" if found["resources"]["not_back"] else good,
         recovery,
         f"{found['lost']:,} of {found['requests']:,}",
         str(found["wrong"]),

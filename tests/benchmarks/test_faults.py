@@ -143,9 +143,14 @@ def test_table_and_last_line() -> None:
         "faults: 1/2 rows, 0 wrong tokens, 1 unaccounted, worst recovery 4.0 s"
     )
     leaks = row(resources={"not_back": ["sockets: 3 after 1"]})
+    assert "| 2 of 2, not all is back |" in table({"kill-decode": leaks})
     assert last_line({"kill-decode": leaks}).startswith("faults: 0/1 rows")
 
 
+PUBLISHED = REFERENCE / "faults.json"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="nothing was published yet")
 def test_the_pages_figures_are_the_published_ones() -> None:
-    rows = json.loads((REFERENCE / "faults.json").read_text())
+    rows = json.loads(PUBLISHED.read_text())
     assert table(rows) in (REPOSITORY / "docs" / "faults.md").read_text()
