@@ -296,7 +296,8 @@ def test_a_stranger_reaches_nothing(served: Served) -> None:
     for worker in served.cluster.workers:
         for name in ("http", "transfer", "events", "control"):
             told = {"socket": name, "reason": "unauthenticated"}
-            assert metric(worker.url, "refused", **told) >= 6, name
+            while metric(worker.url, "refused", **told) < 6:
+                pass  # a socket's thread looks twice a second
     told = {"socket": "bootstrap", "reason": "unauthenticated"}
     assert metric(served.cluster.workers[0].url, "refused", **told) >= 8
 

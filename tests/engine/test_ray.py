@@ -89,7 +89,7 @@ def launcher(
 
 @pytest.fixture(scope="module")
 def url(launcher: Launcher) -> str:
-    line = launcher.wait_for("decoders: a;", 200)
+    line = launcher.wait_for("logs: ray logs", 200)  # those of workers name their own
     return line.split("ready ")[1].split()[0]
 
 
