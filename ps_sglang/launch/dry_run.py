@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.environment import threads
-from ps_sglang.launch.gpus.budget import MemoryBudget
+from ps_sglang.launch.gpus.budget import MemoryBudget, gb
 from ps_sglang.launch.gpus.plan import GpuPlan
 from ps_sglang.launch.gpus.sizes import read_size
 from ps_sglang.launch.spec import Role, WorkerSpec
@@ -32,10 +32,10 @@ def planned(plan: Plan) -> Iterator[str]:
     for name, budget in plan.gpus.budgets.items():
         after = "" if budget.wave == 0 else ", starts when those before it there are ready"
         yield (
-            f"{name}: GPU {_numbers(budget.gpus)}, {_gb(budget.total_bytes)} GB of "
-            f"{_gb(budget.free_bytes)}: weights {_gb(budget.demand.model_bytes)}, KV "
-            f"{_gb(budget.kv_bytes)} for {budget.tokens:,} tokens, reserve "
-            f"{_gb(budget.reserve_bytes)}{after}"
+            f"{name}: GPU {_numbers(budget.gpus)}, {gb(budget.total_bytes)} GB of "
+            f"{gb(budget.free_bytes)}: weights {gb(budget.demand.model_bytes)}, KV "
+            f"{gb(budget.kv_bytes)} for {budget.tokens:,} tokens, reserve "
+            f"{gb(budget.reserve_bytes)}{after}"
         )
     yield from _pages(plan.gpus)
 
@@ -72,7 +72,7 @@ def _gpu_row(budget: MemoryBudget, host: str) -> tuple[str, ...]:
         budget.free_bytes,
     )
     return (
-        demand.name, host, _numbers(budget.gpus), str(demand.tp), *map(_gb, sizes),
+        demand.name, host, _numbers(budget.gpus), str(demand.tp), *map(gb, sizes),
         f"{budget.tokens:,}", str(demand.page_size),
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def _left(gpus: GpuPlan) -> Iterator[str]:
         if not there:
             unused.append(gpu.index)
         elif left >= 10**9:
-            yield f"GPU {gpu.index}: {_gb(left)} GB are left over."
+            yield f"GPU {gpu.index}: {gb(left)} GB are left over."
     if unused:
         yield f"GPUs without a worker: {_numbers(unused)}."
 
@@ -115,8 +115,8 @@ def _cpu_row(worker: WorkerSpec) -> tuple[str, ...]:
         worker.name,
         worker.host,
         os.environ.get("OMP_NUM_THREADS") or str(threads(worker.role)),
-        _gb(size.weights_bytes),
-        "" if tokens is None else _gb(tokens * size.token_bytes),
+        gb(size.weights_bytes),
+        "" if tokens is None else gb(tokens * size.token_bytes),
         "by SGLang" if tokens is None else f"{tokens:,}",
         flags.value_of(worker.argv, "--page-size") or "1",
     )
@@ -134,7 +134,3 @@ def _aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 def _numbers(gpus: Sequence[int]) -> str:
     return ",".join(map(str, gpus))
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f}"

@@ -23,6 +23,15 @@ class Restarts:
         """How many deaths are remembered."""
         return len(self._deaths)
 
+    def coming(self, seconds: float) -> str:
+        """In words: the restart that follows in so many seconds."""
+        return f"restart {self.count} of {self.most} in {seconds:g} s"
+
+    @property
+    def limit(self) -> str:
+        """In words: why there is no restart any more."""
+        return f"{self.most} restarts in ten minutes are the limit"
+
     def died(self, now: float) -> float | None:
         """It died at `now`; returns in how many seconds to start it again, None for not at all."""
         self._deaths.append(now)

@@ -130,12 +130,12 @@ class Supervisor:
             process.restart_at = now + seconds
             if name != GATEWAY and self._processes.moves(name):
                 self._leave(name)
-            count = f"{process.restarts.count} of {process.restarts.most}"
+            coming = process.restarts.coming(seconds)
             outlook = "" if is_gateway(name) else f"{self._outlook()}; "
-            self._on_progress(f"{name} {ending}; {outlook}restart {count} in {seconds:g} s. {log}")
+            self._on_progress(f"{name} {ending}; {outlook}{coming}. {log}")
             return
         process.given_up = True
-        limit = f"{ending}, and {process.restarts.most} restarts in ten minutes are the limit"
+        limit = f"{ending}, and {process.restarts.limit}"
         if name == GATEWAY or all(
             one.given_up for key, one in self._supervised.items() if not is_gateway(key)
         ):

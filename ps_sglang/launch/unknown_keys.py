@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -38,6 +38,10 @@ def _walk(value: Any, kind: inspect.Type, place: str) -> Iterator[str]:
 
 
 def _unknown(place: str, key: str, keys: list[str]) -> str:
-    near = get_close_matches(key.lower().replace("-", "_"), keys, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}"
-    return f"unknown key {place}{key}: {hint}"
+    return f"unknown key {place}{key}: {meant(key.lower().replace('-', '_'), keys, cutoff=0.5)}"
+
+
+def meant(name: str, names: Sequence[str], cutoff: float = 0.6) -> str:
+    """In words: the one of `names` that is nearest to `name`, or all if none is near."""
+    near = get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

@@ -140,11 +140,11 @@ class _Placed:
     def words(self) -> str:
         """The least that it needs, in GB."""
         demand = self.demand
-        adapters = f", adapters {_gb(demand.adapter_bytes)}" if demand.adapter_bytes else ""
+        adapters = f", adapters {gb(demand.adapter_bytes)}" if demand.adapter_bytes else ""
         return (
-            f"{demand.name} {_gb(self.least)} GB (weights {_gb(demand.size.weights_bytes)}"
-            f"{adapters}, KV of {demand.least_tokens:,} tokens {_gb(demand.least_kv_bytes)}, "
-            f"reserve {_gb(self.reserve)})"
+            f"{demand.name} {gb(self.least)} GB (weights {gb(demand.size.weights_bytes)}"
+            f"{adapters}, KV of {demand.least_tokens:,} tokens {gb(demand.least_kv_bytes)}, "
+            f"reserve {gb(self.reserve)})"
         )
 
 
@@ -205,7 +205,7 @@ def _problems(
     for one in placed:
         demand = one.demand
         if demand.memory_bytes is not None and demand.memory_bytes < one.least:
-            yield f"mem of {demand.name} is {_gb(demand.memory_bytes)} GB, it needs: {one.words}"
+            yield f"mem of {demand.name} is {gb(demand.memory_bytes)} GB, it needs: {one.words}"
         if demand.fraction is not None and any(
             len(there[index]) > 1 or demand.memory_bytes is not None for index in one.gpus
         ):
@@ -219,10 +219,10 @@ def _problems(
         if needed > free:
             each = "; ".join(
                 one.words
-                + (f" of mem {_gb(one.demand.memory_bytes)}" if one.demand.memory_bytes else "")
+                + (f" of mem {gb(one.demand.memory_bytes)}" if one.demand.memory_bytes else "")
                 for one in ones
             )
-            yield f"GPU {index} has {_gb(free)} GB for what needs {_gb(needed)} GB: {each}"
+            yield f"GPU {index} has {gb(free)} GB for what needs {gb(needed)} GB: {each}"
 
 
 def _budget(
@@ -277,5 +277,6 @@ def _small_fractions(budgets: Sequence[MemoryBudget]) -> Iterator[str]:
             )
 
 
-def _gb(count: int) -> str:
+def gb(count: int) -> str:
+    """Bytes as plans show them, in GB of 10^9."""
     return f"{count / 1e9:.1f}"

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -16,6 +15,7 @@ from ps_sglang.launch.kubernetes.keys import KubernetesKeys
 from ps_sglang.launch.placement import ADAPTER_WORKER, names_base, refuse_misplaced
 from ps_sglang.launch.resources import Resources
 from ps_sglang.launch.spec import ClusterSpec, Role
+from ps_sglang.launch.unknown_keys import meant
 from ps_sglang.models.resolve import model_name
 
 _TP: Final = "--tp-size"
@@ -89,9 +89,7 @@ def _problems(spec: ClusterSpec, keys: KubernetesKeys) -> Iterator[str]:
     names = [model_name(entry.model) for entry in spec.entries]
     for adapter in keys.adapters:
         if adapter not in names:
-            near = get_close_matches(adapter, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-            yield f"adapters: {adapter} is no decoder, {hint}"
+            yield f"adapters: {adapter} is no decoder, {meant(adapter, names)}"
     for mount in keys.volumes:
         if not mount.startswith("/"):
             yield f"volumes: {mount} must be an absolute path, as /models"

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 from ps_sglang.errors import LaunchError, UsageError
 from ps_sglang.gateway_admin import RefusedError
 from ps_sglang.gateway_http import Json
+from ps_sglang.launch.processes import GATEWAY
 from ps_sglang.launch.ray import placement
 from ps_sglang.launch.ray.command import ActorCommand
 from ps_sglang.launch.ray.placement import GATEWAY_BUNDLE, ActorPool, Bundle
 from ps_sglang.launch.ray.prepare import RayPlan
-from ps_sglang.launch.ray.processes import GATEWAY, ActorProcess, ActorProcesses
+from ps_sglang.launch.ray.processes import ActorProcess, ActorProcesses
 from ps_sglang.launch.ray.reach import (
     gateway_urls,
     joining_environment,

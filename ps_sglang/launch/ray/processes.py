@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ps_sglang.errors import LaunchError, ServingEndedError
+from ps_sglang.launch.processes import GATEWAY
 from ps_sglang.launch.ray.command import ActorCommand, ChildEnd
 from ps_sglang.launch.restarts import Restarts
 from ps_sglang.progress import OnProgress
@@ -15,7 +16,6 @@ from ps_sglang.progress import OnProgress
 if TYPE_CHECKING:
     from ps_sglang.launch.ray.session import Actor, RaySession
 
-GATEWAY: Final = "gateway"
 _TICK_S: Final = 1.0
 _GATEWAY_END_S: Final = 5.0
 _END_S: Final = 60.0
@@ -118,12 +118,12 @@ class ActorProcesses:
         seconds = process.restarts.died(now)
         if seconds is not None:
             process.restart_at = now + seconds
-            count = f"{process.restarts.count} of {process.restarts.most}"
-            self._on_progress(f"{message}; restart {count} in {seconds:g} s\n{end.log_tail}")
+            coming = process.restarts.coming(seconds)
+            self._on_progress(f"{message}; {coming}\n{end.log_tail}")
             return
         process.given_up = True
         self._session.kill(process.actor)
-        limit = f"{message}, and {process.restarts.most} restarts in ten minutes are the limit"
+        limit = f"{message}, and {process.restarts.limit}"
         if name == GATEWAY or all(one.given_up for one in self.all if one.name != GATEWAY):
             raise ServingEndedError(limit, worker=name, log_tail=end.log_tail)
         self._on_progress(f"{limit}\n{end.log_tail}")
