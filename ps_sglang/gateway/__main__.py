@@ -58,7 +58,8 @@ async def serve(config: GatewayConfig) -> None:
         await serve_peers(app, gateway)
         shared_port = config.port if gateway.follower is None else await gateway.follower.port()
         port = await listener.start(config.host, shared_port)
-        gateway.owner.listens(port)
+        if gateway.follower is None:
+            gateway.owner.listens(port)
         if config.admin_port is not None and gateway.follower is None:
             host = config.admin_host or config.host
             admin_port = await for_admins.start(host, config.admin_port)

@@ -29,7 +29,8 @@ from ps_sglang.gateway.index.collector import IndexMetrics
 from ps_sglang.gateway.index.prompts import Prompts
 from ps_sglang.gateway.paths import OF_ONE_DECODER
 from ps_sglang.gateway.peers.answers import Answers
-from ps_sglang.gateway.peers.following import Follower, Owner
+from ps_sglang.gateway.peers.following import Follower
+from ps_sglang.gateway.peers.owner import Owner
 from ps_sglang.gateway.peers.peers import OWNER, GatewayPeers
 from ps_sglang.gateway.peers.sharing import Sharing
 from ps_sglang.gateway.routes import (
@@ -207,7 +208,7 @@ def _gateway(
     sharing = Sharing(
         peers, pool, router, sessions, limiter, cache_index, hint_actions.abort_session
     )
-    peers.answers = Answers(dispatcher, sessions, sharing, metrics)
+    peers.answers = Answers(dispatcher, pool, sessions, sharing, metrics, activity)
     return Gateway(
         config=config,
         cluster_key=key,

@@ -22,7 +22,8 @@ from ps_sglang.gateway.dispatch.hint_actions import HintActions
 from ps_sglang.gateway.dispatch.worker_client import WorkerClient
 from ps_sglang.gateway.errors import BadRequest, GatewayError, ModelNotFound, NoWorker
 from ps_sglang.gateway.index.cache_index import CacheIndex
-from ps_sglang.gateway.peers.following import Follower, Owner
+from ps_sglang.gateway.peers.following import Follower
+from ps_sglang.gateway.peers.owner import Owner
 from ps_sglang.gateway.peers.peers import GatewayPeers
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.routing.router import Router

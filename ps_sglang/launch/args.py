@@ -153,7 +153,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="serve the port with N processes of the gateway, each of which fills a core "
-        f"(default {default.gateway_processes}); adapters then stay as they are",
+        f"(default {default.gateway_processes})",
     )
     add(
         "--cors-origins",

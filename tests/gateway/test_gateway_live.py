@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ps_sglang.gateway.routes import live
-from ps_sglang.gateway.telemetry import activity
+from ps_sglang.gateway.telemetry import activity, live_share
 from tests.gateway.gateway_setup import Setup
 from tests.gateway.keys_setup import add_key, as_, running_with_keys
 from tests.gateway.live_setup import Shown, showing
@@ -187,7 +187,7 @@ async def test_turns_are_remembered_for_a_while(
     monkeypatch.setattr(activity, "MOST_TURNS", 3)
     for number in range(5):
         await shown.turn("a", f"{CONTEXT} {number}", 0)
-    kept = [turn.prompt.text[-1:] for turn in shown.gateway.activity.turns()]
+    kept = [turn.use.text[-1:] for turn in shown.gateway.activity.turns() if turn.use]
     assert kept == [b"2", b"3", b"4"]
     monkeypatch.setattr(activity, "MOST_BYTES", 1)
     assert len(shown.gateway.activity.turns()) == 1
@@ -198,8 +198,9 @@ async def test_turns_are_remembered_for_a_while(
 async def test_what_is_shown_has_a_bounded_size(
     shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("MOST_WORKERS", "MOST_REQUESTS", "MOST_BRANCHES"):
+    for name in ("MOST_WORKERS", "MOST_BRANCHES"):
         monkeypatch.setattr(live, name, 2)
+    monkeypatch.setattr(live_share, "MOST_REQUESTS", 2)
     for text in "uvwxyz":
         await shown.store(shown.setup.prefill, text)
     gate = shown.setup.decode().plan.gate = asyncio.Event()

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ps_sglang.gateway.peers import following
+from ps_sglang.gateway.peers.messages import AllWorkers, WorkerIs
 from tests.gateway.gateway_setup import QUICK
 from tests.gateway.processes_setup import Several, several
 from tests.gateway.test_gateway_processes import body, loads, states, until_busy
@@ -177,20 +178,9 @@ async def test_metrics_are_those_of_all(two: Several, asked: int) -> None:
     }, "what is passed on counts where it is served"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "what"),
-    [
-        ("POST", "/decoders", "adding an adapter"),
-        ("PUT", "/decoders/a", "replacing an adapter"),
-        ("DELETE", "/decoders/a", "removing an adapter"),
-        ("GET", "/v1/live", "the live page"),
-    ],
-)
-@pytest.mark.parametrize("asked", [0, 1])
-async def test_what_several_processes_cannot_do_is_refused(
-    two: Several, method: str, path: str, what: str, asked: int
-) -> None:
-    status, answer = await call(two, asked, method, path)
-    assert (status, answer["error"]["code"]) == (409, "several_processes")
-    assert what in answer["error"]["message"]
-    assert "--gateway-processes 1" in answer["error"]["message"]
+async def test_only_the_owner_tells_of_workers(two: Several) -> None:
+    """One that follows would tell what it has heard, perhaps long ago."""
+    for process, tells in ((0, True), (1, False)):
+        greetings = two.gateway(process).peers.greetings
+        said = {type(message) for greet in greetings for message in greet(1 - process)}
+        assert said >= {WorkerIs, AllWorkers} if tells else not said

@@ -29,7 +29,8 @@ function show(live) {
   byId("live").hidden = byId("pause").hidden = false;
   setText(byId("base"), live.base ? `base ${live.base}` : "");
   document.title = `${live.requests.length || "idle"} · ps_sglang`;
-  setStatus("live", "Live");
+  const silent = live.hidden_processes;
+  setStatus("live", silent ? `Live; gateway processes that do not answer: ${silent}` : "Live");
   showNow(live);
   showWorkers(live);
   showRequests(live);

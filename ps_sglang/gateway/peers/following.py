@@ -1,8 +1,8 @@
-"""How the workers of the owner's pool come to the other processes.
+"""How the workers of the owner's pool, and their adapters, come to the other processes.
 
-The owner looks at its workers a few times in a second and tells what has changed; what cannot wait
-is told at once. A follower has the same workers in the same states, and probes none: what its
-requests meet it tells the owner, whose breakers count it.
+A follower has the same workers in the same states, and probes none: what its requests meet it tells
+the owner, whose breakers count it. It has the same adapters on them, and changes none. See `owner`
+for what it is told.
 
 While there is no owner a follower serves on with the workers that it knows. A new owner knows none:
 they join it again, as they join any gateway that has restarted, and those that have not done so
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from typing import Final
+from dataclasses import replace
+from typing import cast
 
-from ps_sglang.gateway.config import DecodeWorker, PrefillWorker
-from ps_sglang.gateway.dispatch.pd_request import PrefillDecodeRequest
+from ps_sglang.gateway.config import DecodeWorker
 from ps_sglang.gateway.errors import WorkerError, WorkerFailed, WorkerUnreachable
 from ps_sglang.gateway.index.cache_index import CacheIndex
 from ps_sglang.gateway.peers.messages import (
+    AdapterIs,
+    AdapterLeft,
     AllWorkers,
     Listening,
     Message,
@@ -30,106 +31,13 @@ from ps_sglang.gateway.peers.messages import (
     WorkerOutcome,
 )
 from ps_sglang.gateway.peers.peers import OWNER, GatewayPeers
+from ps_sglang.gateway.routing.decoder_state import AdapterSource, DecoderState
 from ps_sglang.gateway.routing.pool import WorkerPool
-from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState
-from ps_sglang.gateway.workers.health import HealthMonitor, Interrupt
+from ps_sglang.gateway.routing.worker_state import AnyWorkerState, BreakerState, Decode
+from ps_sglang.gateway.workers.health import Interrupt
 from ps_sglang.gateway.workers.leases import SECONDS as LEASE_SECONDS
 
 log = logging.getLogger("ps_sglang.gateway")
-
-LOOK_SECONDS: Final = 0.02
-
-
-class Owner:
-    """Tells the others of the owner's workers; for one process alone it does nothing."""
-
-    def __init__(self, peers: GatewayPeers, pool: WorkerPool, health: HealthMonitor) -> None:
-        self._peers = peers
-        self._pool = pool
-        self._health = health
-        self._told: dict[AnyWorkerState, WorkerIs] = {}
-        self._port: int | None = None
-        if peers.is_alone:
-            return
-        peers.before_asking = self.look
-        peers.greetings.append(self._greet)
-        peers.handlers[WorkerOutcome] = self._outcome
-        pool.left.append(self._left)
-
-    def listens(self, port: int) -> None:
-        """Clients are served on this port."""
-        self._port = port
-        self._peers.send(Listening(port))
-
-    def interrupting(self, interrupt: Interrupt) -> Interrupt:
-        """`interrupt`, here and at the others."""
-        if self._peers.is_alone:
-            return interrupt
-
-        def everywhere(error: WorkerError, concerns: Callable[[PrefillDecodeRequest], bool]) -> int:
-            assert isinstance(error, WorkerUnreachable), "that is why requests are taken"
-            self.look()
-            self._peers.send(RequestsTaken(error.worker.name, error.reason, error.loss))
-            return interrupt(error, concerns)
-
-        return everywhere
-
-    async def watch(self) -> None:
-        """Look at the workers for ever."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look()
-
-    def look(self) -> None:
-        """Tell what has changed since the last time."""
-        for worker_state in self._pool:
-            now = self._describe(worker_state)
-            if self._told.get(worker_state) != now:
-                self._told[worker_state] = now
-                self._peers.send(now)
-
-    def _left(self, worker_state: AnyWorkerState) -> None:
-        self._told.pop(worker_state, None)
-        self._peers.send(WorkerLeft(worker_state.name))
-
-    def _greet(self, process: int) -> Iterator[Message]:
-        for worker_state in self._pool:
-            yield self._describe(worker_state)
-        yield AllWorkers()
-        if self._port is not None:
-            yield Listening(self._port)
-
-    def _describe(self, one: AnyWorkerState) -> WorkerIs:
-        worker = one.worker
-        return WorkerIs(
-            worker if isinstance(worker, PrefillWorker) else None,
-            worker if isinstance(worker, DecodeWorker) else None,
-            one.facts,
-            one.incarnation,
-            one.unheard,
-            one.refused,
-            one.breaker,
-            one.draining,
-            one.problem,
-            {
-                served.name: served.problems[one]  # type: ignore[index]
-                for served in self._pool.decoders.values()
-                if one in served.problems
-            },
-        )
-
-    def _outcome(self, process: int, message: Message) -> None:
-        assert isinstance(message, WorkerOutcome)
-        worker_state = self._pool.get(message.worker)
-        if worker_state is None:
-            return
-        if message.failure is None:
-            self._health.succeeded(worker_state)
-        elif message.is_unreachable:
-            error = WorkerUnreachable(worker_state.worker, message.failure)
-            self._health.failed(worker_state, error)
-        else:
-            self._health.failed(worker_state, WorkerFailed(worker_state.worker, message.failure))
 
 
 class Follower:
@@ -151,6 +59,8 @@ class Follower:
         peers.handlers |= {
             WorkerIs: self._worker_is,
             WorkerLeft: self._worker_left,
+            AdapterIs: self._adapter_is,
+            AdapterLeft: self._adapter_left,
             AllWorkers: self._all_workers,
             RequestsTaken: self._requests_taken,
             Listening: self._owner_listens,
@@ -190,8 +100,13 @@ class Follower:
     def _worker_is(self, process: int, message: Message) -> None:
         assert isinstance(message, WorkerIs)
         worker = message.worker
-        self._doubtful.discard(worker.name)
+        if isinstance(worker, DecodeWorker) and worker.adapters:
+            worker = replace(worker, adapters=())  # of which AdapterIs tells
         worker_state = self._pool.get(worker.name)
+        if worker.name in self._doubtful:
+            self._doubtful.discard(worker.name)
+            if isinstance(worker, DecodeWorker) and worker_state is not None:
+                self._pool.without_adapters(cast("Decode", worker_state))
         if worker_state is not None and worker_state.worker != worker:
             self._pool.remove(worker.name)
             worker_state = None
@@ -208,14 +123,37 @@ class Follower:
         worker_state.problem = message.problem
         if is_other and message.incarnation is not None:
             self._cache_index.admitted(worker.name, message.incarnation)
-        for served in self._pool.decoders.values():
-            for state in list(served.lora_names):
-                if state is worker_state:
-                    served.judge(state, message.unserved.get(served.name))
+            if isinstance(worker, DecodeWorker):
+                self._pool.restarted(cast("Decode", worker_state))
 
     def _worker_left(self, process: int, message: Message) -> None:
         assert isinstance(message, WorkerLeft)
         self._remove(message.name)
+
+    def _adapter_is(self, process: int, message: Message) -> None:
+        assert isinstance(message, AdapterIs)
+        lora_names = {
+            cast("Decode", worker_state): lora_name
+            for name, lora_name in message.lora_names.items()
+            if (worker_state := self._pool.get(name)) is not None
+        }
+        served = self._pool.decoders.get(message.decoder)
+        if served is None or served.is_replaced_by(lora_names):
+            served = DecoderState(message.decoder)
+            self._pool.publish(served)
+        served.source = AdapterSource(message.path, message.digest)
+        for worker_state in list(served.lora_names):
+            if worker_state not in lora_names and worker_state.name not in self._doubtful:
+                served.leave(worker_state)
+        served.lora_names |= lora_names
+        for worker_state in lora_names:
+            served.judge(worker_state, message.problems.get(worker_state.name))
+
+    def _adapter_left(self, process: int, message: Message) -> None:
+        assert isinstance(message, AdapterLeft)
+        served = self._pool.decoders.get(message.decoder)
+        if served is not None and served.source is not None:
+            self._pool.withdraw(served)
 
     def _all_workers(self, process: int, message: Message) -> None:
         self._knows_all.set()

@@ -98,10 +98,7 @@ class Forgotten(_Message, frozen=True):
 
 
 class WorkerIs(_Message, frozen=True):
-    """A worker as the owner sees it; one of `prefill` and `decode` is None.
-
-    `unserved` says for each decoder that it should serve, and cannot, why.
-    """
+    """A worker as the owner sees it; one of `prefill` and `decode` is None."""
 
     prefill: PrefillWorker | None
     decode: DecodeWorker | None
@@ -112,7 +109,6 @@ class WorkerIs(_Message, frozen=True):
     breaker: BreakerState
     draining: bool
     problem: str | None
-    unserved: dict[str, str]
 
     @property
     def worker(self) -> PrefillWorker | DecodeWorker:
@@ -128,8 +124,27 @@ class WorkerLeft(_Message, frozen=True):
     name: str
 
 
+class AdapterIs(_Message, frozen=True):
+    """A LoRA decoder as the owner sees it, see `DecoderState`; its workers by their names.
+
+    Another version of it has other `lora_names`.
+    """
+
+    decoder: str
+    path: str
+    digest: str | None
+    lora_names: dict[str, str]
+    problems: dict[str, str]
+
+
+class AdapterLeft(_Message, frozen=True):
+    """A LoRA decoder is served no more."""
+
+    decoder: str
+
+
 class AllWorkers(_Message, frozen=True):
-    """The owner has told of all its workers."""
+    """The owner has told of all its workers, and their adapters."""
 
 
 class RequestsTaken(_Message, frozen=True):
@@ -169,11 +184,21 @@ class EndSession(_Message, frozen=True):
     id: str
 
 
+class Withdrawn(_Message, frozen=True):
+    """Whoever answers has no request left of a decoder that was replaced or removed."""
+
+    decoder: str
+
+
 class OwnMetrics(_Message, frozen=True):
     """Give the process's own metrics, in Prometheus' text format."""
 
 
-Question = Nothing | AbortRid | EndSession | OwnMetrics
+class OwnShare(_Message, frozen=True):
+    """Give the process's own `LiveShare`, in msgpack."""
+
+
+Question = Nothing | AbortRid | EndSession | Withdrawn | OwnMetrics | OwnShare
 
 
 class PeerQuestion(_Message, frozen=True):
@@ -204,6 +229,8 @@ Message = (
     | Forgotten
     | WorkerIs
     | WorkerLeft
+    | AdapterIs
+    | AdapterLeft
     | AllWorkers
     | RequestsTaken
     | WorkerOutcome

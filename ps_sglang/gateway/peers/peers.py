@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,10 +20,11 @@ from typing import Final
 import msgspec
 
 from ps_sglang.errors import UsageError
-from ps_sglang.gateway.dispatch.background import cancel
+from ps_sglang.gateway.dispatch.background import Background, cancel
 from ps_sglang.gateway.peers.messages import (
     Hello,
     Message,
+    Nothing,
     PeerAnswer,
     PeerQuestion,
     Question,
@@ -46,12 +47,16 @@ _LENGTH: Final = 4
 _OF_OTHERS: Final = 0o077
 
 Handler = Callable[[int, Message], None]
+Answer = tuple[int, bytes]
+"""A count, and what was asked for, see `PeerAnswer`."""
+Answering = Callable[[Question], Answer | Coroutine[None, None, Answer]]
+"""Answers at once, or gives what waits for the answer."""
 
 
 class GatewayPeers:
     """The other processes of `count`; this one is number `own`. None are in no `folder`.
 
-    `handlers` takes each message with its sender, by the message's class. `questions` answers.
+    `handlers` takes each message with its sender, by the message's class. `answers` answers.
     Register functions in `greetings` for what a process must be told first, in `lost` to be called
     with a process that is gone.
     """
@@ -61,7 +66,7 @@ class GatewayPeers:
         self.own = own
         self.count = count
         self.handlers: dict[type[Message], Handler] = {}
-        self.answers: Callable[[Question], tuple[int, bytes]] = lambda question: (0, b"")
+        self.answers: Answering = lambda question: (0, b"")
         self.greetings: list[Callable[[int], Iterable[Message]]] = []
         self.lost: list[Callable[[int], None]] = []
         self.before_asking: Callable[[], None] = lambda: None
@@ -74,6 +79,7 @@ class GatewayPeers:
         self._heard: dict[int, asyncio.StreamWriter] = {}
         self._server: asyncio.Server | None = None
         self._number = 0
+        self._late = Background()
         self._asked: dict[tuple[int, int], asyncio.Future[PeerAnswer | None]] = {}
 
     @property
@@ -111,6 +117,7 @@ class GatewayPeers:
 
     async def close(self) -> None:
         """Tell and hear nothing more."""
+        await self._late.close()
         await cancel(*(link.task for link in self._links.values() if link.task is not None))
         for writer in self._heard.values():
             writer.close()
@@ -131,8 +138,10 @@ class GatewayPeers:
             if to in (None, number):
                 link.send_latest(subject, make)
 
-    async def ask(self, question: Question) -> list[PeerAnswer]:
-        """The answers of all that are there.
+    async def ask(
+        self, question: Question, seconds: float | None = ANSWER_SECONDS
+    ) -> list[PeerAnswer]:
+        """The answers of all that are there and answer in time; None waits for as long as it takes.
 
         When they come, all that these processes had done before has been heard here.
         """
@@ -148,12 +157,21 @@ class GatewayPeers:
                 link.send(PeerQuestion(self._number, question))
         try:
             if waiting:
-                await asyncio.wait(waiting.values(), timeout=ANSWER_SECONDS)
+                await asyncio.wait(waiting.values(), timeout=seconds)
         finally:
             for key in waiting:
                 del self._asked[key]
         found = [one.result() for one in waiting.values() if one.done()]
         return [answer for answer in found if answer is not None]
+
+    async def silent(self) -> set[int]:
+        """The processes that are there and do not answer in time."""
+        there = self._connected()
+        answers = await self.ask(Nothing(), ANSWER_SECONDS)
+        return there & self._connected() - {answer.process for answer in answers}
+
+    def _connected(self) -> set[int]:
+        return {number for number, link in self._links.items() if link.is_connected}
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         process: int | None = None
@@ -194,14 +212,25 @@ class GatewayPeers:
 
     def _hear(self, process: int, message: Message) -> None:
         if isinstance(message, PeerQuestion):
-            count, content = self.answers(message.question)
-            self.send(PeerAnswer(self.own, message.number, count, content), to=process)
+            answer = self.answers(message.question)
+            if isinstance(answer, tuple):
+                self._answer(process, message.number, answer)
+            else:
+                self._late.start(self._answer_late(process, message.number, answer))
         elif isinstance(message, PeerAnswer):
             future = self._asked.get((process, message.number))
             if future is not None and not future.done():
                 future.set_result(message)
         elif (handler := self.handlers.get(type(message))) is not None:
             handler(process, message)
+
+    def _answer(self, process: int, number: int, answer: Answer) -> None:
+        self.send(PeerAnswer(self.own, number, *answer), to=process)
+
+    async def _answer_late(
+        self, process: int, number: int, answering: Coroutine[None, None, Answer]
+    ) -> None:
+        self._answer(process, number, await answering)
 
 
 class _Link:

@@ -1,6 +1,7 @@
 """/decoders: what is served, whole models and adapters; adapters come and go at run time.
 
-Each of these calls goes on to its end if its caller hangs up.
+Each of these calls goes on to its end if its caller hangs up. By then all gateway processes have
+heard of it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ async def add_decoder(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     new = _body(await request.read(), NewDecoder)
     _check_name(new.name)
+    await gateway.owner.require_all()
     request.app[OPERATION_LOCKS].refuse_if_busy(new.name)
     served = gateway.pool.decoders.get(new.name)
     if served is not None and served.source is None:
@@ -86,6 +88,7 @@ async def add_decoder(request: web.Request) -> web.Response:
 
     async def change() -> web.Response:
         served = await gateway.decoder_changes.serve(new.name, new.source)
+        await gateway.owner.all_know()
         return web.json_response(_entry(served), status=201)
 
     return await run_to_end(request, new.name, "is being added", change)
@@ -100,10 +103,12 @@ async def replace(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     new = _body(await request.read(), NewVersion)
     await require_allowed(request, new.path, "path")
+    await gateway.owner.require_all()
     before = _adapter(request)
 
     async def change() -> web.Response:
         served = await gateway.decoder_changes.serve(before.name, new.source)
+        await gateway.owner.all_end(before.name)
         await gateway.decoder_changes.retire(before)
         return web.json_response(_entry(served))
 
@@ -113,9 +118,11 @@ async def replace(request: web.Request) -> web.Response:
 async def remove(request: web.Request) -> web.Response:
     """DELETE /decoders/<name>: no new request gets it; it is unloaded with the last one's end."""
     gateway = request.app[GATEWAY]
+    await gateway.owner.require_all()
     served = _adapter(request)
 
     async def change() -> web.Response:
+        await gateway.owner.all_end(served.name)
         await gateway.decoder_changes.retire(served)
         return web.json_response({"name": served.name, "removed": True})
 

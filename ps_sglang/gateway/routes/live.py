@@ -1,7 +1,8 @@
 """What the page shows: workers, running requests, the base-token tree, sources and times.
 
-All of it has a bounded size, and is made anew once a second at most however many look on. Only
-what workers say of their queues has to be asked of them; SGLang answers that without its scheduler.
+All of it has a bounded size, and is made anew once a second at most however many look on. What
+workers say of their queues has to be asked of them; SGLang answers that without its scheduler. The
+other gateway processes are asked for what they know of their requests.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 import xxhash
@@ -20,27 +20,23 @@ from aiohttp import web
 from ps_sglang.gateway.bodies.samples import split_salt
 from ps_sglang.gateway.errors import GatewayError
 from ps_sglang.gateway.index.branches import Branch
+from ps_sglang.gateway.peers.messages import OwnShare
 from ps_sglang.gateway.routes.forwarding import ask
 from ps_sglang.gateway.routing.worker_state import AnyWorkerState
 from ps_sglang.gateway.state import GATEWAY, Gateway
+from ps_sglang.gateway.telemetry import live_share
 from ps_sglang.gateway.telemetry.activity import SECONDS, FinishedTurn
-from ps_sglang.gateway.telemetry.trace import Trace
-
-Json = dict[str, Any]
+from ps_sglang.gateway.telemetry.live_share import Json, LiveShare, cut
 
 FRESH_SECONDS: Final = 1.0
 """What is shown is at most so old."""
 ASK_SECONDS: Final = 1.0
-"""A worker that does not say its load in this time shows what it said before, for a while."""
+"""A worker that does not say its load in this time shows what it said before, for a while.
+A gateway process that does not answer in it is left out."""
 STALE_SECONDS: Final = 15.0
 MOST_WORKERS: Final = 64
 MOST_DECODERS: Final = 64
-MOST_REQUESTS: Final = 64
 MOST_BRANCHES: Final = 64
-_LONGEST_TEXT: Final = 200
-
-_SOURCES: Final = "ps_sglang_gateway_base_tokens_total"
-_SAVED: Final = "ps_sglang_gateway_saved_tokens_total"
 
 
 class _Load(msgspec.Struct):
@@ -70,8 +66,8 @@ class LiveView:
         async with self._making:
             if time.monotonic() - self._made > FRESH_SECONDS:
                 gateway = app[GATEWAY]
-                await self._ask(gateway)
-                self._content = msgspec.json.encode(self._describe(gateway))
+                shares, _ = await asyncio.gather(_shares(gateway), self._ask(gateway))
+                self._content = msgspec.json.encode(self._describe(gateway, shares))
                 self._made = time.monotonic()
         return self._content
 
@@ -90,26 +86,27 @@ class LiveView:
             if load is not None
         }
 
-    def _describe(self, gateway: Gateway) -> Json:
+    def _describe(self, gateway: Gateway, shares: Sequence[LiveShare]) -> Json:
         workers = [*gateway.pool]
-        running = gateway.activity.running()
-        now = time.monotonic()
-        produced = gateway.activity.produced()
+        share = live_share.together(shares)
         return {
             "time": time.time(),
             "started": gateway.started,
             "base": gateway.config.base,
             "decoders": [*gateway.pool.decoders][:MOST_DECODERS],
-            "workers": [self._worker(gateway, one, produced) for one in workers[:MOST_WORKERS]],
+            "hidden_processes": gateway.peers.count - len(shares),
+            "workers": [
+                self._worker(gateway, one, share.produced) for one in workers[:MOST_WORKERS]
+            ],
             "hidden_workers": max(len(workers) - MOST_WORKERS, 0),
-            "requests": [_request(trace, now) for trace in running[:MOST_REQUESTS]],
-            "hidden_requests": max(len(running) - MOST_REQUESTS, 0),
-            "tokens": _tokens(gateway),
-            "turns": _turns(gateway.activity.turns()),
-            "tree": _tree(gateway),
+            "requests": share.requests,
+            "hidden_requests": share.running - len(share.requests),
+            "tokens": {name: share.tokens[name] for name in sorted(share.tokens)[:MOST_DECODERS]},
+            "turns": _turns(share.turns),
+            "tree": _tree(gateway, share.turns),
         }
 
-    def _worker(self, gateway: Gateway, state: AnyWorkerState, produced: Counter[str]) -> Json:
+    def _worker(self, gateway: Gateway, state: AnyWorkerState, produced: Mapping[str, int]) -> Json:
         worker = state.worker
         cache = gateway.cache_index.source(worker.name)
         _, load = self._loads.get(state, (0.0, None))
@@ -120,7 +117,7 @@ class LiveView:
             "role": worker.role,
             "decoders": served[:MOST_DECODERS],
             "state": state.state,
-            "problem": _cut(state.problem or cache.problem),
+            "problem": cut(state.problem or cache.problem),
             "requests": state.load.requests,
             "queued_tokens": state.load.queued_tokens,
             "running": None if load is None else load.num_running_reqs,
@@ -129,8 +126,15 @@ class LiveView:
             "cached_tokens": cache.tokens,
             "capacity": (load and load.max_total_num_tokens) or capacity,
             "computed": gateway.activity.computed[worker.name],
-            "produced": produced[worker.name],
+            "produced": produced.get(worker.name, 0),
         }
+
+
+async def _shares(gateway: Gateway) -> list[LiveShare]:
+    """What this process has to show, and each other one that answers."""
+    answers = await gateway.peers.ask(OwnShare(), ASK_SECONDS)
+    own = live_share.of(gateway.activity, gateway.metrics)
+    return [own, *(live_share.decode(answer.content) for answer in answers)]
 
 
 async def _load_of(gateway: Gateway, state: AnyWorkerState) -> _Load | None:
@@ -147,33 +151,6 @@ async def _load_of(gateway: Gateway, state: AnyWorkerState) -> _Load | None:
         sum(one.num_used_tokens for one in loads),
         sum(one.max_total_num_tokens for one in loads),
     )
-
-
-def _request(trace: Trace, now: float) -> Json:
-    return {
-        "id": trace.rid,
-        "decoder": trace.decoder,
-        "session": _cut(trace.session),
-        "tenant": split_salt(trace.route.prompt.salt)[0],
-        "phase": "decode" if trace.route.is_handed_over else "prefill",
-        "seconds": round(now - trace.started, 3),
-        "prompt_tokens": round(trace.route.decision.tokens),
-        "found": trace.route.cached_tokens,
-        "produced": trace.events,
-        **trace.workers(),
-    }
-
-
-def _tokens(gateway: Gateway) -> Json:
-    """Prompt tokens by decoder and source since the gateway began, and what sharing saved."""
-    counts: defaultdict[str, Json] = defaultdict(
-        lambda: dict.fromkeys(("computed", "tree", "own", "pulled", "saved"), 0)
-    )
-    for sample in gateway.metrics.samples(_SOURCES, _SAVED):
-        if sample.name in (_SOURCES, _SAVED):
-            source = sample.labels.get("source", "saved")
-            counts[sample.labels["decoder"]][source] = round(sample.value)
-    return {name: counts[name] for name in sorted(counts)[:MOST_DECODERS]}
 
 
 def _turns(turns: Sequence[FinishedTurn]) -> Json:
@@ -207,10 +184,10 @@ def _quantiles(values: Iterable[float]) -> Json:
     return {"p50": at(0.5), "p95": at(0.95)}
 
 
-def _tree(gateway: Gateway) -> Json:
+def _tree(gateway: Gateway, turns: Sequence[FinishedTurn]) -> Json:
     index = gateway.cache_index
-    trunk = index.branches(gateway.activity.uses(), MOST_BRANCHES)
-    return {"problem": _cut(index.prompts.problem), **_branches(trunk)}
+    trunk = index.branches((turn.use for turn in turns if turn.use is not None), MOST_BRANCHES)
+    return {"problem": cut(index.prompts.problem), **_branches(trunk)}
 
 
 def _branches(branch: Branch) -> Json:
@@ -237,10 +214,6 @@ def _branch(branch: Branch) -> Json:
 def _digest(salt: str) -> str:
     """A client's salt may be its secret: it is only told from others."""
     return xxhash.xxh3_64_hexdigest(salt.encode("utf-8", "replace"))[:6]
-
-
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
 
 
 LIVE = web.AppKey("live", LiveView)

@@ -1,8 +1,8 @@
 """Where several gateway processes serve one port: what only their owner can do is passed on to it.
 
-Workers join the owner, so it alone changes the cluster and knows all of its metrics; it also keeps
-the stored responses. Whoever asks another process is identified there, and served by the owner
-under that name.
+Workers join the owner, so it alone changes the cluster and its adapters, and knows all that there
+is to show; it also keeps the stored responses. Whoever asks another process is identified there,
+and served by the owner under that name.
 """
 
 from __future__ import annotations
@@ -22,15 +22,8 @@ from ps_sglang.gateway.paths import registered_path
 from ps_sglang.gateway.routes.middleware import RECORD, REQUEST_ID
 from ps_sglang.gateway.state import GATEWAY
 
-OF_OWNER: Final = ("/workers", "/decoders", "/metrics", "/v1/responses")
+OF_OWNER: Final = ("/workers", "/decoders", "/metrics", "/v1/live", "/v1/responses")
 """Routes with these paths, or below them, are the owner's."""
-REFUSED: Final = {
-    ("POST", "/decoders"): "adding an adapter",
-    ("PUT", "/decoders/{name}"): "replacing an adapter",
-    ("DELETE", "/decoders/{name}"): "removing an adapter",
-    ("GET", "/v1/live"): "the live page",
-}
-"""What is not done for several processes together, in words."""
 _OF_CONNECTION: Final = frozenset(
     (
         *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect"),
@@ -63,22 +56,12 @@ def by_owner(config: GatewayConfig) -> tuple[Middleware, ...]:
 
 @web.middleware
 async def _by_owner(request: web.Request, handler: Handler) -> web.StreamResponse:
-    path = registered_path(request)
-    if path is None:
+    path, to_owner = registered_path(request), request.app[GATEWAY].to_owner
+    if path is None or to_owner is None:
         return await handler(request)
-    what = REFUSED.get((request.method, path))
-    if what is not None:
-        raise GatewayError(
-            f"There is no {request.method} {path} while several gateway processes run, as {what} "
-            "needs all requests in one: start the gateway with --gateway-processes 1.",
-            status=409,
-            code="several_processes",
-        )
-    to_owner = request.app[GATEWAY].to_owner
-    is_owners = any(path == one or path.startswith(f"{one}/") for one in OF_OWNER)
-    if to_owner is None or not is_owners:
-        return await handler(request)
-    return await _pass_on(request, to_owner)
+    if any(path == one or path.startswith(f"{one}/") for one in OF_OWNER):
+        return await _pass_on(request, to_owner)
+    return await handler(request)
 
 
 async def _pass_on(request: web.Request, to_owner: aiohttp.ClientSession) -> web.StreamResponse:

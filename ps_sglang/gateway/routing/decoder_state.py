@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -91,6 +92,10 @@ class DecoderState:
         self.workers = tuple(one for one in self.workers if one is not worker_state)
         self.lora_names.pop(worker_state, None)
         self.problems.pop(worker_state, None)
+
+    def is_replaced_by(self, lora_names: Mapping[Decode, str]) -> bool:
+        """Whether these are another version's: a worker has each under a name of its own."""
+        return any(lora_names.get(one, name) != name for one, name in self.lora_names.items())
 
     def unlike(self, worker_state: Decode) -> set[str]:
         """The workers, by name, with other weights than this one: a swap reaches one by one."""

@@ -98,6 +98,10 @@ class WorkerPool:
         """A decoder that was withdrawn has no request any more."""
         self._retired.discard(served)
 
+    def withdrawn(self, decoder: str) -> list[DecoderState]:
+        """What had that name and is yet to be forgotten."""
+        return [served for served in self._retired if served.name == decoder]
+
     def restarted(self, worker_state: Decode) -> None:
         """The worker has lost the adapters of decoders that were withdrawn."""
         for served in self._retired:
@@ -126,12 +130,19 @@ class WorkerPool:
         self._prefill = tuple(one for one in self._prefill if one is not worker_state)
         self._decode = tuple(one for one in self._decode if one is not worker_state)
         if isinstance(worker_state.worker, DecodeWorker):
-            for served in (*self._served.values(), *self._retired):
-                served.leave(worker_state)
-            self._served = {name: one for name, one in self._served.items() if one.is_held}
+            self._leave(worker_state, (*self._served.values(), *self._retired))
         for listener in self.left:
             listener(worker_state)
         return worker_state
+
+    def without_adapters(self, worker_state: Decode) -> None:
+        """The worker has no adapter, as far as is known."""
+        self._leave(worker_state, [one for one in self._served.values() if one.source is not None])
+
+    def _leave(self, worker_state: Decode, decoders: Iterable[DecoderState]) -> None:
+        for served in decoders:
+            served.leave(worker_state)
+        self._served = {name: one for name, one in self._served.items() if one.is_held}
 
     def _had_version(self, decoder: str, version: int) -> None:
         self._versions[decoder] = max(version, self._versions.get(decoder, 0))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ps_sglang.gateway.index.branches import Use
 from ps_sglang.gateway.index.cache_index import CacheIndex
-from ps_sglang.gateway.index.prompt import Prompt
 from ps_sglang.gateway.telemetry.trace import Trace, Traces
 
 MOST_TURNS: Final = 256
@@ -24,16 +23,15 @@ SECONDS: Final = 600.0
 class FinishedTurn:
     """One sample that its client has got; times in seconds, `at` a monotonic one.
 
-    `first_token` is None where the answer was not streamed. `found` are the tokens of the base
-    prefix that were in some worker's tree, None where its workers did not tell.
+    `first_token` is None where the answer was not streamed. `use` is the turn as the base-token
+    tree sees it, None where its workers did not tell, or its prompt's bytes are not known.
     """
 
     at: float
     decoder: str
-    prompt: Prompt
-    found: int | None
     first_token: float | None
     seconds: float
+    use: Use | None
 
 
 class Activity:
@@ -80,12 +78,6 @@ class Activity:
             counts[trace.route.decode.name] += trace.events
         return counts
 
-    def uses(self) -> Iterator[Use]:
-        """The turns as the base-token tree sees them."""
-        for turn in self.turns():
-            if turn.found is not None and turn.prompt.exact:
-                yield Use(turn.decoder, turn.prompt.text, turn.prompt.salt, turn.found)
-
     def _computed(self, worker: str, tokens: int) -> None:
         self.computed[worker] += tokens
 
@@ -93,16 +85,18 @@ class Activity:
         self._ended_tokens[trace.route.decode.name] += trace.events
         if not trace.is_answered or trace.total is None:
             return
+        prompt, found = trace.route.prompt, trace.found_tokens()
         turn = FinishedTurn(
             self._clock(),
             trace.decoder,
-            trace.route.prompt,
-            trace.found_tokens(),
             None if trace.first is None else trace.first - trace.started,
             trace.total,
+            None
+            if found is None or not prompt.exact
+            else Use(trace.decoder, prompt.text, prompt.salt, found),
         )
         self._turns.append(turn)
-        self._bytes += len(turn.prompt.text)
+        self._bytes += _bytes(turn)
         self._forget()
 
     def _forget(self) -> None:
@@ -112,4 +106,8 @@ class Activity:
             or len(self._turns) > MOST_TURNS
             or (self._bytes > MOST_BYTES and len(self._turns) > 1)
         ):
-            self._bytes -= len(self._turns.popleft().prompt.text)
+            self._bytes -= _bytes(self._turns.popleft())
+
+
+def _bytes(turn: FinishedTurn) -> int:
+    return 0 if turn.use is None else len(turn.use.text)
