@@ -105,11 +105,14 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     print(*table(rows), sep="\n")
 
 
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of rows, in columns as wide as they need."""
+def table(rows: Sequence[Sequence[str]], names: int | None = None) -> Iterator[str]:
+    """The lines of rows, in columns as wide as they need; those behind `names` have numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (
+            cell.ljust(width) if names is None or number < names else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         yield "  ".join(cells).rstrip()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ps_sglang import gateway_admin
 from ps_sglang.launch import flag_check, flags
 from ps_sglang.launch.environment import threads
 from ps_sglang.launch.gpus.budget import MemoryBudget, gb
@@ -55,7 +56,8 @@ def table(plan: Plan) -> str:
 def gpu_lines(gpus: GpuPlan, host: str) -> Iterator[str]:
     """The table of workers on `host`, what they leave of their GPUs, and how pages travel."""
     yield gpus.machine.title
-    yield from _aligned([_GPU_HEADER, *(_gpu_row(one, host) for one in gpus.budgets.values())])
+    rows = [_GPU_HEADER, *(_gpu_row(one, host) for one in gpus.budgets.values())]
+    yield from gateway_admin.table(rows, names=2)
     yield "Sizes are GB (10^9 bytes) on each GPU of a worker."
     yield from _left(gpus)
     yield from _pages(gpus)
@@ -100,7 +102,7 @@ def _pages(gpus: GpuPlan) -> Iterator[str]:
 
 def _cpu_lines(plan: Plan) -> Iterator[str]:
     yield "no GPU is used" if plan.cpu else "a device whose memory is not planned"
-    yield from _aligned([_CPU_HEADER, *map(_cpu_row, plan.workers)])
+    yield from gateway_admin.table([_CPU_HEADER, *map(_cpu_row, plan.workers)], names=2)
     yield "Sizes are GB (10^9 bytes). On a CPU workers of one model share its weights."
     if any(worker.role is Role.DECODE for worker in plan.workers):
         backend = flags.value_of(plan.workers[0].argv, "--disaggregation-transfer-backend")
@@ -120,16 +122,6 @@ def _cpu_row(worker: WorkerSpec) -> tuple[str, ...]:
         "by SGLang" if tokens is None else f"{tokens:,}",
         flags.value_of(worker.argv, "--page-size") or "1",
     )
-
-
-def _aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        yield "  ".join(
-            cell.ljust(width) if number < 2 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
 
 
 def _numbers(gpus: Sequence[int]) -> str:

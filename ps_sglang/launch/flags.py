@@ -12,6 +12,8 @@ from ps_sglang.events.messages import PUBLISHER
 from ps_sglang.launch.spec import BOOTSTRAP_FLAG, LOOPBACK, EventPorts, Role
 from ps_sglang.models.resolve import NamedModel
 
+TP_SIZE: Final = "--tp-size"
+
 Flags = Mapping[str, str | tuple[str, ...] | None]
 """Flag to value, or to several; None for a switch."""
 
@@ -221,6 +223,19 @@ def value_of(words: Sequence[str], flag: str) -> str | None:
             _, equals, inline = group[0].partition("=")
             value = inline if equals else " ".join(group[1:])
     return value
+
+
+def tp_size(own: int | None, words: Sequence[str]) -> int:
+    """How many GPUs a worker has: `own` as its entry's `tp` says, else its flags, else one."""
+    return own or int(value_of(words, TP_SIZE) or 1)
+
+
+def tp_contradiction(own: int | None, words: Sequence[str]) -> str | None:
+    """In what an entry's `tp` and the flags differ, None if they do not."""
+    given = value_of(words, TP_SIZE)
+    if own is None or given is None or int(given) == own:
+        return None
+    return f"tp is {own}, and {TP_SIZE} {given} says otherwise; leave one of them away"
 
 
 def groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -13,7 +13,7 @@ from ps_sglang.launch.args import glued, listed
 from ps_sglang.launch.serve import STATUSES, serve
 from ps_sglang.launch.shared_args import add_shared, settled
 from ps_sglang.launch.spec import ClusterSpec
-from ps_sglang.parser import SettingsParser
+from ps_sglang.parser import SettingsParser, user_path
 
 if TYPE_CHECKING:
     from ps_sglang.launch.prepare import Plan
@@ -33,6 +33,7 @@ have in common must be as in the rest of the cluster; all differences come in on
 examples:
   {prog} --role prefill --base ./qwen3 --gateway http://10.0.0.1:8000
   {prog} --role decode --base ./qwen3 --model math=./math --gateway http://10.0.0.1:8000
+  {prog} --spec cluster.yaml --role decode --model math
   {prog} --role decode --base ./qwen3 --model a=./adapter1,b=./adapter2 \\
       --gateway http://10.0.0.1:8000 --advertise 10.0.0.7 --max-restarts 0"""
 
@@ -63,6 +64,12 @@ def parse_args(argv: Sequence[str]) -> ClusterSpec:
     """
     parsed, rest = _parser().parse_known_args(glued(argv))
     options: dict[str, Any] = vars(parsed)
+    if many := [model for model in options.get("model", ()) if "*" in model]:
+        raise UsageError(f"--model {many[0]}: one command starts one worker")
+    if file := options.pop("spec", None):
+        from ps_sglang.launch.worker_spec import worker_options
+
+        options = worker_options(file, options.pop("model", ())) | options
     for flag in ("role", "base", "gateway"):
         if flag not in options:
             raise UsageError(f"--{flag} is missing (see {_PROG} --help)")
@@ -71,8 +78,6 @@ def parse_args(argv: Sequence[str]) -> ClusterSpec:
         raise UsageError("--model does not go with --role prefill: it serves the base")
     if role == "decode" and not models:
         raise UsageError("--model is missing: which decoders is the worker to serve?")
-    if many := [model for model in models if "*" in model]:
-        raise UsageError(f"--model {many[0]}: one command starts one worker")
     gateway = options.pop("gateway")
     address = _address(gateway)
     if "advertise" not in options:
@@ -82,7 +87,7 @@ def parse_args(argv: Sequence[str]) -> ClusterSpec:
         decoders=models,
         prefill_replicas=1 if role == "prefill" else 0,
         join=gateway,
-        engine_args=tuple(rest),
+        engine_args=(*options.pop("engine_args", ()), *rest),
         **settled(options),
     )
 
@@ -95,6 +100,13 @@ def _parser() -> SettingsParser:
         usage=f"{_PROG} --role ROLE --base MODEL --gateway URL [options] [engine flags]",
     )
     add = parser.add_argument
+    add(
+        "--spec",
+        type=user_path,
+        metavar="FILE",
+        help="take the base, the gateway's address, the flags of workers and what is said of a "
+        "decoder that --model names from the cluster's specification; flags given here win over it",
+    )
     add("--role", choices=("prefill", "decode"), help="what the worker does")
     add("--base", metavar="MODEL", help="the base model of the cluster")
     add(

@@ -51,3 +51,5 @@ def test_two_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (command,) = commands("two-machines.yaml", "ps-sglang worker")
     second = parse_args(command)
     assert (second.decoders, second.advertise) == (("code=./models/code",), "10.0.0.2")
+    assert (second.prefill, second.join) == ("./models/base", "http://10.0.0.1:8000")
+    assert second.cluster_key_file == Path("cluster.key")

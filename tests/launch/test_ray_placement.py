@@ -150,6 +150,12 @@ def test_bounds_that_cannot_be_met(tmp_path: Path, keys: str, message: str) -> N
         by_name(spec)
 
 
+def test_a_worker_has_one_tp(tmp_path: Path) -> None:
+    text = "prefill: {model: base, tp: 2}\ndecoders: [math=/m/math]\n"
+    with pytest.raises(UsageError, match="prefill-0: tp is 2, and --tp-size 4 says otherwise"):
+        by_name(read(tmp_path, text, "--tp-size", "4"))
+
+
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [

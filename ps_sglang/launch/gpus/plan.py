@@ -25,7 +25,6 @@ from ps_sglang.launch.placement import Placement
 from ps_sglang.launch.spec import ClusterSpec, Role
 
 FRACTION: Final = "--mem-fraction-static"
-_TP: Final = "--tp-size"
 _PAGE: Final = "--page-size"
 _TOKENS: Final = "--max-total-tokens"
 _CHUNK: Final = "--chunked-prefill-size"
@@ -77,7 +76,7 @@ class GpuPlan:
         budget = self.budgets[name]
         demand = budget.demand
         planned = {
-            _TP: str(demand.tp),
+            flags.TP_SIZE: str(demand.tp),
             _CHUNK: str(budget.sizes.chunk),
             _TOKENS: str(budget.tokens),
             FRACTION: f"{budget.fraction(budget.free_bytes):.3f}",
@@ -194,18 +193,12 @@ def _flag_problems(words: Sequence[str]) -> Iterator[str]:
             yield f"{flag} divides a worker in a way that is not planned; use --tp-size"
 
 
-def _tp(placement: Placement, words: Sequence[str]) -> int:
-    """How many GPUs a worker has: as its entry says, else `--tp-size`, else one."""
-    return placement.resources.tp or int(flags.value_of(words, _TP) or 1)
-
-
 def _placement_problems(
     placement: Placement, words: Sequence[str], machine: Machine
 ) -> Iterator[str]:
-    name, tp = placement.name, _tp(placement, words)
-    given = flags.value_of(words, _TP)
-    if given is not None and int(given) != tp:
-        yield f"{name}: tp is {tp}, and {_TP} {given} says otherwise; leave one of them away"
+    name, tp = placement.name, flags.tp_size(placement.resources.tp, words)
+    if problem := flags.tp_contradiction(placement.resources.tp, words):
+        yield f"{name}: {problem}"
     if problem := tp_problem(read_shape(placement.model.path), tp):
         yield f"{name}: {problem}"
     there = [gpu.index for gpu in machine.gpus]
@@ -224,7 +217,7 @@ def _placement_problems(
 
 
 def _demand(placement: Placement, words: Sequence[str]) -> Demand:
-    folder, tp = placement.model.path, _tp(placement, words)
+    folder, tp = placement.model.path, flags.tp_size(placement.resources.tp, words)
     shape = read_shape(folder)
     dtype = flags.value_of(words, "--dtype") or "auto"
     size = read_size(folder, tp, dtype, flags.value_of(words, "--kv-cache-dtype") or "auto")

@@ -18,7 +18,6 @@ from ps_sglang.launch.spec import ClusterSpec, Role
 from ps_sglang.launch.unknown_keys import meant
 from ps_sglang.models.resolve import model_name
 
-_TP: Final = "--tp-size"
 _LONGEST: Final = 63
 """Characters of a label's value."""
 
@@ -76,12 +75,11 @@ def _pods(
     if models:
         args += ["--model", ",".join(models)]
     words = spec.role_args(role) + words
-    given = flags.value_of(words, _TP)
-    if own.tp is not None:
-        if given not in (None, str(own.tp)):
-            raise UsageError(f"{name}: tp is {own.tp}, and {_TP} {given} says otherwise")
-        words += () if given else (_TP, str(own.tp))
-    gpus = own.tp or int(given or 1)
+    if problem := flags.tp_contradiction(own.tp, words):
+        raise UsageError(f"{name}: {problem}")
+    if own.tp is not None and flags.value_of(words, flags.TP_SIZE) is None:
+        words += (flags.TP_SIZE, str(own.tp))
+    gpus = flags.tp_size(own.tp, words)
     return WorkerPods(name, replicas, role is Role.PREFILL, tuple(args), words, gpus)
 
 

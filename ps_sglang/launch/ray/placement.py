@@ -124,7 +124,7 @@ def worker_words(
     words += ["--allow-unverified"] * spec.allow_unverified
     words += _shared_words(spec, roots)
     if placement.resources.tp is not None:
-        words += ["--tp-size", str(placement.resources.tp)]
+        words += [flags.TP_SIZE, str(placement.resources.tp)]
     return (*words, *placement.user_args(spec))
 
 
@@ -204,11 +204,17 @@ def _fits(bundle: Bundle, node: Bundle) -> bool:
 
 
 def _gpus(placement: Placement, words: Sequence[str], *, has_gpus: bool) -> int:
-    """How many GPUs a worker reserves: its tp, or none if it runs on the CPU."""
+    """How many GPUs a worker reserves: its tp, or none if it runs on the CPU.
+
+    Raises UsageError if its flags have another tp than its entry.
+    """
+    own = placement.resources.tp
+    if problem := flags.tp_contradiction(own, words):
+        raise UsageError(f"{placement.name}: {problem}")
     device = flags.value_of(words, "--device")
     if device == "cpu" or not (has_gpus or device or placement.resources != NO_RESOURCES):
         return 0
-    return placement.resources.tp or int(flags.value_of(words, "--tp-size") or 1)
+    return flags.tp_size(own, words)
 
 
 def _keys(spec: ClusterSpec, placement: Placement) -> ActorKeys:
