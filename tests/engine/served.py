@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ps_sglang.errors import ServingEndedError
 from ps_sglang.launch import Cluster
 
 
@@ -31,3 +34,20 @@ class Served:
 
 
 Launch = Callable[..., Served]
+
+
+@contextmanager
+def supervised(served: Served) -> Iterator[Served]:
+    """In this block what dies is started again; at its end the cluster is stopped."""
+
+    def supervise() -> None:
+        with suppress(ServingEndedError):  # how it learns that the cluster was stopped
+            served.cluster.wait()
+
+    thread = threading.Thread(target=supervise)
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.cluster.stop()
+        thread.join()

@@ -6,19 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from ps_sglang.errors import ServingEndedError
 from ps_sglang.gateway_http import GatewayRefused, GatewayUnreachable, call
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, supervised
 from tests.support.engine_client import RefusedError, assert_conserved, generate
 from tests.support.hf_reference import expected
 
@@ -30,17 +27,8 @@ Prompts = Callable[[int, int], list[list[int]]]
 @pytest.fixture(scope="module")
 def served(llama: Models, launch: Launch) -> Iterator[Served]:
     """A supervised cluster."""
-    served = launch(llama, "a")
-
-    def supervise() -> None:
-        with suppress(ServingEndedError):  # how it learns that the cluster was stopped
-            served.cluster.wait()
-
-    thread = threading.Thread(target=supervise)
-    thread.start()
-    yield served
-    served.cluster.stop()
-    thread.join()
+    with supervised(launch(llama, "a")) as served:
+        yield served
 
 
 def workers(served: Served) -> dict[str, dict[str, Any]]:
