@@ -38,7 +38,7 @@ def worker_options(path: Path, models: Sequence[str]) -> dict[str, Any]:
     and `advertise` are not taken: they are of the machine of its launch.
     """
     given = read_spec(path)
-    found = {key: given[key] for key in _OF_WORKERS if key in given}
+    found: dict[str, Any] = {key: given[key] for key in _OF_WORKERS if key in given}
     for key in _RESOURCES:
         found[key] = replace(given.get(key, NO_RESOURCES), gpus=None)
     if "prefill" in given:

@@ -69,6 +69,7 @@ async def test_an_added_decoder_is_served_by_all(three: Several, asked: int) -> 
     served = [await ask(three, process, "new") for process in (0, 1, 2)]
     assert (status, answer["weights"]) == (201, "w1:/new")
     assert served == [(200, "new@1")] * 3
+    await three.agree()
     lists = [await call(three, process, "GET", "/decoders") for process in (0, 1, 2)]
     assert lists[0] == lists[1] == lists[2]
     for number in (0, 1):

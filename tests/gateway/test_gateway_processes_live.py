@@ -38,8 +38,8 @@ async def test_requests_of_all_processes_are_shown(two: Several) -> None:
         await two.cluster.decode["a"][0].saw(count)
     for process in (0, 1):
         content = await Shown(two[process], {}).live()
-        ids = [one["id"] for one in content["requests"]]
-        assert ids == [one["rid"] for one in two.cluster.decode["a"][0].requests]
+        ids = {one["id"] for one in content["requests"]}
+        assert ids == {one["rid"] for one in two.cluster.decode["a"][0].requests}
         assert (content["hidden_requests"], content["hidden_processes"]) == (0, 0)
         (worker,) = (one for one in content["workers"] if one["name"] == "a-0")
         assert worker["requests"] == 3

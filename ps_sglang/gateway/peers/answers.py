@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from typing import Any
 
 from ps_sglang.gateway.dispatch.aborts import abort_by_rid
 from ps_sglang.gateway.dispatch.dispatcher import Dispatcher
@@ -42,7 +43,7 @@ class Answers:
         self._metrics = metrics
         self._activity = activity
 
-    def __call__(self, question: Question) -> Answer | Coroutine[None, None, Answer]:
+    def __call__(self, question: Question) -> Answer | Coroutine[Any, Any, Answer]:
         """How many samples that aborted, and what was asked for."""
         match question:
             case AbortRid(rid, tenant):

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -49,7 +49,7 @@ _OF_OTHERS: Final = 0o077
 Handler = Callable[[int, Message], None]
 Answer = tuple[int, bytes]
 """A count, and what was asked for, see `PeerAnswer`."""
-Answering = Callable[[Question], Answer | Coroutine[None, None, Answer]]
+Answering = Callable[[Question], Answer | Coroutine[Any, Any, Answer]]
 """Answers at once, or gives what waits for the answer."""
 
 
@@ -228,7 +228,7 @@ class GatewayPeers:
         self.send(PeerAnswer(self.own, number, *answer), to=process)
 
     async def _answer_late(
-        self, process: int, number: int, answering: Coroutine[None, None, Answer]
+        self, process: int, number: int, answering: Coroutine[Any, Any, Answer]
     ) -> None:
         self._answer(process, number, await answering)
 
