@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from ps_sglang.engine.request_state import begin_handoff
 from ps_sglang.errors import LaunchError
 
 _FLAGS: Final = (
@@ -181,14 +182,16 @@ class _Runner:
 
     def _prefilled(self, forward: Forward) -> Any:
         self._bench.clear()
+        words = min(40000, self._bench.torch_runner.model_config.vocab_size)
         prompts = [
-            [(1000 + 37 * number + 11 * place) % 40000 for place in range(forward.tokens)]
+            [(1000 + 37 * number + 11 * place) % words for place in range(forward.tokens)]
             for number in range(forward.requests)
         ]
         reqs = self._stock.prepare_synthetic_inputs_for_latency_test(
             forward.requests, forward.tokens, prompts
         )
         for number, req in enumerate(reqs):
+            begin_handoff(req, forward.tokens)  # no scheduler has made it
             req.lora_id = self._ids[number % forward.adapters] if forward.adapters else None
         return self._bench.extend(reqs)
 

@@ -10,6 +10,7 @@ same tools, shows the call and what was shared, and serves until Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="stop after the questions")
     parser.add_argument("--port", type=int, default=8000, help="gateway port (default 8000)")
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # whoever reads a pipe sees the answers come
     try:
         return _run(args.port, args.once)
     except PsSglangError as error:

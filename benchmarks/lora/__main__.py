@@ -7,11 +7,11 @@ worker, by one worker, and by one stock server with `--enable-lora` and RadixAtt
 same cores and the same KV tokens. Stock gets our LoRA backend, scheduling policy and CPU platform,
 as its own do not run or are slower here: see `benchmarks.lora.systems`.
 
-The same sessions come under each load: several at a time, which is more than any system keeps up
-with, and for --latency at parts of the rate that stock then did. Lengths are forced. Every system
-is started clean for each repeat and they take turns. Tokens are counted by the workers' metrics; a
-page is a token. PSS is of all processes, after all loads. `decode step` is 16 requests over 4
-adapters against merged weights (`benchmarks.lora_step`).
+The same sessions come under each load: 8 at a time (16 from 16 adapters on), which is more than any
+system keeps up with, and for --latency at parts of the rate that stock then did. Lengths are
+forced. Every system is started clean for each repeat and they take turns. Tokens are counted by the
+workers' metrics; a page is a token. PSS is of all processes, after all loads. `decode step` is 16
+requests over 4 adapters against merged weights (`benchmarks.lora_step`).
 
 What is measured is kept in out/lora.json, by N, beside what was measured of other N.
 """
@@ -42,8 +42,8 @@ _LATENCY: Final = (4,)
 _HEADLINE: Final = 4
 _PARTS: Final = (0.6, 0.9)
 _QUICK_PARTS: Final = (0.7,)
-_CONCURRENT: Final = 8
-_TOKENS: Final = 73728
+_TOKENS_PER_SESSION: Final = 9216
+_MANY: Final = 16
 _FILE: Final = "lora.json"
 _COMMAND: Final = "python -m benchmarks.lora"
 
@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     on_progress = timed()
+    on_progress("a decode step against merged weights")
+    (case,) = (case for case in lora_step.cases(8) if case.name == lora_step.BAR_CASE)
+    rounds = 2 if args.quick else 5
+    steps = lora_step.measure([case], rounds, on_progress)["times_merged"][case.name]
     numbers = sorted(set(args.adapters or ((_HEADLINE,) if args.quick else _ADAPTERS)))
     latency = _LATENCY if args.latency is None else args.latency
     plans = [_plan(n, latency=n in latency, quick=args.quick) for n in numbers]
@@ -84,11 +88,6 @@ def _measure(args: argparse.Namespace) -> int:
     if failures := [failure for run in runs for failure in run["failures"]]:
         print(f"lora: {len(failures)} sessions failed: {failures[0]}", file=sys.stderr)
         return 1
-    on_progress("a decode step against merged weights")
-    (case,) = (case for case in lora_step.cases(8) if case.name == lora_step.BAR_CASE)
-    steps = lora_step.measure([case], 2 if args.quick else 5, on_progress)["times_merged"][
-        case.name
-    ]
     found = {
         plan.adapters: {
             "environment": environment(),
@@ -110,12 +109,14 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _plan(adapters: int, *, latency: bool, quick: bool) -> Plan:
+    """With many adapters twice as many sessions at a time, for each is of other agents."""
     shape = QUICK if quick else SHAPE
-    sessions = count_for(adapters, 4 if quick else _CONCURRENT, turns_of(shape))
+    concurrent = 4 if quick else 8 if adapters < _MANY else 16
+    sessions = count_for(adapters, concurrent, turns_of(shape))
     parts = (_QUICK_PARTS if quick else _PARTS) if latency else ()
-    concurrent = 4 if quick else _CONCURRENT
-    assert concurrent * longest(trace(shape, adapters, sessions, None)) <= _TOKENS // 2
-    plan = Plan(adapters, sessions, concurrent, parts, _TOKENS, shape)
+    tokens = _TOKENS_PER_SESSION * max(concurrent, 8)
+    assert concurrent * longest(trace(shape, adapters, sessions, None)) <= tokens // 2
+    plan = Plan(adapters, sessions, concurrent, parts, tokens, shape)
     return replace(plan, systems=(STOCK, OURS)) if quick else plan
 
 

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import lora_cluster
 from benchmarks.lora.systems import ONE_WORKER, OURS, STOCK, SYSTEMS
 from benchmarks.lora.workload import SEED, trace
+from benchmarks.one_batch import Forward, one_batch
 from benchmarks.plain import generate
 from benchmarks.sessions.drive import Load
 from benchmarks.sessions.run import measure
@@ -69,6 +70,13 @@ def test_each_system_does_the_same_work_and_ours_prefills_each_token_once(
         # It keeps what it has decoded, too, which the next turn of the same adapter finds.
         assert allowed.shared * 2 < figures["prefilled_tokens"] <= allowed.per_model + turns
         assert held["unified"] > allowed.shared * 2
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_decode_steps_are_timed_without_a_server(tmp_path: Path) -> None:
+    with one_batch(make_tiny("llama", tmp_path)["base"], (), kv_tokens=256, threads=1) as model:
+        assert len(model.decode(Forward(requests=2, tokens=16), steps=3)) == 3
 
 
 def _add_under_load(url: str, adapters: Mapping[str, Path], new: Path) -> None:

@@ -141,9 +141,11 @@ class Lender:
         if not self._open_tickets:
             return
         with self._lock:
-            finished = [entry for entry in self._open_tickets if entry[1].done()]
-            self._open_tickets = [entry for entry in self._open_tickets if entry not in finished]
-            for lease, ticket, act in finished:
+            entries, self._open_tickets = self._open_tickets, []
+            for lease, ticket, act in entries:
+                if not ticket.done():
+                    self._open_tickets.append((lease, ticket, act))
+                    continue
                 if not lease.over:
                     lease.reading.remove(ticket)
                     act(ticket.value)
