@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ps_sglang.contract.adapter import compare_adapter
 from ps_sglang.contract.adapter_files import AdapterConfig, is_adapter, read_adapter_config
-from ps_sglang.contract.compare import OF_TEMPLATES, Checkpoint, compare
+from ps_sglang.contract.compare import OF_TEMPLATES, TAIL, Checkpoint, compare, tail_differences
 from ps_sglang.contract.differences import Difference, report
 from ps_sglang.contract.fingerprint import base_fingerprint
 from ps_sglang.contract.manifest import Manifest, read_manifest
@@ -60,6 +60,7 @@ def check_cluster(
     *,
     allow_unverified: bool,
     chat_template: str | None = None,
+    any_tail: bool = False,
 ) -> list[DecoderReport]:
     """One report per decoder, in the given order, if all of them fit `base`: whole models, and
     folders of adapters.
@@ -68,7 +69,7 @@ def check_cluster(
     itself cannot be read. A decoder that is not the base and has no manifest is a difference unless
     `allow_unverified`; its shape, tokenizer and chat template are compared all the same.
     `chat_template` is what all workers get as SGLang's `--chat-template`: then the checkpoints' own
-    templates do not matter.
+    templates do not matter. `any_tail`: the caller reads tails, which no worker does yet.
     """
     base_checkpoint = Checkpoint.read(base)
     fingerprint = base_fingerprint(base)
@@ -81,6 +82,8 @@ def check_cluster(
         rows, manifest = check(base_checkpoint, fingerprint, folder, allow_unverified)
         if served is not None:
             rows = [row for row in rows if row.what not in OF_TEMPLATES]
+        if any_tail:
+            rows = [row for row in rows if row.what != TAIL]
         if rows:
             differences[name] = rows
             continue
@@ -97,10 +100,12 @@ def trained_on(folder: Path, base: str | None) -> str | None:
     """The fingerprint of the base whose cache the decoder in `folder` reads, None if unknown.
 
     Its manifest names it; the model may also be `base` itself. Raises ManifestError, and
-    CheckpointError if it cannot be read.
+    CheckpointError if it cannot be read; ContractError for a decoder that no worker serves.
     """
     manifest = read_manifest(folder)
     named = None if manifest is None else manifest.base.fingerprint
-    if base in (None, named) or is_adapter(folder):
-        return named
-    return base if base_fingerprint(folder) == base else named
+    if base not in (None, named) and not is_adapter(folder) and base_fingerprint(folder) == base:
+        return base
+    if rows := [*tail_differences(manifest)]:
+        raise ContractError(*report(str(named), {folder.name: folder}, {folder.name: rows}))
+    return named

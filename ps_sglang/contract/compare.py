@@ -25,8 +25,13 @@ from ps_sglang.errors import CheckpointError, ManifestError
 OF_TEMPLATES: Final = ("chat template", "chat template in training")
 """What does not matter where all workers get another template."""
 _TEMPLATE, _IN_TRAINING = OF_TEMPLATES
+TAIL: Final = "tail"
 _COPY_TOKENIZER = "train with the base's tokenizer, or copy its files if only their text differs"
 _TRAIN_ON_BASE = "train the decoder on this base, or launch the base it was trained on"
+_NO_TAIL = (
+    "no worker lets a decoder read more than a prompt's last token yet; train it without --tail, "
+    "or measure it offline with ps-sglang evaluate"
+)
 _NO_MANIFEST = "train the decoder with ps-sglang, or launch with --allow-unverified"
 
 
@@ -125,3 +130,10 @@ def manifest_differences(
         )
     if manifest.chat_template not in (base.chat_template, *own):
         yield Difference(_IN_TRAINING, base.chat_template, manifest.chat_template, _TRAIN_ON_BASE)
+    yield from tail_differences(manifest)
+
+
+def tail_differences(manifest: Manifest | None) -> Iterator[Difference]:
+    """A decoder that reads a tail goes wrong where the tail's KV is the base's."""
+    if manifest is not None and manifest.tail:
+        yield Difference(TAIL, 0, manifest.tail, _NO_TAIL, ("served", "decoder"))

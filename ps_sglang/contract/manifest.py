@@ -49,9 +49,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `kv_cache_dtype` is the cache's dtype in training or in the check that followed, for instance
     `float32` or `bfloat16`. `share_ratio` is the part of the prompt whose KV came from the base in
-    training, 0 to 1. `tool_call_parser` and `reasoning_parser` are SGLang's names of what takes the
-    decoder's answers apart, for workers that no flag tells another. `stand_in` marks a decoder that
-    nobody trained.
+    training, 0 to 1. `tail` is how many tokens before the boundary token are not among them: the
+    decoder reads them itself. `tool_call_parser` and `reasoning_parser` are SGLang's names of what
+    takes the decoder's answers apart, for workers that no flag tells another. `stand_in` marks a
+    decoder that nobody trained.
     """
 
     schema: int = SCHEMA
@@ -60,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chat_template: str | None
     kv_cache_dtype: str
     share_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    tail: Annotated[int, msgspec.Meta(ge=0)] = 0
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     training: Training

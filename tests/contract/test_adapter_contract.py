@@ -347,6 +347,8 @@ def test_manifest_of_another_base_and_none_at_all(build: Build, base: Path, adap
     assert [row.split(":")[1] for row in rows] == [
         " tokenizer in training", " chat template in training",
     ]  # fmt: skip
+    sign(folder, base, tail=8)
+    assert refusal(base, folder).differences == ("d: tail: served 0, decoder 8",)
     (folder / MANIFEST_FILE).unlink()
     (row,) = refusal(base, folder).differences
     assert "no such file" in row

@@ -13,6 +13,7 @@ from ps_sglang.contract import (
     Manifest,
     base_fingerprint,
     check_cluster,
+    check_replacement,
     trained_on,
     write_manifest,
 )
@@ -170,6 +171,26 @@ def test_trained_on_another_base_of_the_same_shape(build: Build, base: Path) -> 
     (row,) = refused(base, sign(build("decoder", weights=tensors(seed=5)), other))
     assert base_fingerprint(base) in row
     assert f"{base_fingerprint(other)} (other-base)" in row
+
+
+def test_a_tail_is_served_by_no_worker(build: Build, base: Path) -> None:
+    decoder = sign(build("decoder", weights=tensors(seed=5)), base, tail=64)
+    fingerprint = base_fingerprint(base)
+    row = "tail: served 0, decoder 64"
+    assert refused(base, decoder) == (f"d: {row}",)
+    with pytest.raises(ContractError, match="measure it offline with ps-sglang evaluate"):
+        check_replacement(decoder, decoder, fingerprint, allow_unverified=True)
+    # A worker that nobody checked says so itself.
+    with pytest.raises(ContractError, match=row):
+        trained_on(decoder, fingerprint)
+    (report,) = check_cluster(base, {"d": decoder}, allow_unverified=False, any_tail=True)
+    assert report.manifest is not None
+    assert report.manifest.tail == 64
+    # The base's own cache is the base's, whatever it was trained on itself.
+    another = build("another", weights=tensors(seed=9))
+    itself = sign(build("itself"), another, tail=64)
+    assert trained_on(itself, fingerprint) == fingerprint
+    assert check_cluster(base, {"d": itself}, allow_unverified=False)[0].is_base
 
 
 def test_no_manifest_is_refused_unless_allowed(build: Build, base: Path) -> None:

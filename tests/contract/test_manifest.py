@@ -18,6 +18,7 @@ MANIFEST = Manifest(
     chat_template=None,
     kv_cache_dtype="bfloat16",
     share_ratio=0.5,
+    tail=16,
     tool_call_parser="hermes",
     reasoning_parser="deepseek-r1",
     training=Training(recipe="r", data_digest="d", settings={"steps": 3, "lr": 1e-4, "note": None}),
@@ -45,6 +46,7 @@ def write(folder: Path, change: dict[str, Any]) -> None:
     [
         ({"stand_in": "yes"}, 'stand_in: Expected `bool`, got `str`, value "yes"'),
         ({"share_ratio": 1.5}, r"share_ratio: Expected `float` <= 1.0, value 1.5"),
+        ({"tail": -1}, "tail: Expected `int` >= 0, value -1"),
         ({"base": {"name": 7, "fingerprint": FINGERPRINT}}, "base.name: .*, value 7"),
         ({"base": {"name": "b", "fingerprint": "ps2:0"}}, 'base.fingerprint: .*, value "ps2:0"'),
         ({"scores": [{"benchmark": "b", "metric": "m", "value": 1, "examples": 0}]},

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(evaluation: Evaluation) -> int:
     for row in evaluation.rows:
-        how = "served" if row.served else f"share {row.share:g}"
+        tail = f", tail {row.tail}" if row.tail else ""
+        how = "served" if row.served else f"share {row.share:g}{tail}"
         print(
             f"{row.task}, {row.system}, {how}: {row.score:.1%} of {row.n} "
             f"(95 % interval {row.low:.1%} to {row.high:.1%})"

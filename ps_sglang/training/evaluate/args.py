@@ -12,9 +12,10 @@ from ps_sglang.training.tasks import TASK_NAMES
 
 _DESCRIPTION: Final = """\
 Score a decoder on a task at any share ratio: of a prompt of n tokens the KV of the first
-round(R * (n - 1)) comes from the base, the decoder reads the rest and answers greedily. 0 is an
-ordinary model, 1 is what a cluster serves. Answers come from Hugging Face transformers in this
-process, and with --through also from a running cluster."""
+round(R * (n - 1 - tail)) comes from the base, the decoder reads the rest and answers greedily. The
+tail is 0 unless the decoder was trained with one. R = 0 is an ordinary model, R = 1 without a tail
+is what a cluster serves. Answers come from Hugging Face transformers in this process, and with
+--through also from a running cluster."""
 
 _EPILOG: Final = """\
 exit status: 0 evaluated, 1 stopped (what was written stays), 2 refused before any work, 3 the
@@ -41,6 +42,7 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "few_shot": (int, "K", "put K training items with their answers in front of each question"),
     "system": (str, "NAME", "what the rows call the decoder (default its name)"),
     "seed": (int, "N", "seed of the decoder's training (default what its manifest says)"),
+    "tail": (int, "TOKENS", "the decoder's tail (default what its manifest says)"),
     "batch_tokens": (int, "N", "tokens of prompts and answers in a batch"),
     "through": (str, "URL", "ask this gateway, too, and compare with the offline answers"),
     "at_once": (int, "N", "requests to the gateway at a time"),

@@ -26,7 +26,8 @@ Tokens = tuple[int, ...]
 class Generator:
     """Answers prompts with `decoder` on the KV of `base`; both on `device`, in one dtype.
 
-    An answer ends before the first of the tokens `stops`, or after `max_new_tokens`.
+    An answer ends before the first of the tokens `stops`, or after `max_new_tokens`. Of each prompt
+    the decoder reads the boundary token and the `tail` tokens before it, whatever the share.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Generator:
         stops: Collection[int],
         max_new_tokens: int,
         device: torch.device,
+        tail: int = 0,
     ) -> None:
         self._base, self._decoder = FrozenBase(base), decoder
         self._stops, self._most, self._device = frozenset(stops), max_new_tokens, device
+        self._tail = tail
 
     def answers(
         self, prompts: Sequence[Tokens], shares: Sequence[float]
@@ -48,7 +51,8 @@ class Generator:
         The base prefills once, for the largest of the shares.
         """
         prefix_lengths = [
-            [shared_tokens(len(prompt), share) for prompt in prompts] for share in shares
+            [shared_tokens(len(prompt), share, self._tail) for prompt in prompts]
+            for share in shares
         ]
         prefix: list[LayerKv] = []
         if longest := max(max(counts) for counts in prefix_lengths):
@@ -159,9 +163,10 @@ class _Rows:
         return logits
 
 
-def shared_tokens(prompt: int, share: float) -> int:
-    """How many of a prompt's tokens have their KV from the base: never the boundary token."""
-    return round(share * (prompt - 1))
+def shared_tokens(prompt: int, share: float, tail: int = 0) -> int:
+    """How many of a prompt's tokens have their KV from the base: never the boundary token and the
+    `tail` tokens before it."""
+    return round(share * max(0, prompt - 1 - tail))
 
 
 def _prompt_mask(visible: torch.Tensor, width: int) -> torch.Tensor:

@@ -158,6 +158,7 @@ class _Run:
             task=self.task.name,
             system=self.settings.system or self.subject.decoder.name,
             share=answers[0].share,
+            tail=self.subject.tail(self.settings),
             seed=self.subject.seed(self.settings),
             n=len(answers),
             score=score,

@@ -13,6 +13,7 @@ _Z = 1.959963984540054
 class Row:
     """One score: the part of `n` items passed, with its Wilson 95 % interval `low` to `high`.
 
+    `tail` is how many tokens before the boundary token the decoder read, whatever the `share`.
     `served` tells whether a cluster answered, or Hugging Face in this process, then in `dtype`.
     Fingerprints leave the output head out, which makes no KV.
     """
@@ -20,6 +21,7 @@ class Row:
     task: str
     system: str
     share: float
+    tail: int
     seed: int
     n: int
     score: float

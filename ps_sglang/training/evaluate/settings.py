@@ -16,13 +16,14 @@ Dtype = Literal["float32", "bfloat16"]
 class EvaluateSettings:
     """One decoder on one task.
 
-    `share` holds ratios, 0 to 1: of a prompt of n tokens the first round(share * (n - 1)) have
-    their KV from the base, the decoder reads the rest. 0 is an ordinary model, 1 what a cluster
-    serves. Empty with `through`: only the cluster is asked.
+    `share` holds ratios, 0 to 1: of a prompt of n tokens the first round(share * (n - 1 - tail))
+    have their KV from the base, the decoder reads the rest. 0 is an ordinary model, 1 without a
+    tail what a cluster serves. Empty with `through`: only the cluster is asked.
 
     `count` 0 means all items of the split. `system` is what the rows call the decoder, by default
-    its name; `seed` that of its training, by default what its manifest says. `batch_tokens` bounds
-    a batch's prompts and answers together. `at_once` is the number of requests to the cluster.
+    its name; `seed` that of its training, and `tail` its tail in tokens, by default what its
+    manifest says. `batch_tokens` bounds a batch's prompts and answers together. `at_once` is the
+    number of requests to the cluster.
     """
 
     task: str
@@ -34,6 +35,7 @@ class EvaluateSettings:
     few_shot: int = 0
     system: str = ""
     seed: int | None = None
+    tail: int | None = None
     dtype: Dtype = "float32"
     batch_tokens: int = 8192
     through: str = ""
@@ -54,6 +56,12 @@ class EvaluateSettings:
             wrong.append("--share without a value: needs --through, or nothing is evaluated")
         if self.record and 1 not in self.share:
             wrong.append("--record: needs --share 1, which is what a cluster serves")
+        if self.tail is not None and self.tail < 0:
+            wrong.append(f"--tail {self.tail}: must be at least 0")
+        if self.tail and self.through:
+            wrong.append(f"--tail {self.tail}: no cluster serves a tail yet; leave out --through")
+        if self.record and self.tail is not None:
+            wrong.append("--record: records the score at the decoder's own tail; leave out --tail")
         if self.figure and not self.share:
             wrong.append(f"--figure {self.figure}: needs a value of --share")
         refuse(wrong)

@@ -57,6 +57,7 @@ class Subject:
                 base.path,
                 {decoder.name: decoder.path},
                 allow_unverified=settings.allow_unverified,
+                any_tail=not settings.through,
             )
             manifest = report.manifest
         if settings.record and manifest is None:
@@ -81,13 +82,24 @@ class Subject:
         trained = self.manifest.training.settings.get("seed") if self.manifest else None
         return trained if isinstance(trained, int) else 0
 
+    def tail(self, settings: EvaluateSettings) -> int:
+        """The decoder's, in tokens: as the settings say, or as its manifest does, or 0."""
+        if settings.tail is not None:
+            return settings.tail
+        return self.manifest.tail if self.manifest else 0
+
     def generator(self, settings: EvaluateSettings, max_new_tokens: int) -> Generator:
         """Load both models, on the GPU if there is one; an adapter takes the base's weights."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype: torch.dtype = getattr(torch, settings.dtype)
         base = load(self.base, dtype, device)
         return Generator(
-            base, self._decoder(base, dtype, device), self.tokenizing.stops, max_new_tokens, device
+            base,
+            self._decoder(base, dtype, device),
+            self.tokenizing.stops,
+            max_new_tokens,
+            device,
+            self.tail(settings),
         )
 
     def _decoder(self, base: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -13,7 +13,8 @@ _DESCRIPTION: Final = """\
 Train a decoder on the KV cache of a frozen base, so that it can decode from the base's prefill.
 
 Per batch the base prefills the prompts without gradients; the decoder reads each prompt's last
-token and the answer on that cache; the loss is on answer tokens only."""
+token (with --tail, more of its last tokens) and the answer on that cache; the loss is on answer
+tokens only."""
 
 _EPILOG: Final = """\
 data: JSON lines, a .parquet file, a folder of save_to_disk (DIR or DIR:split), or a Hugging Face
@@ -56,6 +57,7 @@ _FLAGS: Final[dict[str, tuple[Any, str, str]]] = {
     "eval_data": (str, "DATA", "measure the loss on it; the best checkpoint becomes the decoder"),
     "tool_call_parser": (str, "NAME", "SGLang's parser of the calls that the decoder will write"),
     "reasoning_parser": (str, "NAME", "SGLang's parser of the reasoning that it will write"),
+    "tail": (int, "TOKENS", "prompt tokens before the last that the decoder reads itself, too"),
     "lora_rank": (int, "N", "train LoRA adapters of this rank; 0 trains all weights"),
     "lora_alpha": (int, "N", "LoRA's scale times its rank; 0 means twice the rank"),
     "max_length": (int, "TOKENS", "longest prompt and answer; 0 means the base's context"),

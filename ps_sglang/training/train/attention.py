@@ -68,13 +68,15 @@ def attend(
 def answer_mask(visible: torch.Tensor, segments: torch.Tensor, prefix: int) -> torch.Tensor:
     """What each of the decoder's tokens may see: [rows, 1, queries, prefix + queries], bool.
 
-    `visible` [rows, queries]: how many of the row's base tokens come before the token's boundary
-    token. `segments` [rows, queries]: which answer it belongs to. It sees those base tokens, and of
-    the decoder's own its segment up to itself.
+    `visible` [rows, queries]: how many of the row's base tokens come before the token's segment.
+    `segments` [rows, queries]: which answer it belongs to. It sees those base tokens, and of the
+    decoder's own its segment up to itself.
 
         base prefix  0 1 2 3 4 5 6 7 8 9      segment 0 (boundary 3)   segment 1 (boundary 9)
         segment 0    x x x                    causal                   -
         segment 1    x x x x x x x x x        -                        causal
+
+    With a tail of 2 tokens they begin with tokens 1 and 7, and see 1 and 7 of the base's.
     """
     columns = torch.arange(prefix, device=visible.device)
     on_base = columns < visible[:, :, None]

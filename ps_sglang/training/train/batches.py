@@ -44,7 +44,11 @@ class Example:
 
     @property
     def base_ids(self) -> Tokens:
-        """What the base prefills: all before the last boundary token."""
+        """What the base prefills: all before the last boundary token.
+
+        Tails too, which no decoder sees there: so one kept KV serves every tail, and an answer's
+        tail is the base's for the answers after it.
+        """
         return self.prompt[:-1]
 
     @property
@@ -75,14 +79,16 @@ class Example:
 FILLER: Final = Example((0,), (AnswerTokens(1, (IGNORED,)),))
 
 
-def conditioned_batch(examples: Sequence[Example]) -> Batch:
-    """Base tokens, and the segments (boundary token and answer) that the decoder reads.
+def conditioned_batch(examples: Sequence[Example], tail: int = 0) -> Batch:
+    """Base tokens, and the segments (tail, boundary token and answer) that the decoder reads.
+
+    An answer's tail is the `tail` tokens before its boundary token, or as many as there are.
 
     base_ids [rows, L], base_lengths [rows]; input_ids, position_ids, visible, segments and labels
     [rows, Q], see `attention.answer_mask`. An answer's last token is predicted, never read.
     answer_tokens [rows].
     """
-    rows = [_segments(example) for example in examples]
+    rows = [_segments(example, tail) for example in examples]
     padding = {"segments": _PADDING, "labels": IGNORED}
     batch = {name: _padded([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
     base = [example.base_ids for example in examples]
@@ -92,17 +98,19 @@ def conditioned_batch(examples: Sequence[Example]) -> Batch:
     return batch
 
 
-def _segments(example: Example) -> dict[str, list[int]]:
+def _segments(example: Example, tail: int) -> dict[str, list[int]]:
     row: dict[str, list[int]] = {
         name: [] for name in ("input_ids", "position_ids", "visible", "segments", "labels")
     }
     for index, answer in enumerate(example.answers):
-        boundary, count = answer.start - 1, len(answer.ids)
-        row["input_ids"] += [example.prompt[boundary], *answer.ids[:-1]]
-        row["position_ids"] += range(boundary, boundary + count)
-        row["visible"] += [boundary] * count
-        row["segments"] += [index] * count
-        row["labels"] += answer.ids
+        boundary = answer.start - 1
+        first = max(0, boundary - tail)
+        end = boundary + len(answer.ids)
+        row["input_ids"] += [*example.prompt[first : answer.start], *answer.ids[:-1]]
+        row["position_ids"] += range(first, end)
+        row["visible"] += [first] * (end - first)
+        row["segments"] += [index] * (end - first)
+        row["labels"] += [*[IGNORED] * (boundary - first), *answer.ids]
     return row
 
 

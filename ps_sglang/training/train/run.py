@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _trainer(
     trainer = DecoderTrainer(
         decoder,
         CacheConditioned(BaseReader(frozen, kv_store)) if conditioned else Full(),
-        conditioned_batch if conditioned else full_batch,
+        partial(conditioned_batch, tail=settings.tail) if conditioned else full_batch,
         arguments,
         data.train.examples,
         data.evaluation.examples if data.evaluation else None,
@@ -172,6 +173,7 @@ def _manifest(settings: TrainSettings, base: NamedModel, data: _Data, state: Any
         tool_call_parser=settings.tool_call_parser or None,
         reasoning_parser=settings.reasoning_parser or None,
         share_ratio=1.0 if settings.method == "cache-conditioned" else 0.0,
+        tail=settings.tail,
         training=Training(
             recipe=f"{settings.method} fine-tuning, {what}",
             data_digest=identity.data,

@@ -57,7 +57,8 @@ class RunFingerprint:
 def check_resume(folder: Path, now: RunFingerprint, base: Path) -> None:
     """Raises UsageError that lists all in which the run in `folder` was another one.
 
-    `base` is the folder of the base; older runs name its tokenizer by how it is written.
+    `base` is the folder of the base; older runs name its tokenizer by how it is written, and know
+    no tail.
     """
     path = folder / _FILE
     try:
@@ -66,7 +67,7 @@ def check_resume(folder: Path, now: RunFingerprint, base: Path) -> None:
         raise UsageError(f"--resume: there is no run in {folder.parent}; leave it out") from None
     if then.get("tokenizer") == written_tokenizer_digest(base):
         then["tokenizer"] = now.tokenizer
-    old_rows, new_rows = _rows(then), _rows(asdict(now))
+    old_rows, new_rows = {"tail": 0} | _rows(then), _rows(asdict(now))
     # Its name is for people: a base that was moved is the same base.
     rows = [
         f"{key.replace('_', ' ')}: then {old_rows.get(key)}, now {new_rows.get(key)}"

@@ -18,8 +18,9 @@ Schedule = Literal["linear", "cosine", "constant"]
 class TrainSettings:
     """One run. Lengths in tokens, sizes in examples, intervals in optimizer steps.
 
-    `lora_rank` 0 trains all weights. `steps` 0 means `epochs`. `checkpoint_steps` 0 means once an
-    epoch. `max_length` 0 means the base's context.
+    `tail` is how many prompt tokens the decoder reads before the boundary token; with 0 it reads
+    none. `lora_rank` 0 trains all weights. `steps` 0 means `epochs`. `checkpoint_steps` 0 means
+    once an epoch. `max_length` 0 means the base's context.
     """
 
     base: str
@@ -29,6 +30,7 @@ class TrainSettings:
     tool_call_parser: str = ""
     reasoning_parser: str = ""
     method: Method = "cache-conditioned"
+    tail: int = 0
     lora_rank: int = 0
     lora_alpha: int = 0
     max_length: int = 0
@@ -62,6 +64,8 @@ class TrainSettings:
             wrong.append(f"--keep-kv-dir {self.keep_kv_dir}: needs --keep-kv-gb, its bound")
         if self.keep_kv_gb and self.method == "full":
             wrong.append(f"--keep-kv-gb {self.keep_kv_gb:g}: full fine-tuning reads no base KV")
+        if self.tail and self.method == "full":
+            wrong.append(f"--tail {self.tail}: full fine-tuning reads the whole prompt itself")
         parsers = self.tool_call_parser or None, self.reasoning_parser or None
         if problem := parser_problem(*parsers):
             wrong.append(problem)
@@ -98,7 +102,10 @@ _CHOICES: Final = {
     "schedule": get_args(Schedule),
 }
 _COUNTS = ("batch_size", "accumulation", "keep_checkpoints", "log_steps")
-_MAY_BE_ZERO = ("lora_rank", "lora_alpha", "max_length", "steps", "checkpoint_steps", "seed")
+_MAY_BE_ZERO = (
+    *("tail", "lora_rank", "lora_alpha"),
+    *("max_length", "steps", "checkpoint_steps", "seed"),
+)
 _RANGES: Final[Ranges] = (
     (_COUNTS, "at least 1", lambda value: value >= 1),
     (_MAY_BE_ZERO, "at least 0", lambda value: value >= 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def refusal(tiny: dict[str, Path], kind: type[Exception] = UsageError, **changes
         ({"share": (0.5, 0.5)}, "--share 0.5 0.5: one of them twice"),
         ({"share": ()}, "--share without a value: needs --through"),
         ({"share": (0.5,), "record": True}, "--record: needs --share 1"),
+        ({"tail": -1}, "--tail -1: must be at least 0"),
+        ({"tail": 4, "record": True}, "--record: records the score at the decoder's own tail"),
+        ({"tail": 4, "through": "u"}, "--tail 4: no cluster serves a tail yet"),
         ({"count": -1}, "--count -1: must be at least 0"),
         ({"at_once": 0}, "--at-once 0: must be at least 1"),
         ({"split": "train"}, "--split train: one of dev, test"),
@@ -78,6 +82,14 @@ def test_a_decoder_without_manifest(tiny: dict[str, Path], tmp_path: Path) -> No
     assert "no such file" in refusal(tiny, ContractError, decoder=str(copy))
     message = refusal(tiny, decoder=str(copy), allow_unverified=True, record=True)
     assert "has no manifest to record a score in" in message
+
+
+def test_a_decoder_with_a_tail_through_a_cluster(tiny: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny["a"], tmp_path / "a")
+    manifest = json.loads((copy / "prefillshare.json").read_text()) | {"tail": 4}
+    (copy / "prefillshare.json").write_text(json.dumps(manifest))
+    message = refusal(tiny, ContractError, decoder=str(copy), through="http://127.0.0.1:9")
+    assert "tail: served 0, decoder 4" in message
 
 
 def test_a_folder_that_is_not_there(tiny: dict[str, Path]) -> None:

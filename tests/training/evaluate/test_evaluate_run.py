@@ -17,6 +17,7 @@ from ps_sglang.models.adapter import write_adapted
 from ps_sglang.training.evaluate.prompts import questions
 from ps_sglang.training.evaluate.run import evaluate_task
 from ps_sglang.training.evaluate.scores import wilson
+from ps_sglang.training.tasks import Item
 from tests.support.adapters import make_adapter
 from tests.support.standin_gateway import serving
 from tests.training.evaluate.small_task import SmallTask, right, settings
@@ -27,18 +28,27 @@ def ignore(line: str) -> None: ...
 
 
 @torch.no_grad()
-def answer(folders: list[Path], text: str) -> str:
+def answer(folders: list[Path], text: str, tail: int = 0) -> str:
     """What the second model says on the first one's KV, one token after the other."""
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     base, decoder = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
     ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
-    past = base(ids[:, :-1], use_cache=True).past_key_values
-    token, said = ids[:, -1:], []
+    shared = ids.shape[1] - 1 - tail
+    past = base(ids[:, :shared], use_cache=True).past_key_values
+    token, said = ids[:, shared:], []
     for _ in range(SmallTask.max_new_tokens):
         output = decoder(token, past_key_values=past, use_cache=True)
         past, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
         said.append(int(token))
     return str(tokenizer.decode(said))
+
+
+def prompt_of(item: Item) -> str:
+    system, user = (message["content"] for message in item.messages)
+    return (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
 
 
 def test_rows_and_answers_are_those_of_the_items(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -53,12 +63,7 @@ def test_rows_and_answers_are_those_of_the_items(tiny: dict[str, Path], tmp_path
         assert len(mine) == len(items)
         reader = tiny["base"] if share else tiny["a"]
         for item in items:
-            system, user = (message["content"] for message in item.messages)
-            prompt = (
-                f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
-                "<|im_start|>assistant\n"
-            )
-            assert mine[item.id]["text"] == answer([reader, tiny["a"]], prompt)
+            assert mine[item.id]["text"] == answer([reader, tiny["a"]], prompt_of(item))
         scores = [right(line["text"]) for line in mine.values()]
         assert [line["passed"] for line in mine.values()] == scores
         assert (row.n, row.score) == (10, sum(scores) / 10)
@@ -116,6 +121,24 @@ def test_seed_is_the_manifests_unless_given(tiny: dict[str, Path], tmp_path: Pat
         for seed in (None, 3)
     ]
     assert seeds == [7, 3]
+
+
+def test_the_tail_is_the_manifests_unless_given(tiny: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny["a"], tmp_path / "a")
+    manifest = json.loads((copy / "prefillshare.json").read_text()) | {"tail": 4}
+    (copy / "prefillshare.json").write_text(json.dumps(manifest))
+    log = tmp_path / "answers.jsonl"
+    prompts = [prompt_of(item) for item in SmallTask().items("test", 3)]
+    said = {}
+    for given, tail in ((None, 4), (0, 0), (9, 9)):
+        wanted = settings(tiny, decoder=str(copy), count=3, tail=given, answers=log)
+        (row,) = evaluate_task(SmallTask(), wanted, ignore).rows
+        assert (row.share, row.tail) == (1.0, tail)
+        said[tail] = [json.loads(line)["text"] for line in log.read_text().splitlines()]
+        assert sorted(said[tail]) == sorted(
+            answer([tiny["base"], tiny["a"]], prompt, tail) for prompt in prompts
+        )
+    assert said[0] != said[4] != said[9]
 
 
 def test_the_score_is_recorded_once(tiny: dict[str, Path], tmp_path: Path) -> None:

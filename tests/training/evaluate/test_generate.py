@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 MOST = 24
 SHARES = (0.0, 0.25, 0.5, 0.9, 1.0)
 LENGTHS = (1, 2, 3, 17, 40, 41, 90, 5)
+LONGER_THAN_ALL = 100
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ def prompts() -> list[Tokens]:
 
 
 @torch.no_grad()
-def plain(models: Pair, prompt: Tokens, share: float, stops: tuple[int, ...]) -> Tokens:
+def plain(
+    models: Pair, prompt: Tokens, share: float, stops: tuple[int, ...], tail: int = 0
+) -> Tokens:
     """One prompt, no padding, no mask: the definition."""
-    ids, taken, past = torch.tensor([prompt]), shared_tokens(len(prompt), share), None
+    ids, taken, past = torch.tensor([prompt]), shared_tokens(len(prompt), share, tail), None
     if taken:
         past = models.plain_base(ids[:, :taken], use_cache=True).past_key_values
     current = ids[:, taken:]
@@ -65,9 +68,13 @@ def plain(models: Pair, prompt: Tokens, share: float, stops: tuple[int, ...]) ->
 
 
 def generate(
-    models: Pair, prompts: list[Tokens], shares: tuple[float, ...], stops: tuple[int, ...] = ()
+    models: Pair,
+    prompts: list[Tokens],
+    shares: tuple[float, ...],
+    stops: tuple[int, ...] = (),
+    tail: int = 0,
 ) -> dict[float, list[Tokens]]:
-    generator = Generator(models.base, models.decoder, stops, MOST, CPU)
+    generator = Generator(models.base, models.decoder, stops, MOST, CPU, tail)
     return dict(generator.answers(prompts, shares))
 
 
@@ -77,6 +84,18 @@ def test_a_batch_says_what_each_row_says_alone(models: Pair, prompts: list[Token
         assert found[share] == [plain(models, prompt, share, ()) for prompt in prompts], share
     # Or a wrong share could not be told from a right one.
     assert found[0.0] != found[0.5] != found[1.0]
+
+
+@pytest.mark.parametrize("tail", [1, 16, LONGER_THAN_ALL])
+def test_a_tail_is_read_by_the_decoder(models: Pair, prompts: list[Tokens], tail: int) -> None:
+    """Also by prompts that are shorter, which have nothing of the base then."""
+    found = generate(models, prompts, (0.5, 1.0), tail=tail)
+    for share in (0.5, 1.0):
+        wanted = [plain(models, prompt, share, (), tail) for prompt in prompts]
+        assert found[share] == wanted, share
+    assert found[1.0] != generate(models, prompts, (1.0,))[1.0]
+    own = generate(models, prompts, (0.0,))[0.0]
+    assert (found[1.0] == own) == (tail == LONGER_THAN_ALL)
 
 
 def test_rows_that_end_leave_the_others_as_they_were(models: Pair, prompts: list[Tokens]) -> None:
@@ -102,11 +121,17 @@ def test_one_share_alone_is_the_same_as_among_others(models: Pair, prompts: list
 
 
 @pytest.mark.parametrize(
-    ("prompt", "share", "taken"),
-    [(1, 1.0, 0), (2, 1.0, 1), (101, 1.0, 100), (101, 0.0, 0), (101, 0.25, 25), (12, 0.5, 6)],
+    ("prompt", "share", "tail", "taken"),
+    [
+        *((1, 1.0, 0, 0), (2, 1.0, 0, 1), (101, 1.0, 0, 100), (101, 0.0, 0, 0)),
+        *((101, 0.25, 0, 25), (12, 0.5, 0, 6)),
+        *((101, 1.0, 1, 99), (101, 0.5, 16, 42), (17, 1.0, 16, 0), (3, 1.0, 16, 0)),
+    ],
 )
-def test_the_boundary_token_is_never_shared(prompt: int, share: float, taken: int) -> None:
-    assert shared_tokens(prompt, share) == taken
+def test_boundary_token_and_tail_are_never_shared(
+    prompt: int, share: float, tail: int, taken: int
+) -> None:
+    assert shared_tokens(prompt, share, tail) == taken
 
 
 def test_batches_are_bounded_and_hold_every_row_once() -> None:

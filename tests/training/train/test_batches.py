@@ -83,6 +83,39 @@ def test_a_batch_as_it_is_drawn_in_the_mask() -> None:
     ]
 
 
+def test_a_batch_with_tails_as_it_is_drawn_in_the_mask() -> None:
+    """Two tokens before boundaries 3 and 9; a prompt of two tokens has one of them."""
+    examples = [
+        Example(tuple(range(10)), (AnswerTokens(4, (4, 5)), AnswerTokens(10, (10, 11)))),
+        Example((20, 21), (AnswerTokens(2, (22, 23)),)),
+    ]
+    batch = conditioned_batch(examples, tail=2)
+    assert batch["base_ids"].tolist() == [list(range(9)), [20, *[0] * 8]]
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 7, 8, 9, 10], [20, 21, 22, *[0] * 5]]
+    assert batch["position_ids"].tolist() == [[1, 2, 3, 4, 7, 8, 9, 10], [0, 1, 2, *[0] * 5]]
+    assert batch["labels"].tolist() == [
+        [-100, -100, 4, 5, -100, -100, 10, 11],
+        [-100, 22, 23, *[-100] * 5],
+    ]
+    assert batch["answer_tokens"].tolist() == [4, 2]
+    mask = answer_mask(batch["visible"], batch["segments"], prefix=9)
+    drawn = [
+        ["".join("x" if seen else "." for seen in row) for row in rows[0].tolist()] for rows in mask
+    ]
+    assert drawn[0] == [
+        "x........x.......",
+        "x........xx......",
+        "x........xxx.....",
+        "x........xxxx....",
+        "xxxxxxx......x...",
+        "xxxxxxx......xx..",
+        "xxxxxxx......xxx.",
+        "xxxxxxx......xxxx",
+    ]
+    # The base has nothing before the start of this prompt.
+    assert drawn[1][:3] == [".........x.......", ".........xx......", ".........xxx....."]
+
+
 def test_full_batch_has_plain_sequences() -> None:
     """One for the answers that stand in the next prompt, another for one that does not."""
     chained = Example(tuple(range(6)), (AnswerTokens(2, (2, 3)), AnswerTokens(6, (6, 7))))

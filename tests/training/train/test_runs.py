@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, TrainerState
 
 from benchmarks.tiny import Family, make_tiny
 from ps_sglang.contract import base_fingerprint, check_cluster, read_manifest
+from ps_sglang.errors import ContractError, UsageError
 from ps_sglang.training.train.merge import main
 from ps_sglang.training.train.progress import TrainingProgress
 from tests.training.train.train_setup import Run, conversations, stop_at, write_rows
@@ -216,6 +217,39 @@ def test_full_fine_tuning_sees_the_same_data(run: Run, other: Run) -> None:
     manifest = read_manifest(other.out)
     assert manifest is not None
     assert manifest.share_ratio == 0.0
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_decoder_with_a_tail(run: Run, tiny: dict[str, Path], lora_rank: int) -> None:
+    """It learns, its manifest says how much it reads, and no cluster takes it."""
+    run.train(tail=16, lora_rank=lora_rank, steps=12, checkpoint_steps=6)
+    losses = list(run.log().values())
+    assert losses[-1] < losses[0]
+    folders = [run.out, run.out / "adapter"] if lora_rank else [run.out]
+    for folder in folders:
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        assert (manifest.tail, manifest.training.settings["tail"]) == (16, 16)
+        with pytest.raises(ContractError, match="tail: served 0, decoder 16"):
+            check_cluster(tiny["base"], {"new": folder}, allow_unverified=True)
+
+
+def test_a_tail_sees_the_same_data(run: Run, other: Run) -> None:
+    """With the model as its own base, and weights that do not move, every tail has one loss."""
+    run.train(learning_rate=1e-12)
+    other.train(learning_rate=1e-12, tail=9)
+    assert_same_curve(run.log(), other.log(), 1e-4)
+
+
+def test_resume_knows_the_tail(run: Run) -> None:
+    run.train()
+    with pytest.raises(UsageError, match="tail: then 0, now 4"):
+        run.train(resume=True, tail=4)
+    file = run.out / "training" / "run.json"
+    older = json.loads(file.read_text())
+    del older["settings"]["tail"]
+    file.write_text(json.dumps(older))
+    run.train(resume=True)
 
 
 def test_kept_kv_on_disk_serves_later_runs(run: Run, other: Run, tmp_path: Path) -> None:

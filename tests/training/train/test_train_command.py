@@ -25,6 +25,7 @@ def test_defaults_are_those_of_the_settings() -> None:
 def test_every_setting_has_a_flag() -> None:
     values = {
         "method": "full",
+        "tail": "0",
         "schedule": "cosine",
         "dtype": "bfloat16",
         "keep_kv_gb": "0",
@@ -41,7 +42,7 @@ def test_every_setting_has_a_flag() -> None:
             argv += [] if field.name in switches else [value]
     settings = parse_args(argv)
     for field in fields(TrainSettings):
-        if field.name not in {"keep_kv_gb", "keep_kv_dir"}:
+        if field.name not in {"keep_kv_gb", "keep_kv_dir", "tail"}:
             assert getattr(settings, field.name) != field.default, field.name
 
 
@@ -52,6 +53,8 @@ def test_every_setting_has_a_flag() -> None:
         (["--learning-rate", "0"], "--learning-rate 0.0: must be above 0"),
         (["--warmup", "5"], "--warmup 5.0: must be a part of the steps, 0 to 1"),
         (["--lora-alpha", "8"], "--lora-alpha 8: needs --lora-rank"),
+        (["--tail", "-1"], "--tail -1: must be at least 0"),
+        (["--tail", "8", "--method", "full"], "--tail 8: full fine-tuning reads the whole prompt"),
         (["--keep-kv-dir", "x"], "--keep-kv-dir x: needs --keep-kv-gb"),
         (["--keep-kv-gb", "1", "--method", "full"], "--keep-kv-gb 1: full fine-tuning reads no"),
         (["--tool-call-parser", "herms"], "tool_call_parser is 'herms', .* auto, .*hermes"),

@@ -71,7 +71,9 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def reference_losses(base: Any, decoder: Any, examples: tuple[Example, ...]) -> torch.Tensor:
+def reference_losses(
+    base: Any, decoder: Any, examples: tuple[Example, ...], tail: int = 0
+) -> torch.Tensor:
     """Summed over the answers of each example; transformers' own attention and cache."""
     base, ours = copy.deepcopy(base).eval(), decoder.config._attn_implementation
     decoder.set_attn_implementation("sdpa")
@@ -80,13 +82,14 @@ def reference_losses(base: Any, decoder: Any, examples: tuple[Example, ...]) -> 
     for one in examples:
         losses = []
         for answer in one.answers:
-            cache, boundary = None, answer.start - 1
-            if boundary:
+            cache, first = None, max(0, answer.start - 1 - tail)
+            if first:
                 with torch.no_grad():
-                    prompt = torch.tensor([one.prompt[:boundary]])
+                    prompt = torch.tensor([one.prompt[:first]])
                     cache = base(prompt, use_cache=True).past_key_values
-            read = torch.tensor([(one.prompt[boundary], *answer.ids[:-1])])
+            read = torch.tensor([(*one.prompt[first : answer.start], *answer.ids[:-1])])
             logits = decoder(read, past_key_values=cache, use_cache=True).logits[0]
+            logits = logits[-len(answer.ids) :]
             chosen = torch.tensor(answer.ids)[:, None]
             losses.append(-logits.log_softmax(-1).gather(1, chosen).sum())
         rows.append(torch.stack(losses).sum())
@@ -109,13 +112,34 @@ def assert_same(
         )
 
 
-def test_losses_and_gradients_are_the_references(base: Any, decoder: Any) -> None:
+@pytest.mark.parametrize("tail", [0, 1, 16, 100])
+def test_losses_and_gradients_are_the_references(base: Any, decoder: Any, tail: int) -> None:
+    """Also with tails that reach into earlier answers, and over the start of every prompt."""
     step = CacheConditioned(BaseReader(FrozenBase(base)))
     assert_same(
         decoder,
-        lambda: step.losses(decoder, conditioned_batch(EXAMPLES)),
-        lambda: reference_losses(base, decoder, EXAMPLES),
+        lambda: step.losses(decoder, conditioned_batch(EXAMPLES, tail)),
+        lambda: reference_losses(base, decoder, EXAMPLES, tail),
     )
+
+
+def test_a_tail_of_the_whole_prompt_is_full_fine_tuning(base: Any, decoder: Any) -> None:
+    step = CacheConditioned(BaseReader(FrozenBase(base)))
+    assert_same(
+        decoder,
+        lambda: step.losses(decoder, conditioned_batch(EXAMPLES, tail=100)),
+        lambda: Full().losses(decoder, full_batch(EXAMPLES)),
+    )
+
+
+def test_other_tails_would_be_told_apart(base: Any, decoder: Any) -> None:
+    step = CacheConditioned(BaseReader(FrozenBase(base)))
+    none, one, sixteen = (
+        step.losses(decoder, conditioned_batch(EXAMPLES, tail)) for tail in (0, 1, 16)
+    )
+    for other in (none - one, one - sixteen, sixteen - none):
+        # The third prompt has one token alone.
+        assert other[[0, 1, 3, 4]].abs().min() > 1e-3
 
 
 def test_no_gradient_reaches_the_base(base: Any, decoder: Any) -> None:
@@ -137,11 +161,12 @@ def test_kept_kv_changes_nothing(base: Any, decoder: Any, store: str, tmp_path: 
     kept = stores[store]
     step = CacheConditioned(BaseReader(FrozenBase(base), kept))
     wanted = CacheConditioned(BaseReader(FrozenBase(base)))
-    for rows in (EXAMPLES[1:], EXAMPLES, EXAMPLES, EXAMPLES[::-1]):
+    # What is kept serves every tail.
+    for rows, tail in ((EXAMPLES[1:], 0), (EXAMPLES, 16), (EXAMPLES, 0), (EXAMPLES[::-1], 1)):
         assert_same(
             decoder,
-            partial(step.losses, decoder, conditioned_batch(rows)),
-            partial(wanted.losses, decoder, conditioned_batch(rows)),
+            partial(step.losses, decoder, conditioned_batch(rows, tail)),
+            partial(wanted.losses, decoder, conditioned_batch(rows, tail)),
         )
     assert kept.hits == {"too small": 2 + 2 + 2}.get(store, 4 + 5 + 5)
 
