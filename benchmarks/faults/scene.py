@@ -104,8 +104,9 @@ class Scene:
 class Fault:
     """One fault, made anew for each time. `stage` says in which state it found its victim.
 
-    `replaced`: the processes, by name, in whose place others must run afterwards. `figures` are
-    what else it has measured.
+    `replaced`: the processes, by name, in whose place others must run afterwards. `begun`: the ids
+    of the streams that a decode worker was sending when it was struck. For `compared_s` before it
+    and after it agents' waiting times are compared. `figures` are what else it has measured.
     """
 
     may_cut: ClassVar[bool] = False
@@ -114,6 +115,8 @@ class Fault:
     def __init__(self) -> None:
         self.stage = ""
         self.replaced: dict[str, int] = {}
+        self.begun: frozenset[str] = frozenset()
+        self.compared_s = 0.0
         self.figures: dict[str, Any] = {}
 
     async def inject(self, scene: Scene) -> None:
@@ -122,4 +125,8 @@ class Fault:
 
     async def heal(self, scene: Scene) -> None:
         """Take it back; comes even if `inject` fails."""
+        return
+
+    async def check(self, scene: Scene) -> None:
+        """Raises AssertionError if what is there again is not what was there before."""
         return

@@ -31,7 +31,7 @@ _LONGEST: Final = 96
 """Tokens of a stream: enough to be under way when the fault comes."""
 
 
-class _OnWorker(Fault):
+class OnWorker(Fault):
     """Befalls a worker of a role; of decode workers one that has another beside it."""
 
     def __init__(self, role: str) -> None:
@@ -75,19 +75,29 @@ class _OnWorker(Fault):
         await asyncio.sleep(scene.source.uniform(0, _LONGEST_WAIT_S))
 
 
-class KillWorker(_OnWorker):
-    """SIGKILL to the first process of a worker, or to one below it by its `title`."""
+class KillWorker(OnWorker):
+    """SIGKILL to the first process of a worker, or to one below it by its `title`.
+
+    Another must come in its place, at its address, whose tree is empty.
+    """
 
     def __init__(self, role: str, title: str | None = None) -> None:
         super().__init__(role)
         self._title = title
+        self._urls: dict[str, str] = {}
 
     async def inject(self, scene: Scene) -> None:
         name, leader = await self.victim(scene)
         self.replaced[name] = leader
+        self._urls = await _urls(scene)
         pid = leader if self._title is None else _titled(leader, self._title)
+        self.begun = await scene.system.begun_streams(name)
         os.kill(pid, signal.SIGKILL)
         scene.agents.resume()
+
+    async def check(self, scene: Scene) -> None:
+        if (urls := await _urls(scene)) != self._urls:
+            raise AssertionError(f"workers are at {urls}, and were at {self._urls}")
 
 
 class KillGateway(Fault):
@@ -131,7 +141,7 @@ class KillLaunch(Fault):
         self.figures["start_s"] = await system.start()
 
 
-class Stop(_OnWorker):
+class Stop(OnWorker):
     """SIGSTOP to all processes of a worker or the gateway, and SIGCONT `seconds` later.
 
     Without `seconds` there is no SIGCONT: who looks after it must end it.
@@ -149,6 +159,7 @@ class Stop(_OnWorker):
             name, leader = await self.victim(scene)
             if self._seconds is None:
                 self.replaced[name] = leader
+            self.begun = await scene.system.begun_streams(name)
         self._stopped = procfs.session_members(leader)
         _signal(self._stopped, signal.SIGSTOP)
         scene.agents.resume()
@@ -157,6 +168,10 @@ class Stop(_OnWorker):
     async def heal(self, scene: Scene) -> None:
         if self._seconds is not None:
             _signal(self._stopped, signal.SIGCONT)
+
+
+async def _urls(scene: Scene) -> dict[str, str]:
+    return {name: one["url"] for name, one in (await scene.system.workers()).items()}
 
 
 def _titled(leader: int, title: str) -> int:
