@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,28 +25,32 @@ _AS_OTHER_HOST: Final = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && ex
 
 def no_second_host() -> str | None:
     """Why this machine cannot play two hosts, if it cannot."""
-    if os.geteuid() == 0 and shutil.which("ip") and shutil.which("tc"):
-        return None
-    return "a second host is a network namespace, which needs root and iproute2"
+    if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("tc")):
+        return "a second host is a network namespace, which needs root and iproute2"
+    try:
+        with second_host():
+            narrow(1_000_000)
+    except LaunchError as error:
+        return f"a second host is a network namespace, and {error}"
+    return None
 
 
 @contextmanager
 def second_host() -> Iterator[None]:
     """A host at THERE, on a cable to this machine, which is at HERE. Raises LaunchError."""
-    try:
+    with ExitStack() as made:
         _run("ip", "link", "add", _BRIDGE, "type", "bridge")
+        made.callback(_run, "ip", "link", "delete", _BRIDGE)
         _run("ip", "addr", "add", f"{HERE}/24", "dev", _BRIDGE)
         _run("ip", "link", "set", _BRIDGE, "up")
         _run("ip", "netns", "add", _HOST)
-        _run("ip", "link", "add", _CABLE, "type", "veth", "peer", _FAR_END, "netns", _HOST)
+        made.callback(_run, "ip", "netns", "delete", _HOST)
+        _run("ip", "link", "add", _CABLE, "type", "veth", "peer", "name", _FAR_END, "netns", _HOST)
         _run("ip", "link", "set", _CABLE, "master", _BRIDGE, "up")
         _run("ip", "-n", _HOST, "addr", "add", f"{THERE}/24", "dev", _FAR_END)
         _run("ip", "-n", _HOST, "link", "set", _FAR_END, "up")
         _run("ip", "-n", _HOST, "link", "set", "lo", "up")
         yield
-    finally:
-        for words in (("netns", "delete", _HOST), ("link", "delete", _BRIDGE)):
-            subprocess.run(["ip", *words], capture_output=True, check=False)
 
 
 def there(command: Sequence[str], folder: Path) -> list[str]:
