@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -192,12 +192,12 @@ def _sum(tries: Sequence[Try], name: str) -> int:
     return sum(int(getattr(one.counted, name)) for one in tries)
 
 
-def is_good(found: dict[str, Any]) -> bool:
+def is_good(found: Mapping[str, Any]) -> bool:
     """Whether a row passed each time, gave back what it took, and met all bars."""
     return found["passed"] == found["times"] and not shortfalls(found)
 
 
-def shortfalls(found: dict[str, Any]) -> list[str]:
+def shortfalls(found: Mapping[str, Any]) -> list[str]:
     """What is not as it must be over all times of a row."""
     missed = [f"not back: {what}" for what in found["resources"]["not_back"]]
     if found["went_on"] < STREAMS_BAR * found["begun_streams"]:

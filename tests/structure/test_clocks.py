@@ -28,10 +28,14 @@ def _readers(tree: ast.AST, place: str = "") -> set[str]:
     """The functions, or else classes, that read the wall clock."""
     found = set()
     for node in ast.iter_child_nodes(tree):
-        named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        name = (
+            node.name
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            else place
+        )
         if isinstance(node, ast.Attribute) and ast.unparse(node) in _READS:
             found.add(place)
-        found |= _readers(node, node.name if named else place)
+        found |= _readers(node, name)
     return found
 
 

@@ -24,6 +24,8 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
 
     _closed = False
 
+    init_time: float | None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._began = time.monotonic()
