@@ -253,10 +253,10 @@ def count(outcomes: Sequence[Outcome], *, may_cut: bool) -> Count:
     )
 
 
-def streams(outcomes: Sequence[Outcome], begun: Set[str]) -> tuple[int, int]:
-    """How many streams were `begun` (their ids) when their worker was struck.
+def streams(outcomes: Sequence[Outcome], begun: Set[str], at: float) -> tuple[int, int]:
+    """How many streams were `begun` (their ids), and not over, when a worker was struck `at` then.
 
     And how many of those ended as if nothing had happened.
     """
-    mine = [one for one in outcomes if one.streamed and one.rid in begun]
+    mine = [one for one in outcomes if one.streamed and one.rid in begun and one.done > at]
     return len(mine), sum(one.ending is Ending.EXACT for one in mine)

@@ -95,7 +95,7 @@ async def attempt(row: Row, scene: Scene, *, quick: bool) -> Try:
         _seconds(outcomes, 0.0, began),
         _seconds(outcomes, began, over),
         _seconds(outcomes, healed, healed + fault.compared_s),
-        *streams(outcomes, fault.begun),
+        *streams(outcomes, fault.begun, fault.struck_at),
         fault.figures,
         problems + counted.notes,
     )

@@ -74,8 +74,9 @@ def test_streams_that_a_struck_worker_had_begun() -> None:
         outcome(Ending.FAILED, rid="two", by="agent again"),
         outcome(Ending.EXACT, rid="three", streamed=False),
         outcome(Ending.FAILED, rid="four"),
+        outcome(Ending.EXACT, rid="five", done=2.5),
     ]
-    assert streams(outcomes, {"one", "two", "three"}) == (2, 1)
+    assert streams(outcomes, {"one", "two", "three", "five"}, 3.0) == (2, 1)
 
 
 def test_what_has_not_come_back_is_named() -> None:

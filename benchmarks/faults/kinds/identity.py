@@ -37,7 +37,7 @@ class OtherModel(OnWorker):
         self._folder = models[decoder]
         self._folder.rename(_aside(self._folder))
         self._folder.symlink_to(other)
-        self.begun = await scene.system.begun_streams(self._name)
+        await self.note_streams(scene, self._name)
         os.kill(leader, signal.SIGKILL)
         scene.agents.resume()
         self.figures["refused_s"] = await self._refused(scene)

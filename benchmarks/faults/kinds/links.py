@@ -29,13 +29,13 @@ class _OnLink(Fault):
 
 
 class CutLink(_OnLink):
-    """Nothing gets through. `begun` are the streams that come from the other host."""
+    """Nothing gets through. The streams that come from the other host are struck."""
 
     async def inject(self, scene: Scene) -> None:
         await self._bring_traffic(scene)
         for name, worker in (await scene.system.workers()).items():
             if urlsplit(worker["url"]).hostname == network.THERE:
-                self.begun |= await scene.system.begun_streams(name)
+                await self.note_streams(scene, name)
         network.cut()
         await asyncio.sleep(self._seconds)
 
