@@ -100,8 +100,9 @@ class _Answer:
 class Client:
     """Asks the cluster behind the gateway at `url`; `outcomes` has all that have ended."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None) -> None:
         self.url = url
+        self._api_key = api_key
         self.outcomes: list[Outcome] = []
         self._asked = 0
         self._http: aiohttp.ClientSession
@@ -111,6 +112,7 @@ class Client:
             # A kept connection may be closed by the gateway just when the next request is sent.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
+            headers=authorization(self._api_key),
             read_bufsize=1 << 20,
         )
         return self
@@ -187,6 +189,11 @@ class Client:
             async for line in response.content:
                 if line.startswith(b"data:"):
                     answer.event(line.removeprefix(b"data:").strip())
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The headers of a client with this key."""
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
 def request(

@@ -17,6 +17,9 @@ from benchmarks.faults.models import Served
 from benchmarks.faults.network import HERE, there
 from benchmarks.faults.system import READY_S, RESTARTS, System, decode_pool
 from ps_sglang.errors import LaunchError
+from ps_sglang.gateway.access import key_file
+from ps_sglang.gateway.access.limits import UNLIMITED
+from ps_sglang.gateway.access.principal import KeyRole, Principal
 from ps_sglang.launch import procfs
 from ps_sglang.launch.readiness import tail
 
@@ -28,9 +31,13 @@ class TwoHosts(System):
     """As System, on this machine and on that of `network.second_host`, which must be there."""
 
     def __init__(self, what: Served, folder: Path, logs: Path) -> None:
-        # Nobody else is on this network, so that clients need no keys.
-        options = ("--advertise", HERE, "--no-keys")
-        super().__init__(what, folder, logs, host=HERE, replicas=1, options=options)
+        keys, api_key = folder / "keys.txt", key_file.new_secret()
+        admin = Principal("suite", KeyRole.ADMIN, "suite", UNLIMITED)
+        key_file.add(keys, key_file.KeyEntry(admin, key_file.digest_of(api_key)))
+        options = ("--advertise", HERE, "--api-keys", str(keys))
+        super().__init__(
+            what, folder, logs, host=HERE, replicas=1, api_key=api_key, options=options
+        )
         self._folder = folder
         self._there: list[subprocess.Popen[bytes]] = []
 

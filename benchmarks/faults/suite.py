@@ -39,7 +39,10 @@ async def scene(
         said = script(what, seed)
         make, network = (TwoHosts, second_host()) if two_hosts else (System, nullcontext())
         with network:
-            async with make(what, folder, logs) as system, Client(system.url) as client:
+            async with (
+                make(what, folder, logs) as system,
+                Client(system.url, system.api_key) as client,
+            ):
                 on_progress("the cluster is up")
                 agents = Agents(client, said.conversations, _AGENTS, seed)
                 try:

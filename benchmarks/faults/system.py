@@ -18,11 +18,13 @@ from typing import IO, Any, Final, Self
 import aiohttp
 import psutil
 
+from benchmarks.faults.client import authorization
 from benchmarks.faults.models import Served, Turn
 from benchmarks.faults.resources import Resources, measure
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
 from ps_sglang.gateway.bodies.samples import client_rid
+from ps_sglang.gateway_http import KEY_VARIABLE
 from ps_sglang.launch import procfs
 from ps_sglang.launch.forked_process import die_with_parent
 from ps_sglang.launch.ports import free_ports
@@ -45,8 +47,8 @@ _READY: Final = "ps-sglang: ready "
 class System:
     """Two prefill workers, the decode workers of `what`, and a gateway at `url`.
 
-    The launcher listens at `host`, with these `options`. With `replicas` of 1 it has one worker of
-    each kind only.
+    The launcher listens at `host`, with these `options`, and takes an admin's `api_key`. With
+    `replicas` of 1 it has one worker of each kind only.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class System:
         *,
         host: str = LOOPBACK,
         replicas: int = 2,
+        api_key: str | None = None,
         options: Sequence[str] = (),
     ) -> None:
         (port,) = free_ports(1)
         self.url = f"http://{host}:{port}"
+        self.api_key = api_key
         self.what = what
         self.logs = logs
         self.temporary = folder / "t"  # sockets lie below, whose paths must be short
@@ -92,6 +96,7 @@ class System:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),
             timeout=aiohttp.ClientTimeout(total=_ASK_S),
+            headers=authorization(self.api_key),
         )
         try:
             await self.start()
@@ -126,12 +131,13 @@ class System:
 
     def run(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a part of the cluster, which ends with this process."""
+        key = {} if self.api_key is None else {KEY_VARIABLE: self.api_key}
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | {"TMPDIR": str(self.temporary)},
+            env=os.environ | {"TMPDIR": str(self.temporary)} | key,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
