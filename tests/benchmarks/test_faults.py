@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import __main__ as faults
-from benchmarks.faults.client import Ending, Outcome, _Answer, count, judge, streams
+from benchmarks.faults.client import Client, Ending, Outcome, _Answer, count, judge, streams
+from benchmarks.faults.models import Turn
 from benchmarks.faults.resources import Resources
 from benchmarks.faults.rows import NAMES, ROWS
 from benchmarks.faults.soak import slope
 from benchmarks.faults.summary import last_line, table
+from benchmarks.faults.system import System
 from benchmarks.report import REFERENCE, REPOSITORY
+from tests.gateway.gateway_setup import running
 
 ERROR = {"message": "decode worker 'a' is unreachable: it died", "code": "worker_unreachable"}
 RESOURCES = Resources(
@@ -186,3 +190,24 @@ PUBLISHED = REFERENCE / "faults.json"
 def test_the_pages_figures_are_the_published_ones() -> None:
     rows = json.loads(PUBLISHED.read_text())
     assert table(rows) in (REPOSITORY / "docs" / "faults.md").read_text()
+
+
+async def test_which_streams_a_worker_has_begun() -> None:
+    async with running(decoders=("a", "b")) as setup, Client(setup.url, None) as client:
+        system = object.__new__(System)
+        system.url, system._http = setup.url, setup.http
+        setup.decode("a").plan.step = asyncio.Semaphore(1)
+        setup.decode("b").plan.step = asyncio.Semaphore(0)
+        turns = [Turn(name, (1, 2, 3), (1, 2)) for name in ("a", "a", "b")]
+        asks = [
+            asyncio.create_task(client.ask(turn, "agent", stream=stream, rid=rid))
+            for turn, stream, rid in zip(
+                turns, (True, False, True), ("a stream", "a whole", "not begun"), strict=True
+            )
+        ]
+        while not (begun := await system.begun_streams("a-0")):
+            pass
+        assert begun == {"a stream"}
+        assert await system.begun_streams("b-0") == set()
+        for task in asks:
+            task.cancel()
