@@ -33,6 +33,7 @@ TIERS: Final = {
         "benchmarks/studies/test_simulate_validate.py",
         "benchmarks/test_benchmark_processes.py",
         "benchmarks/test_faults_engines.py",
+        "benchmarks/test_faults_network.py",
         "benchmarks/test_gateway_benchmark.py",
         "benchmarks/test_gateway_simulation.py",
         "benchmarks/test_handoff_benchmark.py",

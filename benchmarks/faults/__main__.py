@@ -3,11 +3,11 @@
     python -m benchmarks.faults [--quick] [--rows NAME ...] [--times N] [--hours H]
 
 The launcher runs two prefill and two decode workers of each decoder, so that every role has a
-second one. Sessions of agents speak all the time. Then something is killed, stopped, flooded or
-filled up, by a schedule that a seed gives. Every answer is compared with the Hugging Face reference
-token for token, and every request must end in an answer or an error with a reason. In the end all
-workers are good, all answers exact, no page and no queue is taken, and what the processes hold of
-the machine is back.
+second one; where a link is cut or slow, one of the two is on another host. Sessions of agents speak
+all the time. Then something is killed, stopped, flooded or filled up, by a schedule that a seed
+gives. Every answer is compared with the Hugging Face reference token for token, and every request
+must end in an answer or an error with a reason. In the end all workers are good, all answers exact,
+no page and no queue is taken, and what the processes hold of the machine is back.
 
 Recovery takes from the kill (or the end of the fault) until all that is there again. `lost` counts
 requests that ended in an error; agents ask again, as agents do. `p95 of others` compares the
@@ -36,7 +36,6 @@ from ps_sglang.open_files import raise_limit
 from ps_sglang.training.machine import environment
 
 _COMMAND: Final = "python -m benchmarks.faults"
-_TIMES: Final = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser("faults", __doc__, "each row once on tiny models, in under 10 minutes")
     add = options.add_argument
     add("--rows", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
-    add("--times", type=count, help=f"how often each row (default {_TIMES}, with --quick 1)")
+    add("--times", type=count, help="how often each row (default 20, long ones 1, with --quick 1)")
     add("--model", choices=KINDS, help="what is served (default demo, with --quick tiny)")
     add("--seed", type=int, default=0, help="what all chance comes from (default 0)")
     add("--hours", type=float, metavar="H", help="instead: so long a random fault each minute")
@@ -61,21 +60,24 @@ async def _measure(args: argparse.Namespace) -> int:
     raise_limit()  # each client that is played has a connection
     kind = args.model or ("tiny" if args.quick else "demo")
     chosen = [row for row in ROWS if _is_chosen(row, args)]
-    rows = [row for row in chosen if (why := row.missing()) is None or _skip(row, why)]
-    async with scene(kind, args.seed, on_progress) as there:
-        if args.hours is not None:
+    rows = [row for row in chosen if (why := row.missing(kind)) is None or _skip(row, why)]
+    if args.hours is not None:
+        async with scene(kind, args.seed, on_progress) as there:
             found = await soak(there, args.hours, args.seed, on_progress)
-            save("faults_soak", found, publish=args.publish, summary=_without_samples(found))
-            print(
-                f"faults: {args.hours:g} h, {found['requests']} requests, {found['wrong']} wrong "
-                f"tokens, {found['unaccounted']} unaccounted, memory "
-                f"{found['slopes_per_hour']['memory_mb']} MB/h"
-            )
-            return int(bool(found["wrong"] or found["unaccounted"] or found["problems"]))
-        done: dict[str, Any] = {}
-        keep = _keeper(done, kind, args)
-        times = args.times or (1 if args.quick else _TIMES)
-        await run_rows(there, rows, times, args.seed, on_progress, keep, quick=args.quick)
+        save("faults_soak", found, publish=args.publish, summary=_without_samples(found))
+        print(
+            f"faults: {args.hours:g} h, {found['requests']} requests, {found['wrong']} wrong "
+            f"tokens, {found['unaccounted']} unaccounted, memory "
+            f"{found['slopes_per_hour']['memory_mb']} MB/h"
+        )
+        return int(bool(found["wrong"] or found["unaccounted"] or found["problems"]))
+    done: dict[str, Any] = {}
+    keep = _keeper(done, kind, args)
+    times = args.times or (1 if args.quick else None)
+    for two_hosts in (False, True):
+        if here := [row for row in rows if row.two_hosts is two_hosts]:
+            async with scene(kind, args.seed, on_progress, two_hosts=two_hosts) as there:
+                await run_rows(there, here, times, args.seed, on_progress, keep, quick=args.quick)
     print(table(done))
     print(last_line(done))
     return int(not all(map(is_good, done.values())))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -49,7 +49,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A request that has ended; times by `time.monotonic`. `by` says who asked.
+    """A request that has ended; times by `time.monotonic`. `by` says who asked, `rid` is its id.
 
     `first` is when its first tokens came, None if none did.
     """
@@ -64,6 +64,7 @@ class Outcome:
     status: int | None = None
     reason: str = ""
     retractions: int = 0
+    rid: str = ""
 
 
 @dataclass
@@ -99,9 +100,11 @@ class _Answer:
 class Client:
     """Asks the cluster behind the gateway at `url`; `outcomes` has all that have ended."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None) -> None:
         self.url = url
+        self._api_key = api_key
         self.outcomes: list[Outcome] = []
+        self._asked = 0
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
@@ -109,6 +112,7 @@ class Client:
             # A kept connection may be closed by the gateway just when the next request is sent.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
+            headers=authorization(self._api_key),
             read_bufsize=1 << 20,
         )
         return self
@@ -133,8 +137,11 @@ class Client:
     ) -> Outcome:
         """Ask for the first `tokens` of a turn's answer, or for all that the reference knows.
 
-        Caches are shared with those that ask with the same `salt`.
+        Caches are shared with those that ask with the same `salt`. Its id is `rid`, or one that no
+        other request has.
         """
+        self._asked += 1
+        rid = rid or f"{by} {self._asked}"
         wanted = turn.answer if tokens is None else turn.answer[:tokens]
         body = request(turn, len(wanted), stream=stream, salt=salt, rid=rid)
         answer, cut = _Answer(), ""
@@ -163,6 +170,7 @@ class Client:
             answer.status,
             cut or reason,
             answer.retractions,
+            rid,
         )
         self.outcomes.append(outcome)
         return outcome
@@ -181,6 +189,11 @@ class Client:
             async for line in response.content:
                 if line.startswith(b"data:"):
                     answer.event(line.removeprefix(b"data:").strip())
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The headers of a client with this key."""
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
 def request(
@@ -221,29 +234,20 @@ def judge(answer: _Answer, wanted: Sequence[int]) -> tuple[Ending, str]:
 @dataclass
 class Count:
     """What became of some requests. `lost` ended in an error or were cut; one that was `limited`
-    was refused before it began. `streams` were under way at a moment, `unbroken` of them to the
-    end."""
+    was refused before it began."""
 
     requests: int = 0
     lost: int = 0
     limited: int = 0
     wrong: int = 0
     unaccounted: int = 0
-    streams: int = 0
-    unbroken: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-def count(outcomes: Sequence[Outcome], at: float, *, may_cut: bool) -> Count:
-    """Count outcomes; `streams` those that were under way `at` a moment.
-
-    `may_cut`: connections may end without a word, as the gateway itself dies.
-    """
+def count(outcomes: Sequence[Outcome], *, may_cut: bool) -> Count:
+    """Count outcomes. `may_cut`: they may end without a word, as the gateway itself dies."""
     told = {Ending.EXACT, Ending.LIMITED, Ending.FAILED, *([Ending.CUT] if may_cut else [])}
     sent = [one for one in outcomes if one.ending is not Ending.UNREACHED]
-    open_streams = [
-        one for one in sent if one.streamed and one.first is not None and one.first < at < one.done
-    ]
     wrong = [one for one in sent if one.ending is Ending.WRONG]
     unaccounted = [one for one in sent if one.ending not in told and one not in wrong]
     return Count(
@@ -252,7 +256,14 @@ def count(outcomes: Sequence[Outcome], at: float, *, may_cut: bool) -> Count:
         sum(one.ending is Ending.LIMITED for one in sent),
         len(wrong),
         len(unaccounted),
-        len(open_streams),
-        sum(one.ending is Ending.EXACT for one in open_streams),
         [f"{one.ending} ({one.by}, {one.decoder}): {one.reason}" for one in (*wrong, *unaccounted)],
     )
+
+
+def streams(outcomes: Sequence[Outcome], begun: Set[str], at: float) -> tuple[int, int]:
+    """How many streams were `begun` (their ids), and not over, when a worker was struck `at` then.
+
+    And how many of those ended as if nothing had happened.
+    """
+    mine = [one for one in outcomes if one.streamed and one.rid in begun and one.done > at]
+    return len(mine), sum(one.ending is Ending.EXACT for one in mine)

@@ -34,16 +34,20 @@ _SURE: Final = 1e-3
 class Served:
     """`prefill` and `decoders` as the launcher takes them, and where their models are by name.
 
-    `ids`: the token ids that prompts are made of. A prefill worker's pool has `pool` tokens, which
-    can be filled, and a decode worker's has half of it.
+    A decode worker of another host serves `elsewhere`. `ids`: the token ids that prompts are made
+    of. A prefill worker's pool has `pool` tokens, which can be filled, and a decode worker's has
+    half of it. Over a `narrow_link`, in bytes a second, the pages of a long prompt take seconds.
     """
 
+    kind: str
     prefill: str
     decoders: tuple[str, ...]
+    elsewhere: str
     base: Path
     models: dict[str, Path]
     ids: range
     pool: int
+    narrow_link: int
 
 
 @dataclass(frozen=True)
@@ -73,21 +77,27 @@ def served(kind: str, folder: Path) -> Served:
     if kind == "tiny":
         made = make_tiny("llama", folder)
         return Served(
+            kind,
             f"base={made['base']}",
             (f"a={made['a']}*2", f"b={made['b']}"),
+            f"a={made['a']}",
             made["base"],
             {name: made[name] for name in "ab"},
             range(10, 480),
             4096,
+            500_000,
         )
     names = ("code", "tools", "math")
     return Served(
+        kind,
         "base",
         names,
+        ",".join(names),
         resolve("base").path,
         {name: resolve(name).path for name in names},
         range(1000, 40000),
         8192,
+        20_000_000,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -25,8 +25,7 @@ _MEMORY_GROWTH: Final = 1.15
 
 @dataclass(frozen=True)
 class Resources:
-    """Of all processes below a launcher, and itself. `files` are those in its temporary folder, and
-    `memory_mb` is the sum of PSS."""
+    """Of all processes of a cluster. `files` are in its temporary folder, `memory_mb` sums PSS."""
 
     processes: int
     descriptors: int
@@ -45,9 +44,8 @@ class Resources:
         ]
 
 
-def measure(root: int, temporary: Path) -> Resources:
+def measure(pids: Sequence[int], temporary: Path) -> Resources:
     """As it is now."""
-    pids = [root, *procfs.descendants(root)]
     opened = [link for pid in pids for link in _descriptors(pid)]
     return Resources(
         len(pids),

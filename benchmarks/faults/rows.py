@@ -15,6 +15,9 @@ from benchmarks.faults.kinds.floods import (
     no_files_for_connections,
 )
 from benchmarks.faults.kinds.garbage import Garbage
+from benchmarks.faults.kinds.identity import OtherModel, no_other_model
+from benchmarks.faults.kinds.idle import Idle
+from benchmarks.faults.kinds.links import CutLink, SlowLink
 from benchmarks.faults.kinds.pools import FullPools, Retraction
 from benchmarks.faults.kinds.processes import (
     DECODE,
@@ -24,32 +27,48 @@ from benchmarks.faults.kinds.processes import (
     KillWorker,
     Stop,
 )
+from benchmarks.faults.network import no_second_host
 from benchmarks.faults.scene import Fault
 from ps_sglang.launch.processes import GATEWAY
 
-FLOOD_S: Final = 60.0
+FLOOD_S: Final = 600.0
+IDLE_S: Final = 3600.0
+_COMPARED_S: Final = 60.0
 _QUICK_FLOOD_S: Final = 8.0
+_QUICK_IDLE_S: Final = 20.0
+_SLOW_S: Final = 20.0
 
 
 @dataclass(frozen=True)
 class Row:
     """One fault: what it is in words, and how it is made, for a quick run or a whole one.
 
-    `missing` says why it cannot be had on this machine, None if it can. The soak leaves those out
-    that are not `soaked`.
+    `missing` says why it cannot be had on this machine, or with models of a kind, None if it can. A
+    whole run has it so many `times`, a quick one once if it is `quick`. The soak leaves those out
+    that are not `soaked`. Some need a cluster on `two_hosts`.
     """
 
     name: str
     what: str
     make: Callable[[bool], Fault]
-    missing: Callable[[], str | None] = lambda: None
+    missing: Callable[[str], str | None] = lambda _: None
+    times: int = 20
     quick: bool = True
     soaked: bool = True
+    two_hosts: bool = False
 
 
 ROWS: Final = (
-    Row("kill-prefill", "kill -9 of a prefill worker", lambda _: KillWorker(PREFILL)),
-    Row("kill-decode", "kill -9 of a decode worker", lambda _: KillWorker(DECODE)),
+    Row(
+        "kill-prefill",
+        "kill -9 of a prefill worker, started again on its port with an empty tree",
+        lambda _: KillWorker(PREFILL),
+    ),
+    Row(
+        "kill-decode",
+        "kill -9 of a decode worker, started again on its port with an empty tree",
+        lambda _: KillWorker(DECODE),
+    ),
     Row("kill-gateway", "kill -9 of the gateway", lambda _: KillGateway()),
     Row(
         "kill-fork-server",
@@ -74,10 +93,65 @@ ROWS: Final = (
     Row("stop-prefill-20", "SIGSTOP of a prefill worker, 20 s", lambda _: Stop(PREFILL, 20)),
     Row("stop-decode-20", "SIGSTOP of a decode worker, 20 s", lambda _: Stop(DECODE, 20)),
     Row(
+        "stop-gateway-20",
+        "SIGSTOP of the gateway, 20 s",
+        lambda _: Stop(GATEWAY, 20),
+        quick=False,
+    ),
+    Row(
+        "stop-prefill-60",
+        "SIGSTOP of a prefill worker, 60 s",
+        lambda _: Stop(PREFILL, 60),
+        quick=False,
+    ),
+    Row(
+        "stop-decode-60",
+        "SIGSTOP of a decode worker, 60 s",
+        lambda _: Stop(DECODE, 60),
+        quick=False,
+    ),
+    Row(
+        "stop-gateway-60",
+        "SIGSTOP of the gateway, 60 s",
+        lambda _: Stop(GATEWAY, 60),
+        quick=False,
+    ),
+    Row(
         "stop-decode",
         "SIGSTOP of a decode worker, for good",
         lambda _: Stop(DECODE, None),
         quick=False,
+    ),
+    Row(
+        "other-model",
+        "kill -9 of a decode worker, and another model on its port",
+        lambda _: OtherModel(),
+        no_other_model,
+        quick=False,
+    ),
+    Row(
+        "cut-link-5",
+        "the link between two hosts cut, 5 s",
+        lambda _: CutLink(5),
+        lambda _: no_second_host(),
+        quick=False,
+        two_hosts=True,
+    ),
+    Row(
+        "cut-link-60",
+        "the link between two hosts cut, 60 s",
+        lambda _: CutLink(60),
+        lambda _: no_second_host(),
+        quick=False,
+        two_hosts=True,
+    ),
+    Row(
+        "slow-link",
+        "the link between two hosts slow, 20 s",
+        lambda _: SlowLink(_SLOW_S),
+        lambda _: no_second_host(),
+        quick=False,
+        two_hosts=True,
     ),
     Row("clients-gone", "200 clients hang up at every stage", lambda _: Gone()),
     Row("slow-readers", "12 streams that nobody reads for 10 s", lambda _: SlowReaders()),
@@ -85,20 +159,28 @@ ROWS: Final = (
     Row("full-pools", "24 long prompts, several times the pools", lambda _: FullPools()),
     Row("retraction", "48 answers that outgrow the pools, 16 more hang up", lambda _: Retraction()),
     Row("garbage", "garbage to every port that answers", lambda _: Garbage()),
-    Row("full-disk", "no space left for logs", lambda _: FullDisk(), no_small_disk),
+    Row("full-disk", "no space left for logs", lambda _: FullDisk(), lambda _: no_small_disk()),
     Row("flood-at-once", "1,000 requests at once", lambda _: AtOnce()),
     Row(
         "flood-connections",
         "10,000 idle connections",
         lambda _: Connections(),
-        no_files_for_connections,
+        lambda _: no_files_for_connections(),
         soaked=False,
     ),
     Row(
         "flood-rate",
-        "100 requests a second",
-        lambda quick: AtARate(_QUICK_FLOOD_S if quick else FLOOD_S),
+        "100 requests a second for 10 minutes; with --quick for 8 s",
+        lambda quick: AtARate(_QUICK_FLOOD_S, 0) if quick else AtARate(FLOOD_S, _COMPARED_S),
+        times=1,
         soaked=False,
+    ),
+    Row(
+        "idle-hour",
+        "nobody asks for an hour; with --quick for 20 s",
+        lambda quick: Idle(_QUICK_IDLE_S if quick else IDLE_S),
+        times=1,
+        quick=False,
     ),
 )
 NAMES: Final = tuple(row.name for row in ROWS)

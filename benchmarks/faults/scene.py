@@ -104,8 +104,10 @@ class Scene:
 class Fault:
     """One fault, made anew for each time. `stage` says in which state it found its victim.
 
-    `replaced`: the processes, by name, in whose place others must run afterwards. `figures` are
-    what else it has measured.
+    `replaced`: the processes, by name, in whose place others must run afterwards. `begun`: the ids
+    of the streams that decode workers were sending when they were struck, which was at `struck_at`.
+    For `compared_s` before it and after it agents' waiting times are compared. `figures` are what
+    else it has measured.
     """
 
     may_cut: ClassVar[bool] = False
@@ -114,12 +116,24 @@ class Fault:
     def __init__(self) -> None:
         self.stage = ""
         self.replaced: dict[str, int] = {}
+        self.begun: frozenset[str] = frozenset()
+        self.struck_at = 0.0
+        self.compared_s = 0.0
         self.figures: dict[str, Any] = {}
 
     async def inject(self, scene: Scene) -> None:
         """Do it; returns when it is over, or needs to be healed."""
         raise NotImplementedError
 
+    async def note_streams(self, scene: Scene, worker: str) -> None:
+        """To be called just before a worker is struck."""
+        self.begun |= await scene.system.begun_streams(worker)
+        self.struck_at = time.monotonic()
+
     async def heal(self, scene: Scene) -> None:
         """Take it back; comes even if `inject` fails."""
+        return
+
+    async def check(self, scene: Scene) -> None:
+        """Raises AssertionError if what is there again is not what was there before."""
         return

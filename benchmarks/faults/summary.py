@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.faults.rows import NAMES
-from benchmarks.faults.tries import is_good
+from benchmarks.faults.tries import is_good, shortfalls
 
 _HEAD = (
     "| fault | models | good | recovery: median, longest | requests: lost, of all | wrong "
-    "| unaccounted | p95 of others |\n|---|---|---|---|---|---|---|---|"
+    "| unaccounted | streams that went on | p95 of others |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -25,18 +25,20 @@ def table(rows: Mapping[str, Any]) -> str:
 
 
 def _line(found: Mapping[str, Any]) -> str:
-    seconds, ratio = found["recovery_s"], found["bystanders_p95"]["ratio"]
+    seconds, p95 = found["recovery_s"], found["bystanders_p95"]
+    during, after = p95["ratio"], p95["ratio_after"]
     recovery = "-" if seconds is None else f"{seconds['median']:.1f} s, {seconds['max']:.1f} s"
-    good = f"{found['passed']} of {found['times']}"
+    good = ", ".join([f"{found['passed']} of {found['times']}", *shortfalls(found)])
     cells = (
         found["what"],
         found["model"],
-        f"{good}, not all is back" if found["resources"]["not_back"] else good,
+        good,
         recovery,
         f"{found['lost']:,} of {found['requests']:,}",
         str(found["wrong"]),
         str(found["unaccounted"]),
-        "-" if ratio is None else f"{ratio:.1f}x",
+        f"{found['went_on']} of {found['begun_streams']}" if found["begun_streams"] else "-",
+        "-" if during is None else f"{during:.1f}x" + (f", {after:.1f}x after" if after else ""),
     )
     return f"| {' | '.join(cells)} |"
 

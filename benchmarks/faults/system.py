@@ -8,32 +8,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import aiohttp
 import psutil
 
+from benchmarks.faults.client import authorization
 from benchmarks.faults.models import Served, Turn
 from benchmarks.faults.resources import Resources, measure
 from ps_sglang.cluster_key import ClusterKey
 from ps_sglang.errors import LaunchError
+from ps_sglang.gateway.bodies.samples import client_rid
+from ps_sglang.gateway_http import KEY_VARIABLE
 from ps_sglang.launch import procfs
 from ps_sglang.launch.forked_process import die_with_parent
 from ps_sglang.launch.ports import free_ports
 from ps_sglang.launch.readiness import tail
+from ps_sglang.launch.spec import LOOPBACK
 
 QUEUED: Final = 64
 AT_ONCE: Final = 256
 REQUEST_S: Final = 120
 """The gateway's limits, as whoever runs one would set them for so small a machine."""
-_RESERVED: Final = "--num-reserved-decode-tokens 8"
 _FORGOTTEN_S: Final = 3.0
-_READY_S: Final = 300.0
+READY_S: Final = 300.0
+RESTARTS: Final = 1000
 _GONE_S: Final = 30.0
 _ASK_S: Final = 10.0
 _POLL_S: Final = 0.1
@@ -41,27 +45,48 @@ _READY: Final = "ps-sglang: ready "
 
 
 class System:
-    """Two prefill workers, the decode workers of `what`, and a gateway at `url`."""
+    """Two prefill workers, the decode workers of `what`, and a gateway at `url`.
 
-    def __init__(self, what: Served, folder: Path, logs: Path) -> None:
+    The launcher listens at `host`, with these `options`, and takes an admin's `api_key`. With
+    `replicas` of 1 it has one worker of each kind only.
+    """
+
+    def __init__(
+        self,
+        what: Served,
+        folder: Path,
+        logs: Path,
+        *,
+        host: str = LOOPBACK,
+        replicas: int = 2,
+        api_key: str | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         (port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{host}:{port}"
+        self.api_key = api_key
+        self.what = what
         self.logs = logs
         self.temporary = folder / "t"  # sockets lie below, whose paths must be short
         self.temporary.mkdir()
+        self.key_file = folder / "cluster.key"
         self._key = ClusterKey.make()
-        self._key.save(folder / "cluster.key")
+        self._key.save(self.key_file)
         self._log = folder / "launcher.log"
         self._log.touch()
+        decoders = what.decoders
+        if replicas == 1:
+            decoders = tuple(one.partition("*")[0] for one in decoders)
+        elif not any("*" in one for one in decoders):
+            options = ("--decode-replicas", str(replicas), *options)
         self._arguments = (
-            *("--prefill", what.prefill, "--decoders", ",".join(what.decoders)),
-            *("--prefill-replicas", "2", "--port", str(port), "--log-dir", str(logs)),
-            *("--cluster-key-file", str(folder / "cluster.key"), "--max-restarts", "1000"),
+            *("--prefill", what.prefill, "--decoders", ",".join(decoders), "--host", host),
+            *("--prefill-replicas", str(replicas), "--port", str(port), "--log-dir", str(logs)),
+            *("--cluster-key-file", str(self.key_file), "--max-restarts", str(RESTARTS)),
             *("--max-queued-requests", str(QUEUED), "--max-concurrent-requests", str(AT_ONCE)),
             *("--request-timeout", str(REQUEST_S), "--max-total-tokens", str(what.pool)),
-            # So small that the answers of `Retraction` outgrow it.
-            *("--decode-engine-args", f"--max-total-tokens {what.pool // 2} {_RESERVED}"),
-            *(() if any("*" in one for one in what.decoders) else ("--decode-replicas", "2")),
+            *("--decode-engine-args", " ".join(decode_pool(what))),
+            *options,
         )
         self._process: subprocess.Popen[bytes]
         self._http: aiohttp.ClientSession
@@ -71,6 +96,7 @@ class System:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),
             timeout=aiohttp.ClientTimeout(total=_ASK_S),
+            headers=authorization(self.api_key),
         )
         try:
             await self.start()
@@ -96,20 +122,24 @@ class System:
         began, written = time.monotonic(), self._log.stat().st_size
         command = [sys.executable, "-m", "benchmarks.faults.launcher", str(_FORGOTTEN_S)]
         with self._log.open("ab") as log:
-            # It forks a small process, which takes no time.
-            self._process = subprocess.Popen(  # noqa: ASYNC220
-                [*command, *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"TMPDIR": str(self.temporary)},
-                preexec_fn=partial(die_with_parent, os.getpid()),
-            )
+            self._process = self.run([*command, *self._arguments], log)
         while not any(one.startswith(_READY) for one in self._lines(written)):
-            if self._process.poll() is not None or time.monotonic() > began + _READY_S:
+            if self._process.poll() is not None or time.monotonic() > began + READY_S:
                 raise LaunchError(f"the cluster did not start:\n{tail(self._log)}")
             await asyncio.sleep(_POLL_S)
         return time.monotonic() - began
+
+    def run(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a part of the cluster, which ends with this process."""
+        key = {} if self.api_key is None else {KEY_VARIABLE: self.api_key}
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"TMPDIR": str(self.temporary)} | key,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
 
     async def stop(self) -> None:
         """As Ctrl-C does; raises LaunchError if something stays behind."""
@@ -168,7 +198,7 @@ class System:
 
     def resources(self) -> Resources:
         """What all its processes hold now."""
-        return measure(self.launcher, self.temporary)
+        return measure(self.pids(), self.temporary)
 
     def ports(self) -> list[int]:
         """Every TCP port on which one of its processes listens."""
@@ -186,6 +216,22 @@ class System:
                 return {one["name"]: one for one in (await response.json())["workers"]}
         except (aiohttp.ClientError, TimeoutError, OSError, KeyError):
             return {}
+
+    async def begun_streams(self, worker: str) -> frozenset[str]:
+        """The ids of the streams of which a decode worker has sent something, and not all.
+
+        Of more than 64 requests at the gateway the oldest ones; none while it does not answer.
+        """
+        try:
+            async with self._http.get(f"{self.url}/v1/live") as response:
+                requests = (await response.json())["requests"]
+        except (aiohttp.ClientError, TimeoutError, OSError, KeyError):
+            return frozenset()
+        return frozenset(
+            client_rid(one["id"])
+            for one in requests
+            if one["decode_worker"] == worker and one["produced"]
+        )
 
     async def to_compute(self, turn: Turn) -> float | None:
         """The tokens of a prompt that would have to be computed where it would go now.
@@ -236,6 +282,11 @@ class System:
         with self._log.open("rb") as log:
             log.seek(start)
             return log.read().decode(errors="replace").splitlines()
+
+
+def decode_pool(what: Served) -> tuple[str, ...]:
+    """A decode worker's flags: its pool is so small that the answers of `Retraction` outgrow it."""
+    return ("--max-total-tokens", str(what.pool // 2), "--num-reserved-decode-tokens", "8")
 
 
 def _lives(pid: int) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from benchmarks.faults.agents import AGAIN, BY
-from benchmarks.faults.client import Count, Ending, Outcome, count
+from benchmarks.faults.client import Count, Ending, Outcome, count, streams
 from benchmarks.faults.resources import Resources
 from benchmarks.faults.rows import Row
 from benchmarks.faults.scene import PROBE, Scene
@@ -21,6 +21,10 @@ _AFTER_S: Final = 1.0
 _KEPT_S: Final = 6.0
 """Workers close connections that have been kept for 5 s."""
 RECOVERY_S: Final = 150.0
+STREAMS_BAR: Final = 0.95
+"""So many of the streams whose decode worker is struck must end as if nothing had happened."""
+AFTER_BAR: Final = 1.2
+"""So many times what it was before may the waiting time be afterwards, where that is compared."""
 
 
 @dataclass
@@ -28,8 +32,9 @@ class Try:
     """One fault. Seconds count from the end of the fault: from a kill, from the SIGCONT.
 
     `served_s` until every decoder has given an exact answer, `recovery_s` until all processes are
-    there again and all answers exact; None if that took too long. `before` and `during` it agents
-    waited so many seconds for answers, those left out that had to ask again.
+    there again and all answers exact; None if that took too long. `before` and `during` it, and
+    `after` it where that is compared, agents waited so many seconds for answers, those left out
+    that had to ask again. Of the streams that were `begun` so many `went_on`.
     """
 
     stage: str
@@ -38,6 +43,9 @@ class Try:
     counted: Count
     before: list[float]
     during: list[float]
+    after: list[float]
+    begun: int
+    went_on: int
     figures: dict[str, Any]
     problems: list[str] = field(default_factory=list)
 
@@ -53,31 +61,32 @@ async def attempt(row: Row, scene: Scene, *, quick: bool) -> Try:
     problems: list[str] = []
     start = len(scene.client.outcomes)
     scene.agents.resume()
-    await asyncio.sleep(BEFORE_S)
+    await asyncio.sleep(max(BEFORE_S, fault.compared_s))
     began = time.monotonic()
     try:
-        await fault.inject(scene)
-    except (AssertionError, LookupError) as error:
-        problems.append(str(error))
+        await _note_failure(fault.inject(scene), problems)
+        # What has been replaced is gone from the moment of the kill on.
+        is_gone = fault.may_cut or bool(fault.replaced)
     finally:
         await fault.heal(scene)
     scene.agents.resume()
     healed = time.monotonic()
-    # What has been replaced is gone from the moment of the kill on.
-    since = began if fault.may_cut or fault.replaced else healed
+    since = began if is_gone else healed
     served, whole = await asyncio.gather(
         scene.served(healed + RECOVERY_S), scene.whole(fault.replaced, healed + RECOVERY_S)
     )
     over = time.monotonic()
     if whole is None:
         problems.append(f"not whole after {RECOVERY_S:g} s: {await _states(scene)}")
-    await asyncio.sleep(_AFTER_S)
+    else:
+        await _note_failure(fault.check(scene), problems)
+    await asyncio.sleep(max(_AFTER_S, healed + fault.compared_s - time.monotonic()))
     await scene.settle()
     await scene.agents.pause()
     if left := await scene.left_over():
         problems.append(f"not at rest: {left}")
     outcomes = scene.client.outcomes[start:]
-    counted = _counted(outcomes, began, may_cut=fault.may_cut)
+    counted = _counted(outcomes, may_cut=fault.may_cut)
     return Try(
         fault.stage,
         None if served is None else served - since,
@@ -85,16 +94,25 @@ async def attempt(row: Row, scene: Scene, *, quick: bool) -> Try:
         counted,
         _seconds(outcomes, 0.0, began),
         _seconds(outcomes, began, over),
+        _seconds(outcomes, healed, healed + fault.compared_s),
+        *streams(outcomes, fault.begun, fault.struck_at),
         fault.figures,
         problems + counted.notes,
     )
 
 
-def _counted(outcomes: Sequence[Outcome], began: float, *, may_cut: bool) -> Count:
+async def _note_failure(step: Awaitable[None], problems: list[str]) -> None:
+    try:
+        await step
+    except (AssertionError, LookupError) as error:
+        problems.append(str(error))
+
+
+def _counted(outcomes: Sequence[Outcome], *, may_cut: bool) -> Count:
     """Of all, but those tries again, and probes, that only find that it does not serve yet."""
     told = (Ending.FAILED, Ending.CUT, Ending.LIMITED)
     mine = [one for one in outcomes if one.by not in (PROBE, AGAIN) or one.ending not in told]
-    return count(mine, began, may_cut=may_cut)
+    return count(mine, may_cut=may_cut)
 
 
 def _seconds(outcomes: Sequence[Outcome], start: float, end: float) -> list[float]:
@@ -123,10 +141,6 @@ def figures(row: Row, tries: Sequence[Try], before: Resources, after: Resources)
     """What is kept of a row."""
     not_back = after.not_back(before)
     problems = [text for one in tries for text in one.problems]
-    earlier = percentiles([s for one in tries for s in one.before])
-    meanwhile = percentiles([s for one in tries for s in one.during])
-    ratio = meanwhile["p95"] / earlier["p95"] if earlier and meanwhile else None
-    p95 = {"before_s": earlier.get("p95"), "during_s": meanwhile.get("p95"), "ratio": ratio}
     recoveries = [one.recovery_s for one in tries if one.recovery_s is not None]
     served = [one.served_s for one in tries if one.served_s is not None]
     return {
@@ -136,14 +150,31 @@ def figures(row: Row, tries: Sequence[Try], before: Resources, after: Resources)
         "recovery_s": spread(recoveries) if recoveries else None,
         "served_s": spread(served) if served else None,
         **{name: _sum(tries, name) for name in ("requests", "lost", "limited", "wrong")},
-        **{name: _sum(tries, name) for name in ("unaccounted", "streams", "unbroken")},
-        "bystanders_p95": p95,
+        "unaccounted": _sum(tries, "unaccounted"),
+        "begun_streams": sum(one.begun for one in tries),
+        "went_on": sum(one.went_on for one in tries),
+        "bystanders_p95": _bystanders_p95(tries),
         "resources": {"before": vars(before), "after": vars(after), "not_back": not_back},
         "measured": _measured(tries),
         "problems": problems[:20],
         "tries": [
             {"stage": one.stage, "recovery_s": one.recovery_s, **one.figures} for one in tries
         ],
+    }
+
+
+def _bystanders_p95(tries: Sequence[Try]) -> dict[str, float | None]:
+    """Of all waiting times before, during and after the fault, and the latter two by the first."""
+    before, during, after = (
+        percentiles([seconds for one in tries for seconds in getattr(one, name)]).get("p95")
+        for name in ("before", "during", "after")
+    )
+    return {
+        "before_s": before,
+        "during_s": during,
+        "after_s": after,
+        "ratio": during / before if before and during else None,
+        "ratio_after": after / before if before and after else None,
     }
 
 
@@ -161,6 +192,17 @@ def _sum(tries: Sequence[Try], name: str) -> int:
     return sum(int(getattr(one.counted, name)) for one in tries)
 
 
-def is_good(found: dict[str, Any]) -> bool:
-    """Whether a row passed each time, and gave back what it took."""
-    return found["passed"] == found["times"] and not found["resources"]["not_back"]
+def is_good(found: Mapping[str, Any]) -> bool:
+    """Whether a row passed each time, gave back what it took, and met all bars."""
+    return found["passed"] == found["times"] and not shortfalls(found)
+
+
+def shortfalls(found: Mapping[str, Any]) -> list[str]:
+    """What is not as it must be over all times of a row."""
+    missed = [f"not back: {what}" for what in found["resources"]["not_back"]]
+    if found["went_on"] < STREAMS_BAR * found["begun_streams"]:
+        missed.append(f"only {found['went_on']} of {found['begun_streams']} streams went on")
+    after = found["bystanders_p95"]["ratio_after"]
+    if after is not None and after > AFTER_BAR:
+        missed.append(f"p95 afterwards is {after:.2f}x that before")
+    return missed

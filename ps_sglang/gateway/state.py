@@ -74,6 +74,8 @@ class Gateway:
     follower: Follower | None
     to_owner: aiohttp.ClientSession | None
     started: int = field(default_factory=lambda: int(time.time()))
+    began: float = field(default_factory=time.monotonic)
+    """The same moment, by a clock that does not jump."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it is to stop: it serves on, but is no longer ready."""
 
@@ -91,7 +93,7 @@ class Gateway:
 
         A gateway that has restarted hears of all workers that are there within a lease's time.
         """
-        is_awaited = self.config.awaits_workers and time.time() < self.started + LEASE_SECONDS
+        is_awaited = self.config.awaits_workers and time.monotonic() < self.began + LEASE_SECONDS
         if self.config.workers or (self.pool.decoders and not is_awaited):
             return error
         return NoWorker(

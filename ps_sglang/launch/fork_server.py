@@ -24,7 +24,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +39,12 @@ from ps_sglang.launch.messages import (
     decode_command,
     encode,
 )
-from ps_sglang.launch.procfs import descendants, session_members, shared_memory_files
+from ps_sglang.launch.procfs import (
+    SHARED_MEMORY,
+    descendants,
+    session_members,
+    shared_memory_files,
+)
 from ps_sglang.progress import progress
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -55,7 +59,7 @@ class ForkServer:
         self._runtime = runtime
         self._pids: dict[int, str] = {}
         self._kill_at: dict[int, float] = {}
-        self._began = time.time()
+        self._foreign = set(Path(SHARED_MEMORY).glob("*"))
         self._shared_memory: set[Path] = set()
         self._loading = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -86,10 +90,8 @@ class ForkServer:
         """Kill every descendant and remove what they leave behind."""
         while self._kill_descendants():
             os.waitpid(-1, 0)
-        for path in self._shared_memory:
-            with suppress(FileNotFoundError):
-                if path.stat().st_ctime >= self._began:  # else somebody else's, only mapped
-                    path.unlink()
+        for path in self._shared_memory - self._foreign:  # those were there before, only mapped
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._runtime, ignore_errors=True)
 
     def _kill_descendants(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 import psutil
 
 _PROC: Final = Path("/proc")
-_SHARED_MEMORY: Final = "/dev/shm/"
+SHARED_MEMORY: Final = "/dev/shm/"
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -36,7 +36,7 @@ def shared_memory_files(pid: int) -> set[Path]:
         lines = (_PROC / str(pid) / "maps").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return set()
-    paths = [line[line.index(_SHARED_MEMORY) :] for line in lines if _SHARED_MEMORY in line]
+    paths = [line[line.index(SHARED_MEMORY) :] for line in lines if SHARED_MEMORY in line]
     return {Path(path) for path in paths if not path.endswith(" (deleted)")}
 
 

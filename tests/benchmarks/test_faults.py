@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import __main__ as faults
-from benchmarks.faults.client import Ending, Outcome, _Answer, count, judge
+from benchmarks.faults.client import Client, Ending, Outcome, _Answer, count, judge, streams
+from benchmarks.faults.models import Turn
 from benchmarks.faults.resources import Resources
 from benchmarks.faults.rows import NAMES, ROWS
 from benchmarks.faults.soak import slope
 from benchmarks.faults.summary import last_line, table
+from benchmarks.faults.system import System
 from benchmarks.report import REFERENCE, REPOSITORY
+from tests.gateway.gateway_setup import running
 
 ERROR = {"message": "decode worker 'a' is unreachable: it died", "code": "worker_unreachable"}
 RESOURCES = Resources(
@@ -60,25 +64,23 @@ def outcome(ending: Ending, **changes: Any) -> Outcome:
 
 def test_every_request_is_counted_once() -> None:
     outcomes = [outcome(ending) for ending in Ending]
-    counted = count(outcomes, 3.0, may_cut=False)
+    counted = count(outcomes, may_cut=False)
     # Nobody was there for the one that is not a request.
     assert (counted.requests, counted.lost, counted.limited) == (len(Ending) - 1, 2, 1)
     assert (counted.wrong, counted.unaccounted) == (1, 3)
     assert len(counted.notes) == 4
-    assert count(outcomes, 3.0, may_cut=True).unaccounted == 2
+    assert count(outcomes, may_cut=True).unaccounted == 2
 
 
-def test_streams_that_were_under_way() -> None:
+def test_streams_that_a_struck_worker_had_begun() -> None:
     outcomes = [
-        outcome(Ending.EXACT),
-        outcome(Ending.FAILED),
-        outcome(Ending.EXACT, first=3.5),
-        outcome(Ending.EXACT, done=2.5),
-        outcome(Ending.EXACT, streamed=False),
-        outcome(Ending.FAILED, first=None),
+        outcome(Ending.EXACT, rid="one"),
+        outcome(Ending.FAILED, rid="two", by="agent again"),
+        outcome(Ending.EXACT, rid="three", streamed=False),
+        outcome(Ending.FAILED, rid="four"),
+        outcome(Ending.EXACT, rid="five", done=2.5),
     ]
-    counted = count(outcomes, 3.0, may_cut=False)
-    assert (counted.streams, counted.unbroken) == (2, 1)
+    assert streams(outcomes, {"one", "two", "three", "five"}, 3.0) == (2, 1)
 
 
 def test_what_has_not_come_back_is_named() -> None:
@@ -128,23 +130,57 @@ def row(**changes: Any) -> dict[str, Any]:
         "what": "kill -9 of it", "model": "tiny", "times": 2, "passed": 2,
         "lost": 3, "requests": 1200,
         "recovery_s": {"median": 1.25, "max": 4.0}, "wrong": 0, "unaccounted": 0,
-        "bystanders_p95": {"ratio": 1.5}, "resources": {"not_back": []}, **changes,
+        "begun_streams": 20, "went_on": 19,
+        "bystanders_p95": {"ratio": 1.5, "ratio_after": None}, "resources": {"not_back": []},
+        **changes,
     }  # fmt: skip
 
 
 def test_table_and_last_line() -> None:
-    bad = row(passed=1, recovery_s=None, unaccounted=1, bystanders_p95={"ratio": None})
+    unseen = {"ratio": None, "ratio_after": None}
+    bad = row(passed=1, recovery_s=None, unaccounted=1, begun_streams=0, bystanders_p95=unseen)
     rows = {"kill-decode": bad, "kill-prefill": row()}
     assert table(rows).splitlines()[2:] == [
-        "| kill -9 of it | tiny | 2 of 2 | 1.2 s, 4.0 s | 3 of 1,200 | 0 | 0 | 1.5x |",
-        "| kill -9 of it | tiny | 1 of 2 | - | 3 of 1,200 | 0 | 1 | - |",
+        "| kill -9 of it | tiny | 2 of 2 | 1.2 s, 4.0 s | 3 of 1,200 | 0 | 0 | 19 of 20 | 1.5x |",
+        "| kill -9 of it | tiny | 1 of 2 | - | 3 of 1,200 | 0 | 1 | - | - |",
     ]
     assert last_line(rows) == (
         "faults: 1/2 rows, 0 wrong tokens, 1 unaccounted, worst recovery 4.0 s"
     )
-    leaks = row(resources={"not_back": ["sockets: 3 after 1"]})
-    assert "| 2 of 2, not all is back |" in table({"kill-decode": leaks})
-    assert last_line({"kill-decode": leaks}).startswith("faults: 0/1 rows")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"resources": {"not_back": ["sockets: 3 after 1"]}}, "not back: sockets: 3 after 1"),
+        ({"went_on": 18}, "only 18 of 20 streams went on"),
+        (
+            {"bystanders_p95": {"ratio": 9.0, "ratio_after": 1.25}},
+            "p95 afterwards is 1.25x that before",
+        ),
+    ],
+)
+def test_a_row_that_passed_and_missed_a_bar(changes: dict[str, Any], told: str) -> None:
+    missed = {"kill-decode": row(**changes)}
+    assert f"| 2 of 2, {told} |" in table(missed)
+    assert last_line(missed).startswith("faults: 0/1 rows")
+    near = {"kill-decode": row(bystanders_p95={"ratio": 9.0, "ratio_after": 1.2})}
+    assert table(near).endswith("| 9.0x, 1.2x after |")
+    assert last_line(near).startswith("faults: 1/1 rows")
+
+
+def test_rows_that_cannot_be_run_are_skipped_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    skipped = ["cut-link-5", "cut-link-60", "slow-link", "full-disk"]
+    assert faults.main(["--quick", "--model", "tiny", "--rows", *skipped]) == 0
+    told = capsys.readouterr().out
+    for name in skipped:
+        assert f"skipped {name}: " in told
+    assert told.splitlines()[-1].startswith("faults: 0/0 rows")
+    assert faults.main(["--model", "demo", "--rows", "other-model"]) == 0
+    assert "skipped other-model: only models that were made for it" in capsys.readouterr().out
 
 
 PUBLISHED = REFERENCE / "faults.json"
@@ -154,3 +190,24 @@ PUBLISHED = REFERENCE / "faults.json"
 def test_the_pages_figures_are_the_published_ones() -> None:
     rows = json.loads(PUBLISHED.read_text())
     assert table(rows) in (REPOSITORY / "docs" / "faults.md").read_text()
+
+
+async def test_which_streams_a_worker_has_begun() -> None:
+    async with running(decoders=("a", "b")) as setup, Client(setup.url, None) as client:
+        system = object.__new__(System)
+        system.url, system._http = setup.url, setup.http
+        setup.decode("a").plan.step = asyncio.Semaphore(1)
+        setup.decode("b").plan.step = asyncio.Semaphore(0)
+        turns = [Turn(name, (1, 2, 3), (1, 2)) for name in ("a", "a", "b")]
+        asks = [
+            asyncio.create_task(client.ask(turn, "agent", stream=stream, rid=rid))
+            for turn, stream, rid in zip(
+                turns, (True, False, True), ("a stream", "a whole", "not begun"), strict=True
+            )
+        ]
+        while not (begun := await system.begun_streams("a-0")):
+            pass
+        assert begun == {"a stream"}
+        assert await system.begun_streams("b-0") == set()
+        for task in asks:
+            task.cancel()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,3 +143,30 @@ def test_backend_is_selected_by_name_beside_sglangs_own() -> None:
     mooncake: Any = backend.get_kv_class(stock, TransferBackend("mooncake"), KVClassType.SENDER)
     assert mooncake.__name__ == "MooncakeKVSender"
     assert not mooncake.supports_host_tensor_indices, "its CUDA events end a CPU worker"
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+def test_a_clock_that_is_set_ends_no_handoff(
+    jump_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps none for ever: SGLang's time limits hold for time that really passes."""
+    ended: list[Any] = []
+    manager = SimpleNamespace(
+        defer_decode_allocation=False, bootstrap_timeout=300, waiting_timeout=300,
+        record_failure=lambda _room, reason: ended.append(reason), update_status=lambda *_: None,
+    )  # fmt: skip
+    sender = object.__new__(endpoints.ZmqKVSender)
+    receiver = object.__new__(endpoints.ZmqKVReceiver)
+    now, wall = time.monotonic(), time.time()
+    for end in (sender, receiver):
+        end.kv_mgr, end.bootstrap_room, end.init_time = manager, 1, wall
+    sender._began = receiver._asked = now
+    receiver.abort_notified, receiver.bootstrap_infos = True, None
+    receiver.invalidate_cached_bootstrap_infos = lambda: None
+    monkeypatch.setattr(time, "time", lambda: wall + jump_s)
+    assert sender._check_bootstrap_timeout() is None
+    assert receiver._check_waiting_timeout() is None
+    monkeypatch.setattr(time, "monotonic", lambda: now + 301)
+    sender._check_bootstrap_timeout()
+    receiver._check_waiting_timeout()
+    assert len(ended) == 2

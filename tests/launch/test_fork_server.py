@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -36,12 +37,13 @@ def link(marked: Marked, runtime: Path, tmp_path: Path) -> Iterator[ForkServerCl
     link.close(0)
 
 
-def start(link: ForkServerClient, name: str, mode: str, folder: Path) -> Path:
+def start(link: ForkServerClient, name: str, mode: str, folder: Path, **env: str) -> Path:
     """Start the program in `mode` and wait until it and its child are up."""
     folder.mkdir(exist_ok=True)
     log = folder / f"{name}.log"
     os.mkfifo(log) if mode != "ends" else log.touch()
-    link.start(Start(name, "stubborn", (mode,), {"OWN": name}, str(log), StartMethod.EXEC))
+    environ = {"OWN": name, **env}
+    link.start(Start(name, "stubborn", (mode,), environ, str(log), StartMethod.EXEC))
     if mode != "ends":
         with log.open() as lines:
             assert [lines.readline(), lines.readline()] == [f"up {name}\n"] * 2
@@ -111,6 +113,21 @@ def test_close_leaves_nothing(
     assert marked.pids() == []
     assert not runtime.exists()
     assert not any(path.exists() for path in memory)
+
+
+def test_memory_that_was_there_before_stays(runtime: Path, tmp_path: Path, marked: Marked) -> None:
+    foreign = Path(f"/dev/shm/ps_sglang_test_foreign_{os.getpid()}")
+    foreign.write_bytes(bytes(mmap.PAGESIZE))
+    try:
+        environ = os.environ | {"PYTHONPATH": str(PROGRAMS)}
+        link = ForkServerClient(runtime, None, environ, tmp_path / "fork-server.log")
+        start(link, "one", "plain", tmp_path, MAPS=str(foreign))
+        memory = marked.shared_memory()
+        assert foreign in memory
+        link.close(0)
+        assert [path for path in memory if path.exists()] == [foreign]
+    finally:
+        foreign.unlink(missing_ok=True)
 
 
 def test_a_killed_host_takes_its_processes_along(

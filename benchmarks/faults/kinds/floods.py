@@ -43,11 +43,13 @@ class AtOnce(Fault):
 
 
 class AtARate(Fault):
-    """100 requests a second for some seconds."""
+    """100 requests a second for some seconds. For `compared_s` before and after it agents' waiting
+    times are compared."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, compared_s: float) -> None:
         super().__init__()
         self._seconds = seconds
+        self.compared_s = compared_s
 
     async def inject(self, scene: Scene) -> None:
         turns = [turn for turns in scene.script.conversations for turn in turns]

@@ -22,7 +22,11 @@ PREFILL: Final = "prefill"
 DECODE: Final = "decode"
 _IDLE: Final = "idle"
 _BUSY: Final = "busy"
+_STREAMING: Final = "streaming"
 _IDLE_PART: Final = 0.2
+_STREAMING_PART: Final = 0.5
+"""Of what befalls a busy decode worker."""
+_STREAMS_WITHIN_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 1.0
 _INDEX_S: Final = 30.0
 _POLL_S: Final = 0.05
@@ -31,7 +35,7 @@ _LONGEST: Final = 96
 """Tokens of a stream: enough to be under way when the fault comes."""
 
 
-class _OnWorker(Fault):
+class OnWorker(Fault):
     """Befalls a worker of a role; of decode workers one that has another beside it."""
 
     def __init__(self, role: str) -> None:
@@ -39,7 +43,7 @@ class _OnWorker(Fault):
         self._role = role
 
     async def victim(self, scene: Scene) -> tuple[str, int]:
-        """Name and first process of the worker, which by now is busy or idle."""
+        """Name and first process of the worker, which by now is busy, streaming or idle."""
         workers = await scene.system.workers()
         served = [one["decoders"] for one in workers.values()]
         fit = [
@@ -49,13 +53,13 @@ class _OnWorker(Fault):
             and (self._role == PREFILL or served.count(one["decoders"]) > 1)
         ]
         name = scene.source.choice(fit)
-        await self._bring_to_stage(scene, workers[name]["decoders"])
+        await self._bring_to_stage(scene, name, workers[name]["decoders"])
         return name, scene.system.leaders()[name]
 
-    async def _bring_to_stage(self, scene: Scene, decoders: list[str]) -> None:
+    async def _bring_to_stage(self, scene: Scene, name: str, decoders: list[str]) -> None:
         """At times let all end before. Else there is more to do than one worker of the role can
         begin at once, and after a random time some of it waits, some is computed, some is on its
-        way, and some is being streamed."""
+        way, and some is being streamed. Half of the decode workers are streaming for sure."""
         if scene.source.random() < _IDLE_PART:
             self.stage = _IDLE
             await scene.agents.pause()
@@ -73,21 +77,38 @@ class _OnWorker(Fault):
                     tokens = min(len(turn.answer), _LONGEST) - scene.source.randrange(16)
                     scene.send(turn, stream=True, tokens=tokens)
         await asyncio.sleep(scene.source.uniform(0, _LONGEST_WAIT_S))
+        if self._role == DECODE and scene.source.random() < _STREAMING_PART:
+            self.stage = _STREAMING
+            until = time.monotonic() + _STREAMS_WITHIN_S
+            while not await scene.system.begun_streams(name):
+                if time.monotonic() > until:
+                    raise AssertionError(f"{name} sends nothing")
+                await asyncio.sleep(_POLL_S)
 
 
-class KillWorker(_OnWorker):
-    """SIGKILL to the first process of a worker, or to one below it by its `title`."""
+class KillWorker(OnWorker):
+    """SIGKILL to the first process of a worker, or to one below it by its `title`.
+
+    Another must come in its place, at its address, whose tree is empty.
+    """
 
     def __init__(self, role: str, title: str | None = None) -> None:
         super().__init__(role)
         self._title = title
+        self._urls: dict[str, str] = {}
 
     async def inject(self, scene: Scene) -> None:
         name, leader = await self.victim(scene)
         self.replaced[name] = leader
+        self._urls = await _urls(scene)
         pid = leader if self._title is None else _titled(leader, self._title)
+        await self.note_streams(scene, name)
         os.kill(pid, signal.SIGKILL)
         scene.agents.resume()
+
+    async def check(self, scene: Scene) -> None:
+        if (urls := await _urls(scene)) != self._urls:
+            raise AssertionError(f"workers are at {urls}, and were at {self._urls}")
 
 
 class KillGateway(Fault):
@@ -131,7 +152,7 @@ class KillLaunch(Fault):
         self.figures["start_s"] = await system.start()
 
 
-class Stop(_OnWorker):
+class Stop(OnWorker):
     """SIGSTOP to all processes of a worker or the gateway, and SIGCONT `seconds` later.
 
     Without `seconds` there is no SIGCONT: who looks after it must end it.
@@ -149,6 +170,7 @@ class Stop(_OnWorker):
             name, leader = await self.victim(scene)
             if self._seconds is None:
                 self.replaced[name] = leader
+            await self.note_streams(scene, name)
         self._stopped = procfs.session_members(leader)
         _signal(self._stopped, signal.SIGSTOP)
         scene.agents.resume()
@@ -157,6 +179,10 @@ class Stop(_OnWorker):
     async def heal(self, scene: Scene) -> None:
         if self._seconds is not None:
             _signal(self._stopped, signal.SIGCONT)
+
+
+async def _urls(scene: Scene) -> dict[str, str]:
+    return {name: one["url"] for name, one in (await scene.system.workers()).items()}
 
 
 def _titled(leader: int, title: str) -> int:

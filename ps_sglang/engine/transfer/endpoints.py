@@ -24,6 +24,12 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
 
     _closed = False
 
+    init_time: float | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._began = time.monotonic()
+
     def open(self, base_prefix: Sequence[int]) -> None:
         """Wait for the decode worker, which must have the same token ids."""
         self.kv_mgr.lender.open(self.bootstrap_room, PrefixDigest.of(base_prefix))
@@ -46,6 +52,11 @@ class ZmqKVSender(CommonKVSender):  # type: ignore[misc]
         self._close(reason or PREFILL_GAVE_UP)
         super().clear()
 
+    def _check_bootstrap_timeout(self) -> KVPoll | None:
+        if self.init_time is not None:
+            self.init_time = _as_wall_time(self._began)
+        return super()._check_bootstrap_timeout()
+
     def _close(self, reason: str) -> None:
         if not self._closed:
             self._closed = True
@@ -56,6 +67,7 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     """A decode worker's end of one handoff."""
 
     holds_everything = False
+    _asked: float | None = None
     base_prefix: PrefixDigest
 
     def init(self, prefill_dp_rank: int) -> None:
@@ -97,8 +109,14 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
             prefix_tokens=decode_prefix_len or 0,
             prefix=self.base_prefix,
         )
-        self.init_time = time.time()
+        self._asked = time.monotonic()
+        self.init_time = _as_wall_time(self._asked)
         self.holds_everything = len(kv_indices) == 0
+
+    def _check_waiting_timeout(self) -> KVPoll | None:
+        if self._asked is not None:
+            self.init_time = _as_wall_time(self._asked)
+        return super()._check_waiting_timeout()
 
     def _register_kv_args(self) -> bool:
         return True  # the reader registers by itself, again where that got lost
@@ -116,6 +134,15 @@ class ZmqKVReceiver(CommonKVReceiver):  # type: ignore[misc]
     def _clear(self) -> None:
         self.kv_mgr.reader.close(self.bootstrap_room)
         super()._clear()
+
+
+def _as_wall_time(moment: float) -> float:
+    """When a monotonic moment was, as the wall clock has it now.
+
+    SGLang's time limits read that clock. One that is set by minutes would end handoffs, or keep
+    them for ever.
+    """
+    return time.time() - (time.monotonic() - moment)
 
 
 class ZmqKVBootstrapServer(CommonKVBootstrapServer):  # type: ignore[misc]
