@@ -122,7 +122,8 @@ class GatewayConfig:
     `is_aggregated`: each worker serves its requests alone, from their prompts on. `fingerprint` is
     the base's, which the first worker to join an empty cluster must have; None takes it as it is.
     Workers that are listed need no lease; all others join. `awaits_workers`: some that served
-    before may be about to join again. `api_keys` is the file of keys
+    before may be about to join again. `starting` are decoders whose first workers are on their way,
+    so that to ask for one is no mistake. `api_keys` is the file of keys
     (`access.key_file`), and `launcher_key` the digest of one more key, the launcher's own. Without
     keys only this machine may be served, unless `no_keys`. `tls_cert` and `tls_key` are files in
     PEM format, both or neither. `cluster_key_file` holds the secret that its workers share with it,
@@ -150,6 +151,7 @@ class GatewayConfig:
     is_aggregated: bool = False
     fingerprint: str | None = None
     awaits_workers: bool = False
+    starting: tuple[str, ...] = ()
     cluster_key_file: str | None = None
     model_roots: tuple[str, ...] = ()
     admin_host: str | None = None

@@ -91,10 +91,12 @@ class Gateway:
     def not_found(self, error: ModelNotFound) -> GatewayError:
         """`error`, unless the model's workers may be about to join: then one to try again on.
 
-        A gateway that has restarted hears of all workers that are there within a lease's time.
+        A gateway that has restarted hears of all workers that are there within a lease's time. One
+        that starts with its cluster knows which decoders that will have.
         """
         is_awaited = self.config.awaits_workers and time.monotonic() < self.began + LEASE_SECONDS
-        if self.config.workers or (self.pool.decoders and not is_awaited):
+        starts = error.name in self.config.starting and not self.pool.has_served(error.name)
+        if self.config.workers or (self.pool.decoders and not (is_awaited or starts)):
             return error
         return NoWorker(
             f"No worker of {error.name!r} has joined the cluster yet; "

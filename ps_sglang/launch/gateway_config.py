@@ -38,6 +38,7 @@ def gateway_config(
         is_aggregated=plan.spec.one_worker,
         fingerprint=plan.fingerprint,
         awaits_workers=restarts or plan.spec.gateway_only,
+        starting=tuple(dict.fromkeys(name for one in plan.workers for name in one.decoders)),
         cluster_key_file=_absolute(cluster_key_file),
         model_roots=plan.model_roots,
         admin_host=plan.spec.admin_host,

@@ -188,6 +188,28 @@ async def test_an_unknown_model_while_workers_may_be_about_to_join_again(
         assert (status, answer["error"]["code"]) == want
 
 
+async def test_a_model_that_the_cluster_is_starting_is_no_mistake() -> None:
+    """Until it has been there; once its last worker has left, it is unknown as any other."""
+    async with (
+        Cluster.running(decoders=("a", "b")) as cluster,
+        empty(cluster, starting=("a", "b")) as setup,
+    ):
+
+        async def ask(model: str) -> tuple[int, str | None]:
+            status, answer = await setup.post(ROUTE, {**BODY, "model": model})
+            return status, answer["error"]["code"] if status != 200 else None
+
+        for worker in (setup.prefill, setup.decode("b")):
+            await joins(setup, worker)
+        assert await ask("a") == (503, "no_worker")
+        assert await ask("c") == (404, "model_not_found")
+        await joins(setup, setup.decode("a"))
+        assert await ask("a") == (200, None)
+        await let_expire(setup)
+        await joins(setup, setup.decode("b"))
+        assert await ask("a") == (404, "model_not_found")
+
+
 async def test_a_renewal(alone: Setup) -> None:
     id = await joins(alone, alone.decode())
     status, answer = await alone.post("/workers/a-0/renew", {"lease": id})

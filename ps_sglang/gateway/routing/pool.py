@@ -31,6 +31,7 @@ class WorkerPool:
         self._prefill: tuple[Prefill, ...] = ()
         self._decode: tuple[Decode, ...] = ()
         self._served: dict[str, DecoderState] = {}
+        self._ever_served: set[str] = set()
         self._retired: set[DecoderState] = set()
         self._versions: dict[str, int] = {}
         for worker in workers:
@@ -73,6 +74,10 @@ class WorkerPool:
         except KeyError:
             raise ModelNotFound(decoder, self._served) from None
 
+    def has_served(self, decoder: str) -> bool:
+        """Whether a decoder of that name is here or was."""
+        return decoder in self._ever_served
+
     def decode(self, decoder: str | None = None) -> tuple[Decode, ...]:
         """The decode workers that serve one decoder, or all of them."""
         if decoder is None:
@@ -89,6 +94,7 @@ class WorkerPool:
         if (before := self._served.get(served.name)) is not None:
             self._retired.add(before)
         self._served[served.name] = served
+        self._ever_served.add(served.name)
 
     def withdraw(self, served: DecoderState) -> None:
         """No new request goes to the decoder; `forget` it at last."""
@@ -150,6 +156,7 @@ class WorkerPool:
     def _serve(self, worker_state: Decode) -> None:
         worker = worker_state.worker
         decoder = worker.decoder
+        self._ever_served.update((decoder, *(one.decoder for one in worker.adapters or ())))
         self._served.setdefault(decoder, DecoderState(decoder)).join(worker_state)
         digests = (worker_state.facts and worker_state.facts.adapters) or {}
         for adapter in worker.adapters or ():
