@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,8 @@ _LOW: Final = 10_000
 _USUAL_EPHEMERAL: Final = 32_768
 
 
-def free_ports(count: int) -> list[int]:
-    """`count` distinct ports that nothing listens on, below the ephemeral range.
+def free_ports(count: int, but: Collection[int | None] = ()) -> list[int]:
+    """`count` distinct ports that nothing listens on, below the ephemeral range; none is in `but`.
 
     Nobody gets such a port without asking for it by number, so it stays free until the
     worker binds it, except against another program's random choice.
@@ -23,7 +24,7 @@ def free_ports(count: int) -> list[int]:
     high = _ephemeral_low()
     ports: list[int] = []
     for port in random.sample(range(_LOW, high), min(high - _LOW, 100 * count)):
-        if is_free("0.0.0.0", port):
+        if port not in but and is_free("0.0.0.0", port):
             ports.append(port)
         if len(ports) == count:
             return ports

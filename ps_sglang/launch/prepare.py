@@ -223,8 +223,7 @@ def _workers(
     if not placements:
         return ()
     backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
-    free = free_ports(5 * len(placements) + 1)
-    ports = iter([port for port in free if port != spec.worker_port])
+    ports = iter(free_ports(5 * len(placements), but=spec.ports))
     host = spec.advertise or LOOPBACK
     listen = listen_address(host)
     # ZeroMQ takes no names to bind to, and whoever joins is asked at the host of its URL.

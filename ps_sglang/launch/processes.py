@@ -113,7 +113,8 @@ class Processes:
     def restart_worker(self, name: str) -> None:
         """Start a worker in place of one that has ended."""
         if self.moves(name):
-            self._workers[name] = self._workers[name].moved(*free_ports(1))
+            (port,) = free_ports(1, but=self._plan.spec.ports)
+            self._workers[name] = self._workers[name].moved(port)
         self.start_worker(name)
 
     def start_worker(self, name: str) -> None:

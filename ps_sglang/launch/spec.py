@@ -142,6 +142,11 @@ class ClusterSpec:
         return tuple(Entry.parse(one) if isinstance(one, str) else one for one in self.decoders)
 
     @property
+    def ports(self) -> frozenset[int | None]:
+        """The ports that were asked for, though what will listen there has yet to start."""
+        return frozenset((self.port, self.admin_port, self.worker_port))
+
+    @property
     def resources(self) -> dict[str, Resources]:
         """All that is said of workers' GPUs, by whose they are."""
         return {

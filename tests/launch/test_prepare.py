@@ -22,7 +22,7 @@ from ps_sglang.launch.devices import runs_on_cpu
 from ps_sglang.launch.environment import has_accelerator
 from ps_sglang.launch.flags import value_of
 from ps_sglang.launch.gateway_config import gateway_config
-from ps_sglang.launch.ports import free_ports
+from ps_sglang.launch.ports import free_ports, is_free
 from ps_sglang.launch.prepare import Plan, prepare
 from ps_sglang.launch.spec import ClusterSpec, Role
 
@@ -294,3 +294,18 @@ def test_a_workers_port_may_be_known_before(tiny: dict[str, Path], tmp_path: Pat
         taken.listen()
         with pytest.raises(UsageError, match=f"port {port} is in use"):
             prepare(spec)
+
+
+def test_no_worker_takes_the_gateways_port(
+    spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway listens only once it has loaded, and workers' ports are chosen before."""
+    count = 5 * len(prepare(spec).workers)
+    candidates = iter(range(20_000, 30_000, count + 1))
+    low = next(n for n in candidates if all(is_free("", n + one) for one in range(count + 1)))
+    monkeypatch.setattr("ps_sglang.launch.ports._LOW", low)
+    monkeypatch.setattr("ps_sglang.launch.ports._ephemeral_low", lambda: low + count + 1)
+    for port in (low, low + count):
+        taken = {worker.port for worker in prepare(replace(spec, port=port)).workers}
+        assert port not in taken
+        assert all(low <= one <= low + count for one in taken)
