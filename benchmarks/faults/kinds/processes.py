@@ -41,10 +41,12 @@ class OnWorker(Fault):
     def __init__(self, role: str) -> None:
         super().__init__()
         self._role = role
+        self._urls: dict[str, str] = {}
 
     async def victim(self, scene: Scene) -> tuple[str, int]:
         """Name and first process of the worker, which by now is busy, streaming or idle."""
         workers = await scene.system.workers()
+        self._urls = {name: one["url"] for name, one in workers.items()}
         served = [one["decoders"] for one in workers.values()]
         fit = [
             name
@@ -95,19 +97,18 @@ class KillWorker(OnWorker):
     def __init__(self, role: str, title: str | None = None) -> None:
         super().__init__(role)
         self._title = title
-        self._urls: dict[str, str] = {}
 
     async def inject(self, scene: Scene) -> None:
         name, leader = await self.victim(scene)
         self.replaced[name] = leader
-        self._urls = await _urls(scene)
         pid = leader if self._title is None else _titled(leader, self._title)
         await self.note_streams(scene, name)
         os.kill(pid, signal.SIGKILL)
         scene.agents.resume()
 
     async def check(self, scene: Scene) -> None:
-        if (urls := await _urls(scene)) != self._urls:
+        workers = await scene.system.workers()
+        if (urls := {name: one["url"] for name, one in workers.items()}) != self._urls:
             raise AssertionError(f"workers are at {urls}, and were at {self._urls}")
 
 
@@ -179,10 +180,6 @@ class Stop(OnWorker):
     async def heal(self, scene: Scene) -> None:
         if self._seconds is not None:
             _signal(self._stopped, signal.SIGCONT)
-
-
-async def _urls(scene: Scene) -> dict[str, str]:
-    return {name: one["url"] for name, one in (await scene.system.workers()).items()}
 
 
 def _titled(leader: int, title: str) -> int:
