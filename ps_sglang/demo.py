@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -149,7 +150,8 @@ def _indented(text: str) -> str:
 
 def _curl(url: str) -> str:
     question = "State the final answer to the following arithmetic problem: 12 + 30 ="
-    body = f'{{"model": "math", "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    messages = [{"role": "user", "content": question}]
+    body = json.dumps({"model": "math", "max_tokens": 64, "messages": messages})
     return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 

@@ -42,6 +42,7 @@ class Standing(Processes):
 
     def __init__(self, folder: Path, workers: list[WorkerSpec]) -> None:
         self._workers = {worker.name: worker for worker in workers}
+        self._asked_ports = frozenset()
         self.link = Link()  # type: ignore[assignment]
         self.folder = folder
         self.started: list[str] = []
