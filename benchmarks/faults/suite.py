@@ -18,7 +18,7 @@ from benchmarks.faults.network import second_host
 from benchmarks.faults.rows import Row
 from benchmarks.faults.scene import Scene
 from benchmarks.faults.system import System
-from benchmarks.faults.tries import Try, attempt, figures, rest, shortfalls
+from benchmarks.faults.tries import Try, attempt, figures, rest, rest_after, shortfalls
 from ps_sglang.progress import OnProgress
 
 _AGENTS: Final = 4
@@ -82,7 +82,7 @@ async def run_rows(
                 f"{count.lost} of {count.requests}{went_on}"
                 + "".join(f"\n    {problem}" for problem in done.problems)
             )
-        after = await rest(there)
+        after = await (rest(there) if quick else rest_after(there, before))
         found, before = figures(row, tries, before, after), after
         if missed := shortfalls(found):
             on_progress(f"{row.name} is not good: {'; '.join(missed)}")

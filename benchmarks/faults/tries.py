@@ -15,11 +15,14 @@ from benchmarks.faults.rows import Row
 from benchmarks.faults.scene import PROBE, Scene
 from benchmarks.report import spread
 from benchmarks.sessions.measures import percentiles
+from ps_sglang.engine.transfer.limits import DEFAULT_LIMITS
 
 BEFORE_S: Final = 3.0
 _AFTER_S: Final = 1.0
 _KEPT_S: Final = 6.0
 """Workers close connections that have been kept for 5 s."""
+_LINGER_S: Final = DEFAULT_LIMITS.linger_s + 90.0
+"""For so long a decode worker tells how a pull ended, and keeps the dead peer's sockets."""
 RECOVERY_S: Final = 150.0
 STREAMS_BAR: Final = 0.95
 """So many of the streams whose decode worker is struck must end as if nothing had happened."""
@@ -135,6 +138,16 @@ async def rest(scene: Scene) -> Resources:
     await scene.left_over()
     await asyncio.sleep(_KEPT_S)
     return await asyncio.to_thread(scene.system.resources)
+
+
+async def rest_after(scene: Scene, before: Resources) -> Resources:
+    """As `rest`, once all is given back or what is kept for a dead peer's return must be."""
+    until = time.monotonic() + _LINGER_S
+    held = await rest(scene)
+    while held.not_back(before) and time.monotonic() < until:
+        await asyncio.sleep(_KEPT_S)
+        held = await asyncio.to_thread(scene.system.resources)
+    return held
 
 
 def figures(row: Row, tries: Sequence[Try], before: Resources, after: Resources) -> dict[str, Any]:
