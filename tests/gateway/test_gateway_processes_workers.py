@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ps_sglang.events.control import EventStreamError
+from ps_sglang.gateway.errors import WorkerFailed, WorkerUnreachable
 from ps_sglang.gateway.peers import following
 from ps_sglang.gateway.peers.messages import AllWorkers, WorkerIs
+from ps_sglang.gateway.routing.worker_state import BreakerState
+from ps_sglang.gateway.workers.breaker import FAILURES
 from tests.gateway.gateway_setup import QUICK
 from tests.gateway.processes_setup import Several, several
 from tests.gateway.test_gateway_processes import body, loads, states, until_busy
@@ -88,6 +92,39 @@ async def test_a_worker_that_one_process_cannot_reach_is_broken_for_all(two: Sev
         await two[1].post("/generate", body())
         await two.agree()
     assert states(two, 0).keys() == states(two, 1).keys()
+
+
+async def test_how_requests_go_anywhere_counts_for_the_worker() -> None:
+    async with several(prefill=2, decoders=("a",)) as two:
+        follower, health = two.gateway(1).follower, two.gateway(0).health
+        assert follower is not None
+        name = two.cluster.prefill[0].name
+        there, here = two.gateway(1).pool.get(name), two.gateway(0).pool.get(name)
+        assert there is not None
+        assert here is not None
+        for _ in range(FAILURES - 1):
+            follower.failed(there, WorkerFailed(there.worker, "it did not do"))
+        follower.succeeded(there)
+        await two.agree()
+        health.failed(here, WorkerFailed(here.worker, "it did not do"))
+        assert here.breaker.value != BreakerState.OPEN.value, "the success between counts"
+        follower.failed(there, WorkerUnreachable(there.worker, "gone"))
+        assert there.breaker is BreakerState.OPEN, "at once, before the owner says it"
+        await two.agree()
+        assert here.breaker is BreakerState.OPEN
+
+
+async def test_a_restarted_workers_cache_is_forgotten_by_all(two: Several) -> None:
+    name = two.cluster.prefill[0].name
+    restarted = two.gateway(0).pool.get(name)
+    assert restarted is not None
+    restarted.incarnation = "0" * 16
+    two.gateway(0).owner.look()
+    await two.agree()
+    cache = two.gateway(1).cache_index._workers[name]
+    cache.check_incarnation("0" * 16)
+    with pytest.raises(EventStreamError):
+        cache.check_incarnation(two.cluster.prefill[0].incarnation)
 
 
 async def test_leases_are_renewed_by_whichever_is_asked() -> None:
