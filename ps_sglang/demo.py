@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -149,9 +148,10 @@ def _indented(text: str) -> str:
 
 
 def _curl(url: str) -> str:
+    from ps_sglang.launch.serve import chat_body
+
     question = "State the final answer to the following arithmetic problem: 12 + 30 ="
-    messages = [{"role": "user", "content": question}]
-    body = json.dumps({"model": "math", "max_tokens": 64, "messages": messages})
+    body = chat_body("math", question)
     return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 

@@ -22,7 +22,7 @@ _AFTER_S: Final = 1.0
 _KEPT_S: Final = 6.0
 """Workers close connections that have been kept for 5 s."""
 _LINGER_S: Final = DEFAULT_LIMITS.linger_s + 90.0
-"""For so long a decode worker tells how a pull ended, and keeps the dead peer's sockets."""
+"""A decode worker tells for `linger_s` how a pull ended; then the dead peer's sockets idle out."""
 RECOVERY_S: Final = 150.0
 STREAMS_BAR: Final = 0.95
 """So many of the streams whose decode worker is struck must end as if nothing had happened."""
@@ -143,10 +143,8 @@ async def rest(scene: Scene) -> Resources:
 async def rest_after(scene: Scene, before: Resources) -> Resources:
     """As `rest`, once all is given back or what is kept for a dead peer's return must be."""
     until = time.monotonic() + _LINGER_S
-    held = await rest(scene)
-    while held.not_back(before) and time.monotonic() < until:
-        await asyncio.sleep(_KEPT_S)
-        held = await asyncio.to_thread(scene.system.resources)
+    while (held := await rest(scene)).not_back(before) and time.monotonic() < until:
+        pass
     return held
 
 

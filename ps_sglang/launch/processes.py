@@ -63,7 +63,6 @@ class Processes:
         self.gateway = GatewayAddress("", "")
         """Where the gateway is found, once it is."""
         self._plan = plan
-        self._asked_ports = plan.spec.ports
         self._workers = {worker.name: worker for worker in plan.workers}
         # Numbered, as a decoder's name could make a socket's path too long.
         self._folders = {name: f"w{number}" for number, name in enumerate(self._workers)}
@@ -114,7 +113,7 @@ class Processes:
     def restart_worker(self, name: str) -> None:
         """Start a worker in place of one that has ended."""
         if self.moves(name):
-            (port,) = free_ports(1, but=self._asked_ports)
+            (port,) = free_ports(1, but=self._plan.spec.ports)
             self._workers[name] = self._workers[name].moved(port)
         self.start_worker(name)
 

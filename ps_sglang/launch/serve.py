@@ -108,13 +108,16 @@ def ready_line(cluster: Cluster) -> str:
 def try_line(url: str, decoder: str, spec: ClusterSpec) -> str:
     """A request to copy, on a line of its own."""
     key = "" if spec.api_keys is None else f"-H 'Authorization: Bearer '${KEY_VARIABLE} "
-    # Without `max_tokens` a model that finds no end goes on to the end of its context.
-    messages = [{"role": "user", "content": "Hello!"}]
-    body = json.dumps({"model": decoder, "max_tokens": 64, "messages": messages})
     return (
         f"\ntry: curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
-        f"-d '{body}'"
+        f"-d '{chat_body(decoder, 'Hello!')}'"
     )
+
+
+def chat_body(decoder: str, question: str) -> str:
+    """The body of such a request. It ends soon, also where a model finds no end."""
+    messages = [{"role": "user", "content": question}]
+    return json.dumps({"model": decoder, "max_tokens": 64, "messages": messages})
 
 
 def interrupt_on_signals(say: OnProgress) -> None:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from ps_sglang.launch.membership import Membership
 from ps_sglang.launch.processes import GATEWAY, Processes
 from ps_sglang.launch.readiness import Probe
 from ps_sglang.launch.restarts import LONGEST_S, SHORTEST_S, WINDOW_S, Restarts
-from ps_sglang.launch.spec import BOOTSTRAP_FLAG, WorkerSpec
+from ps_sglang.launch.spec import BOOTSTRAP_FLAG, ClusterSpec, WorkerSpec
 from ps_sglang.launch.supervisor import WEDGED_S, Supervisor
 from tests.gateway.hand_clock import Clock
 from tests.workers.test_membership import worker
@@ -42,7 +43,8 @@ class Standing(Processes):
 
     def __init__(self, folder: Path, workers: list[WorkerSpec]) -> None:
         self._workers = {worker.name: worker for worker in workers}
-        self._asked_ports = frozenset()
+        # Of a plan it needs the ports that were asked for.
+        self._plan = SimpleNamespace(spec=ClusterSpec("base", ("a",)))  # type: ignore[assignment]
         self.link = Link()  # type: ignore[assignment]
         self.folder = folder
         self.started: list[str] = []
