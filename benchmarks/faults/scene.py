@@ -22,6 +22,7 @@ BURST: Final = "burst"
 PROBE: Final = "probe"
 """Asks whether the cluster serves again; it may find that it does not."""
 _PROBES: Final = 4
+"""Of each decoder; their prompts are short, so that what is measured is not the time to compute."""
 _POLL_S: Final = 0.1
 _WARM_S: Final = 60.0
 _REST_S: Final = 45.0
@@ -57,13 +58,20 @@ class Scene:
         await asyncio.gather(*sent)
 
     async def warm_up(self) -> None:
-        """Whatever a process makes once for its first requests is made then."""
+        """Whatever a process makes once for its first requests is made then, and all memory of the
+        pools is used once, as the machine gives it only then."""
         if await self.whole({}, time.monotonic() + _WARM_S) is None:
             raise LaunchError(f"the cluster does not answer as it must in {_WARM_S:g} s")
+        long = self.script.long
+        pools = 2 * self.system.what.pool
+        for _ in range(-(-pools // sum(len(turn.prompt) for turn in long))):
+            for turn in long:
+                self.send(turn)
+        await self.settle()
 
     async def served(self, until: float) -> float | None:
         """When each decoder has given an exact answer again; None if one has not by `until`."""
-        waiting = {turns[-1].decoder: turns[-1] for turns in self.script.conversations}
+        waiting = {turn.decoder: turn for turn in self.script.talk}
         while waiting and time.monotonic() < until:
             outcomes = await self._probe(list(waiting.values()))
             for one in outcomes:
@@ -77,8 +85,7 @@ class Scene:
         while time.monotonic() < until:
             if await self.system.is_whole(replaced):
                 # Several new tenants of each decoder, so that every worker has some.
-                turns = [turns[-1] for turns in self.script.conversations for _ in range(_PROBES)]
-                outcomes = await self._probe(turns)
+                outcomes = await self._probe(self.script.talk * _PROBES)
                 if all(one.ending is Ending.EXACT for one in outcomes):
                     return time.monotonic()
             await asyncio.sleep(_POLL_S)

@@ -91,6 +91,22 @@ def test_more_adapters_than_have_room(served: Served, prompts: Prompts) -> None:
     assert_conserved(served.cluster)
 
 
+def test_an_adapter_is_read_once_for_all_that_wait_for_it(served: Served, prompts: Prompts) -> None:
+    """Each reading waits for a step of the engine, so that many in a row would delay them all."""
+    inputs = prompts(6, 20)
+    for name in "bcdef":  # which puts `a` out of memory
+        generate(served.cluster, name, inputs[0])
+    log = served.cluster.workers[-1].log
+
+    def readings() -> int:
+        return log.read_text().count("Start load Lora adapter. Lora name=a@1")
+
+    before = readings()
+    answers = together([partial(generate, served.cluster, "a", ids) for ids in inputs])
+    assert [one["output_ids"] for one in answers] == [tokens(served, "a", ids) for ids in inputs]
+    assert readings() == before + 1
+
+
 def test_no_adapter_starves(served: Served, prompts: Prompts) -> None:
     """Two adapters keep both slots busy without a gap; a third one gets its turn all the same."""
     (ids,) = prompts(1, 20)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import ClassVar, Final
 
 import psutil
 
+from benchmarks.faults.client import Outcome
 from benchmarks.faults.scene import Fault, Scene
 from ps_sglang.launch import procfs
 from ps_sglang.launch.processes import GATEWAY
@@ -68,16 +69,9 @@ class OnWorker(Fault):
             return
         self.stage = _BUSY
         if self._role == PREFILL:
-            for turn in scene.script.long:
-                for _ in range(2):
-                    scene.send(turn, stream=True)
+            sent = [scene.send(turn, stream=True) for turn in scene.script.long for _ in range(2)]
         else:
-            turns = [turn for turn in scene.script.talk if turn.decoder in decoders]
-            for turn in turns:
-                for _ in range(_STREAMS // len(turns)):
-                    # Of different lengths, so that none is taken for another's poison.
-                    tokens = min(len(turn.answer), _LONGEST) - scene.source.randrange(16)
-                    scene.send(turn, stream=True, tokens=tokens)
+            sent = _send_streams(scene, decoders)
         await asyncio.sleep(scene.source.uniform(0, _LONGEST_WAIT_S))
         if self._role == DECODE and scene.source.random() < _STREAMING_PART:
             self.stage = _STREAMING
@@ -85,7 +79,24 @@ class OnWorker(Fault):
             while not await scene.system.begun_streams(name):
                 if time.monotonic() > until:
                     raise AssertionError(f"{name} sends nothing")
+                if all(one.done() for one in sent):  # too soon to be seen, or by another worker
+                    sent = _send_streams(scene, decoders)
                 await asyncio.sleep(_POLL_S)
+
+
+def _send_streams(scene: Scene, decoders: Sequence[str]) -> list[asyncio.Task[Outcome]]:
+    """Long answers of these decoders, more than one worker sends at once."""
+    turns = [turn for turn in scene.script.talk if turn.decoder in decoders]
+    return [
+        # Of different lengths, so that none is taken for another's poison.
+        scene.send(
+            turn,
+            stream=True,
+            tokens=min(len(turn.answer), _LONGEST) - scene.source.randrange(16),
+        )
+        for turn in turns
+        for _ in range(_STREAMS // len(turns))
+    ]
 
 
 class KillWorker(OnWorker):

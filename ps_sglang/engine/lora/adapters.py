@@ -42,9 +42,10 @@ class _Registered:
 
 class _Server:
     """What this process has: `adapters` by the name that `adapter_name` makes, None if it is not
-    the server of a worker that takes some."""
+    the server of a worker that takes some. `loading` is held while one is read."""
 
     adapters: dict[str, _Registered] | None = None
+    loading = asyncio.Lock()
 
 
 def registered() -> dict[str, str] | None:
@@ -78,10 +79,21 @@ def init_lora(_result: None, manager: Any) -> None:
 async def load_lora_adapter(original: Update, manager: Any, obj: Any, request: Any = None) -> Any:
     """Around `TokenizerManager.load_lora_adapter`: check the contract before anything is read.
 
-    SGLang calls it, too, when it reads an adapter again.
+    SGLang calls it, too, when it reads an adapter again, and once for each request that waits for
+    it: all but the first are told that it is loaded, which SGLang takes as well.
     """
     if (adapters := _Server.adapters) is None:
         return await original(manager, obj, request)
+    async with _Server.loading:
+        if request is None and obj.lora_name in manager.lora_registry.get_all_adapters():
+            message = f"{obj.lora_name} is already loaded"
+            return LoRAUpdateOutput(success=False, error_message=message)
+        return await _load(original, manager, adapters, obj, request)
+
+
+async def _load(
+    original: Update, manager: Any, adapters: dict[str, _Registered], obj: Any, request: Any
+) -> Any:
     headers = {} if request is None else request.headers
     unverified = "1" in (headers.get(UNVERIFIED_HEADER), os.environ.get(ALLOW_UNVERIFIED))
     # In a thread: it reads and digests files, which would hold the event loop.
