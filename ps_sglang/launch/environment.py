@@ -34,6 +34,10 @@ _VARIABLE_BYTES: Final = 1 << 17
 CLUSTER: Final = "PS_SGLANG_CLUSTER"
 """Set in every process of a cluster to the cluster's id; nothing reads it but people and tests."""
 
+ENGINE_SILENCE_S: Final = 120
+"""A worker is unhealthy whose engine says nothing for so long. By itself SGLang waits for 20 s, and
+a step over long prompts can take longer on a CPU. The gateway waits as long (`ProbeTiming`)."""
+
 
 def has_accelerator(devices: Path = Path("/dev")) -> bool:
     """Whether this machine shows a CUDA or ROCm device (asked without importing torch)."""
@@ -54,6 +58,7 @@ def fork_server_environment(
         "PYTHONUNBUFFERED": "1",
         # Where KV managers listen.
         "SGLANG_HOST_IP": host,
+        "SGLANG_HEALTH_CHECK_TIMEOUT": str(ENGINE_SILENCE_S),
     }
     fixed = {CLUSTER: runtime.name, "PS_SGLANG_ENABLE": "1", "TMPDIR": str(runtime)}
     if cpu:

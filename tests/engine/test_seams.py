@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,9 @@ from ps_sglang.gateway.bodies import (
     responses_request,
 )
 from ps_sglang.gateway.bodies.validation import UNSUPPORTED
+from ps_sglang.gateway.workers.probe import DEFAULT_TIMING
+from ps_sglang.launch.environment import fork_server_environment
+from ps_sglang.launch.spec import LOOPBACK
 
 RELIED_ON: dict[tuple[Any, str], tuple[str, ...]] = {
     (srt.CommonKVManager, "__init__"): (
@@ -163,3 +168,14 @@ def test_the_gateway_knows_every_field_of_translated_requests(
 ) -> None:
     known = {*module.FIELDS, *module.SAME, *module.UNSUPPORTED, *module.UNUSED}
     assert not annotated(kind) - known - UNSUPPORTED.keys() - elsewhere
+
+
+def test_a_worker_is_unhealthy_no_sooner_than_the_gateway_gives_it_up(tmp_path: Path) -> None:
+    """Else it breaks for new requests with one long step, in which it is well."""
+    name = "SGLANG_HEALTH_CHECK_TIMEOUT"
+    server = find_spec("sglang.srt.entrypoints.http_server")
+    assert server is not None
+    assert server.origin is not None
+    assert f'os.getenv("{name}"' in Path(server.origin).read_text()
+    variables = fork_server_environment({}, tmp_path, "LlamaForCausalLM", LOOPBACK, cpu=True)
+    assert float(variables[name]) == DEFAULT_TIMING.engine_silence

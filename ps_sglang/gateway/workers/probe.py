@@ -33,7 +33,7 @@ class ProbeTiming:
     deadline: float = 2.0
     silence: float = 15.0
     engine_every: float = 15.0
-    engine_deadline: float = 25.0  # SGLang itself gives up after 20
+    engine_deadline: float = 25.0
     engine_silence: float = 120.0
 
 
