@@ -284,7 +284,7 @@ def test_a_stream_ends_where_the_whole_answer_does(served: Served, prompts: Prom
     assert plain == streamed
     text = plain[0]["text"]
     stops = [text[start : start + 6] for start in range(len(text) - 5)]
-    asked = [{"stop": [stop]} for stop in stops]
+    asked: list[dict[str, Any]] = [{"stop": [stop]} for stop in stops]
     asked += [{"stop": [stop], "no_stop_trim": True} for stop in stops[::8]]
     asked += [{"stop": [stop], "min_tokens": 12} for stop in stops[::8]]
     with ThreadPoolExecutor(8) as pool:

@@ -32,7 +32,7 @@ Body = dict[str, Any]
 
 _ROOMS = count(700_000)
 _DEADLINE_S = 30.0
-GRAMMAR = 60
+GRAMMAR = 40
 """Texts of a schema that takes seconds to compile."""
 
 
