@@ -123,8 +123,6 @@ def prepare(spec: ClusterSpec) -> Plan:
     shape = read_shape(base.path)
     lines = command_lines(spec, placements, shape.context_length, cpu=cpu, cuda=cuda)
     check_engine_flags(lines)
-    backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
-    check_tp_sizes(placements, lines, backend)
     check_parsers(lines)
     gpus = None
     if not cuda:
@@ -132,6 +130,8 @@ def prepare(spec: ClusterSpec) -> Plan:
     elif placements:
         gpus = plan_gpus(spec, find_machine(spec, has_amd=has_amd()), placements, lines)
         lines = {name: gpus.command_line(name, lines[name]) for name in gpus.budgets}
+    backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
+    check_tp_sizes(placements, lines, backend)
     return Plan(
         spec,
         cpu,
