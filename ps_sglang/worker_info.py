@@ -11,7 +11,7 @@ What a worker publishes about itself stands under KEY in its `/server_info`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -39,6 +39,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     holds, both in tokens. `adapters` are what a worker of LoRA decoders has, by the name that
     `adapter_name` makes: the digest of each one's weights; None for a worker that takes none. Their
     folders are in `adapter_folders`.
+    `tp_size` is its tensor parallelism, over how many GPUs its KV heads are divided.
     `problem` says why the rest is missing.
     """
 
@@ -53,6 +54,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     events: str | None = None
     events_control: str | None = None
     context_length: int | None = None
+    tp_size: Annotated[int, msgspec.Meta(ge=1)] = 1
     adapters: dict[str, str] | None = None
     adapter_folders: dict[str, str] = {}
     problem: str | None = None

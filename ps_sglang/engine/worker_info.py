@@ -141,6 +141,7 @@ def build_server_info(info: Json, server_args: Any, scheduler_info: Json) -> Jso
         events=events.get("endpoint"),
         events_control=events.get("replay_endpoint"),
         context_length=info["context_length"],
+        tp_size=info["tp_size"],
         adapters=registered(),
         adapter_folders=folders(),
         **{**checkpoint, "common": {**base, **checkpoint["common"], **engine}},

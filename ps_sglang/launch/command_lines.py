@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ps_sglang.contract.served_template import check_served_template
-from ps_sglang.errors import UsageError
+from ps_sglang.errors import ContractError, UsageError
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.gateway.index.chat import ChatTemplate, NoChatText
 from ps_sglang.launch import flag_check, flags, lora
@@ -17,6 +17,7 @@ from ps_sglang.launch.parsers import parsers
 from ps_sglang.launch.placement import Placement
 from ps_sglang.launch.spec import ClusterSpec, Entry, Role
 from ps_sglang.launch.unsafe_flags import refuse_unsafe
+from ps_sglang.tensor_parallel import handoff_problem
 
 _SEEDED_SAMPLERS: Final = ("pytorch", "flashinfer")  # as engine/sampling/seeds.py registers them
 
@@ -79,6 +80,24 @@ def command_lines(
             lora.check(placement.name, command_line, placement.reports)
         built[placement.name] = command_line
     return built
+
+
+def check_tp_sizes(
+    placements: Sequence[Placement], lines: Mapping[str, Sequence[str]], backend: str
+) -> None:
+    """Refuse workers over so many GPUs that no page gets from one role to the other.
+
+    Raises ContractError, which has every worker's size.
+    """
+    sizes = {one.name: flags.tp_size(one.resources.tp, lines[one.name]) for one in placements}
+    prefill, decode = (
+        {sizes[one.name] for one in placements if one.role is role and sizes[one.name] > 0}
+        for role in (Role.PREFILL, Role.DECODE)
+    )
+    problems = (handoff_problem(backend, one, other) for one in prefill for other in decode)
+    if (problem := next(filter(None, problems), None)) is not None:
+        row = f"{flags.TP_SIZE}: {', '.join(f'{name} {size}' for name, size in sizes.items())}"
+        raise ContractError(f"{row}; {problem}", (row,))
 
 
 def token_limits(lines: Iterable[Sequence[str]]) -> Iterator[int]:

@@ -21,7 +21,13 @@ from ps_sglang.gateway.access import key_file, tls
 from ps_sglang.gateway.config import ChatFlags
 from ps_sglang.home import home
 from ps_sglang.launch import flags
-from ps_sglang.launch.command_lines import chat_flags, check_flags, command_lines, token_limits
+from ps_sglang.launch.command_lines import (
+    chat_flags,
+    check_flags,
+    check_tp_sizes,
+    command_lines,
+    token_limits,
+)
 from ps_sglang.launch.devices import has_amd, refuse_resources, runs_on_cpu, runs_on_cuda
 from ps_sglang.launch.gpus.plan import GpuPlan, find_machine, plan_gpus
 from ps_sglang.launch.gpus.transport import DEFAULT_BACKEND
@@ -124,13 +130,15 @@ def prepare(spec: ClusterSpec) -> Plan:
     elif placements:
         gpus = plan_gpus(spec, find_machine(spec, has_amd=has_amd()), placements, lines)
         lines = {name: gpus.command_line(name, lines[name]) for name in gpus.budgets}
+    backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
+    check_tp_sizes(placements, lines, backend)
     return Plan(
         spec,
         cpu,
         base,
         "" if spec.dry_run else base_fingerprint(base.path),  # reads every weight
         tuple(reports),
-        _workers(spec, cpu, placements, lines, log_dir),
+        _workers(spec, backend, placements, lines, log_dir),
         shape.architecture,
         min([shape.context_length, *token_limits([spec.engine_args, *lines.values()])]),
         shape.vocabulary,
@@ -215,14 +223,13 @@ def _log_dir(log_dir: Path | None, *, make: bool) -> Path:
 
 def _workers(
     spec: ClusterSpec,
-    cpu: bool,
+    backend: str,
     placements: Sequence[Placement],
     lines: Mapping[str, tuple[str, ...]],
     log_dir: Path,
 ) -> tuple[WorkerSpec, ...]:
     if not placements:
         return ()
-    backend = spec.transfer_backend or ("zmq" if cpu else DEFAULT_BACKEND)
     ports = iter(free_ports(5 * len(placements), but=spec.ports))
     host = spec.advertise or LOOPBACK
     listen = listen_address(host)

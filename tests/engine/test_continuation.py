@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from ps_sglang.gateway_http import call
 from ps_sglang.launch.cluster import Worker
 from tests.engine.served import Launch, Models, Served
-from tests.support.engine_client import assert_conserved
+from tests.support.engine_client import assert_conserved, stream
 from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -64,17 +64,6 @@ def cases(ids: list[int]) -> dict[str, tuple[str, Json]]:
             CHAT, {"messages": USER, **structured, "tools": [TOOL], "tool_choice": "required"},
         ),
     }  # fmt: skip
-
-
-def stream(url: str, decoder: str, path: str, body: Json) -> Iterator[Json]:
-    """The payloads of a stream's events."""
-    content = json.dumps({"model": decoder, **body, "stream": True}).encode()
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(url + path, content, headers)
-    with urllib.request.urlopen(request, timeout=120) as response:
-        for line in response:
-            if line.startswith(b"data: ") and line != b"data: [DONE]\n":
-                yield json.loads(line[6:])
 
 
 def whole(events: list[Json]) -> Json:

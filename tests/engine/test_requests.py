@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from typing import Any
 
 import openai
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.engine.plain_server import sglang_server, wait_until_healthy
 from tests.engine.served import Launch, Models, Served
-from tests.support.engine_client import RefusedError, assert_conserved, generate, post, together
+from tests.support.engine_client import (
+    RefusedError,
+    assert_conserved,
+    gathered,
+    generate,
+    post,
+    stream,
+    together,
+)
 from tests.support.hf_reference import expected
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -44,6 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "regex": {"tokens": 30, "sampling": {"regex": "[a-c]{5,9}"}},
     "EBNF": {"tokens": 30, "sampling": {"ebnf": 'root ::= "yes" | "no" [0-9]+ "."'}},
 }  # fmt: skip
+SALTS = count()
 SAME_META = (
     "prompt_tokens", "completion_tokens", "finish_reason", "output_token_logprobs",
     "output_top_logprobs", "output_token_ids_logprobs",
@@ -88,7 +100,9 @@ def assert_same(answer: Any, plain: Any) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to 1e-3 through lists."""
+    """Floats to 1e-3 through lists and objects."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
         return [rounded(item) for item in value]
     return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
@@ -238,6 +252,72 @@ def test_streamed_tokens_are_the_references(served: Served, prompts: Prompts) ->
     logprobs: list[Any] = [chunk.logprobs for chunk in chunks if chunk.logprobs]
     assert logprobs[0].token_logprobs[0] == pytest.approx(want.first_logprob, abs=1e-3)
     assert sum(len(one.tokens) for one in logprobs) == 6
+
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "hello there"}]
+CHARACTERS = "漢字👩\u200d🚀é"  # of two to four tokens each
+
+
+def whole_and_streamed(served: Served, path: str, body: dict[str, Any]) -> tuple[Any, Any]:
+    """One request both ways, each with a salt of its own: neither finds the other's prefix."""
+    whole, streamed = ({"model": "a", **body, "cache_salt": str(next(SALTS))} for _ in range(2))
+    usage = {"stream_options": {"include_usage": True}}
+    url = served.cluster.url
+    events = stream(url, "a", path, streamed | usage)
+    return gathered([post(url + path, whole)]), gathered(events)
+
+
+def test_a_stream_ends_where_the_whole_answer_does(served: Served, prompts: Prompts) -> None:
+    """A text that stops lies across tokens, and none of it is sent before it is known to be none.
+
+    The answer is held to printable tokens, as half a character is shown in more than one way.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(served.models.base)
+    printable = [tokenizer.decode([token]).isprintable() for token in range(len(tokenizer))]
+    (ids,) = prompts(1, 20)
+    body = {
+        "prompt": ids, "temperature": 0, "max_tokens": 24, "ignore_eos": True,
+        "logit_bias": {str(token): -100 for token, shows in enumerate(printable) if not shows},
+    }  # fmt: skip
+    plain, streamed = whole_and_streamed(served, COMPLETIONS, body)
+    assert plain == streamed
+    text = plain[0]["text"]
+    stops = [text[start : start + 6] for start in range(len(text) - 5)]
+    asked: list[dict[str, Any]] = [{"stop": [stop]} for stop in stops]
+    asked += [{"stop": [stop], "no_stop_trim": True} for stop in stops[::8]]
+    asked += [{"stop": [stop], "min_tokens": 12} for stop in stops[::8]]
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda one: whole_and_streamed(served, COMPLETIONS, body | one), asked)
+        for one, (whole, streamed) in zip(asked, answers, strict=True):
+            assert whole == streamed, one
+            (stop,) = one["stop"]
+            if "min_tokens" not in one:
+                assert whole[0]["finish"] == ("stop", stop)
+                end = text.find(stop) + len(stop) * ("no_stop_trim" in one)
+                assert whole[0]["text"][:end] == text[:end]
+                assert "no_stop_trim" in one or len(whole[0]["text"]) == end
+
+
+def test_a_stream_says_what_the_whole_answer_does(served: Served, prompts: Prompts) -> None:
+    """Samples, logprobs, characters of several tokens that a limit cuts, and usage."""
+    (ids,) = prompts(1, 20)
+    seeded = {"temperature": 1.0, "seed": 3, "max_tokens": 12, "n": 2}
+    forced = {"ebnf": f'root ::= "{CHARACTERS}"', "temperature": 0}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {"messages": MESSAGES, **seeded}),
+        (CHAT, {"messages": MESSAGES, **seeded, "logprobs": True, "top_logprobs": 3}),
+        (COMPLETIONS, {"prompt": ids, **seeded, "logprobs": 3}),
+        *((CHAT, {"messages": MESSAGES, **forced, "max_tokens": cut}) for cut in range(3, 13)),
+        (COMPLETIONS, {"prompt": ids, **forced, "max_tokens": 40}),
+    ]
+    answers = together([partial(whole_and_streamed, served, path, body) for path, body in asked])
+    for (path, body), (whole, streamed) in zip(asked, answers, strict=True):
+        assert rounded(whole) == rounded(streamed), (path, body)
+        details = whole["usage"]["prompt_tokens_details"]
+        assert (details or {"cached_tokens": 0}) == {"cached_tokens": 0}
+    assert len(answers[1][0][1]["content"][0]["top_logprobs"]) == 3
+    assert answers[-1][0][0]["text"] == CHARACTERS
 
 
 def outcome(ask: Callable[[], Any]) -> Any:

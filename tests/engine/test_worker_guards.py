@@ -32,6 +32,8 @@ Body = dict[str, Any]
 
 _ROOMS = count(700_000)
 _DEADLINE_S = 30.0
+GRAMMAR = 40
+"""Texts of a schema that takes seconds to compile."""
 
 
 def sampling(**params: Any) -> Body:
@@ -353,6 +355,29 @@ def test_others_are_served_while_a_text_is_tokenized(
     ]
     assert {status for status, _ in together(calls)} == {400}
     assert in_work(prefill.url) == {}
+    assert_unharmed(served, processes, prompts)
+
+
+def test_others_are_served_while_a_grammar_compiles(
+    served: Served, processes: dict[str, set[int]], prompts: Prompts
+) -> None:
+    """It takes seconds, in another thread than the scheduler's."""
+    texts = {
+        f"k{n}": {"type": "string", "minLength": n, "maxLength": n + 500} for n in range(GRAMMAR)
+    }
+    schema = json.dumps({"type": "object", "properties": texts, "required": list(texts)})
+    (ids,) = prompts(1, 20)
+    want = expected(served.models.base, served.models.decoders["a"], ids)
+    served_meanwhile = 0
+    with ThreadPoolExecutor(1) as pool:
+        slow = sampling(json_schema=schema)
+        compiling = pool.submit(answer, f"{served.cluster.url}/models/a/generate", slow)
+        while not compiling.done():
+            assert generate(served.cluster, "a", ids)["output_ids"] == want.tokens
+            served_meanwhile += 1
+    assert compiling.result()[0] == 200
+    # One may come before it, and one may wait for its end.
+    assert served_meanwhile > 3
     assert_unharmed(served, processes, prompts)
 
 

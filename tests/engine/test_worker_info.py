@@ -82,6 +82,7 @@ INFO = {
     "disaggregation_bootstrap_port": 8998,
     "served_model_name": "a",
     "context_length": None,
+    "tp_size": 2,
     "kv_events_config": '{"publisher": "ps_sglang", "endpoint": "e", "replay_endpoint": "r"}',
 }
 SCHEDULER = {"ps_sglang_incarnation": "here", "max_total_num_tokens": 4096}
@@ -99,7 +100,7 @@ def test_what_a_worker_says_of_itself(tiny: dict[str, Path]) -> None:
     assert (published.incarnation, published.role, published.model) == ("here", "decode", "a")
     assert (published.events, published.events_control) == ("e", "r")
     assert published.bootstrap_port is None
-    assert published.capacity == 4096
+    assert (published.capacity, published.tp_size) == (4096, 2)
     assert published.trained_on is not None
     assert published.trained_on.startswith("ps1:")
     assert {"base fingerprint", "tokenizer", "page_size"} <= set(published.common)

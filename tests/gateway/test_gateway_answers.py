@@ -158,6 +158,7 @@ async def test_n_samples_are_streamed_interleaved(gateway: Setup) -> None:
     usage = chunks[-1]["usage"]
     assert chunks[-1]["choices"] == []
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 9)
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 1}
 
 
 async def test_a_stream_without_usage_has_no_usage_chunk(gateway: Setup) -> None:
@@ -218,6 +219,7 @@ async def test_streamed_list_prompts(gateway: Setup) -> None:
         said[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
     assert said == {0: "a-x-0 a-x-1 a-x-2 ", 1: "a-x-0 a-x-1 a-x-2 "}
     assert chunks[-1]["usage"]["prompt_tokens"] == 2
+    assert chunks[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
 
 
 @pytest.mark.parametrize(

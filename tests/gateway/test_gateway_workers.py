@@ -144,6 +144,35 @@ async def test_a_misfit_is_refused_with_every_difference(gateway: Setup) -> None
     assert len(await states(gateway)) == 3
 
 
+@pytest.mark.parametrize("decoder", [None, "c"])
+@pytest.mark.parametrize(
+    ("backend", "sizes", "fits"),
+    [
+        ("zmq", (2, 1), False),
+        ("nixl", (2, 3), False),
+        ("zmq", (2, 2), True),
+        ("nixl", (2, 4), True),
+    ],
+)
+async def test_a_worker_whose_pages_are_divided_otherwise(
+    backend: str, sizes: tuple[int, int], fits: bool, decoder: str | None
+) -> None:
+    async with Cluster.running() as cluster:
+        common = {**COMMON, "disaggregation_transfer_backend": backend}
+        for known in cluster.workers:
+            assert known.facts is not None
+            known.facts |= {"common": common, "tp_size": sizes[0]}
+        async with serving(cluster) as gateway:
+            worker = await cluster.start("new", decoder)
+            assert worker.facts is not None
+            worker.facts |= {"common": common, "tp_size": sizes[1]}
+            status, answer = await call(gateway, "POST", "/workers", {"url": worker.url})
+            assert status == (201 if fits else 409)
+            other = "decode" if decoder is None else "prefill"
+            said = f"--tp-size: cluster's {other} workers 2, worker {sizes[1]}; transfer backend"
+            assert fits or said in answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [

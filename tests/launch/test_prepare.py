@@ -110,6 +110,33 @@ def test_pages_must_be_alike_in_both_roles(spec: ClusterSpec, flag: str, value: 
         prepare(replace(spec, decode_engine_args=(flag, value)))
 
 
+@pytest.mark.parametrize(
+    ("prefill", "decode", "backend", "said"),
+    [
+        ("2", "1", "zmq", "prefill-0 2, prefill-1 2, decode-a 1, decode-b 1; transfer backend zmq"),
+        ("1", "2", "zmq", "give both roles the same --tp-size, or use mooncake or nixl"),
+        ("2", "3", "nixl", "transfer backend nixl needs one --tp-size to be a multiple"),
+        ("2", "2", "zmq", None),
+        ("2", "1", "mooncake", None),
+        ("1", "4", "nixl", None),
+    ],
+)
+def test_pages_are_divided_alike_in_both_roles(
+    spec: ClusterSpec, prefill: str, decode: str, backend: str, said: str | None
+) -> None:
+    unequal = replace(
+        spec,
+        prefill_engine_args=("--tp-size", prefill),
+        decode_engine_args=("--tensor-parallel-size", decode),
+        transfer_backend=backend,
+    )
+    if said is None:
+        assert prepare(unequal).workers
+    else:
+        with pytest.raises(ContractError, match=f"--tp-size: .*{said}"):
+            prepare(unequal)
+
+
 @pytest.mark.parametrize("flag", ["--disaggregation-mod", "--model-pat", "--hos"])
 def test_an_owned_flag_cut_short_is_refused(spec: ClusterSpec, flag: str) -> None:
     with pytest.raises(UsageError, match=f"{flag}[a-z]+ cannot be passed through"):

@@ -32,6 +32,7 @@ FLOORS = (
         "worker_info",
         "output_ids",
         "priority",
+        "tensor_parallel",
         "sglang_names",
         "open_files",
     ),

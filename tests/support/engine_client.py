@@ -6,7 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,6 +36,39 @@ def post(url: str, body: dict[str, Any]) -> Any:
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise RefusedError(error.code, json.load(error)) from error
+
+
+def stream(url: str, decoder: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The payloads of a stream's events."""
+    content = json.dumps({"model": decoder, **body, "stream": True}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url + path, content, headers)
+    with urllib.request.urlopen(request, timeout=120) as response:
+        for line in response:
+            if line.startswith(b"data: ") and line != b"data: [DONE]\n":
+                yield json.loads(line[6:])
+
+
+def gathered(events: Iterable[dict[str, Any]]) -> dict[Any, Any]:
+    """What OpenAI's events say together; an answer that is not streamed is a single event.
+
+    Each choice's text, logprobs, and why it ended stand under its index, beside `usage`.
+    """
+    said: dict[Any, Any] = {}
+    for event in events:
+        assert "error" not in event, event
+        for choice in event["choices"]:
+            one = said.setdefault(choice["index"], {"text": ""})
+            message = choice.get("message") or choice.get("delta") or choice
+            one["text"] += message.get("content") or message.get("text") or ""
+            for name, part in (choice.get("logprobs") or {}).items():
+                one.setdefault(name, []).extend(part or ())
+            if choice.get("finish_reason"):
+                assert "finish" not in one
+                one["finish"] = choice["finish_reason"], choice.get("matched_stop")
+        if usage := event.get("usage"):
+            said["usage"] = {name: part for name, part in usage.items() if part is not None}
+    return said
 
 
 def generate(

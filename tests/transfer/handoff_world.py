@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ps_sglang.engine.metrics import HandoffFailure
 from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.limits import TransferLimits
@@ -387,6 +388,7 @@ class Decode:
     stopped: bool = False
     requests: dict[int, DecodeRequest] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    failures: list[HandoffFailure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.mailbox = Box(self.nonce)
@@ -413,6 +415,7 @@ class Decode:
             collect=self.mailbox.collect,
             limits=replace(LIMITS, batches_per_poll=self.batches_per_poll),
             count=lambda what, path, n: count(self.counts, what, path, n),
+            failed=self.failures.append,
         )
         self.ticked_at = self.polled_at = 0.0
         self.world.nodes[self.endpoint] = self

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ps_sglang.engine.metrics import HandoffFailure
 from ps_sglang.engine.transfer.messages import (
     Alive,
     Cancelled,
@@ -32,6 +33,7 @@ from tests.transfer.handoff_world import (
     BUFFERS,
     LIMITS,
     PAGES,
+    TICK_S,
     WIDTH,
     Decode,
     Prefill,
@@ -78,6 +80,7 @@ class Pair:
         """The decode stand-in has compared every byte."""
         self.run()
         assert self.outcomes() == (DONE, DONE)
+        assert not self.decode.failures
         self.world.run(0.05)
         assert self.prefill.idle()
         assert self.decode.untouched()
@@ -235,6 +238,7 @@ def test_batch_damaged_twice_fails_by_name() -> None:
     assert prefill == decode_side
     assert decode_side is not None
     assert "pages 0..4 of room 7 came damaged from tcp://p, twice" in str(decode_side.failure)
+    assert pair.decode.failures == [HandoffFailure.DAMAGED]
     pair.world.run(0.05)
     assert pair.prefill.idle()
     assert pair.decode.untouched()
@@ -272,6 +276,7 @@ def test_other_token_ids_are_named_on_both_sides() -> None:
     for outcome in pair.outcomes():
         assert outcome is not None
         assert "the workers disagree on the base prefix: 14 tokens" in str(outcome.failure)
+    assert pair.decode.failures == [HandoffFailure.REFUSED]
     assert not pair.messages(Offer)
 
 
@@ -291,6 +296,7 @@ def test_an_incompatible_worker_is_refused_by_name(
     for outcome in pair.outcomes():
         assert outcome is not None
         assert reason in str(outcome.failure)
+    assert pair.decode.failures == [HandoffFailure.REFUSED]
 
 
 def test_each_reader_has_its_own_lease() -> None:
@@ -348,6 +354,22 @@ def test_prefill_worker_that_dies_is_noticed() -> None:
     outcome = pair.decode.requests[ROOM].outcome
     assert outcome is not None
     assert "prefill worker tcp://p was not heard of for 15 s" in str(outcome.failure)
+    assert pair.decode.failures == [HandoffFailure.LOST]
+
+
+def test_prefill_worker_that_sends_no_pages_is_not_waited_for() -> None:
+    """It answers all else, so it is not dead."""
+    pair = Pair(same_host=False)
+    pair.bend(Pages, drop, times=10_000)
+    pair.start()
+    pair.world.run(2 * LIMITS.stall_s, until=pair.over)
+    for outcome in pair.outcomes():
+        assert outcome is not None
+        assert "no page came from prefill worker tcp://p for 60 s" in str(outcome.failure)
+    assert pair.decode.failures == [HandoffFailure.STALLED]
+    pair.world.run(0.05)
+    assert pair.prefill.idle()
+    assert pair.decode.untouched()
 
 
 def test_restarted_prefill_worker_with_an_empty_tree() -> None:
@@ -362,6 +384,7 @@ def test_restarted_prefill_worker_with_an_empty_tree() -> None:
     outcome = pair.decode.requests[ROOM].outcome
     assert outcome is not None
     assert outcome.failure == "prefill worker tcp://p restarted"
+    assert pair.decode.failures == [HandoffFailure.LOST]
     reborn.start(9, TOKENS, CONTENT, METADATA)
     pair.decode.start(9, "tcp://p", TOKENS, CONTENT, METADATA)
     pair.world.run(5.0)
@@ -378,17 +401,44 @@ def test_prefill_worker_that_restarts_before_it_offers_anything() -> None:
     reborn.start(2, TOKENS, CONTENT, METADATA)
     pair.world.run(5.0)
     assert pair.decode.requests[1].outcome == Outcome("prefill worker tcp://p restarted")
+    assert pair.decode.failures == [HandoffFailure.LOST]
     assert pair.decode.requests[2].outcome == DONE == reborn.requests[2].outcome
 
 
-def test_a_process_that_stood_still_does_not_take_the_others_for_dead() -> None:
-    """A suspended host: for a minute neither worker runs, and then both do."""
-    pair = Pair()
+@pytest.mark.parametrize("reborn", [False, True], ids=["same", "reborn"])
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+def test_hours_without_a_request_cost_the_next_one_nothing(same_host: bool, reborn: bool) -> None:
+    """Nor does a prefill worker that restarted meanwhile, as nothing was asked of it."""
+    pair = Pair(same_host=same_host)
+    pair.start()
+    pair.assert_handed_over()
+    for hour in range(4):
+        if reborn and hour == 2:
+            pair.prefill = Prefill(pair.world, "tcp://p", "second", random.Random(5))
+        end = pair.world.now + 3600
+        while pair.world.now < end:
+            pair.world.deliver_until(pair.world.now + TICK_S)
+            pair.prefill.step()
+            pair.decode.step()
+    pair.start(8)
+    pair.world.run(1.0, until=pair.over)
+    assert pair.outcomes(8) == (DONE, DONE)
+    pair.world.run(0.05)
+    assert pair.prefill.idle()
+    assert pair.decode.untouched()
+    assert pair.decode.reader.pulls == pair.prefill.lender.rooms == 0
+
+
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+def test_a_process_that_stood_still_does_not_take_the_others_for_dead(same_host: bool) -> None:
+    """A suspended host: for longer than a stall neither worker runs, and then both do."""
+    pair = Pair(same_host=same_host)
+    pair.bend(Pages, drop)  # so that pages are waited for
     pair.start()
     pair.prefill.requests[ROOM].pace_s = 70.0
     pair.world.run(1.0)
     pair.prefill.stopped = pair.decode.stopped = True
-    pair.world.run(4 * LIMITS.lease_s)
+    pair.world.run(LIMITS.stall_s + 2 * LIMITS.lease_s)
     pair.prefill.stopped = pair.decode.stopped = False
     pair.assert_handed_over()
 
@@ -420,6 +470,8 @@ def test_an_abort_ends_the_other_side(first: str, offered: bool, memory: str) ->
     for outcome in pair.outcomes():
         assert outcome is not None
         assert outcome.failure == f"the {first} worker aborted the request"
+    # Giving up oneself is no failure.
+    assert pair.decode.failures == ([HandoffFailure.ABORTED] if first == "prefill" else [])
     assert pair.prefill.idle()
     assert pair.decode.untouched()
 
@@ -534,6 +586,7 @@ def test_pages_that_do_not_add_up_fail_by_name() -> None:
     for outcome in pair.outcomes():
         assert outcome is not None
         assert "asked for 8 pages, but the request has 9" in str(outcome.failure)
+    assert pair.decode.failures == [HandoffFailure.REFUSED]
 
 
 def test_schedulers_hear_of_pages_by_mail_and_threads_of_all_else() -> None:

@@ -44,7 +44,7 @@ class Fetches:
         while queue.waiting and len(queue.in_flight) < self._limits.fetches:
             pull, batch = queue.waiting.popleft()
             if pull.outcome is None:
-                batch.state = BatchState.FETCHING
+                batch.state, batch.asked_at = BatchState.FETCHING, self._clock()
                 queue.in_flight.append((pull, batch))
                 self._fetch(pull, batch)
 
@@ -57,12 +57,14 @@ class Fetches:
         for batch in pull.fetching:
             if batch.frame is not None or batch.copied is not None:
                 continue  # it has come
-            waited = now - max(batch.sent_at, peer.progress_at)
-            if waited > self._limits.stall_s:
+            unanswered = now - max(batch.sent_at, peer.progress_at)
+            stalled = now - max(batch.asked_at, peer.progress_at) > self._limits.stall_s
+            if unanswered > self._limits.backoff(batch.attempts):
+                self._fetch(pull, batch)
+            elif stalled and unanswered > self._limits.retry_s:
+                # Not before it was asked again: it may be this process that stood still.
                 stall = f"{self._limits.stall_s:g} s"
                 return f"no page came from prefill worker {peer.endpoint} for {stall}"
-            if waited > self._limits.backoff(batch.attempts):
-                self._fetch(pull, batch)
         return None
 
     def forget(self, endpoint: str) -> None:

@@ -56,6 +56,7 @@ from ps_sglang.engine.transfer.messages import (
     decode,
     encode,
     reply_endpoint,
+    restarted,
 )
 from ps_sglang.engine.transfer.page_memory import PageMemory, Ticket
 from ps_sglang.engine.transfer.prefix_digest import PrefixDigest
@@ -242,7 +243,7 @@ class Lender:
         lease = self._leases.of_room(pull.room)
         reason = session.incompatibility or self._leases.refusal(pull.room)
         if lease is None and pull.incarnation != self._incarnation:
-            reason = reason or f"prefill worker {session.peer} restarted"
+            reason = reason or restarted(session.peer)
         if lease is not None and lease.pull is not None:
             reason = f"room {pull.room} is being pulled already"
         elif reason is not None:

@@ -28,6 +28,12 @@ DECODE_ABORTED: Final = "the decode worker aborted the request"
 ABORTS: Final = frozenset((PREFILL_ABORTED, PREFILL_GAVE_UP, DECODE_ABORTED))
 """Reasons for which nothing comes although nothing went wrong."""
 
+
+def restarted(prefill_worker: str) -> str:
+    """The reason when another process has what a decode worker calls `prefill_worker`."""
+    return f"prefill worker {prefill_worker} restarted"
+
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 

@@ -43,7 +43,8 @@ class OfferedBatch:
     copied: bytes | None = None  # digest of what is in the pool, once it is there
     damaged: bool = False
     attempts: int = 0
-    sent_at: float = 0.0
+    asked_at: float = 0.0  # when it was asked for first
+    sent_at: float = 0.0  # when it was asked for last
 
 
 @dataclass(eq=False)

@@ -48,6 +48,7 @@ from ps_sglang.engine.transfer.messages import (
     Rejected,
     Unregistered,
     decode,
+    restarted,
 )
 from ps_sglang.engine.transfer.page_memory import Done, PageMemory, Ticket
 from ps_sglang.engine.transfer.peers import Peer, Peers
@@ -192,11 +193,10 @@ class Reader:
         if isinstance(message, Unregistered):
             self._peers.register(peer, now)
         elif isinstance(message, Memory):
-            restarted = self._peers.admit(peer, message)
+            is_another = self._peers.admit(peer, message)
             for pull in self._pulls.of_peer(peer):
-                if pull.batches and restarted:
-                    reason = f"prefill worker {peer.endpoint} restarted"
-                    self._pulls.fail(pull, reason, HandoffFailure.LOST)
+                if pull.batches and is_another:
+                    self._pulls.fail(pull, restarted(peer.endpoint), HandoffFailure.LOST)
                 elif not pull.batches:
                     self._pulls.ask(pull, now)
 
@@ -224,8 +224,12 @@ class Reader:
 
     def _on_pull(self, pull: PendingPull, message: Offer | Pages | Rejected, frame: Any) -> None:
         if isinstance(message, Rejected):
-            is_abort = message.reason in ABORTS
-            kind = HandoffFailure.ABORTED if is_abort else HandoffFailure.REFUSED
+            if message.reason in ABORTS:
+                kind = HandoffFailure.ABORTED
+            elif message.reason == restarted(pull.peer.endpoint):
+                kind = HandoffFailure.LOST
+            else:
+                kind = HandoffFailure.REFUSED
             self._pulls.fail(pull, message.reason, kind, tell=False)
             self._pulls.settle(pull)
         elif pull.failure is not None:

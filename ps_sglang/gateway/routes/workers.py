@@ -87,6 +87,7 @@ async def add_worker(request: web.Request) -> web.Response:
         allow_unverified=joining.allow_unverified,
         fingerprint=gateway.config.fingerprint,
     )
+    problems += admission.tp_conflicts(facts, gateway.pool)
     if problems or facts is None:
         raise _misfit(url, problems)
     worker = admission.worker(joining, facts)

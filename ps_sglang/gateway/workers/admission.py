@@ -19,6 +19,7 @@ from ps_sglang.gateway.config import Adapter, DecodeWorker, PrefillWorker, Worke
 from ps_sglang.gateway.errors import BadRequest, GatewayBusy, GatewayError, is_own
 from ps_sglang.gateway.routing.pool import WorkerPool
 from ps_sglang.gateway.workers.probe import NO_PROOF, probe
+from ps_sglang.tensor_parallel import handoff_problem
 from ps_sglang.worker_info import (
     HEADER,
     WorkerInfo,
@@ -180,6 +181,21 @@ def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool)
                 "it has no prefillshare.json: train the decoder with ps-sglang, or send "
                 "`allow_unverified`"
             )
+
+
+def tp_conflicts(facts: WorkerInfo | None, pool: WorkerPool) -> Iterator[str]:
+    """Each size of workers of the other role between which and this one no page can travel."""
+    roles = {"prefill", "decode"}
+    others = (one.facts for one in pool if one.facts is not None and one.refused is None)
+    sizes = {(one.role, one.tp_size) for one in others}
+    for role, size in sorted(sizes):
+        if facts is None or {role, facts.role} != roles:
+            continue
+        of_role = {role: size, facts.role: facts.tp_size}
+        backend = str(facts.common.get("disaggregation_transfer_backend"))
+        problem = handoff_problem(backend, of_role["prefill"], of_role["decode"])
+        if problem is not None:
+            yield f"--tp-size: cluster's {role} workers {size}, worker {facts.tp_size}; {problem}"
 
 
 def _has_base(facts: WorkerInfo) -> bool:

@@ -9,7 +9,12 @@ from transformers import AutoTokenizer
 from ps_sglang.demo import TOOLS
 from ps_sglang.errors import DataError
 from ps_sglang.models.demo import CHAT_TEMPLATE
-from ps_sglang.training.train.batches import AnswerTokens, Example
+from ps_sglang.training.train.batches import (
+    AnswerTokens,
+    Example,
+    conditioned_batch,
+    full_batch,
+)
 from ps_sglang.training.train.data_report import report
 from ps_sglang.training.train.decoder import load_tokenizer
 from ps_sglang.training.train.examples import Encoded, Encoder
@@ -159,6 +164,22 @@ def test_answer_over_the_context_is_cut_and_told(tokenizer: Any) -> None:
         tokenizer, chat("x", "y"), chat("x", "word " * 50), max_length=40, skip_long=True
     )
     assert list(report(skipped, 40))[-1] == "  left out: 1 answer that did not fit"
+
+
+def test_padding_takes_no_token_from_an_answer(tokenizer: Any) -> None:
+    """Not where a model pads with its end token, and not the id that batches are padded with."""
+    tokenizer.pad_token = tokenizer.eos_token
+    zero = tokenizer.convert_ids_to_tokens(0)
+    records = [chat("x", f"y{zero}z"), chat("one", "two three four five six", "seven", zero)]
+    examples = encode(tokenizer, *records).examples
+    answers = [[token for answer in e.answers for token in answer.ids] for e in examples]
+    assert all(0 in ids for ids in answers)
+    assert {answer.ids[-1] for e in examples for answer in e.answers} == {tokenizer.pad_token_id}
+    batches = (conditioned_batch(examples), conditioned_batch(examples, tail=3))
+    for batch in (*batches, full_batch(examples)):
+        rows = batch["labels"].tolist()
+        assert [[label for label in row if label != -100] for row in rows] == answers
+        assert rows[0][-1] == -100  # padded
 
 
 def test_stops_are_those_of_the_server(tiny: dict[str, Path]) -> None:

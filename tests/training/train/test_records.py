@@ -93,6 +93,50 @@ def test_lines_that_are_not_objects(tmp_path: Path) -> None:
     assert fourth == "  d.jsonl:4: must be a JSON object, not list"
 
 
+ROW = b'{"prompt": "\xc3\xa9", "completion": "y"}'
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [BOM + ROW + b"\n" + ROW, ROW + b"\n" + BOM + ROW + b"\n", ROW + b"\r\n" + ROW + b"\r\n"],
+    ids=["bom", "files with a bom in a row", "crlf"],
+)
+def test_marks_of_other_systems_are_no_part_of_a_row(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(content)
+    data = read_data(str(file))
+    assert data.records == [TextRecord(f"d.jsonl:{line}", "é", "y") for line in (1, 2)]
+    file.write_bytes(ROW + b"\n" + ROW)
+    assert data.digest == read_data(str(file)).digest
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "said"),
+    [
+        ((ROW + b"\n" + ROW).decode().encode("utf-16"), 1, "'utf-16"),
+        (ROW + b"\n" + ROW.decode().encode("latin-1"), 2, "'utf-8' codec can't decode byte 0xe9"),
+        (ROW + b"\n" + ROW.replace(b"y", b"\0"), 2, "Invalid control character"),
+        (ROW + b"\n" + ROW.replace(b"}", b', "n": ' + b"7" * 5000 + b"}"), 2, "Exceeds the limit"),
+    ],
+    ids=["utf-16", "latin-1", "nul", "5,000 digits"],
+)
+def test_other_encodings_are_refused_by_line(
+    tmp_path: Path, content: bytes, line: int, said: str
+) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"d.jsonl:{line}: is not JSON: {said}"):
+        read_data(str(file))
+
+
+def test_a_line_of_ten_megabytes_is_one_row(tmp_path: Path) -> None:
+    prompt = "word " * 2_000_000
+    rows: list[dict[str, Any]] = [{"prompt": prompt, "completion": "y"}]
+    [record] = read_data(str(write_rows(tmp_path / "d.jsonl", rows))).records
+    assert record == TextRecord("d.jsonl:1", prompt, "y")
+
+
 def test_ten_problems_are_shown(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 25 problems") as caught:
         read_data(str(write_rows(tmp_path / "d.jsonl", [{}] * 25)))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +22,8 @@ from ps_sglang.errors import ContractError, UsageError
 from ps_sglang.training.train.merge import main
 from ps_sglang.training.train.progress import TrainingProgress
 from tests.training.train.train_setup import Run, conversations, stop_at, write_rows
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -74,6 +80,27 @@ def test_resume_goes_on_with_the_same_curve(run: Run, other: Run, changes: dict[
     assert other.log() == run.log()
     assert _weights(other.out).keys() == _weights(run.out).keys()
     assert all(torch.equal(w, _weights(other.out)[n]) for n, w in _weights(run.out).items())
+
+
+@pytest.mark.timeout(300)  # another process imports torch and transformers
+def test_a_kill_while_a_checkpoint_is_saved_costs_that_checkpoint(
+    run: Run, other: Run, tiny: dict[str, Path]
+) -> None:
+    settings = {"steps": 10, "checkpoint_steps": 2}
+    run.train(**settings)
+    program = Path(__file__).parent / "programs" / "killed_while_saving.py"
+    arguments = [str(program), str(other.out.parent), str(tiny["base"]), json.dumps(settings)]
+    killed = subprocess.run(
+        [sys.executable, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    training = other.out / "training"
+    assert (training / ".partial" / "checkpoint-4" / "model.safetensors").is_file()
+    other.train(**settings, resume=True)
+    assert f"resuming from {training / 'checkpoint-2'}" in other.said
+    assert other.log() == run.log()
+    assert all(torch.equal(w, _weights(other.out)[n]) for n, w in _weights(run.out).items())
+    assert not (training / ".partial").exists()
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
