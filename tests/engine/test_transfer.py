@@ -35,15 +35,14 @@ Served2 = tuple[Served, Path]
 
 @pytest.fixture(scope="module")
 def served(llama: Models, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Served2:
-    """A cluster, and the file that says how many batches are to be spoiled."""
+    """A cluster, and the folder that says how many batches are to be spoiled."""
     folder = tmp_path_factory.mktemp("plugin")
     spoil_pages.install(folder)
-    left = folder / "left"
-    left.write_text("0")
+    spoil_pages.spoil(folder)
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parent}", prepend=os.pathsep)
-        environ.setenv(spoil_pages.SPOIL_PAGES, str(left))
-        return launch(llama, "a", "b", engine_args=("--chunked-prefill-size", "64")), left
+        environ.setenv(spoil_pages.SPOIL_PAGES, str(folder))
+        return launch(llama, "a", "b", engine_args=("--chunked-prefill-size", "64")), folder
 
 
 def test_pages_are_copied_from_the_pool_on_one_host(served: Served2, prompts: Prompts) -> None:
@@ -61,16 +60,39 @@ def test_pages_are_copied_from_the_pool_on_one_host(served: Served2, prompts: Pr
 
 
 def test_damaged_pages_are_pulled_again_once(served: Served2, prompts: Prompts) -> None:
-    cluster, left = served[0].cluster, served[1]
+    cluster, folder = served[0].cluster, served[1]
     decode = cluster.workers[1].url
     (ids,) = prompts(1, 300)
     want = expected(served[0].models.base, served[0].models.decoders["a"], ids)
-    left.write_text("2")
+    spoil_pages.spoil(folder, copied=2)
     assert generate(cluster, "a", ids)["output_ids"] == want.tokens
-    assert left.read_text() == "0"
+    assert spoil_pages.left(folder) == (0, 0)
     assert metric(decode, "transfer_damaged", path="shm") == 2
     assert metric(decode, "transfer_pulled_again", path="shm") == 2
     assert metric(decode, "transfer_batches", path="tcp") == 2
+    assert_conserved(cluster)
+
+
+def test_pages_that_come_damaged_twice_fail_the_request(served: Served2, prompts: Prompts) -> None:
+    """No answer is made of them, then or later: neither by this prompt nor by who gets the pages.
+
+    Those pages are the last to be given out again, so what follows fills the pool.
+    """
+    cluster, folder = served[0].cluster, served[1]
+    models, decode = served[0].models, cluster.workers[1].url
+    (ids,), others = prompts(1, 300), prompts(8, 600)
+    failed = metric(decode, "handoff_failures", reason="damaged")
+    spoil_pages.spoil(folder, copied=10**6, over_tcp=10**6)
+    for stream in (False, True):
+        with pytest.raises(RefusedError, match=r"came damaged from \S+, twice") as refused:
+            generate(cluster, "a", ids, stream=stream)
+        assert refused.value.status == 502
+    assert metric(decode, "handoff_failures", reason="damaged") == failed + 2
+    assert_conserved(cluster)
+    spoil_pages.spoil(folder)
+    for prompt in (ids, *others, ids):
+        want = expected(models.base, models.decoders["a"], prompt, 4)
+        assert generate(cluster, "a", prompt, 4)["output_ids"] == want.tokens
     assert_conserved(cluster)
 
 

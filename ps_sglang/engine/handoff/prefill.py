@@ -19,6 +19,14 @@ from ps_sglang.engine.request_state import handoff_state
 from ps_sglang.engine.settings import is_worker
 
 
+@around("disaggregation.prefill.PrefillBootstrapQueue.add", "self", "req", "num_kv_heads")
+def add(original: Any, queue: Any, req: Any, num_kv_heads: int) -> None:
+    """Around `PrefillBootstrapQueue.add`: the decode worker of a refused request need not wait."""
+    original(queue, req, num_kv_heads)
+    if req.finished():
+        transport.refuse(queue.kv_manager, req.bootstrap_room)
+
+
 @around("disaggregation.prefill.PrefillBootstrapQueue.create_sender", "self", "req", "num_kv_heads")
 def create_sender(original: Any, queue: Any, req: Any, num_kv_heads: int) -> bool:
     """Around `PrefillBootstrapQueue.create_sender`: both workers must have the same tokens."""

@@ -1,6 +1,6 @@
 """What the handoff asks of a transfer backend beyond SGLang's interface.
 
-A sender or receiver that knows token ids has these members; SGLang's own backends do not, and then
+A sender, receiver or manager that can do it has these members; SGLang's own do not, and then
 nothing happens.
 """
 
@@ -30,6 +30,15 @@ class TokenAwareReceiver(Protocol):
         ...
 
 
+@runtime_checkable
+class RefusingManager(Protocol):
+    """A prefill worker's transfers, which can tell a decode worker that nothing will come."""
+
+    def refuse(self, room: int) -> None:
+        """The request of this room was refused here."""
+        ...
+
+
 def announce(sender: Any, base_prefix: Sequence[int]) -> None:
     """Tell the prefill worker's end which token ids it offers."""
     if isinstance(sender, TokenAwareSender):
@@ -45,3 +54,9 @@ def expect(receiver: Any, base_prefix: Sequence[int]) -> None:
 def holds_everything(receiver: Any) -> bool:
     """Whether the decode worker's end needs no page and no answer."""
     return isinstance(receiver, TokenAwareReceiver) and receiver.holds_everything
+
+
+def refuse(manager: Any, room: int) -> None:
+    """Tell the decode worker of a request that the prefill worker has refused it."""
+    if isinstance(manager, RefusingManager):
+        manager.refuse(room)

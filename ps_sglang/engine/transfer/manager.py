@@ -27,7 +27,7 @@ from ps_sglang.engine.transfer.host_memory import HostMemory
 from ps_sglang.engine.transfer.lender import Lender
 from ps_sglang.engine.transfer.mailbox import Mailbox
 from ps_sglang.engine.transfer.memory import HostRows, Indices
-from ps_sglang.engine.transfer.messages import DECODE_ABORTED
+from ps_sglang.engine.transfer.messages import DECODE_ABORTED, PREFILL_REFUSED
 from ps_sglang.engine.transfer.outbox import Outbox
 from ps_sglang.engine.transfer.page_memory import PageMemory
 from ps_sglang.engine.transfer.reader import Reader
@@ -133,6 +133,10 @@ class ZmqKVManager(CommonKVManager):  # type: ignore[misc]
         """Offer pages of a room to the decode worker that pulls it (scheduler thread)."""
         self.update_status(bootstrap_room, KVPoll.Transferring)
         self.lender.offer(bootstrap_room, kv_indices, aux_index if is_last_chunk else None)
+
+    def refuse(self, room: int) -> None:
+        """The request of a room was refused before it had a sender (scheduler thread)."""
+        self.lender.refuse(room, PREFILL_REFUSED)
 
     def fail(self, room: int, reason: str) -> None:
         """End a room by name, for SGLang to find when it polls."""

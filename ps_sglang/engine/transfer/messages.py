@@ -23,9 +23,10 @@ MOST_BYTES: Final = 256 << 20
 """A frame with more ends its connection; batches of pages are far smaller."""
 
 PREFILL_ABORTED: Final = "the prefill worker aborted the request"
+PREFILL_REFUSED: Final = "the prefill worker refused the request"
 PREFILL_GAVE_UP: Final = "the prefill worker gave the request up"
 DECODE_ABORTED: Final = "the decode worker aborted the request"
-ABORTS: Final = frozenset((PREFILL_ABORTED, PREFILL_GAVE_UP, DECODE_ABORTED))
+ABORTS: Final = frozenset((PREFILL_ABORTED, PREFILL_REFUSED, PREFILL_GAVE_UP, DECODE_ABORTED))
 """Reasons for which nothing comes although nothing went wrong."""
 
 
