@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.engine.served import Launch, Models, Served
-from tests.engine.test_continuation import stream
 from tests.support.engine_client import (
     RefusedError,
     assert_conserved,
@@ -22,6 +21,7 @@ from tests.support.engine_client import (
     in_work,
     metric,
     post,
+    stream,
     together,
 )
 from tests.support.hf_reference import expected

@@ -51,6 +51,13 @@ def listener(url: str) -> int:
     return pid
 
 
+def pids(served: Served) -> dict[str, int]:
+    """The processes that listen, by name."""
+    cluster = served.cluster
+    urls = {"gateway": cluster.url} | {worker.name: worker.url for worker in cluster.workers}
+    return {name: listener(url) for name, url in urls.items()}
+
+
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -83,11 +90,14 @@ def assert_serves_again(served: Served, decoder: str, prompts: Prompts) -> None:
 
 @pytest.mark.parametrize("name", ["decode-a", "prefill-0", "gateway"])
 def test_what_is_killed_comes_back(served: Served, prompts: Prompts, name: str) -> None:
+    """The others live on: no worker is started again because another one was."""
     assert_serves_again(served, "a", prompts)
+    before = pids(served)
     url = served.cluster.url if name == "gateway" else workers(served)[name]["url"]
     kill(listener(url))
     assert_serves_again(served, "a", prompts)
     assert set(workers(served)) == {"prefill-0", "decode-a"}
+    assert {one for one, pid in pids(served).items() if pid != before[one]} == {name}
     assert_conserved(served.cluster)
 
 
