@@ -21,6 +21,9 @@ UNVERIFIED_HEADER: Final = "x-ps-sglang-allow-unverified"
 """With the value 1, a worker loads an adapter that has no manifest, too."""
 OTHER_PROCESS: Final = 421
 """HTTP's "Misdirected Request"."""
+ENGINE_SILENCE_S: Final = 120
+"""A worker whose engine says nothing for so long is given up, by itself and by the gateway. SGLang
+would wait for 20 s, and a step over long prompts can take longer on a CPU."""
 
 _MAY_CHANGE: Final = frozenset(
     ("incarnation", "common", "capacity", "problem", "adapters", "adapter_folders")

@@ -64,9 +64,8 @@ class Scene:
             raise LaunchError(f"the cluster does not answer as it must in {_WARM_S:g} s")
         long = self.script.long
         pools = 2 * self.system.what.pool
-        for _ in range(-(-pools // sum(len(turn.prompt) for turn in long))):
-            for turn in long:
-                self.send(turn)
+        for turn in long * -(-pools // sum(len(turn.prompt) for turn in long)):
+            self.send(turn)
         await self.settle()
 
     async def served(self, until: float) -> float | None:

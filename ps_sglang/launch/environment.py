@@ -27,16 +27,12 @@ from ps_sglang.launch.architectures import (
     unneeded_model_files,
 )
 from ps_sglang.launch.spec import Role, WorkerSpec
-from ps_sglang.worker_info import adapter_name
+from ps_sglang.worker_info import ENGINE_SILENCE_S, adapter_name
 
 _VARIABLE_BYTES: Final = 1 << 17
 """Linux takes no environment variable of this size (MAX_ARG_STRLEN)."""
 CLUSTER: Final = "PS_SGLANG_CLUSTER"
 """Set in every process of a cluster to the cluster's id; nothing reads it but people and tests."""
-
-ENGINE_SILENCE_S: Final = 120
-"""A worker is unhealthy whose engine says nothing for so long. By itself SGLang waits for 20 s, and
-a step over long prompts can take longer on a CPU. The gateway waits as long (`ProbeTiming`)."""
 
 
 def has_accelerator(devices: Path = Path("/dev")) -> bool:

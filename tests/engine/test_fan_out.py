@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +17,7 @@ from tests.support.engine_client import (
     generate,
     growth,
     in_work,
+    send,
     together,
 )
 from tests.support.hf_reference import expected
@@ -150,13 +148,3 @@ def _come_half_way(
     while in_work(prefill).get("num_waiting_reqs") != 2:
         assert not any(one.done() for one in others.values())
     return others
-
-
-def send(url: str, body: dict[str, object]) -> socket.socket:
-    """A connection on which a request has been sent."""
-    address = urlsplit(url)
-    payload = json.dumps(body).encode()
-    head = f"POST {address.path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
-    connection = socket.create_connection((address.hostname, address.port))
-    connection.sendall(head.encode() + payload)
-    return connection

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.engine.served import Launch, Models, Served
-from tests.engine.test_fan_out import send
 from tests.support.engine_client import (
     assert_conserved,
     counters,
     generate,
     growth,
     in_work,
+    send,
     together,
 )
 from tests.support.hf_reference import expected

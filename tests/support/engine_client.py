@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPResponse
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from ps_sglang.launch import Cluster
 
 _DEADLINE_S = 60.0
+_STREAM_S = 120.0
 
 
 class RefusedError(Exception):
@@ -26,24 +31,37 @@ class RefusedError(Exception):
         self.body = body
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
-    """POST JSON; the answer as JSON, or RefusedError."""
+@contextmanager
+def _posted(url: str, body: dict[str, Any], seconds: float) -> Iterator[HTTPResponse]:
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"content-type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=_DEADLINE_S) as response:
-            return json.load(response)
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            yield response
     except urllib.error.HTTPError as error:
         raise RefusedError(error.code, json.load(error)) from error
 
 
+def post(url: str, body: dict[str, Any]) -> Any:
+    """POST JSON; the answer as JSON, or RefusedError."""
+    with _posted(url, body, _DEADLINE_S) as response:
+        return json.load(response)
+
+
+def send(url: str, body: dict[str, object]) -> socket.socket:
+    """A connection on which a request has been sent."""
+    address = urlsplit(url)
+    payload = json.dumps(body).encode()
+    head = f"POST {address.path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
+    connection = socket.create_connection((address.hostname, address.port))
+    connection.sendall(head.encode() + payload)
+    return connection
+
+
 def stream(url: str, decoder: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The payloads of a stream's events."""
-    content = json.dumps({"model": decoder, **body, "stream": True}).encode()
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(url + path, content, headers)
-    with urllib.request.urlopen(request, timeout=120) as response:
+    """The payloads of a stream's events, or RefusedError."""
+    with _posted(url + path, {"model": decoder, **body, "stream": True}, _STREAM_S) as response:
         for line in response:
             if line.startswith(b"data: ") and line != b"data: [DONE]\n":
                 yield json.loads(line[6:])

@@ -87,7 +87,8 @@ async def add_worker(request: web.Request) -> web.Response:
         allow_unverified=joining.allow_unverified,
         fingerprint=gateway.config.fingerprint,
     )
-    problems += admission.tp_conflicts(facts, gateway.pool)
+    if facts is not None:
+        problems += admission.tp_conflicts(facts, gateway.pool)
     if problems or facts is None:
         raise _misfit(url, problems)
     worker = admission.worker(joining, facts)

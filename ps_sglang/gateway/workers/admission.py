@@ -109,12 +109,7 @@ def reference(pool: WorkerPool) -> WorkerInfo | None:
     """
     if not len(pool):
         return None
-    infos = (
-        worker_state.facts
-        for worker_state in pool
-        if worker_state.facts is not None and worker_state.refused is None
-    )
-    if (facts := next(infos, None)) is not None:
+    if (facts := next(_told(pool), None)) is not None:
         return facts
     raise GatewayError(
         "No worker of the cluster has reported yet what a new one must have in common with it; try "
@@ -122,6 +117,13 @@ def reference(pool: WorkerPool) -> WorkerInfo | None:
         status=503,
         code="no_worker",
     )
+
+
+def _told(pool: WorkerPool) -> Iterator[WorkerInfo]:
+    """What the workers that belong to the cluster have said of themselves."""
+    for worker_state in pool:
+        if worker_state.facts is not None and worker_state.refused is None:
+            yield worker_state.facts
 
 
 def incompatibilities(
@@ -183,19 +185,17 @@ def _differences(facts: WorkerInfo, cluster: WorkerInfo, allow_unverified: bool)
             )
 
 
-def tp_conflicts(facts: WorkerInfo | None, pool: WorkerPool) -> Iterator[str]:
+def tp_conflicts(facts: WorkerInfo, pool: WorkerPool) -> Iterator[str]:
     """Each size of workers of the other role between which and this one no page can travel."""
-    roles = {"prefill", "decode"}
-    others = (one.facts for one in pool if one.facts is not None and one.refused is None)
-    sizes = {(one.role, one.tp_size) for one in others}
-    for role, size in sorted(sizes):
-        if facts is None or {role, facts.role} != roles:
-            continue
-        of_role = {role: size, facts.role: facts.tp_size}
-        backend = str(facts.common.get("disaggregation_transfer_backend"))
+    if facts.role == "null":
+        return
+    other = "decode" if facts.role == "prefill" else "prefill"
+    backend = str(facts.common.get("disaggregation_transfer_backend"))
+    for size in sorted({one.tp_size for one in _told(pool) if one.role == other}):
+        of_role = {other: size, facts.role: facts.tp_size}
         problem = handoff_problem(backend, of_role["prefill"], of_role["decode"])
         if problem is not None:
-            yield f"--tp-size: cluster's {role} workers {size}, worker {facts.tp_size}; {problem}"
+            yield f"--tp-size: cluster's {other} workers {size}, worker {facts.tp_size}; {problem}"
 
 
 def _has_base(facts: WorkerInfo) -> bool:

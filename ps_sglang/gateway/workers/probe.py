@@ -16,7 +16,7 @@ from ps_sglang.cluster_key import (
     new_challenge,
 )
 from ps_sglang.gateway.errors import is_own
-from ps_sglang.worker_info import HEADER
+from ps_sglang.worker_info import ENGINE_SILENCE_S, HEADER
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ProbeTiming:
     silence: float = 15.0
     engine_every: float = 15.0
     engine_deadline: float = 25.0
-    engine_silence: float = 120.0
+    engine_silence: float = ENGINE_SILENCE_S
 
 
 DEFAULT_TIMING: Final = ProbeTiming()
