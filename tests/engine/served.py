@@ -1,12 +1,14 @@
-"""What the fixtures of engine tests hand out."""
+"""What the fixtures of engine tests hand out, and which kinds of clusters there are."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from ps_sglang.errors import ServingEndedError
 from ps_sglang.launch import Cluster
@@ -34,6 +36,15 @@ class Served:
 
 
 Launch = Callable[..., Served]
+Kind = TypeVar("Kind")
+
+
+def kinds(always: Sequence[Kind], whole: Sequence[Kind]) -> list[Kind]:
+    """Parameters of a fixture that starts clusters, each for all tests of a module.
+
+    `whole` are those that others come close to. They run where PS_SGLANG_WHOLE_MATRIX is 1.
+    """
+    return [*always, *whole] if os.environ.get("PS_SGLANG_WHOLE_MATRIX") == "1" else [*always]
 
 
 @contextmanager

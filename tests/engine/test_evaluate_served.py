@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 # Tokens that tiny models say now and then, so that answers end in many places.
 STOPS = [2, *range(40, 480, 40)]
+ITEMS = 60
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,11 @@ def settings(cluster: Served, out: Path, **changes: Any) -> EvaluateSettings:
     return EvaluateSettings(**common | changes)
 
 
-def test_served_answers_are_the_offline_ones_on_every_item(cluster: Served, tmp_path: Path) -> None:
+def test_served_answers_are_the_offline_ones_on_each_item(cluster: Served, tmp_path: Path) -> None:
     lines: list[str] = []
-    report = evaluate(settings(cluster, tmp_path, share=(0.0, 1.0)), lines.append)
+    report = evaluate(settings(cluster, tmp_path, share=(0.0, 1.0), count=ITEMS), lines.append)
     assert report.comparison is not None
-    assert report.comparison.n == 200
+    assert report.comparison.n == ITEMS
     assert report.comparison.differing == ()
     own_kv, shared, served = report.rows
     assert (own_kv.served, shared.served, served.served) == (False, False, True)
@@ -71,7 +72,9 @@ def test_served_answers_are_the_offline_ones_on_every_item(cluster: Served, tmp_
     }
     assert texts[1.0, False] == texts[1.0, True]
     # Or the comparison could not tell whose KV it was, or whether answers end where they should.
-    assert sum(texts[0.0, False][item] != text for item, text in texts[1.0, True].items()) > 100
+    assert (
+        sum(texts[0.0, False][item] != text for item, text in texts[1.0, True].items()) > ITEMS // 2
+    )
     assert len({one["tokens"] for one in answers}) > 10
     assert_conserved(cluster.cluster)
 

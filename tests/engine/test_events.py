@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.engine.tree_mirror import TreeMirror, mirroring
 from tests.support.engine_client import assert_conserved, flush, generate, together
 
@@ -18,7 +18,7 @@ Prompts = Callable[[int, int], list[list[int]]]
 Mirrors = dict[str, TreeMirror]
 
 
-@pytest.fixture(scope="module", params=[1, 16], ids=["page 1", "page 16"])
+@pytest.fixture(scope="module", params=kinds([16], [1]), ids="page {}".format)
 def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Served:
     # Pools that a few prompts fill, so that pages are evicted and requests retracted.
     flags = ("--page-size", str(request.param), "--max-total-tokens", "1536")

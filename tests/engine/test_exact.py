@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.support.engine_client import assert_conserved, flush, generate, together
 from tests.support.hf_reference import expected
 
@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 Prompts = Callable[[int, int], list[list[int]]]
 LENGTHS = (1, 2, 3, 16, 17, 18, 33, 64, 65, 129, 700)
-KINDS = (
-    "llama, page 1", "qwen3, page 16", "adapters, page 1", "adapters, page 16",
-    "one worker, page 1", "one worker, page 16",
-)  # fmt: skip
+KINDS = kinds(
+    ["llama, page 1", "qwen3, page 16", "adapters, page 16", "one worker, page 16"],
+    ["adapters, page 1", "one worker, page 1"],
+)
 SOME_KINDS = pytest.mark.parametrize(
     "served", ["llama, page 1", "qwen3, page 16", "one worker, page 16"], indirect=True
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.engine.tree_mirror import TreeMirror
 from tests.support.engine_client import (
     assert_conserved,
@@ -30,7 +30,7 @@ CHUNK = 16
 LONG = 112 * CHUNK
 
 
-@pytest.fixture(scope="module", params=[1, 16], ids=["page 1", "page 16"])
+@pytest.fixture(scope="module", params=kinds([16], [1]), ids="page {}".format)
 def page(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 

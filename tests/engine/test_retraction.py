@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.support.engine_client import (
     assert_conserved,
     counters,
@@ -30,12 +30,13 @@ Prompts = Callable[[int, int], list[list[int]]]
 POOL = ("--max-total-tokens", "416", "--num-reserved-decode-tokens", "40")
 
 
+QWEN = "qwen3, page 16"
 OVERLAP = "llama, page 1, overlap on the decode workers"
 
 
-@pytest.fixture(scope="module", params=["llama, page 1", "qwen3, page 16", OVERLAP])
+@pytest.fixture(scope="module", params=kinds([QWEN, OVERLAP], ["llama, page 1"]))
 def served(request: pytest.FixtureRequest, llama: Models, qwen3: Models, launch: Launch) -> Served:
-    models, page = (qwen3, "16") if request.param.startswith("qwen3") else (llama, "1")
+    models, page = (qwen3, "16") if request.param == QWEN else (llama, "1")
     overlap = ("--no-disable-overlap-schedule",) if request.param == OVERLAP else ()
     with pytest.MonkeyPatch.context() as patch:
         # SGLang's own test hook: retract at every third decode step, pressure or none.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.support.engine_client import assert_conserved, counters, generate, growth
 from tests.support.hf_reference import expected
 
@@ -18,7 +18,7 @@ Prompts = Callable[[int, int], list[list[int]]]
 DECODERS = ("a", "b", "c")
 
 
-@pytest.fixture(scope="module", params=[1, 16], ids=["page 1", "page 16"])
+@pytest.fixture(scope="module", params=kinds([16], [1]), ids="page {}".format)
 def page(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 

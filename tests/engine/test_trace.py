@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ps_sglang.events.messages import Span
 from tests.engine.both_legs import ask
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.engine.tree_mirror import TreeMirror, mirroring
 from tests.support import monitoring
 from tests.support.engine_client import assert_conserved
@@ -25,9 +25,12 @@ Prompts = Callable[[int, int], list[list[int]]]
 Mirrors = dict[str, TreeMirror]
 
 
-@pytest.fixture(scope="module", params=["overlap off", "overlap on the decode workers"])
+OFF, ON = "overlap off", "overlap on the decode workers"
+
+
+@pytest.fixture(scope="module", params=kinds([ON], [OFF]))
 def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Served:
-    overlap = () if request.param == "overlap off" else ("--no-disable-overlap-schedule",)
+    overlap = () if request.param == OFF else ("--no-disable-overlap-schedule",)
     flags = ("--page-size", "16", "--chunked-prefill-size", "16")
     return launch(llama, "a", "b", engine_args=flags, decode_engine_args=overlap)
 

@@ -21,7 +21,7 @@ import pytest
 from benchmarks.tiny import CONTEXT_LENGTH, VOCAB_SIZE
 from ps_sglang.launch import procfs
 from tests.engine.plain_server import sglang_server, wait_until_healthy
-from tests.engine.served import Launch, Models, Served
+from tests.engine.served import Launch, Models, Served, kinds
 from tests.support.engine_client import assert_conserved, generate, in_work, together
 from tests.support.hf_reference import expected
 
@@ -191,9 +191,12 @@ OPENAI: dict[str, tuple[str, Body, str]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["overlap off", "overlap on the decode workers"])
+OFF, ON = "overlap off", "overlap on the decode workers"
+
+
+@pytest.fixture(scope="module", params=kinds([ON], [OFF]))
 def served(request: pytest.FixtureRequest, llama: Models, launch: Launch) -> Served:
-    overlap = () if request.param == "overlap off" else ("--no-disable-overlap-schedule",)
+    overlap = () if request.param == OFF else ("--no-disable-overlap-schedule",)
     return launch(llama, "a", "b", decode_engine_args=overlap)
 
 
