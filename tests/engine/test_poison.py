@@ -28,7 +28,7 @@ OTHERS = 6
 @pytest.fixture(scope="module")
 def served(llama: Models, launch: Launch) -> Served:
     # Small chunks: the poisonous prompt is at work for long enough to be caught at it.
-    arguments = ("--chunked-prefill-size", "16")
+    arguments = ("--chunked-prefill-size", "4")
     return launch(llama, "a", prefill_replicas=3, engine_args=arguments)
 
 
